@@ -1,0 +1,1 @@
+"""A benchmarking and ablation harness for visual projectors in MLLM-based referring image segmentation."""

@@ -1,0 +1,123 @@
+"""What a visual projector is given, what it returns, and what it must declare.
+
+Shape letters used in the whole project:
+    B  images in a batch          N  patches of an image, N = H * W, row-major
+    H, W  grid in patches         C  width of the vision encoder
+    T  visual tokens              D  width of the LLM
+    S  superpixels                R  side of the square frame, in pixels
+    P  width of the mask decoder
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+
+class ProjectorError(Exception):
+    """A mistake in how a projector is named, registered or configured."""
+
+
+class IncompatibleError(ProjectorError):
+    """A configuration that this backbone cannot satisfy; the cell is recorded as skipped, with this reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dims:
+    """What the backbone dictates to a projector; nothing here can be varied by a study.
+
+    Args:
+        vision: C, width of a patch.
+        language: D, width of a visual token.
+        grid: (H, W), patches of the padded frame.
+        frame: R, side of the frame in pixels; superpixel label maps have this resolution.
+        decoder: P, width of the mask decoder's dense positional encoding.
+        max_superpixels: S at most, over all images of the data; 0 where the study has no superpixels.
+    """
+
+    vision: int
+    language: int
+    grid: tuple[int, int]
+    frame: int
+    decoder: int
+    max_superpixels: int = 0
+
+    @property
+    def num_patches(self) -> int:
+        """N = H * W."""
+        return self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True, slots=True)
+class VisualFeatures:
+    """One batch of images as a projector sees it.
+
+    Args:
+        patches: (B, N, C), row-major over the grid, without CLS and register tokens.
+        patch_mask: (B, N) bool, False where a patch lies wholly in the padding of the frame.
+        superpixels: (B, R, R) int64 label map, 0..S-1 per image, -1 in the padding; None unless in `Projector.needs`.
+        decoder_pe: (P, h, w), the mask decoder's dense positional encoding of the frame; None unless needed.
+    """
+
+    patches: Tensor
+    patch_mask: Tensor
+    superpixels: Tensor | None = None
+    decoder_pe: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VisualTokens:
+    """What the LLM reads in place of the image; the number of tokens may differ from image to image.
+
+    Args:
+        embeds: (B, T, D); rows where `mask` is False are padding and hold zeros.
+        mask: (B, T) bool, True where a token is real.
+        regions: (B, T, N), the share of each patch that a token stands for, in 0..1; None when the projector
+            does not know (learned queries see everything).
+    """
+
+    embeds: Tensor
+    mask: Tensor
+    regions: Tensor | None = None
+
+    @classmethod
+    def dense(cls, embeds: Tensor, regions: Tensor | None = None) -> "VisualTokens":
+        """Tokens of which every one is real: embeds (B, T, D)."""
+        return cls(embeds, torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device), regions)
+
+
+class ProjectorConfig(BaseModel):
+    """What a study may vary about a projector; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Projector(nn.Module, ABC):
+    """Turns the patches of an image into the visual tokens that the LLM reads.
+
+    A subclass lives in a file of its own, is decorated with `@register`, and takes `(config, dims)`.
+    """
+
+    Config: ClassVar[type[ProjectorConfig]]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Optional fields of VisualFeatures that must be filled: any of "superpixels", "decoder_pe"."""
+
+    def __init__(self, config: ProjectorConfig, dims: Dims) -> None:
+        super().__init__()
+        self.dims = dims
+
+    @property
+    @abstractmethod
+    def max_tokens(self) -> int:
+        """Upper bound of T for one image under these `Dims`."""
+
+    @abstractmethod
+    def forward(self, features: VisualFeatures) -> VisualTokens:
+        """One batch of images to visual tokens; images of a batch never influence one another."""
+
+    def late_modules(self) -> tuple[nn.Module, ...]:
+        """Parts that stay as initialised in the first training stage and learn in the second, with the LoRA."""
+        return ()
