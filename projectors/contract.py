@@ -107,6 +107,7 @@ class Projector(nn.Module, ABC):
 
     def __init__(self, config: ProjectorConfig, dims: Dims) -> None:
         super().__init__()
+        self.config = config
         self.dims = dims
 
     @property

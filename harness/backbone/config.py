@@ -1,0 +1,68 @@
+"""What a study may vary about the shared backbone: one small model per part, bounds and units in the fields."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class BackboneConfig(BaseModel):
+    """Base of the backbone's configurations: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class VisionConfig(BackboneConfig):
+    """The frozen vision encoder."""
+
+    name: str = Field(description="weight name (`--list encoders`), hub id or folder")
+    frame: int = Field(default=224, ge=32, le=2048, description="side of the square frame, in pixels")
+
+
+class LoRAConfig(BackboneConfig):
+    """Low-rank adapters of a pretrained LLM; the defaults are LISA's."""
+
+    rank: int = Field(default=8, ge=1)
+    alpha: int = Field(default=16, ge=1)
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+
+
+class LLMConfig(BackboneConfig):
+    """The LLM: `tiny` is trained from scratch, any other name is a pretrained causal LM with LoRA."""
+
+    name: str = Field(description="tiny, a weight name (`--list llms`), hub id or folder")
+    width: int | None = Field(default=None, ge=16, description="hidden size; tiny only")
+    layers: int | None = Field(default=None, ge=1, description="decoder layers; tiny only")
+    heads: int | None = Field(default=None, ge=1, description="attention heads; tiny only")
+    lora: LoRAConfig | None = Field(default=None, description="pretrained LLMs only")
+    visual_attention: Literal["causal", "bidirectional"] = "causal"
+    template: str = Field(
+        default="What is {expression} in this image? Please output segmentation mask.",
+        description="the one fixed prompt; must contain {expression}",
+    )
+
+    @model_validator(mode="after")
+    def _settings_take_effect(self) -> "LLMConfig":
+        if "{expression}" not in self.template:
+            raise ValueError("template must contain {expression}")
+        sizes = {"width": self.width, "layers": self.layers, "heads": self.heads}
+        if self.name == "tiny":
+            missing = [key for key, value in sizes.items() if value is None]
+            if missing:
+                raise ValueError(f"the LLM 'tiny' is built from scratch and needs {', '.join(missing)}")
+            if self.lora is not None:
+                raise ValueError("the LLM 'tiny' is trained whole; remove lora or name a pretrained LLM")
+        else:
+            ignored = [key for key, value in sizes.items() if value is not None]
+            if ignored:
+                raise ValueError(f"{', '.join(ignored)} cannot take effect on the pretrained LLM {self.name!r}")
+        return self
+
+
+class MaskHeadConfig(BackboneConfig):
+    """SAM's prompt encoder and mask decoder, trained with the rest; SAM itself has width 256, mlp_width 2048."""
+
+    width: int = Field(default=256, ge=32, description="P, width of the decoder and of the prompt embedding")
+    depth: int = Field(default=2, ge=1, description="two-way attention blocks")
+    mlp_width: int = Field(default=2048, ge=32)
+    heads: int = Field(default=8, ge=1)
