@@ -1,0 +1,103 @@
+"""The wiring: patches -> projector -> LLM -> [SEG] state -> mask decoder. Every part is handed in.
+
+Source: LISA, https://arxiv.org/abs/2308.00692 (`text_hidden_fcs`, losses); GLaMM, https://arxiv.org/abs/2311.03356.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from harness.backbone.llm import LanguageModel
+from harness.backbone.packing import pack
+from harness.backbone.sam import MaskHead, PatchEmbedding
+from projectors import Projector, VisualFeatures, VisualTokens
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """The expressions asked about a batch of images; E of them an image, some of which may be padding.
+
+    Args:
+        ids: (B, E, L) prompt tokens, padded on the right.
+        mask: (B, E, L) bool; all False for an expression that is only padding.
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+    @property
+    def real(self) -> Tensor:
+        """(B, E) bool, which expressions are asked."""
+        return self.mask.any(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model says, for the M real expressions of a batch in row-major order.
+
+    Args:
+        mask_logits: (M, h, w) over the padded frame.
+        answer_logits: (M, V + 2), the vocabulary, then [SEG], then [REJ].
+        tokens: the visual tokens that were read.
+    """
+
+    mask_logits: Tensor
+    answer_logits: Tensor
+    tokens: VisualTokens
+
+
+class Segmenter(nn.Module):
+    """One trained model of a cell; everything but the projector is the same in every arm of a study."""
+
+    def __init__(
+        self, projector: Projector, llm: LanguageModel, patch_embedding: PatchEmbedding, mask_head: MaskHead
+    ) -> None:
+        super().__init__()
+        self.projector = projector
+        self.llm = llm
+        self.patch_embedding = patch_embedding
+        self.mask_head = mask_head
+        self.prompt = nn.Sequential(
+            nn.Linear(llm.width, llm.width), nn.ReLU(), nn.Linear(llm.width, mask_head.width)
+        )
+
+    def forward(self, features: VisualFeatures, frames: Tensor, query: Query) -> Answer:
+        """Features of B images, their frames (B, 3, R, R) in 0..1, and what is asked of them."""
+        tokens = self.projector(features)
+        states = self.read(tokens, query)
+        image = repeat(torch.arange(len(query.ids), device=states.device), "b -> b e", e=query.ids.shape[1])
+        return Answer(
+            mask_logits=self.segment(features.patches, frames, states, image[query.real]),
+            answer_logits=self.llm.answer_logits(states),
+            tokens=tokens,
+        )
+
+    def read(self, tokens: VisualTokens, query: Query) -> Tensor:
+        """The state that predicts the answer, (M, D), for each real expression."""
+        bidirectional = self.llm.config.visual_attention == "bidirectional"
+        packed = pack(tokens, self.llm.embed(query.ids), query.mask, bidirectional=bidirectional)
+        states = self.llm(packed.embeds, packed.attention, packed.positions)
+        last = repeat(packed.last, "b e -> b e d", d=states.shape[-1])
+        return states.gather(1, last)[query.real]
+
+    def segment(self, patches: Tensor, frames: Tensor, states: Tensor, image: Tensor) -> Tensor:
+        """States (M, D), each of one of the B images, to mask logits (M, h, w)."""
+        embedding = self.patch_embedding(patches, frames)
+        return self.mask_head(embedding, self.prompt(states), image)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """What learns, by when: `early` in both stages, `late` only in the second (LLM or its LoRA, SSPE)."""
+        late_modules: list[nn.Module] = [self.llm, *self.projector.late_modules()]
+        late = {id(p) for module in late_modules for p in module.parameters()} - {id(self.llm.answers)}
+        learning = [p for p in self.parameters() if p.requires_grad]
+        return {
+            "early": [p for p in learning if id(p) not in late],
+            "late": [p for p in learning if id(p) in late],
+        }
+
+
+def flatten_real(values: Tensor, query: Query) -> Tensor:
+    """(B, E, ...) -> (M, ...): only what belongs to a real expression, in the order of `Answer`."""
+    return rearrange(values, "b e ... -> (b e) ...")[query.real.flatten()]

@@ -1,0 +1,122 @@
+"""Turns examples into the tensors that a segmenter takes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from harness.backbone.llm import REJ, SEG, LanguageModel
+from harness.backbone.segmenter import Query
+from harness.data.example import Example, Expression
+from harness.features import PatchCache, SuperpixelCache
+from harness.frame import Frame, to_tensor
+from projectors import VisualFeatures
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B images with what is asked of them and what the answers should be; M real expressions in row-major order.
+
+    Args:
+        features: what the projector sees.
+        frames: (B, 3, R, R) in 0..1.
+        inside: (B, R, R) float, 1 on the image, 0 in the padding.
+        query: the prompts, (B, E, L).
+        image: (M,) which image an expression is asked of.
+        answers: (M,) index of the right answer word.
+        targets: (M, R, R) float, the target masks in the frame.
+    """
+
+    features: VisualFeatures
+    frames: Tensor
+    inside: Tensor
+    query: Query
+    image: Tensor
+    answers: Tensor
+    targets: Tensor
+
+
+class BatchMaker:
+    """Builds batches on one device from cached features.
+
+    Args:
+        llm: whose tokenizer and vocabulary the prompts use.
+        patches: the vision encoder's cache.
+        superpixels: the source's cache, or None where the projector needs no superpixels.
+        decoder_pe: (P, h, w) the mask decoder's positional encoding, or None where the projector needs none.
+        grid: (H, W) of the patches.
+    """
+
+    def __init__(
+        self,
+        llm: LanguageModel,
+        patches: PatchCache,
+        superpixels: SuperpixelCache | None,
+        decoder_pe: Tensor | None,
+        grid: tuple[int, int],
+        device: torch.device,
+    ) -> None:
+        self.llm = llm
+        self.patches = patches
+        self.superpixels = superpixels
+        self.decoder_pe = decoder_pe
+        self.grid = grid
+        self.device = device
+
+    def training(self, examples: Sequence[Example], num_expressions: int, generator: torch.Generator) -> Batch:
+        """At most `num_expressions` of each image's expressions, drawn without replacement."""
+        chosen = []
+        for example in examples:
+            order = torch.randperm(len(example.expressions), generator=generator)[:num_expressions]
+            chosen.append([example.expressions[i] for i in order.tolist()])
+        return self.make(examples, chosen)
+
+    def make(self, examples: Sequence[Example], chosen: Sequence[Sequence[Expression]]) -> Batch:
+        """These expressions of these images, in this order."""
+        frames = [Frame.of(example.image, self.patches.frame) for example in examples]
+        targets = [
+            frame.place_labels(frame.resize(example.mask(expression).astype(np.uint8), 0)) == 1
+            for example, frame, asked in zip(examples, frames, chosen, strict=True)
+            for expression in asked
+        ]
+        inside = np.stack([frame.place_labels(np.ones((frame.height, frame.width), np.int64)) for frame in frames]) == 1
+        has_target = torch.tensor([bool(expression.targets) for asked in chosen for expression in asked])
+        answers = torch.where(has_target, SEG, REJ) + self.llm.vocabulary
+        image = torch.tensor([i for i, asked in enumerate(chosen) for _ in asked])
+        return Batch(
+            features=self.features(examples, frames),
+            frames=self.frames(examples, frames),
+            inside=torch.from_numpy(inside).float().to(self.device),
+            query=self.query([[expression.text for expression in asked] for asked in chosen]),
+            image=image.to(self.device),
+            answers=answers.to(self.device),
+            targets=torch.from_numpy(np.stack(targets)).float().to(self.device),
+        )
+
+    def features(self, examples: Sequence[Example], frames: Sequence[Frame]) -> VisualFeatures:
+        """What the projector sees of these images."""
+        superpixels = None if self.superpixels is None else self.superpixels.load(examples).to(self.device)
+        return VisualFeatures(
+            patches=self.patches.load(examples).to(self.device),
+            patch_mask=torch.from_numpy(np.stack([frame.patch_mask(self.grid) for frame in frames])).to(self.device),
+            superpixels=superpixels,
+            decoder_pe=self.decoder_pe,
+        )
+
+    def frames(self, examples: Sequence[Example], frames: Sequence[Frame]) -> Tensor:
+        """The pixels (B, 3, R, R) in 0..1."""
+        placed = [frame.place_image(example.image) for example, frame in zip(examples, frames, strict=True)]
+        return to_tensor(placed).to(self.device)
+
+    def query(self, texts: Sequence[Sequence[str]]) -> Query:
+        """Texts an image -> prompts (B, E, L), padded to the largest E."""
+        width = max(len(row) for row in texts)
+        padded = [text for row in texts for text in [*row, *[""] * (width - len(row))]]
+        prompts = self.llm.prompts(padded)
+        real = torch.tensor([[e < len(row) for e in range(width)] for row in texts])
+        ids = rearrange(prompts.ids, "(b e) l -> b e l", e=width)
+        mask = rearrange(prompts.mask, "(b e) l -> b e l", e=width) & real[..., None]
+        return Query(ids.to(self.device), mask.to(self.device))
