@@ -102,8 +102,9 @@ class Projector(nn.Module, ABC):
     """
 
     Config: ClassVar[type[ProjectorConfig]]
-    needs: ClassVar[frozenset[str]] = frozenset()
-    """Optional fields of VisualFeatures that must be filled: any of "superpixels", "decoder_pe"."""
+    needs: frozenset[str] = frozenset()
+    """Optional fields of VisualFeatures that must be filled: any of "superpixels", "decoder_pe". Ask the instance, not
+    the class: what is needed may depend on the configuration."""
 
     def __init__(self, config: ProjectorConfig, dims: Dims) -> None:
         super().__init__()

@@ -1,0 +1,38 @@
+"""MLP: every patch becomes one visual token.
+
+Source: LLaVA-1.5, https://arxiv.org/abs/2310.03744, section 3.3 (`mlp2x_gelu`).
+Differs from the paper: patches in the padding of the frame give no token.
+"""
+
+import torch
+from einops import repeat
+from pydantic import Field
+
+from projectors.contract import Dims, Projector, ProjectorConfig, VisualFeatures, VisualTokens
+from projectors.layers import mlp
+from projectors.registry import register
+
+
+@register
+class MLP(Projector):
+    """The uncompressed reference: as many tokens as patches, one after another, row by row."""
+
+    class Config(ProjectorConfig):
+        depth: int = Field(default=2, ge=1, le=8, description="linear layers, with GELU between them")
+
+    def __init__(self, config: Config, dims: Dims) -> None:
+        super().__init__(config, dims)
+        self.project = mlp(dims.vision, dims.language, config.depth)
+
+    @property
+    def max_tokens(self) -> int:
+        """N: one token for every patch."""
+        return self.dims.num_patches
+
+    def forward(self, features: VisualFeatures) -> VisualTokens:
+        """patches (B, N, C) -> embeds (B, N, D)."""
+        mask = features.patch_mask
+        embeds = self.project(features.patches) * mask[..., None]
+        identity = torch.eye(mask.shape[1], device=mask.device)
+        regions = repeat(identity, "t n -> b t n", b=len(mask)) * mask[..., None]
+        return VisualTokens(embeds, mask, regions)
