@@ -101,24 +101,95 @@ class MaskHead(nn.Module):
             (M, 4g, 4g) mask logits of the padded frame.
         """
         decoder = self.mask_decoder
-        no_mask = rearrange(self.prompt_encoder.no_mask_embed.weight, "1 p -> 1 p 1 1")
-        source = (embedding.coarse + no_mask)[image]
-        position = self.prompt_encoder.get_dense_pe().to(source.dtype).expand_as(source)
+        height, width = embedding.coarse.shape[-2:]
+        keys = rearrange(embedding.coarse, "b p h w -> b (h w) p") + self.prompt_encoder.no_mask_embed.weight
+        position = rearrange(self.prompt_encoder.get_dense_pe(), "1 p h w -> 1 (h w) p").to(keys.dtype)
         output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         tokens = torch.cat([output_tokens.expand(len(prompts), -1, -1), prompts.unsqueeze(1)], dim=1)
-        states, source = decoder.transformer(source, position, tokens)
+        states, keys = two_way(decoder.transformer, keys, position, tokens, image)
         kernel = decoder.output_hypernetworks_mlps[0](states[:, 1])
-        source = rearrange(source, "m (h w) p -> m p h w", h=embedding.coarse.shape[-2])
-        return einsum(kernel, self._upscale(source, embedding.details, image), "m c, m c h w -> m h w")
+        pixels = self._upscale(keys, embedding.details, image)
+        masks = einsum(kernel, pixels, "m c, m n ij kl c -> m n ij kl")
+        return rearrange(masks, "m (h w) (i j) (k l) -> m (h i k) (w j l)", h=height, w=width, i=2, k=2)
 
-    def _upscale(self, source: Tensor, details: tuple[Tensor, Tensor] | None, image: Tensor) -> Tensor:
-        """(M, P, g, g) -> (M, P/8, 4g, 4g)."""
-        if details is None:
-            return self.mask_decoder.output_upscaling(source)
+    def _upscale(self, keys: Tensor, details: tuple[Tensor, Tensor] | None, image: Tensor) -> Tensor:
+        """(M, N, P) -> (M, N, 4, 4, P/8): a patch's 2 x 2 cells, and of each its 2 x 2 pixels.
+
+        A transposed convolution whose kernel is its stride is a linear map of each position, so nothing needs to be
+        put back into an image between the two of them.
+        """
         first, norm, activate, second, activate_last = self.mask_decoder.output_upscaling
-        middle, fine = details
-        source = activate(norm(first(source) + middle[image]))
-        return activate_last(second(source) + fine[image])
+        cells = _spread(first, keys)
+        if details is not None:
+            blocks = rearrange(details[0], "b c (h i) (w j) -> b (h w) (i j) c", i=2, j=2)
+            cells = cells + blocks.index_select(0, image)
+        cells = activate(F.layer_norm(cells, cells.shape[-1:], norm.weight, norm.bias, norm.eps))
+        pixels = _spread(second, cells)
+        if details is not None:
+            blocks = rearrange(details[1], "b c (h i k) (w j l) -> b (h w) (i j) (k l) c", i=2, j=2, k=2, l=2)
+            pixels = pixels + blocks.index_select(0, image)
+        return activate_last(pixels)
+
+
+def _spread(convolution: nn.Module, values: Tensor) -> Tensor:
+    """A 2 x 2 transposed convolution of stride 2 as a linear map: (..., C) -> (..., 4, C')."""
+    assert isinstance(convolution, nn.ConvTranspose2d)
+    assert convolution.bias is not None
+    weight = rearrange(convolution.weight, "c o i j -> (i j o) c")
+    return rearrange(F.linear(values, weight), "... (ij o) -> ... ij o", ij=4) + convolution.bias
+
+
+def two_way(
+    transformer: TwoWayTransformer, keys: Tensor, position: Tensor, tokens: Tensor, image: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`TwoWayTransformer.forward` for prompts that share images: each image is projected once for its first block.
+
+    Args:
+        keys: (B, N, P) image embedding.
+        position: (1, N, P).
+        tokens: (M, K, P) output tokens and prompt.
+        image: (M,) which image a prompt belongs to.
+
+    Returns:
+        The tokens (M, K, P) and the image as each prompt sees it (M, N, P).
+    """
+    queries = tokens
+    owner: Tensor | None = image  # whose row of `keys` a prompt looks at; after the first block, its own
+    for block in transformer.layers:
+        if block.skip_first_layer_pe:
+            queries = block.norm1(block.self_attn(q=queries, k=queries, v=queries))
+        else:
+            with_position = queries + tokens
+            queries = block.norm1(queries + block.self_attn(q=with_position, k=with_position, v=queries))
+        queries = block.norm2(
+            queries + _to_image(block.cross_attn_token_to_image, queries + tokens, keys, position, owner)
+        )
+        queries = block.norm3(queries + block.mlp(queries))
+        back = block.cross_attn_image_to_token
+        looking = _own(back.q_proj(keys + position), owner)
+        seen = _attend(back, looking, back.k_proj(queries + tokens), back.v_proj(queries))
+        keys, owner = block.norm4(_own(keys, owner) + seen), None
+    final = _to_image(transformer.final_attn_token_to_image, queries + tokens, keys, position, owner)
+    return transformer.norm_final_attn(queries + final), keys
+
+
+def _own(values: Tensor, owner: Tensor | None) -> Tensor:
+    """One row a prompt, of values that may still be one row an image."""
+    return values if owner is None else values.index_select(0, owner)
+
+
+def _to_image(attention: nn.Module, queries: Tensor, keys: Tensor, position: Tensor, owner: Tensor | None) -> Tensor:
+    """Tokens (M, K, P) look at the image."""
+    k, v = attention.k_proj(keys + position), attention.v_proj(keys)
+    return _attend(attention, attention.q_proj(queries), _own(k, owner), _own(v, owner))
+
+
+def _attend(attention: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Upstream's `Attention` after its input projections."""
+    q, k, v = (rearrange(x, "m n (heads d) -> m heads n d", heads=attention.num_heads) for x in (q, k, v))
+    weights = (einsum(q, k, "m h q d, m h k d -> m h q k") / q.shape[-1] ** 0.5).softmax(-1)
+    mixed = einsum(weights, v, "m h q k, m h k d -> m h q d")
+    return attention.out_proj(rearrange(mixed, "m heads n d -> m n (heads d)"))
 
 
 def build_mask_head(config: MaskHeadConfig, grid: tuple[int, int], frame: int) -> MaskHead:
