@@ -1,0 +1,42 @@
+"""Decoder positional encoding: a superpixel's place in the coordinates in which the mask decoder thinks.
+
+Source: this project; the encoding itself is SAM's, https://arxiv.org/abs/2304.02643, appendix A (random Fourier
+features, https://arxiv.org/abs/2006.10739).
+Differs from the paper: SVP, https://arxiv.org/abs/2509.13676, has no such encoder.
+"""
+
+from math import log
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from projectors.contract import Dims, ProjectorConfig
+from projectors.layers import mlp, pool_by_area
+from projectors.svp.regions import PositionEncoder, Regions
+
+
+class DecoderPE(PositionEncoder):
+    """Mean over the superpixel of the decoder's dense positional encoding, with its area, through a small MLP."""
+
+    needs = frozenset({"decoder_pe"})
+
+    class Config(ProjectorConfig):
+        name: Literal["decoder_pe"] = "decoder_pe"
+
+    def __init__(self, config: Config, dims: Dims) -> None:
+        super().__init__(config, dims)
+        self.encode = mlp(dims.decoder + 2, dims.vision, depth=2)
+
+    def forward(self, regions: Regions) -> Tensor:
+        """(B, S, C) from the mean encoding of each region, its share of the frame, and the logarithm of that."""
+        encoding = regions.decoder_pe
+        assert encoding is not None, "the encoder declares that it needs decoder_pe"
+        areas = regions.areas((encoding.shape[1], encoding.shape[2]))
+        place = pool_by_area(rearrange(encoding, "p h w -> 1 (h w) p"), areas)
+        share = areas.mean(dim=-1, keepdim=True).to(place.dtype)
+        pixel = 1 / regions.labels[0].numel()
+        # 0 for a region of one pixel, 1 for the whole frame.
+        size = 1 - share.clamp(min=pixel).log() / log(pixel)
+        return self.encode(torch.cat([place, share, size], dim=-1))

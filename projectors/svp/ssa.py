@@ -1,0 +1,69 @@
+"""SSA: each superpixel reads the patches of the whole image, its own ones first.
+
+Source: SVP, https://arxiv.org/abs/2509.13676 (query = coarse superpixel embedding, keys and values = patches; query
+and keys share the superpixel's position embedding).
+Differs from the paper, or is not in the sources we have: heads, width, one layer, residual form; positions enter
+queries and keys, values are plain; `key_position: patch` is ours.
+"""
+
+from typing import Literal
+
+from einops import rearrange
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from projectors.contract import Dims, ProjectorConfig
+
+
+class SSA(nn.Module):
+    """Semantic superpixel aggregator: refines coarse superpixel embeddings by cross-attention to the patches."""
+
+    class Config(ProjectorConfig):
+        name: Literal["ssa"] = "ssa"
+        heads: int = Field(default=8, ge=1)
+        width: int = Field(default=256, ge=8, description="of queries, keys and values, all heads together")
+        key_position: Literal["superpixel", "patch"] = Field(
+            default="superpixel", description="a patch's key carries its superpixels' embedding, or one of its own"
+        )
+
+        @model_validator(mode="after")
+        def _heads_divide_width(self) -> "SSA.Config":
+            if self.width % self.heads:
+                raise ValueError(f"heads={self.heads} does not divide width={self.width}")
+            return self
+
+    def __init__(self, config: Config, dims: Dims) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.norm = nn.LayerNorm(dims.vision)
+        self.query = nn.Linear(dims.vision, config.width)
+        # A key bias would cancel in the softmax.
+        self.key = nn.Linear(dims.vision, config.width, bias=False)
+        self.value = nn.Linear(dims.vision, config.width)
+        self.output = nn.Linear(config.width, dims.vision)
+
+    def forward(
+        self, coarse: Tensor, position: Tensor, patches: Tensor, patch_position: Tensor, patch_mask: Tensor
+    ) -> Tensor:
+        """Refine superpixels.
+
+        Args:
+            coarse: (B, S, C), means of patches.
+            position: (B, S, C), added to the queries.
+            patches: (B, N, C), normalised.
+            patch_position: (B, N, C) or (1, N, C), added to the keys.
+            patch_mask: (B, N) bool, False where a patch is padding and must not be read.
+
+        Returns:
+            (B, S, C).
+        """
+        query = self._split(self.query(self.norm(coarse) + position))
+        key = self._split(self.key(patches + patch_position))
+        value = self._split(self.value(patches))
+        readable = rearrange(patch_mask, "b n -> b 1 1 n")
+        read = F.scaled_dot_product_attention(query, key, value, attn_mask=readable)
+        return coarse + self.output(rearrange(read, "b h t d -> b t (h d)"))
+
+    def _split(self, values: Tensor) -> Tensor:
+        return rearrange(values, "b t (h d) -> b h t d", h=self.heads)

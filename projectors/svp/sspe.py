@@ -1,0 +1,147 @@
+"""SSPE: a small transformer reads the binary mask of a superpixel and says where it lies and what shape it has.
+
+Source: SVP, https://arxiv.org/abs/2509.13676 (learnable queries cross-attend to the superpixel's mask; 3 blocks,
+4 queries per superpixel; trained in the second stage).
+Differs from the paper, or is not in the sources we have: mask resolution, width and heads; a cell of the mask holds
+the share of its pixels that are inside, so that a superpixel smaller than a cell still shows; a block is
+cross-attention and an MLP, without self-attention between the queries, which meet when they are concatenated and
+projected to one vector; `keys: decoder_pe` is ours.
+"""
+
+from typing import Literal
+
+import torch
+from einops import einsum, rearrange, repeat
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from projectors.contract import Dims, ProjectorConfig
+from projectors.svp.regions import PositionEncoder, Regions
+
+
+class SSPE(PositionEncoder):
+    """Semantic superpixel positional embedding."""
+
+    is_late = True
+
+    class Config(ProjectorConfig):
+        name: Literal["sspe"] = "sspe"
+        blocks: int = Field(default=3, ge=1, le=12)
+        queries: int = Field(default=4, ge=1, le=64, description="learnable queries per superpixel")
+        heads: int = Field(default=4, ge=1)
+        width: int = Field(default=128, ge=8, multiple_of=4)
+        resolution: int = Field(default=16, ge=2, le=128, description="side of the mask that is read, in cells")
+        keys: Literal["grid", "decoder_pe"] = Field(
+            default="grid",
+            description="position of a cell: Fourier features of its own, or the mask decoder's encoding",
+        )
+
+        @model_validator(mode="after")
+        def _heads_divide_width(self) -> "SSPE.Config":
+            if self.width % self.heads:
+                raise ValueError(f"heads={self.heads} does not divide width={self.width}")
+            return self
+
+    def __init__(self, config: Config, dims: Dims) -> None:
+        super().__init__(config, dims)
+        self.resolution = config.resolution
+        if config.keys == "decoder_pe":
+            self.needs = frozenset({"decoder_pe"})
+            self.cells: nn.Module = _DecoderCells(dims.decoder, config.width, config.resolution)
+        else:
+            self.cells = _GridCells(config.width, config.resolution)
+        self.queries = nn.Parameter(torch.randn(config.queries, config.width))
+        self.inside = nn.Parameter(torch.randn(config.width))
+        self.blocks = nn.ModuleList(_Block(config.width, config.heads) for _ in range(config.blocks))
+        self.norm = nn.LayerNorm(config.width)
+        self.merge = nn.Linear(config.queries * config.width, dims.vision)
+
+    def forward(self, regions: Regions) -> Tensor:
+        """(B, S, C); only regions that exist are read."""
+        areas = regions.areas((self.resolution, self.resolution))
+        exists = areas.any(dim=-1)
+        cells = self.cells(regions.decoder_pe)
+        masks = areas[exists].to(cells.dtype)
+        states = repeat(self.queries, "q w -> m q w", m=len(masks))
+        for block in self.blocks:
+            states = block(states, cells, self.inside, masks)
+        vectors = self.merge(rearrange(self.norm(states), "m q w -> m (q w)"))
+        embeddings = vectors.new_zeros(*exists.shape, vectors.shape[-1])
+        embeddings[exists] = vectors
+        return embeddings
+
+
+class _Block(nn.Module):
+    """Cross-attention of the queries to the cells of a mask, then an MLP; both residual, pre-norm."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        # A key bias would cancel in the softmax.
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.output = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, states: Tensor, cells: Tensor, inside: Tensor, masks: Tensor) -> Tensor:
+        """states (M, Q, W), cells (n, W), inside (W), masks (M, n) -> (M, Q, W)."""
+        states = states + self.output(self._attend(self.attention_norm(states), cells, inside, masks))
+        return states + self.mlp(states)
+
+    def _attend(self, states: Tensor, cells: Tensor, inside: Tensor, masks: Tensor) -> Tensor:
+        """Attention with the key and value W (cell + mask * inside) of every cell, for M masks over the same cells.
+
+        Both are affine in the mask's value, so only the cells and `inside` are projected, once for all masks: the
+        logits are q.K_cell + mask * q.K_inside, and the values come apart in the same way.
+        """
+        num_masks = len(states)
+        query = rearrange(self.query(states), "m q (h d) -> h (m q) d", h=self.heads)
+        memory = torch.cat([cells, inside[None]])
+        key = rearrange(self.key(memory), "n (h d) -> h d n", h=self.heads) * query.shape[-1] ** -0.5
+        value = rearrange(self.value(memory), "n (h d) -> h n d", h=self.heads)
+        logits = rearrange(query @ key, "h (m q) n -> h m q n", m=num_masks)
+        weights = F.softmax(torch.addcmul(logits[..., :-1], logits[..., -1:], masks[:, None]), dim=-1)
+        covered = einsum(weights, masks, "h m q n, m n -> h m q")
+        weights = rearrange(weights, "h m q n -> h (m q) n")
+        read = weights @ value[:, :-1] + rearrange(covered, "h m q -> h (m q) 1") * value[:, -1:]
+        return rearrange(read, "h (m q) d -> m q (h d)", m=num_masks)
+
+
+class _GridCells(nn.Module):
+    """Fixed Fourier features of the cells' centres, at frequencies from half a turn per frame to the grid's finest."""
+
+    features: Tensor
+
+    def __init__(self, width: int, resolution: int) -> None:
+        super().__init__()
+        centres = (torch.arange(resolution) + 0.5) / resolution
+        frequencies = torch.pi * resolution ** torch.linspace(0, 1, width // 4)
+        angles = einsum(centres, frequencies, "r, f -> r f")
+        waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
+        rows = repeat(waves, "h f -> (h w) f", w=resolution)
+        columns = repeat(waves, "w f -> (h w) f", h=resolution)
+        self.register_buffer("features", torch.cat([rows, columns], dim=-1), persistent=False)
+
+    def forward(self, decoder_pe: Tensor | None) -> Tensor:  # noqa: ARG002
+        """(n, W), whatever the decoder's encoding is."""
+        return self.features
+
+
+class _DecoderCells(nn.Module):
+    """The mask decoder's dense positional encoding, averaged over each cell and projected."""
+
+    def __init__(self, decoder_width: int, width: int, resolution: int) -> None:
+        super().__init__()
+        self.resolution = resolution
+        self.project = nn.Linear(decoder_width, width)
+
+    def forward(self, decoder_pe: Tensor | None) -> Tensor:
+        """(P, h, w) -> (n, W)."""
+        assert decoder_pe is not None, "the encoder declares that it needs decoder_pe"
+        pooled = F.adaptive_avg_pool2d(decoder_pe, self.resolution)
+        return self.project(rearrange(pooled, "p h w -> (h w) p"))

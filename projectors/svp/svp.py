@@ -1,0 +1,88 @@
+"""SVP: one visual token per superpixel of the image.
+
+Source: SVP, https://arxiv.org/abs/2509.13676 (superpixel means, plus a position embedding, refined by SSA, then a
+2-layer MLP); parts in `sspe.py` and `ssa.py`.
+Differs from the paper, or is not in the sources we have: superpixels are averaged by the exact share of each patch that
+they cover, so that one smaller than a patch still has a token; patches pass a layer norm first, because those of
+DINOv2 and of CLIP differ widely in scale; what no superpixel covers is expected to be superpixels of its own; every
+part can be exchanged or left out.
+"""
+
+import torch
+from einops import rearrange, repeat
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from projectors.contract import Dims, IncompatibleError, Projector, ProjectorConfig, VisualFeatures, VisualTokens
+from projectors.layers import mlp, pool_by_area
+from projectors.registry import register
+from projectors.svp.parts import AggregationConfig, NoPosition, PositionConfig, build_aggregation, build_position
+from projectors.svp.regions import Regions
+from projectors.svp.ssa import SSA
+from projectors.svp.sspe import SSPE
+
+
+@register
+class SVP(Projector):
+    """As many tokens as the image has superpixels: many where it is busy, few where it is plain."""
+
+    class Config(ProjectorConfig):
+        aggregation: AggregationConfig = Field(default=SSA.Config(), description="none or ssa")
+        position: PositionConfig = Field(default=SSPE.Config(), description="none, bbox_mlp, sspe or decoder_pe")
+
+        @model_validator(mode="after")
+        def _settings_take_effect(self) -> "SVP.Config":
+            per_patch = isinstance(self.aggregation, SSA.Config) and self.aggregation.key_position == "patch"
+            if per_patch and isinstance(self.position, NoPosition.Config):
+                raise ValueError("aggregation.key_position: patch cannot take effect with position: none")
+            return self
+
+    def __init__(self, config: Config, dims: Dims) -> None:
+        super().__init__(config, dims)
+        if not dims.max_superpixels:
+            raise IncompatibleError("svp needs superpixels, and the study names no source; set base.superpixels")
+        self.norm = nn.LayerNorm(dims.vision)
+        self.position = build_position(config.position, dims)
+        self.aggregation = build_aggregation(config.aggregation, dims)
+        self.has_patch_positions = isinstance(config.aggregation, SSA.Config) and (
+            config.aggregation.key_position == "patch"
+        )
+        self.project = mlp(dims.vision, dims.language, depth=2)
+        self.needs = frozenset({"superpixels"}) | self.position.needs
+
+    @property
+    def max_tokens(self) -> int:
+        """As many as the image with most superpixels has."""
+        return self.dims.max_superpixels
+
+    def late_modules(self) -> tuple[nn.Module, ...]:
+        """The SSPE, which the paper trains in the second stage."""
+        return (self.position,) if self.position.is_late else ()
+
+    def forward(self, features: VisualFeatures) -> VisualTokens:
+        """patches (B, N, C) -> embeds (B, S, D), S that of the image with most superpixels."""
+        assert features.superpixels is not None, "the projector declares that it needs superpixels"
+        count = int(features.superpixels.max()) + 1
+        assert count <= self.max_tokens, f"{count} superpixels, more than the {self.max_tokens} declared"
+        regions = Regions(features.superpixels, count, features.decoder_pe)
+        areas = regions.areas(self.dims.grid)
+        mask = areas.any(dim=-1)
+        patches = self.norm(features.patches)
+        position = self.position(regions)
+        superpixels = pool_by_area(patches, areas)
+        if self.aggregation is not None:
+            patch_position = self._patch_position(regions, areas, position)
+            superpixels = self.aggregation(superpixels, position, patches, patch_position, features.patch_mask)
+        embeds = self.project(superpixels + position) * mask[..., None]
+        return VisualTokens(embeds, mask, areas)
+
+    def _patch_position(self, regions: Regions, areas: Tensor, position: Tensor) -> Tensor:
+        """Embeddings for the keys: each patch as a region (1, N, C), or a mixture of its superpixels' (B, N, C)."""
+        if not self.has_patch_positions:
+            return rearrange(areas.to(position.dtype), "b s n -> b n s") @ position
+        height, width = self.dims.grid
+        side = self.dims.frame
+        rows = torch.arange(side, device=areas.device) * height // side
+        columns = torch.arange(side, device=areas.device) * width // side
+        patches = repeat(rows[:, None] * width + columns, "y x -> 1 y x")
+        return self.position(Regions(patches, height * width, regions.decoder_pe))
