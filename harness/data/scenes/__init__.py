@@ -1,0 +1,104 @@
+"""The embedded benchmark: procedural images with exact masks and referring expressions of known families.
+
+A seed and a version fix every pixel and every word on every machine. The scene (what stands where, and what is said
+about it) does not depend on the domain, so a transfer test compares like with like: the same index of a split shows
+the same scene in every domain. `python -m harness.data.scenes --sheet sheet.png` draws a contact sheet.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, overload
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from harness.data.example import Example, ObjectFacts
+from harness.data.scenes.dice import Dice
+from harness.data.scenes.draw import DOMAINS, render
+from harness.data.scenes.grammar import FAMILIES, expressions
+from harness.data.scenes.scene import Scene, sample
+from harness.errors import DataError, suggest
+
+__all__ = ["FAMILIES", "SPLITS", "Config", "Scene", "load", "scene"]
+
+SPLITS = ("train", "validation", "test")
+_PAINT, _SCENE, _WORDS = 0, 1, 2  # separate streams, so that a change to one part leaves the others as they are
+
+
+class Config(BaseModel):
+    """Which scenes a study uses."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["scenes"] = "scenes"
+    version: Literal[1] = 1
+    seed: int = Field(default=0, ge=0, lt=2**32, description="another seed gives other scenes in every split")
+    domains: tuple[Literal["studio", "canvas", "sketch", "night"], ...] = Field(
+        default=("studio",), min_length=1, description="visual domains, taken in turn by the images of a split"
+    )
+    train_images: int = Field(default=800, ge=1)
+    validation_images: int = Field(default=100, ge=1)
+    test_images: int = Field(default=200, ge=1)
+    expressions_per_image: int = Field(default=8, ge=1, le=12)
+
+    @field_validator("domains")
+    @classmethod
+    def _named_once(cls, domains: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(domains)) < len(domains):
+            raise ValueError(f"names a domain twice: {', '.join(domains)}; name each once")
+        return domains
+
+
+def _key(config: Config, split: str, index: int) -> tuple[int, ...]:
+    return config.version, config.seed, SPLITS.index(split), index
+
+
+def scene(config: Config, split: str, index: int) -> Scene:
+    """The scene graph behind one image."""
+    return sample(Dice((*_key(config, split, index), _SCENE)))
+
+
+class _Split(Sequence[Example]):
+    """The images of a split, each made when first asked for and then kept."""
+
+    def __init__(self, config: Config, split: str) -> None:
+        self._config = config
+        self._split = split
+        self._kept: dict[int, Example] = {}
+        self._length: int = getattr(config, f"{split}_images")
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = range(len(self))[index]
+        if position not in self._kept:
+            self._kept[position] = self._make(position)
+        return self._kept[position]
+
+    def _make(self, index: int) -> Example:
+        config, key = self._config, _key(self._config, self._split, index)
+        domain = config.domains[index % len(config.domains)]
+        graph = scene(config, self._split, index)
+        return Example(
+            image_id=f"scenes-{config.version}/{domain}-{config.seed}/{self._split}/{index:06d}",
+            image=render(graph, DOMAINS[domain], Dice((*key, _PAINT, list(DOMAINS).index(domain)))),
+            objects=graph.ids,
+            expressions=expressions(graph, config.expressions_per_image, Dice((*key, _WORDS))),
+            attributes=tuple(ObjectFacts(one.look.elongation, one.occlusion, one.visible) for one in graph.objects),
+        )
+
+
+def load(config: Config, split: str) -> Sequence[Example]:
+    """The examples of a split, in a fixed order.
+
+    Raises:
+        DataError: no such split.
+    """
+    if split not in SPLITS:
+        raise DataError(f"scenes has no split {split!r}; {suggest(split, SPLITS)}")
+    return _Split(config, split)

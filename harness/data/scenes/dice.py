@@ -1,0 +1,59 @@
+"""Random draws that are the same on every machine and in every release of numpy.
+
+numpy promises the stream of a bit generator for ever but not that of `Generator`'s methods, so only raw words are
+taken from it and everything else is integer arithmetic on them.
+"""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.random import PCG64, SeedSequence
+
+T = TypeVar("T")
+
+
+class Dice:
+    """A stream of integers fixed by a key.
+
+    Args:
+        key: non-negative integers; different keys give unrelated streams.
+    """
+
+    def __init__(self, key: Sequence[int]) -> None:
+        self._bits = PCG64(SeedSequence(list(key)))
+
+    def between(self, low: int, high: int) -> int:
+        """An integer from low to high, both included."""
+        return low + int(self._bits.random_raw()) % (high - low + 1)
+
+    def percent(self, chance: int) -> bool:
+        """True in `chance` of 100 cases."""
+        return self.between(0, 99) < chance
+
+    def pick(self, options: Sequence[T]) -> T:
+        """One of the options, all equally likely."""
+        return options[self.between(0, len(options) - 1)]
+
+    def weighted(self, options: Sequence[T], weights: Sequence[int]) -> T:
+        """One of the options, with chances in proportion to the weights."""
+        draw = self.between(0, sum(weights) - 1)
+        for option, weight in zip(options, weights, strict=True):
+            if draw < weight:
+                return option
+            draw -= weight
+        raise AssertionError("the draw is below the sum of the weights")
+
+    def shuffled(self, options: Sequence[T]) -> list[T]:
+        """The options in random order."""
+        if not options:
+            return []
+        order = np.argsort(self._bits.random_raw(len(options)), kind="stable")
+        return [options[int(i)] for i in order]
+
+    def noise(self, shape: tuple[int, ...], reach: int) -> np.ndarray:
+        """Independent integers from -reach to reach (reach <= 127), of this shape, int32."""
+        count = int(np.prod(shape))
+        words = self._bits.random_raw((count + 7) // 8).astype("<u8")
+        octets = words.view(np.uint8)[:count].astype(np.int32)
+        return (octets * (2 * reach + 1) // 256 - reach).reshape(shape)

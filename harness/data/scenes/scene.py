@@ -1,0 +1,183 @@
+"""The scene graph: which objects a picture shows, where they stand, and what hides what."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from harness.data.scenes.dice import Dice
+from harness.data.scenes.shapes import SHAPES, TEXTURES, Look, coverage
+
+SIDE = 224
+COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
+_BORDER = 3  # px kept free along the edge of the image
+_ATTEMPTS = 40
+_NARROW = ("ring", "cross", "star")  # their arms show a texture only from a larger extent on
+
+
+class Box(NamedTuple):
+    """Pixel bounds; right and bottom are exclusive."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    def meets(self, other: "Box") -> bool:
+        """Whether the two boxes share a pixel."""
+        across = self.left < other.right and other.left < self.right
+        return across and self.top < other.bottom and other.top < self.bottom
+
+
+@dataclass(frozen=True, slots=True)
+class SceneObject:
+    """One object of a scene, as placed and as seen.
+
+    Attributes:
+        id: its value in the id map, 1 for the farthest object.
+        x: centre of the outline in pixels; with y, whether or not anything hides it.
+        area: pixels of the whole outline.
+        visible: pixels that nothing hides.
+        centroid: (x, y) of the visible pixels, rounded down.
+        box: bounds of the visible pixels.
+        hidden_by: (id, pixels) of every object that hides part of it.
+    """
+
+    id: int
+    look: Look
+    x: int
+    y: int
+    area: int
+    visible: int
+    centroid: tuple[int, int]
+    box: Box
+    hidden_by: tuple[tuple[int, int], ...]
+
+    @property
+    def occlusion(self) -> float:
+        """Share of the outline that is hidden."""
+        return 1 - self.visible / self.area
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scene:
+    """Objects from the farthest to the nearest, and their id map (SIDE, SIDE) uint8."""
+
+    objects: tuple[SceneObject, ...]
+    ids: np.ndarray
+
+
+@dataclass(slots=True)
+class _Placed:
+    look: Look
+    x: int
+    y: int
+    stamp: np.ndarray  # (2r, 2r) bool, the whole outline
+    area: int
+    visible: int
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        radius = len(self.stamp) // 2
+        return slice(self.y - radius, self.y + radius), slice(self.x - radius, self.x + radius)
+
+    @property
+    def box(self) -> Box:
+        radius = len(self.stamp) // 2
+        return Box(self.x - radius, self.y - radius, self.x + radius, self.y + radius)
+
+    @property
+    def needed(self) -> int:
+        """Pixels that must stay visible: two fifths, at least 60, and nearly all of an object that is tiny."""
+        return max(self.area * 2 // 5, min(60, self.area * 9 // 10))
+
+
+def _extent(dice: Dice) -> int:
+    """How many pixels an object measures across: mostly 30 to 70, at times less than a patch or most of the image."""
+    low, high = dice.weighted(((10, 14), (15, 28), (30, 70), (75, 140)), (9, 21, 62, 8))
+    return dice.between(low, high)
+
+
+def _look(dice: Dice, shapes: Sequence[str], colours: Sequence[str], textures: Sequence[str]) -> Look:
+    """An object in the scene's palette; one too small to show a texture is plain."""
+    shape, colour, texture = dice.pick(shapes), dice.pick(colours), dice.pick(textures)
+    width = height = _extent(dice)
+    angle = dice.between(-18, 18) % 360
+    if shape == "bar":
+        width = min(max(width * 3 // 2, 24), 150)
+        height = max(width * 10 // dice.between(32, 60), 6)
+        angle = dice.between(0, 179)
+    elif shape == "diamond":
+        width = height * 2 // 3
+    elif shape == "star":
+        width = height = height * 6 // 5
+    if min(width, height) < (36 if shape in _NARROW else 12 if shape == "bar" else 22):
+        texture = "plain"
+    period = min(max(min(width, height) // 5, 7), 12)
+    return Look(shape, colour, texture, width, height, angle, dice.between(0, 179), period)
+
+
+def _try_to_place(dice: Dice, look: Look, placed: list[_Placed], ids: np.ndarray) -> bool:
+    """Put the object on top at a random place that leaves everything recognisable, if one is found soon."""
+    first, second = coverage(look)
+    stamp = first + second >= 2
+    radius = len(stamp) // 2
+    low, high = radius + _BORDER, SIDE - radius - _BORDER
+    if low > high:
+        return False
+    area = int(stamp.sum())
+    tries_apart = _ATTEMPTS * 3 // 4 if dice.percent(55) else 0
+    for attempt in range(_ATTEMPTS):
+        new = _Placed(look, dice.between(low, high), dice.between(low, high), stamp, area, area)
+        if any(new.box.meets(old.box) and old.look.colour == look.colour for old in placed):
+            continue
+        lost = np.bincount(ids[new.window][stamp], minlength=len(placed) + 1)
+        if attempt < tries_apart and lost[1:].any():
+            continue
+        if any(lost[k] and old.visible - lost[k] < old.needed for k, old in enumerate(placed, start=1)):
+            continue
+        for k, old in enumerate(placed, start=1):
+            old.visible -= int(lost[k])
+        placed.append(new)
+        ids[new.window][stamp] = len(placed)
+        return True
+    return False
+
+
+def _seen(number: int, placed: _Placed, ids: np.ndarray) -> SceneObject:
+    """Measure a placed object in the finished id map."""
+    rows, columns = np.nonzero(ids[placed.window] == number)
+    left, top = placed.box.left, placed.box.top
+    over = np.bincount(ids[placed.window][placed.stamp])
+    return SceneObject(
+        id=number,
+        look=placed.look,
+        x=placed.x,
+        y=placed.y,
+        area=placed.area,
+        visible=placed.visible,
+        centroid=(left + int(columns.sum()) // len(columns), top + int(rows.sum()) // len(rows)),
+        box=Box(
+            left + int(columns.min()), top + int(rows.min()), left + int(columns.max()) + 1, top + int(rows.max()) + 1
+        ),
+        hidden_by=tuple((k, int(count)) for k, count in enumerate(over) if count and k != number),
+    )
+
+
+def sample(dice: Dice) -> Scene:
+    """Draw a scene of three to nine objects that share a few shapes, colours and textures."""
+    count = dice.weighted((3, 4, 5, 6, 7, 8, 9), (6, 18, 24, 22, 16, 9, 5))
+    shapes = dice.shuffled(SHAPES)[: dice.between(2, 4)]
+    colours = dice.shuffled(COLOURS)[: dice.between(2, 4)]
+    textures = ("plain", *dice.shuffled(TEXTURES[1:])[: dice.between(1, 3)])
+    looks = [_look(dice, shapes, colours, textures) for _ in range(count)]
+    if dice.percent(70):
+        looks.sort(key=lambda look: -look.width * look.height)
+    ids = np.zeros((SIDE, SIDE), dtype=np.uint8)
+    placed: list[_Placed] = []
+    for look in looks:
+        _try_to_place(dice, look, placed, ids)
+    if len(placed) < 3:
+        return sample(dice)
+    return Scene(tuple(_seen(k, one, ids) for k, one in enumerate(placed, start=1)), ids)
