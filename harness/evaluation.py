@@ -1,7 +1,26 @@
-"""EvaluationConfig first; scoring follows."""
-from typing import Literal
+"""Scores a trained segmenter: every expression of a split, one row each, with the control that must fail.
 
+Two readings of one run: *generated*, where the mask counts only if the model's own next word is [SEG] (else the mask is
+empty), and *teacher forced*, where [SEG] is given, as LISA and its descendants score.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from pycocotools import mask as coco_mask
 from pydantic import BaseModel, ConfigDict, Field
+
+from harness.backbone.llm import SEG
+from harness.backbone.segmenter import Segmenter
+from harness.batches import BatchMaker
+from harness.data.example import Example, Expression
+from harness.frame import Frame
+from harness.metrics import iou
+from harness.training import autocast
 
 
 class EvaluationConfig(BaseModel):
@@ -10,6 +29,121 @@ class EvaluationConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     split: Literal["validation", "test"] = "test"
-    batch_images: int = Field(default=32, ge=1, description="images scored at a time")
+    batch_images: int = Field(default=16, ge=1, description="images scored at a time")
     latency_repeats: int = Field(default=10, ge=1, description="timed runs of one image with one expression")
-    gallery_images: int = Field(default=12, ge=0, description="images kept for the report's gallery")
+    gallery_images: int = Field(default=24, ge=0, description="images kept for the report's gallery")
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the model says of one image.
+
+    Args:
+        masks: (E, h, w) bool at the image's own size, as if [SEG] had been given.
+        answered: (E,) bool, whether the model itself says [SEG].
+        tokens: visual tokens read.
+    """
+
+    masks: np.ndarray
+    answered: np.ndarray
+    tokens: int
+
+
+class Evaluator:
+    """Runs a segmenter over examples.
+
+    Args:
+        segmenter: put into evaluation mode.
+        batches: turns examples into tensors on the segmenter's device.
+        batch_images: images at a time.
+        precision: as in training.
+    """
+
+    def __init__(self, segmenter: Segmenter, batches: BatchMaker, batch_images: int, precision: str) -> None:
+        self.segmenter = segmenter.eval()
+        self.batches = batches
+        self.batch_images = batch_images
+        self.precision = precision
+
+    @torch.inference_mode()
+    def predict(self, examples: Sequence[Example], texts: Sequence[Sequence[str]]) -> Iterator[Prediction]:
+        """One prediction an image for these texts, all expressions of an image packed into one sequence."""
+        for start in range(0, len(examples), self.batch_images):
+            chunk = [examples[i] for i in range(start, min(start + self.batch_images, len(examples)))]
+            asked = texts[start : start + self.batch_images]
+            frames = [Frame.of(example.image, self.batches.patches.frame) for example in chunk]
+            query = self.batches.query(asked)
+            with autocast(self.precision, self.batches.device):
+                features = self.batches.features(chunk, frames)
+                answer = self.segmenter(features, self.batches.frames(chunk, frames), query)
+            sizes = [len(row) for row in asked]
+            says_seg = answer.answer_logits.argmax(-1) == SEG + self.segmenter.llm.vocabulary
+            tokens = answer.tokens.mask.sum(1).tolist()
+            masks = answer.mask_logits.split(sizes)
+            for frame, logits, answered, count in zip(frames, masks, says_seg.split(sizes), tokens, strict=True):
+                yield Prediction((frame.restore(logits) > 0).cpu().numpy(), answered.cpu().numpy(), count)
+
+    def score(self, examples: Sequence[Example]) -> tuple[pd.DataFrame, list[int]]:
+        """A row an expression (columns: see `harness.records`), and the visual tokens of each image."""
+        rows: list[dict[str, Any]] = []
+        tokens = []
+        texts = [[expression.text for expression in example.expressions] for example in examples]
+        for example, prediction in zip(examples, self.predict(examples, texts), strict=True):
+            tokens.append(prediction.tokens)
+            rows.extend(_rows(example, prediction))
+        return pd.DataFrame(rows), tokens
+
+    def shuffled_giou(self, examples: Sequence[Example]) -> float:
+        """gIoU when each image is asked the next image's expressions: what is left when the words do not matter."""
+        others = [examples[(i + 1) % len(examples)] for i in range(len(examples))]
+        pairs = [list(zip(e.expressions, o.expressions, strict=False)) for e, o in zip(examples, others, strict=True)]
+        texts = [[foreign.text for _, foreign in pair] for pair in pairs]
+        scores = []
+        for example, pair, prediction in zip(examples, pairs, self.predict(examples, texts), strict=True):
+            masks = prediction.masks & prediction.answered[:, None, None]
+            for (own, _), mask in zip(pair, masks, strict=True):
+                target = example.mask(own)
+                scores.append(float(iou((mask & target).sum(), (mask | target).sum())))
+        return float(np.mean(scores))
+
+
+def _rows(example: Example, prediction: Prediction) -> Iterator[dict[str, Any]]:
+    """Counts and masks of each expression of one image."""
+    height, width = example.objects.shape
+    for number, expression in enumerate(example.expressions):
+        target = example.mask(expression)
+        forced = prediction.masks[number]
+        mask = forced & prediction.answered[number]
+        intersection, union = int((mask & target).sum()), int((mask | target).sum())
+        yield {
+            "image_id": example.image_id,
+            "expression_id": number,
+            "text": expression.text,
+            "family": expression.family,
+            "iou": float(iou(intersection, union)),
+            "iou_teacher_forced": float(iou((forced & target).sum(), (forced | target).sum())),
+            "intersection": intersection,
+            "union": union,
+            "predicted_area": int(mask.sum()),
+            "target_area": int(target.sum()),
+            "answered": bool(prediction.answered[number]),
+            **_facts(example, expression),
+            "height": height,
+            "width": width,
+            "prediction_rle": _rle(mask),
+            "target_rle": _rle(target),
+        }
+
+
+def _facts(example: Example, expression: Expression) -> dict[str, float | None]:
+    """The most elongated and the most hidden of the targets; None where nothing is known or meant."""
+    facts = [example.attributes[k - 1] for k in expression.targets] if example.attributes else []
+    return {
+        "elongation": max((fact.elongation for fact in facts), default=None),
+        "occlusion": max((fact.occlusion for fact in facts), default=None),
+    }
+
+
+def _rle(mask: np.ndarray) -> str:
+    """COCO's compressed run-length encoding of an (h, w) mask."""
+    return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode()

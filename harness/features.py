@@ -8,6 +8,7 @@ cell left, and a changed setting never meets a stale file.
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,9 +118,10 @@ class SuperpixelCache:
     def cut(self, example: Example) -> np.ndarray:
         """The label map (R, R) of one image, computed now on the image as the frame shows it."""
         frame = Frame.of(example.image, self.frame)
-        seen = example.resized(
-            frame.resize(example.image, Image.Resampling.BILINEAR),
-            frame.resize(example.objects, Image.Resampling.NEAREST),
+        seen = replace(
+            example,
+            image=frame.resize(example.image, Image.Resampling.BILINEAR),
+            objects=frame.resize(example.objects, Image.Resampling.NEAREST),
         )
         return frame.place_labels(self.source.segment(self.config, seen))
 

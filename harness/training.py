@@ -1,6 +1,7 @@
 """Trains one segmenter: LISA's losses, two stages, expressions of an image packed together.
 
-Source: LISA, https://arxiv.org/abs/2308.00692 (losses and their weights); SVP, https://arxiv.org/abs/2509.13676 (stages).
+Source: LISA, https://arxiv.org/abs/2308.00692 (losses and their weights);
+    SVP, https://arxiv.org/abs/2509.13676 (stages).
 """
 
 import contextlib
@@ -26,7 +27,9 @@ class TrainingConfig(BaseModel):
 
     steps: int = Field(ge=1, description="optimiser steps of the second stage, in which everything learns")
     alignment_steps: int = Field(
-        default=0, ge=0, description="steps of the first stage: LLM, its LoRA and the projector's late parts stay frozen"
+        default=0,
+        ge=0,
+        description="steps of the first stage: LLM, its LoRA and the projector's late parts stay frozen",
     )
     batch_images: int = Field(default=16, ge=1, description="images in a step")
     expressions_per_image: int = Field(default=6, ge=1, description="expressions asked of an image in a step")

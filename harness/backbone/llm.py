@@ -24,6 +24,7 @@ from transformers import (
 
 from harness.backbone.config import LLMConfig, LoRAConfig
 from harness.backbone.weights import WeightsRecord, resolve
+from harness.errors import WeightsError
 
 SEG, REJ = 0, 1
 """Index of an answer among the two trained rows; in `answer_logits` they come after the vocabulary."""
@@ -130,7 +131,7 @@ def _build_tiny(config: LLMConfig, words: Iterable[str]) -> LanguageModel:
     llama = LlamaConfig(
         vocab_size=len(vocabulary),
         hidden_size=config.width,
-        intermediate_size=4 * config.width,
+        intermediate_size=3 * config.width,
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
         max_position_embeddings=4096,
@@ -142,6 +143,23 @@ def _build_tiny(config: LLMConfig, words: Iterable[str]) -> LanguageModel:
     model = AutoModelForCausalLM.from_config(llama, attn_implementation="sdpa")
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
     return LanguageModel(model, wrapped, config, weights=None)
+
+
+def _load_pretrained(record: WeightsRecord) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The causal LM and its tokenizer, in float32, with no weight missing and none left over."""
+    model, info = AutoModelForCausalLM.from_pretrained(
+        record.folder, gguf_file=record.file, attn_implementation="sdpa", dtype=torch.float32, output_loading_info=True
+    )
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[problem]:
+            raise WeightsError(
+                f"the weights of the LLM {record.name!r} do not fit its architecture: {problem.replace('_', ' ')} "
+                f"{sorted(map(str, info[problem]))[:5]}; take the checkpoint from where it was published"
+            )
+    tokenizer = AutoTokenizer.from_pretrained(record.folder, gguf_file=record.file)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
 
 
 def _add_lora(model: PreTrainedModel, config: LoRAConfig) -> None:

@@ -59,9 +59,7 @@ class Segmenter(nn.Module):
         self.llm = llm
         self.patch_embedding = patch_embedding
         self.mask_head = mask_head
-        self.prompt = nn.Sequential(
-            nn.Linear(llm.width, llm.width), nn.ReLU(), nn.Linear(llm.width, mask_head.width)
-        )
+        self.prompt = nn.Sequential(nn.Linear(llm.width, llm.width), nn.ReLU(), nn.Linear(llm.width, mask_head.width))
 
     def forward(self, features: VisualFeatures, frames: Tensor, query: Query) -> Answer:
         """Features of B images, their frames (B, 3, R, R) in 0..1, and what is asked of them."""

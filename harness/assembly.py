@@ -1,0 +1,125 @@
+"""Puts the parts of one cell together, untrained: data, caches, projector, LLM, mask head."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from pydantic import BaseModel
+
+import projectors
+from harness import data
+from harness import superpixels as sources
+from harness.backbone.config import VisionConfig
+from harness.backbone.llm import build_llm
+from harness.backbone.sam import PatchEmbedding, build_mask_head
+from harness.backbone.segmenter import Segmenter
+from harness.backbone.vision import VisionEncoder, load_vision_encoder
+from harness.backbone.weights import WeightsRecord
+from harness.batches import BatchMaker
+from harness.data.example import Example
+from harness.features import PatchCache, SuperpixelCache
+from harness.progress import Progress
+from harness.study import CellSpec
+from projectors import Dims
+
+DECODER_PE_STRIDE = 4
+"""Pixels of the frame to a cell of the decoder's positional encoding, as projectors see it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """The parts of one cell.
+
+    Args:
+        weights: where each pretrained part comes from.
+    """
+
+    segmenter: Segmenter
+    batches: BatchMaker
+    weights: tuple[WeightsRecord, ...]
+
+
+@lru_cache(maxsize=1)
+def vision_encoder(config: VisionConfig) -> VisionEncoder:
+    """The frozen encoder, loaded once for all cells that share it."""
+    return load_vision_encoder(config).to(default_device())
+
+
+@lru_cache(maxsize=4)
+def _examples(name: str, config: BaseModel, split: str) -> Sequence[Example]:
+    return data.get(name).load(config, split)
+
+
+def load_examples(spec: CellSpec, split: str) -> Sequence[Example]:
+    """A split of the cell's data, loaded once for all cells that share it."""
+    source = data.get(spec.data["name"])
+    settings = {key: value for key, value in spec.data.items() if key != "name"}
+    return _examples(spec.data["name"], source.Config(**settings), split)
+
+
+def assemble(spec: CellSpec, training: Sequence[Example], device: torch.device) -> Assembly:
+    """Everything a cell trains, on its device.
+
+    Raises:
+        IncompatibleError: the projector cannot work on this backbone.
+        WeightsError: a pretrained part cannot be had.
+    """
+    encoder = vision_encoder(spec.vision_encoder)
+    words = {word for example in training for expression in example.expressions for word in expression.text.split()}
+    llm = build_llm(spec.llm, words)
+    mask_head = build_mask_head(spec.mask_head, encoder.grid, spec.vision_encoder.frame)
+    superpixels, max_superpixels = _superpixels(spec)
+    dims = Dims(
+        vision=encoder.width,
+        language=llm.width,
+        grid=encoder.grid,
+        frame=spec.vision_encoder.frame,
+        decoder=mask_head.width,
+        max_superpixels=max_superpixels,
+    )
+    projector = _projector(spec, dims)
+    segmenter = Segmenter(projector, llm, PatchEmbedding(encoder.width, mask_head.width, encoder.grid), mask_head).to(
+        device
+    )
+    decoder_pe = None
+    if "decoder_pe" in projector.needs:
+        decoder_pe = mask_head.positional_encoding(spec.vision_encoder.frame // DECODER_PE_STRIDE)
+    batches = BatchMaker(
+        llm,
+        PatchCache(encoder, spec.vision_encoder.frame),
+        superpixels if "superpixels" in projector.needs else None,
+        decoder_pe,
+        encoder.grid,
+        device,
+    )
+    weights = [encoder.weights] if llm.weights is None else [encoder.weights, llm.weights]
+    return Assembly(segmenter, batches, tuple(weights))
+
+
+def _projector(spec: CellSpec, dims: Dims) -> projectors.Projector:
+    projector = projectors.get(spec.projector["name"])
+    settings = {key: value for key, value in spec.projector.items() if key != "name"}
+    return projector(projector.Config(**settings), dims)
+
+
+def _superpixels(spec: CellSpec) -> tuple[SuperpixelCache | None, int]:
+    """The source's cache and the most superpixels that it makes of an image."""
+    if spec.superpixels is None:
+        return None, 0
+    name = spec.superpixels["name"]
+    settings = {key: value for key, value in spec.superpixels.items() if key != "name"}
+    config = sources.get(name).Config(**settings)
+    return SuperpixelCache(name, config, spec.vision_encoder.frame), config.max_superpixels
+
+
+def prepare(batches: BatchMaker, examples: Sequence[Example], progress: Progress) -> None:
+    """Fills the caches for these images, so that training only reads."""
+    batches.patches.ensure(examples, lambda done, total: progress.note(f"patches {done}/{total}"))
+    if batches.superpixels is not None:
+        batches.superpixels.ensure(examples, lambda done, total: progress.note(f"superpixels {done}/{total}"))
+
+
+def default_device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,132 @@
+"""One cell in, one result out: seeds, trains, scores, measures. Holds the only broad `except` of the harness."""
+
+import json
+import random
+import time
+import traceback
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+import numpy as np
+import pandas as pd
+import torch
+
+from harness import metrics
+from harness.assembly import Assembly, assemble, default_device, load_examples, prepare
+from harness.cost import Cost, PeakMemory, measure, num_parameters
+from harness.environment import describe_environment
+from harness.evaluation import Evaluator
+from harness.gallery import save_gallery
+from harness.progress import Progress
+from harness.records import Row, RunFolder
+from harness.study import Cell
+from harness.training import Trainer
+from projectors import IncompatibleError
+
+
+def run_cell(cell: Cell, folder: RunFolder, progress: Progress) -> Row:
+    """Trains and scores one cell and writes its row and samples; a cell that breaks is a row that says why."""
+    started, clock = datetime.now(UTC), time.perf_counter()
+    row: Row = {
+        **identity(cell),
+        "started_at": started.isoformat(timespec="seconds"),
+        "environment": json.dumps(describe_environment()),
+    }
+    samples = None
+    try:
+        measured, samples = train_and_score(cell, folder, progress)
+        row |= {"status": "done", "reason": "", **measured}
+    except IncompatibleError as error:
+        row |= {"status": "skipped", "reason": str(error)}
+    except Exception:
+        row |= {"status": "failed", "reason": traceback.format_exc()}
+    row["wall_seconds"] = time.perf_counter() - clock
+    folder.write_cell(row, samples)
+    return row
+
+
+def identity(cell: Cell) -> Row:
+    """The columns that name a cell."""
+    spec = cell.spec
+    return {
+        "study": cell.study,
+        "cell": cell.id,
+        "arm": cell.arm,
+        "point": json.dumps(cell.point, sort_keys=True),
+        "seed": cell.seed,
+        "projector": spec.projector["name"],
+        "superpixels": spec.superpixels["name"] if spec.superpixels else "none",
+        "vision_encoder": spec.vision_encoder.name,
+        "llm": spec.llm.name,
+        "spec": spec.model_dump_json(),
+    }
+
+
+def train_and_score(cell: Cell, folder: RunFolder, progress: Progress) -> tuple[Row, pd.DataFrame]:
+    """Everything that is measured of a cell, and its samples."""
+    spec, device = cell.spec, default_device()
+    memory = PeakMemory(device)
+    training = load_examples(spec, "train")
+    testing = load_examples(spec, spec.evaluation.split)
+    generator = seed_everything(cell.seed)
+    assembly = assemble(spec, training, device)
+    prepare(assembly.batches, [*training, *testing], progress)
+
+    clock = time.perf_counter()
+    trainer = Trainer(assembly.segmenter, assembly.batches, spec.training, generator, progress.step)
+    curve = trainer.run(training)
+    train_seconds = time.perf_counter() - clock
+
+    clock = time.perf_counter()
+    progress.note("scoring")
+    batch_images, precision = spec.evaluation.batch_images, spec.training.precision
+    evaluator = Evaluator(assembly.segmenter, assembly.batches, batch_images, precision)
+    samples, tokens = evaluator.score(testing)
+    shuffled = evaluator.shuffled_giou(testing)
+    cost = measure(assembly.segmenter, assembly.batches, testing[0], spec.evaluation.latency_repeats, precision)
+    save_gallery(folder, assembly.batches, testing[: spec.evaluation.gallery_images])
+    row = {
+        "train_seconds": train_seconds,
+        "eval_seconds": time.perf_counter() - clock,
+        "num_images": len(testing),
+        "num_expressions": len(samples),
+        **metrics.score(samples),
+        "giou_shuffled": shuffled,
+        "giou_random_object": metrics.random_object_giou(testing),
+        "tokens": float(np.mean(tokens)),
+        "tokens_p95": float(np.percentile(tokens, 95)),
+        **size_columns(assembly),
+        **cost_columns(cost),
+        "peak_memory_mib": memory.mib(),
+        "weights": json.dumps([asdict(record) for record in assembly.weights]),
+        "curve": json.dumps([asdict(point) for point in curve]),
+    }
+    keys = {"cell": cell.id, "arm": cell.arm, "seed": cell.seed, "split": spec.evaluation.split}
+    return row, samples.assign(**keys)
+
+
+def seed_everything(seed: int) -> torch.Generator:
+    """Seeds every generator a library may draw from; returns the one that orders the training data."""
+    random.seed(seed)
+    np.random.seed(seed)  
+    torch.manual_seed(seed)
+    return torch.Generator().manual_seed(seed)
+
+
+def size_columns(assembly: Assembly) -> Row:
+    """What is known of the model without running it."""
+    return {
+        "max_tokens": assembly.segmenter.projector.max_tokens,
+        "projector_parameters": num_parameters(assembly.segmenter.projector),
+        "trainable_parameters": num_parameters(assembly.segmenter, learning_only=True),
+    }
+
+
+def cost_columns(cost: Cost) -> Row:
+    """Latency and FLOPs, whole and by stage."""
+    return {
+        "flops": sum(cost.stage_flops.values()),
+        **{f"flops_{stage}": flops for stage, flops in cost.stage_flops.items()},
+        "latency_ms": cost.latency_ms,
+        **{f"latency_{stage}_ms": latency for stage, latency in cost.stage_ms.items()},
+    }

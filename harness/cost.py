@@ -1,0 +1,155 @@
+"""What a trained segmenter costs: parameters, FLOPs, latency by stage, peak memory.
+
+FLOPs are multiply-adds times two, of matrix products and convolutions only; pooling, normalisation and superpixel
+generation count as zero, and latency shows them. Attention is counted by running it in its plain form, because the
+fused kernels for CPUs are unknown to the counter.
+"""
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from harness.backbone.segmenter import Segmenter
+from harness.batches import BatchMaker
+from harness.data.example import Example
+from harness.frame import Frame, to_tensor
+from harness.training import autocast
+from projectors import VisualFeatures
+
+STAGES = ("vision", "superpixels", "projector", "llm", "mask")
+WARM_UP = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """One image with one expression, from pixels to a mask at the image's own size.
+
+    Args:
+        latency_ms: median wall time of a whole run.
+        stage_ms: median wall time of each stage; superpixels include generating them, not reading a cache.
+        stage_flops: FLOPs of each stage; matrix products and convolutions only.
+    """
+
+    latency_ms: float
+    stage_ms: dict[str, float]
+    stage_flops: dict[str, int]
+
+
+class Pipeline:
+    """Pixels to mask, nothing cached, in stages that can be timed one by one."""
+
+    def __init__(self, segmenter: Segmenter, batches: BatchMaker, example: Example) -> None:
+        self.segmenter = segmenter
+        self.batches = batches
+        self.example = example
+        self.frame = Frame.of(example.image, batches.patches.frame)
+        self.query = batches.query([[example.expressions[0].text]])
+        self.pixels = to_tensor([self.frame.place_image(example.image)]).to(batches.device)
+        self.patch_mask = torch.from_numpy(self.frame.patch_mask(batches.grid)).unsqueeze(0).to(batches.device)
+        self.first = torch.zeros(1, dtype=torch.long, device=batches.device)
+
+    def run(self, stage: Callable[[str], None]) -> Tensor:
+        """One run; calls `stage(name)` as each stage ends."""
+        encoder = self.batches.patches.encoder
+        patches = encoder(self.pixels).float()
+        stage("vision")
+        labels = None
+        if self.batches.superpixels is not None:
+            cut = self.batches.superpixels.cut(self.example)
+            labels = torch.from_numpy(cut).long().unsqueeze(0).to(self.batches.device)
+        stage("superpixels")
+        features = VisualFeatures(patches, self.patch_mask, labels, self.batches.decoder_pe)
+        tokens = self.segmenter.projector(features)
+        stage("projector")
+        states = self.segmenter.read(tokens, self.query)
+        self.segmenter.llm.answer_logits(states)
+        stage("llm")
+        masks = self.frame.restore(self.segmenter.segment(patches, self.pixels, states, self.first))
+        stage("mask")
+        return masks
+
+
+@torch.inference_mode()
+def measure(segmenter: Segmenter, batches: BatchMaker, example: Example, repeats: int, precision: str) -> Cost:
+    """Medians over `repeats` timed runs after a warm-up, the device synchronised at each stage's end."""
+    segmenter.eval()
+    pipeline = Pipeline(segmenter, batches, example)
+    stage_runs: dict[str, list[float]] = {name: [] for name in STAGES}
+    totals = []
+    with autocast(precision, batches.device):
+        for run in range(WARM_UP + repeats):
+            laps: dict[str, float] = {}
+
+            def lap(name: str, laps: dict[str, float] = laps) -> None:
+                synchronize(batches.device)
+                laps[name] = time.perf_counter()
+
+            synchronize(batches.device)
+            start = time.perf_counter()
+            pipeline.run(lap)
+            if run < WARM_UP:
+                continue
+            totals.append(laps["mask"] - start)
+            before = start
+            for name in STAGES:
+                stage_runs[name].append(laps[name] - before)
+                before = laps[name]
+    return Cost(
+        latency_ms=1e3 * statistics.median(totals),
+        stage_ms={name: 1e3 * statistics.median(runs) for name, runs in stage_runs.items()},
+        stage_flops=count_flops(pipeline),
+    )
+
+
+def count_flops(pipeline: Pipeline) -> dict[str, int]:
+    """FLOPs of each stage of one run."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    marks: dict[str, int] = {}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        pipeline.run(lambda name: marks.setdefault(name, counter.get_total_flops()) and None)
+    torch.backends.mha.set_fastpath_enabled(fused)
+    before = [0, *[marks[name] for name in STAGES]]
+    return {name: marks[name] - earlier for name, earlier in zip(STAGES, before, strict=False)}
+
+
+def num_parameters(module: nn.Module, *, learning_only: bool = False) -> int:
+    """How many numbers a module holds, or only those that learn."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not learning_only)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what was queued on an accelerator."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class PeakMemory:
+    """Peak memory from its making to `mib()`: of the allocator on CUDA, of the whole process elsewhere."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        elif sys.platform == "linux":
+            # Linux keeps the high-water mark for the life of a process unless it is told to start again.
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def mib(self) -> float:
+        """MiB (2^20 bytes)."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        if sys.platform == "linux":
+            status = Path("/proc/self/status").read_text()
+            kib = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
+            return int(kib) / 2**10
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
