@@ -1,0 +1,149 @@
+"""Claims that a study states before it runs, and what its data says about them.
+
+A claim in a study's YAML is one of two kinds:
+
+    - {claim: SSPE beats a bounding-box MLP on relations, better: sspe, than: bbox_mlp, family: relation}
+    - {claim: SVP keeps up with pooling on attributes, equivalent: svp, to: pooling, within: 0.05, family: attribute}
+
+An arm with several search points is judged at every point: no point is picked after the fact. `at` names the points
+meant, `at: {projector.position.blocks: 3}`. A claim holds when it holds at every point and is refuted when every point
+refutes it. The p-values of all `better` comparisons of a study's claims form one Holm family.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from harness.errors import suggest
+from harness.panel import LOWER_IS_BETTER, METRICS, Panel
+from harness.stats import Difference, Verdict, holm, judge
+
+
+class ClaimVerdict(StrEnum):
+    """What the data says about a claim."""
+
+    SUPPORTED = "supported"
+    REFUTED = "refuted"
+    NOT_RESOLVED = "not resolved"
+
+
+class Claim(BaseModel):
+    """One claim of a study: `better` ... `than` ..., or `equivalent` ... `to` ... `within` a margin."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    claim: str = Field(description="the claim as a sentence, for the reader")
+    better: str | None = Field(default=None, description="the arm said to be better")
+    than: str | None = Field(default=None, description="the arm it is better than")
+    equivalent: str | None = Field(default=None, description="the arm said to be as good")
+    to: str | None = Field(default=None, description="the arm it is as good as")
+    within: float | None = Field(
+        default=None, gt=0, description="margin of equivalence; the study's margin if left out"
+    )
+    metric: str = Field(default="giou", description=f"one of {', '.join(METRICS)}")
+    family: str | None = Field(default=None, description="only expressions of this family")
+    at: dict[str, bool | int | float | str] = Field(default={}, description="only search points with these settings")
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_is_scored_per_expression(cls, metric: str) -> str:
+        if metric not in METRICS:
+            raise ValueError(f"no metric {metric!r} is scored per expression; {suggest(metric, METRICS)}")
+        return metric
+
+    @model_validator(mode="after")
+    def _is_one_kind(self) -> "Claim":
+        kinds = [(self.better, self.than), (self.equivalent, self.to)]
+        whole = [all(kind) for kind in kinds]
+        if sum(whole) != 1 or any(any(kind) for kind, is_whole in zip(kinds, whole, strict=True) if not is_whole):
+            raise ValueError("a claim says either better: ARM, than: ARM or equivalent: ARM, to: ARM")
+        if self.within is not None and self.better:
+            raise ValueError("within belongs to equivalent/to; better/than uses the study's margin")
+        return self
+
+    @property
+    def arms(self) -> tuple[str, str]:
+        """The arm the claim is about and the arm it is compared with."""
+        return (self.better or self.equivalent or "", self.than or self.to or "")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One comparison made for a claim: two variants, their difference, and what it says."""
+
+    variant: str
+    other: str
+    difference: Difference
+    adjusted_p: float
+    num_comparisons: int
+    verdict: ClaimVerdict
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A claim's verdict with the comparisons behind it; `reason` says why there are none, or why they disagree."""
+
+    claim: Claim
+    verdict: ClaimVerdict
+    findings: tuple[Finding, ...]
+    reason: str = ""
+
+
+def judge_claims(claims: Sequence[Claim], panel: Panel, margin: float) -> list[Judgement]:
+    """A verdict for every claim, in order."""
+    compared = [
+        [(left, right, panel.compare(left, right, claim.metric, claim.family)) for left, right in _pairs(claim, panel)]
+        for claim in claims
+    ]
+    tested = [
+        difference.p
+        for claim, comparisons in zip(claims, compared, strict=True)
+        for _, _, difference in comparisons
+        if claim.better
+    ]
+    adjusted = iter(holm(tested))
+    judgements = []
+    for claim, comparisons in zip(claims, compared, strict=True):
+        findings = []
+        for left, right, difference in comparisons:
+            p = next(adjusted) if claim.better else difference.p
+            verdict = _verdict(claim, difference, p, margin)
+            findings.append(Finding(left, right, difference, p, len(tested) if claim.better else 1, verdict))
+        judgements.append(_sum_up(claim, tuple(findings), panel))
+    return judgements
+
+
+def _pairs(claim: Claim, panel: Panel) -> list[tuple[str, str]]:
+    """The variants to compare, every point of one arm with every point of the other."""
+    if claim.family is not None and claim.family not in panel.families:
+        return []
+    left, right = (panel.variants_of(arm, claim.at) for arm in claim.arms)
+    return [(one, other) for one in left for other in right]
+
+
+def _verdict(claim: Claim, difference: Difference, adjusted_p: float, margin: float) -> ClaimVerdict:
+    if claim.better:
+        outcome = judge(difference, adjusted_p, margin, claim.metric not in LOWER_IS_BETTER)
+        if outcome is Verdict.BETTER:
+            return ClaimVerdict.SUPPORTED
+        return ClaimVerdict.NOT_RESOLVED if outcome is Verdict.NOT_RESOLVED else ClaimVerdict.REFUTED
+    within = claim.within or margin
+    if -within < difference.low and difference.high < within:
+        return ClaimVerdict.SUPPORTED
+    is_apart = difference.low > within or difference.high < -within
+    return ClaimVerdict.REFUTED if is_apart else ClaimVerdict.NOT_RESOLVED
+
+
+def _sum_up(claim: Claim, findings: tuple[Finding, ...], panel: Panel) -> Judgement:
+    if not findings:
+        missing = [arm for arm in claim.arms if not panel.variants_of(arm, claim.at)]
+        what = f"arm {' and '.join(missing)}" if missing else f"family {claim.family}"
+        return Judgement(claim, ClaimVerdict.NOT_RESOLVED, (), f"no finished cell has scored {what}")
+    verdicts = [finding.verdict for finding in findings]
+    if len(set(verdicts)) == 1:
+        return Judgement(claim, verdicts[0], findings)
+    counts = [f"{verdict} at {verdicts.count(verdict)}" for verdict in ClaimVerdict if verdict in verdicts]
+    reason = f"the search points disagree: {', '.join(counts)} of {len(verdicts)}"
+    return Judgement(claim, ClaimVerdict.NOT_RESOLVED, findings, reason)

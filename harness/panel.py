@@ -1,0 +1,186 @@
+"""The finished cells of a study as one panel: seeds x images for every variant, ready to be scored and compared.
+
+Scores are made per seed and averaged over seeds; `stats` says what is done with them.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from harness.errors import DataError
+from harness.stats import RESAMPLES, Difference, Estimate, Sums, interval, is_on_front, ratio, swap_test
+
+METRICS = (
+    "giou",
+    "giou_teacher_forced",
+    "ciou",
+    "fp_rate",
+    "fn_rate",
+    "no_target_accuracy",
+    "target_accuracy",
+    *(f"precision_at_{percent}" for percent in (50, 60, 70, 80, 90)),
+)
+LOWER_IS_BETTER = frozenset({"fp_rate", "fn_rate"})
+_KEYS = ["seed", "image_id", "expression_id"]
+
+
+def _parts(samples: pd.DataFrame, metric: str) -> tuple[pd.Series, pd.Series]:
+    """Numerator and denominator of one metric for every scored expression."""
+    every = pd.Series(1.0, index=samples.index)
+    has_target = samples["target_area"] > 0
+    has_prediction = samples["predicted_area"] > 0
+    if metric.startswith("precision_at_"):
+        return samples["iou"] >= int(metric.removeprefix("precision_at_")) / 100, every
+    parts = {
+        "giou": ("iou", every),
+        "giou_teacher_forced": ("iou_teacher_forced", every),
+        "ciou": ("intersection", "union"),
+        "fp_rate": (samples["predicted_area"] - samples["intersection"], "predicted_area"),
+        "fn_rate": (samples["target_area"] - samples["intersection"], "target_area"),
+        "no_target_accuracy": (~has_target & ~has_prediction, ~has_target),
+        "target_accuracy": (has_target & has_prediction, has_target),
+    }
+    if metric not in parts:
+        raise DataError(f"no per-expression scores for metric {metric!r}; those that can be compared: {METRICS}")
+    numerator, denominator = (samples[part] if isinstance(part, str) else part for part in parts[metric])
+    return numerator, denominator
+
+
+def variant_name(arm: str, point: str) -> str:
+    """An arm's name with the search point it was run at: `sspe (blocks=3, queries=4)`."""
+    settings = json.loads(point or "{}")
+    if not settings:
+        return arm
+    shown = (f"{path.rpartition('.')[2]}={value}" for path, value in settings.items())
+    return f"{arm} ({', '.join(shown)})"
+
+
+def _points(results: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    return zip(results["arm"], results["point"], strict=True)
+
+
+class Panel:
+    """The finished cells of a study, ready to be scored and compared; a *variant* is an arm at one search point.
+
+    Args:
+        results: the result table.
+        samples: the table of scored expressions.
+        seed: of the resampling; the same panel always gives the same numbers.
+    """
+
+    def __init__(self, results: pd.DataFrame, samples: pd.DataFrame, seed: int = 0) -> None:
+        self._seed = seed
+        done = results[results["status"] == "done"]
+        names = dict(zip(done["cell"], (variant_name(arm, point) for arm, point in _points(done)), strict=True))
+        samples = samples[samples["cell"].isin(names)]
+        samples = samples.assign(variant=samples["cell"].map(names))
+        self.images = sorted(samples["image_id"].unique())
+        self._image_codes = {image: code for code, image in enumerate(self.images)}
+        self._samples = dict(tuple(samples.groupby("variant", sort=False)))
+        self._points = {variant_name(arm, point): (arm, json.loads(point or "{}")) for arm, point in _points(done)}
+        self.variants = [variant for variant in dict.fromkeys(names.values()) if variant in self._samples]
+        self.families = [family for family in dict.fromkeys(samples["family"]) if isinstance(family, str)]
+
+    def variants_of(self, arm: str, at: Mapping[str, object] | None = None) -> list[str]:
+        """The variants of an arm; `at` keeps the search points that have these settings, where the arm was searched."""
+        kept = []
+        for variant in self.variants:
+            name, point = self._points[variant]
+            if name == arm and (not point or all(point.get(path) == value for path, value in (at or {}).items())):
+                kept.append(variant)
+        return kept
+
+    def estimate(self, variant: str, metric: str = "giou", family: str | None = None) -> Estimate:
+        """The score of one variant with its interval."""
+        scores = self._scores(variant, metric, family)
+        if scores.empty:
+            nan = float("nan")
+            return Estimate(nan, nan, nan, nan, num_seeds=0, num_images=0, num_expressions=0)
+        sums = self._sums(scores)
+        per_seed = sums.per_seed()
+        low, high = interval(self._replicates(sums))
+        return Estimate(
+            value=float(per_seed.mean()),
+            low=low,
+            high=high,
+            seed_sd=float(per_seed.std(ddof=1)) if len(per_seed) > 1 else float("nan"),
+            num_seeds=sums.num_seeds,
+            num_images=int(sums.has_image.sum()),
+            num_expressions=sums.num_expressions,
+        )
+
+    def replicates(self, variant: str, metric: str = "giou") -> np.ndarray:
+        """Bootstrap replicates of a score, (RESAMPLES,); the same draws for every variant with as many seeds."""
+        return self._replicates(self._sums(self._scores(variant, metric, None)))
+
+    def front_share(self, costs: dict[str, float], metric: str = "giou") -> dict[str, float]:
+        """Share of resamples in which a variant is on the Pareto front of metric (up) and cost (down)."""
+        variants = [variant for variant in self.variants if np.isfinite(costs[variant])]
+        if not variants:
+            return {}
+        quality = np.stack([self.replicates(variant, metric) for variant in variants], axis=1)
+        sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+        cost = np.broadcast_to([costs[variant] for variant in variants], quality.shape)
+        front = is_on_front(np.stack([sign * quality, -cost], axis=-1))
+        return dict(zip(variants, front.mean(axis=0).tolist(), strict=True))
+
+    def compare(self, variant: str, baseline: str, metric: str = "giou", family: str | None = None) -> Difference:
+        """Variant minus baseline over the seeds and expressions that both have scored."""
+        ours, theirs = (self._scores(name, metric, family) for name in (variant, baseline))
+        both = ours.merge(theirs, on=_KEYS, suffixes=("", "_theirs"))
+        if both.empty:
+            raise DataError(f"{variant!r} and {baseline!r} share no scored expression; run both on the same seeds")
+        theirs = both[[*_KEYS, "numerator_theirs", "denominator_theirs"]]
+        left, right = self._sums(both), self._sums(theirs.rename(columns=lambda name: name.removesuffix("_theirs")))
+        replicates = self._replicates(left) - self._replicates(right)
+        low, high = interval(replicates)
+        return Difference(
+            delta=float((left.per_seed() - right.per_seed()).mean()),
+            low=low,
+            high=high,
+            standard_error=float(np.std(replicates, ddof=1)),
+            p=swap_test(left, right, self._seed),
+            num_seeds=left.num_seeds,
+            num_images=int((left.has_image | right.has_image).sum()),
+            num_expressions=left.num_expressions,
+        )
+
+    def _scores(self, variant: str, metric: str, family: str | None) -> pd.DataFrame:
+        samples = self._samples[variant]
+        if family is not None:
+            samples = samples[samples["family"] == family]
+        numerator, denominator = _parts(samples, metric)
+        return samples[_KEYS].assign(numerator=numerator.astype(float), denominator=denominator.astype(float))
+
+    def _sums(self, scores: pd.DataFrame) -> Sums:
+        seeds = sorted(scores["seed"].unique())
+        shape = (len(seeds), len(self.images))
+        rows = scores["seed"].map({seed: row for row, seed in enumerate(seeds)}).to_numpy(dtype=int)
+        places = rows * shape[1] + scores["image_id"].map(self._image_codes).to_numpy(dtype=int)
+        numerators, denominators = (
+            np.bincount(places, weights=scores[part], minlength=shape[0] * shape[1]).reshape(shape)
+            for part in ("numerator", "denominator")
+        )
+        return Sums(numerators, denominators, num_expressions=len(scores[_KEYS[1:]].drop_duplicates()))
+
+    def _replicates(self, sums: Sums) -> np.ndarray:
+        images, seeds = self._image_draws, self._seed_draws(sums.num_seeds)
+        ratios = ratio(images @ sums.numerators.T, images @ sums.denominators.T)
+        return (ratios * seeds).mean(axis=1)
+
+    @cached_property
+    def _image_draws(self) -> np.ndarray:
+        """How often each image is drawn in each resample, (RESAMPLES, I)."""
+        num = len(self.images)
+        generator = np.random.default_rng([self._seed, num])
+        return generator.multinomial(num, np.full(num, 1 / num), size=RESAMPLES).astype(float)
+
+    def _seed_draws(self, num: int) -> np.ndarray:
+        """How much each seed weighs in each resample, (RESAMPLES, S); the weights of a resample sum to S."""
+        if num == 1:
+            return np.ones((RESAMPLES, 1))
+        draws = np.random.default_rng([self._seed, num, 1]).multinomial(num, np.full(num, 1 / num), size=RESAMPLES)
+        return 1 + (draws - 1) * np.sqrt(num / (num - 1))

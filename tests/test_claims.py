@@ -1,0 +1,85 @@
+"""Claims stated in a study and what the data says about them."""
+
+import pytest
+from pydantic import ValidationError
+
+from harness.claims import Claim, ClaimVerdict, judge_claims
+from harness.panel import Panel
+from tests.report_tables import tables
+
+
+@pytest.fixture(scope="module")
+def panel() -> Panel:
+    return Panel(*tables())
+
+
+def verdict(panel: Panel, **claim: object) -> ClaimVerdict:
+    return judge_claims([Claim(claim="stated", **claim)], panel, margin=0.01)[0].verdict
+
+
+def test_a_large_difference_supports_its_claim_and_refutes_the_opposite(panel: Panel):
+    assert verdict(panel, better="pooling", than="no_position") is ClaimVerdict.SUPPORTED
+    assert verdict(panel, better="no_position", than="pooling") is ClaimVerdict.REFUTED
+
+
+def test_fewer_false_positives_support_better(panel: Panel):
+    assert verdict(panel, better="pooling", than="no_position", metric="fp_rate") is ClaimVerdict.SUPPORTED
+
+
+def test_equivalence_depends_on_the_margin_stated(panel: Panel):
+    assert verdict(panel, equivalent="decoder_pe", to="pooling", within=0.2) is ClaimVerdict.SUPPORTED
+    assert verdict(panel, equivalent="no_position", to="pooling", within=0.02) is ClaimVerdict.REFUTED
+    assert verdict(panel, equivalent="decoder_pe", to="pooling", within=0.001) is ClaimVerdict.NOT_RESOLVED
+
+
+def test_every_search_point_is_judged_and_none_is_picked(panel: Panel):
+    judgement = judge_claims([Claim(claim="stated", better="pooling", than="sspe")], panel, margin=0.01)[0]
+    assert [finding.other for finding in judgement.findings] == ["sspe (blocks=1)", "sspe (blocks=3)"]
+
+
+def test_points_that_disagree_resolve_nothing(panel: Panel):
+    judgement = judge_claims([Claim(claim="stated", equivalent="sspe", to="pooling", within=0.036)], panel, 0.01)[0]
+    verdicts = {finding.verdict for finding in judgement.findings}
+    assert len(verdicts) == 2
+    assert judgement.verdict is ClaimVerdict.NOT_RESOLVED
+    assert "disagree" in judgement.reason
+
+
+def test_at_names_the_point_meant(panel: Panel):
+    claim = Claim(claim="stated", better="pooling", than="sspe", at={"projector.position.blocks": 3})
+    (finding,) = judge_claims([claim], panel, margin=0.01)[0].findings
+    assert (finding.variant, finding.other) == ("pooling", "sspe (blocks=3)")
+
+
+def test_claims_share_one_holm_family(panel: Panel):
+    claim = Claim(claim="stated", better="pooling", than="no_position")
+    (alone,) = judge_claims([claim], panel, margin=0.01)[0].findings
+    (one, other) = (judgement.findings[0] for judgement in judge_claims([claim, claim], panel, margin=0.01))
+    assert one.adjusted_p == other.adjusted_p == pytest.approx(2 * alone.adjusted_p)
+
+
+def test_an_arm_that_never_finished_resolves_nothing(panel: Panel):
+    judgement = judge_claims([Claim(claim="stated", better="qformer", than="pooling")], panel, margin=0.01)[0]
+    assert judgement.verdict is ClaimVerdict.NOT_RESOLVED
+    assert judgement.reason == "no finished cell has scored arm qformer"
+
+
+def test_a_family_without_expressions_resolves_nothing(panel: Panel):
+    claim = Claim(claim="stated", better="sspe", than="pooling", family="colour")
+    assert judge_claims([claim], panel, margin=0.01)[0].reason == "no finished cell has scored family colour"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"better": "a"}, "a claim says either"),
+        ({"better": "a", "than": "b", "equivalent": "c", "to": "d"}, "a claim says either"),
+        ({"better": "a", "than": "b", "to": "d"}, "a claim says either"),
+        ({"better": "a", "than": "b", "within": 0.1}, "within belongs to equivalent/to"),
+        ({"better": "a", "than": "b", "metric": "gious"}, "did you mean giou"),
+        ({"better": "a", "than": "b", "famly": "relation"}, "Extra inputs"),
+    ],
+)
+def test_a_claim_that_cannot_be_judged_is_refused(fields: dict[str, object], message: str):
+    with pytest.raises(ValidationError, match=message):
+        Claim(claim="stated", **fields)

@@ -1,0 +1,214 @@
+"""What a difference is worth: hand-worked values, parity with scipy, and coverage."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as scipy_stats
+
+from harness.errors import DataError
+from harness.panel import Panel, variant_name
+from harness.stats import Difference, Sums, Verdict, holm, is_on_front, judge, swap_test
+from tests.report_tables import tables
+
+
+def table(scores: dict[str, np.ndarray]) -> Panel:
+    """A panel from IoUs (S, I, E) by arm; every target has 100 pixels."""
+    results, samples = [], []
+    for arm, values in scores.items():
+        for (seed, image, number), iou in np.ndenumerate(values):
+            samples.append({"cell": f"{arm}{seed}", "arm": arm, "seed": seed, "image_id": f"i{image:03d}",
+                            "expression_id": number, "family": "all", "iou": iou, "intersection": iou * 100,
+                            "union": 100, "predicted_area": 100, "target_area": 100})  # fmt: skip
+        results.extend(
+            {"cell": f"{arm}{seed}", "arm": arm, "point": "{}", "seed": seed, "status": "done"}
+            for seed in range(len(values))
+        )
+    return Panel(pd.DataFrame(results), pd.DataFrame(samples))
+
+
+def sums(values: np.ndarray) -> Sums:
+    return Sums(values, np.ones_like(values), values.size)
+
+
+def difference(delta: float, low: float, high: float) -> Difference:
+    return Difference(delta, low, high, 0.01, 0.001, num_seeds=3, num_images=60, num_expressions=420)
+
+
+def test_holm_matches_the_values_worked_by_hand():
+    # sorted .005 .01 .03 .04 times 4 3 2 1 = .02 .03 .06 .04, then never falling: .02 .03 .06 .06
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_holm_leaves_an_undefined_p_out_of_the_family():
+    adjusted = holm([0.02, math.nan, 0.5])
+    assert adjusted[0] == pytest.approx(0.04)
+    assert math.isnan(adjusted[1])
+    assert adjusted[2] == pytest.approx(0.5)
+
+
+def test_swapping_equals_scipy_exact_sign_flips():
+    generator = np.random.default_rng(0)
+    ours, theirs = generator.uniform(size=(2, 1, 10))
+    expected = scipy_stats.permutation_test(
+        ((ours - theirs)[0],), np.mean, permutation_type="samples", n_resamples=10_000
+    ).pvalue
+    assert swap_test(sums(ours), sums(theirs)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_many_images_are_swapped_at_random_and_still_agree_with_a_t_test():
+    generator = np.random.default_rng(1)
+    theirs = generator.normal(size=(1, 200))
+    ours = theirs + generator.normal(0.15, 1.0, size=(1, 200))
+    expected = scipy_stats.ttest_rel(ours[0], theirs[0]).pvalue
+    assert swap_test(sums(ours), sums(theirs)) == pytest.approx(expected, abs=0.01)
+
+
+def test_identical_arms_have_p_one_and_no_difference():
+    values = np.random.default_rng(2).uniform(size=(2, 20, 3))
+    compared = table({"a": values, "b": values}).compare("a", "b")
+    assert compared.p == 1.0
+    assert (compared.delta, compared.low, compared.high) == (0.0, 0.0, 0.0)
+    assert judge(compared, 1.0, margin=0.01) is Verdict.EQUIVALENT
+
+
+def test_pairing_finds_what_the_single_intervals_hide():
+    generator = np.random.default_rng(3)
+    theirs = np.broadcast_to(generator.uniform(0.1, 0.8, size=(1, 40, 1)), (1, 40, 4))
+    panel = table({"better": theirs + generator.normal(0.02, 0.01, size=theirs.shape), "base": theirs})
+    better, base = panel.estimate("better"), panel.estimate("base")
+    assert better.low < base.high
+    compared = panel.compare("better", "base")
+    assert compared.low > 0
+    assert judge(compared, compared.p, margin=0.01) is Verdict.BETTER
+
+
+def test_expressions_of_an_image_do_not_count_as_independent():
+    per_image = np.random.default_rng(4).uniform(size=(1, 30, 1))
+    once, copied = table({"a": per_image}), table({"a": np.repeat(per_image, 10, axis=2)})
+    width = {panel: panel.estimate("a").high - panel.estimate("a").low for panel in (once, copied)}
+    assert width[copied] == pytest.approx(width[once])
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    images = np.random.default_rng(5).uniform(0.4, 0.6, size=(1, 50, 1))
+    seeds = np.array([-0.1, 0.0, 0.1])[:, None, None]
+    agree, disagree = table({"a": images + 0 * seeds}).estimate("a"), table({"a": images + seeds}).estimate("a")
+    assert disagree.high - disagree.low > 3 * (agree.high - agree.low)
+    assert disagree.seed_sd == pytest.approx(0.1)
+    assert agree.seed_sd == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(("num_seeds", "seed_sd"), [(1, 0.0), (5, 0.05)])
+def test_the_interval_covers_the_truth_about_as_often_as_it_says(num_seeds: int, seed_sd: float):
+    generator, num_covered, num_trials = np.random.default_rng(6), 0, 60
+    for _ in range(num_trials):
+        images = generator.normal(0, 0.1, size=(1, 40, 1)) + generator.normal(0, 0.1, size=(num_seeds, 40, 2))
+        estimate = table({"a": 0.5 + images + generator.normal(0, seed_sd, size=(num_seeds, 1, 1))}).estimate("a")
+        num_covered += estimate.low <= 0.5 <= estimate.high
+    # 60 trials at 95%: 7 points are 2.5 standard errors; five seeds cannot show their own tails
+    assert num_covered >= num_trials * (0.88 if num_seeds == 1 else 0.82)
+
+
+def test_a_ratio_is_resampled_as_a_ratio_of_sums():
+    results, samples = tables(num_images=20)
+    seeds = [
+        rows["intersection"].sum() / rows["union"].sum()
+        for _, rows in samples[samples["arm"] == "pooling"].groupby("seed")
+    ]
+    estimate = Panel(results, samples).estimate("pooling", "ciou")
+    assert estimate.value == pytest.approx(np.mean(seeds))
+    assert estimate.low < estimate.value < estimate.high
+
+
+def test_scores_equal_the_means_of_the_result_table():
+    results, samples = tables(num_images=10)
+    panel = Panel(results, samples)
+    for metric in ("giou", "ciou", "fp_rate", "giou_teacher_forced"):
+        expected = results.loc[results["arm"] == "pooling", metric].mean()
+        assert panel.estimate("pooling", metric).value == pytest.approx(expected)
+
+
+def test_the_same_panel_gives_the_same_numbers():
+    first, second = (Panel(*tables(num_images=15)) for _ in range(2))
+    assert first.estimate("bbox_mlp") == second.estimate("bbox_mlp")
+    assert first.compare("bbox_mlp", "pooling") == second.compare("bbox_mlp", "pooling")
+
+
+def test_a_metric_without_a_denominator_is_nan_and_never_better():
+    results, samples = tables(num_images=5)
+    samples = samples.assign(predicted_area=0, intersection=0)
+    panel = Panel(results, samples)
+    assert math.isnan(panel.estimate("pooling", "fp_rate").value)
+    compared = panel.compare("bbox_mlp", "pooling", "fp_rate")
+    assert math.isnan(compared.p)
+    assert judge(compared, compared.p, margin=0.01) is Verdict.NOT_RESOLVED
+
+
+def test_an_unscored_expression_is_not_silently_left_out():
+    results, samples = tables(num_images=5)
+    samples.loc[samples.index[0], "iou"] = np.nan
+    assert math.isnan(Panel(results, samples).estimate("pooling").value)
+
+
+def test_only_shared_seeds_and_expressions_are_compared():
+    results, samples = tables(num_images=10)
+    samples = samples[~((samples["arm"] == "bbox_mlp") & (samples["seed"] == 2))]
+    compared = Panel(results, samples).compare("bbox_mlp", "pooling")
+    assert (compared.num_seeds, compared.num_expressions) == (2, 70)
+
+
+def test_arms_without_a_shared_expression_are_refused():
+    results, samples = tables(num_images=4)
+    samples = samples[~((samples["arm"] == "bbox_mlp") & (samples["seed"] != 2))]
+    samples = samples[~((samples["arm"] == "pooling") & (samples["seed"] == 2))]
+    with pytest.raises(DataError, match="share no scored expression"):
+        Panel(results, samples).compare("bbox_mlp", "pooling")
+
+
+@pytest.mark.parametrize(
+    ("compared", "p", "verdict"),
+    [
+        (difference(0.03, 0.01, 0.05), 0.01, Verdict.BETTER),
+        (difference(-0.03, -0.05, -0.01), 0.01, Verdict.WORSE),
+        (difference(0.03, 0.01, 0.05), 0.2, Verdict.NOT_RESOLVED),
+        (difference(0.03, -0.01, 0.07), 0.01, Verdict.NOT_RESOLVED),
+        (difference(0.008, 0.002, 0.014), 0.01, Verdict.NOT_RESOLVED),
+        (difference(0.004, 0.001, 0.007), 0.01, Verdict.EQUIVALENT),
+        (difference(0.0, -0.02, 0.02), 1.0, Verdict.NOT_RESOLVED),
+    ],
+)
+def test_verdicts_follow_the_stated_rules(compared: Difference, p: float, verdict: Verdict):
+    assert judge(compared, p, margin=0.01) is verdict
+
+
+def test_fewer_false_positives_are_better():
+    assert judge(difference(-0.03, -0.05, -0.01), 0.01, margin=0.01, higher_is_better=False) is Verdict.BETTER
+
+
+def test_the_minimum_detectable_effect_is_the_textbook_one():
+    # (1.95996 + 0.84162) standard errors of 0.01
+    assert difference(0, 0, 0).minimum_detectable() == pytest.approx(0.0280158, abs=1e-6)
+    assert difference(0, 0, 0).minimum_detectable(comparisons=5) > difference(0, 0, 0).minimum_detectable()
+
+
+def test_the_front_holds_what_nothing_dominates():
+    points = np.array([[0.6, -36.0], [0.5, -24.0], [0.5, -36.0], [0.6, -36.0], [np.nan, -1.0]])
+    assert is_on_front(points).tolist() == [True, True, False, True, False]
+
+
+def test_front_shares_say_how_sure_the_front_is():
+    results, samples = tables(num_images=20)
+    panel = Panel(results, samples)
+    costs = dict.fromkeys(panel.variants, 24.0) | {"pooling": 36.0}
+    shares = panel.front_share(costs)
+    assert shares["decoder_pe"] > 0.9
+    assert shares["no_position"] == 0.0
+
+
+def test_a_variant_is_named_by_the_settings_searched():
+    assert variant_name("sspe", '{"projector.position.blocks": 3, "projector.position.queries": 4}') == (
+        "sspe (blocks=3, queries=4)"
+    )
+    assert variant_name("pooling", "{}") == "pooling"
