@@ -1,0 +1,96 @@
+"""Expressions of one image share its visual tokens without touching one another."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from harness.backbone.packing import pack
+from harness.backbone.segmenter import Query
+from projectors import VisualTokens
+from tests.tiny import ask, tiny_features, tiny_segmenter
+
+TEXTS = [["the red square", "the blue star left of the circle", "the green circle"], ["the star", "the red circle"]]
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("visual_attention", ["causal", "bidirectional"])
+def test_packed_scores_equal_one_expression_at_a_time(generator, visual_attention):
+    torch.manual_seed(0)
+    segmenter = tiny_segmenter(visual_attention=visual_attention).eval()
+    features, frames = tiny_features(2, generator)
+    with torch.inference_mode():
+        packed = segmenter(features, frames, ask(segmenter.llm, TEXTS))
+        row = 0
+        for image, texts in enumerate(TEXTS):
+            one = slice(image, image + 1)
+            alone_features = type(features)(features.patches[one], features.patch_mask[one])
+            for text in texts:
+                alone = segmenter(alone_features, frames[one], ask(segmenter.llm, [[text]]))
+                assert_close(packed.mask_logits[row], alone.mask_logits[0], atol=1e-4, rtol=0)
+                assert_close(packed.answer_logits[row], alone.answer_logits[0], atol=1e-4, rtol=0)
+                row += 1
+    assert row == len(packed.mask_logits)
+
+
+def test_an_expression_cannot_see_its_neighbour(generator):
+    torch.manual_seed(0)
+    segmenter = tiny_segmenter().eval()
+    features, frames = tiny_features(1, generator)
+    with torch.inference_mode():
+        first = segmenter(features, frames, ask(segmenter.llm, [["the red square", "the star"]]))
+        second = segmenter(features, frames, ask(segmenter.llm, [["the red square", "the circle"]]))
+    assert_close(first.mask_logits[0], second.mask_logits[0], atol=1e-5, rtol=0)
+    assert (first.mask_logits[1] - second.mask_logits[1]).abs().max() > 1e-4
+
+
+def test_the_image_matters_to_an_expression(generator):
+    torch.manual_seed(0)
+    segmenter = tiny_segmenter().eval()
+    features, _ = tiny_features(2, generator)
+    query = ask(segmenter.llm, [["the star"], ["the star"]])
+    with torch.inference_mode():
+        states = segmenter.read(segmenter.projector(features), query)
+    assert (states[0] - states[1]).abs().max() > 1e-3
+
+
+def test_padding_changes_nothing(generator):
+    torch.manual_seed(0)
+    segmenter = tiny_segmenter().eval()
+    features, _ = tiny_features(1, generator)
+    query = ask(segmenter.llm, [["the star", "the red circle"]])
+    tokens = segmenter.projector(features)
+    real = tokens.embeds.shape[1]
+    padded = VisualTokens(
+        torch.cat([tokens.embeds, torch.full((1, 3, tokens.embeds.shape[2]), 7.0)], dim=1),
+        torch.arange(real + 3).unsqueeze(0) < real,
+    )
+    pad_words = Query(
+        torch.nn.functional.pad(query.ids, (0, 2, 0, 1)), torch.nn.functional.pad(query.mask, (0, 2, 0, 1))
+    )
+    with torch.inference_mode():
+        assert_close(segmenter.read(padded, pad_words), segmenter.read(tokens, query), atol=1e-5, rtol=0)
+
+
+def test_layout_by_hand():
+    """Two visual tokens of which one is padding, two expressions of lengths two and one."""
+    visual = VisualTokens(torch.zeros(1, 2, 3), torch.tensor([[True, False]]))
+    mask = torch.tensor([[[True, True], [True, False]]])
+    packed = pack(visual, torch.zeros(1, 2, 2, 3), mask, bidirectional=True)
+    assert packed.positions.tolist() == [[0, 0, 1, 2, 1, 2]]
+    assert packed.last.tolist() == [[3, 4]]
+    expected = torch.tensor(
+        [
+            [1, 0, 0, 0, 0, 0],
+            [0, 1, 0, 0, 0, 0],
+            [1, 0, 1, 0, 0, 0],
+            [1, 0, 1, 1, 0, 0],
+            [1, 0, 0, 0, 1, 0],
+            [0, 0, 0, 0, 0, 1],
+        ],
+        dtype=torch.bool,
+    )
+    assert packed.attention[0].tolist() == expected.tolist()
