@@ -52,8 +52,8 @@ class Dice:
         return [options[int(i)] for i in order]
 
     def noise(self, shape: tuple[int, ...], reach: int) -> np.ndarray:
-        """Independent integers from -reach to reach (reach <= 127), of this shape, int32."""
+        """Independent integers from -reach to reach (reach <= 127), of this shape, int16."""
         count = int(np.prod(shape))
         words = self._bits.random_raw((count + 7) // 8).astype("<u8")
-        octets = words.view(np.uint8)[:count].astype(np.int32)
-        return (octets * (2 * reach + 1) // 256 - reach).reshape(shape)
+        scaled = words.view(np.uint8)[:count] * np.uint16(2 * reach + 1)
+        return (scaled >> 8).astype(np.int16).reshape(shape) - np.int16(reach)

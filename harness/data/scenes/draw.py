@@ -21,7 +21,6 @@ _RGB = {
 }
 _LIGHT = ("orange", "yellow", "cyan", "pink")  # these take a dark second tone, the others a light one
 _FULL = 256  # a share of one, in the fixed-point arithmetic below
-Colour = np.ndarray  # (3,) int32
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +28,8 @@ class Domain:
     """How a domain looks.
 
     Attributes:
-        background: draws the empty picture, (SIDE, SIDE, 3) int32.
-        finish: what happens to the whole picture after the objects are painted.
+        background: draws the empty picture, (SIDE, SIDE, 3) int16.
+        finish: changes the whole picture, in place, after the objects are painted.
         jitter: largest change of an object's colour, per channel.
         shading: how much lighter an object is at its top than in its middle, out of 256.
         fill: share of an object's colour that stays over the paper, out of 256.
@@ -38,81 +37,93 @@ class Domain:
     """
 
     background: Callable[[Dice], np.ndarray]
-    finish: Callable[[np.ndarray, Dice], np.ndarray]
+    finish: Callable[[np.ndarray, Dice], None]
     jitter: int
     shading: int
     fill: int
     has_outline: bool
 
 
+_AXIS = np.arange(SIDE, dtype=np.int32)
+
+
+def _colour(dice: Dice, rgb: tuple[int, int, int], reach: int) -> np.ndarray:
+    """The colour with each channel changed by up to `reach`, (3,) int16."""
+    return np.array([channel + dice.between(-reach, reach) for channel in rgb], dtype=np.int16)
+
+
 def _ramp(dice: Dice, reach: int) -> np.ndarray:
-    """A plane that rises by up to `reach` from one side of the picture to the other, (SIDE, SIDE, 1)."""
+    """A plane that changes by up to `reach` from one side of the picture to the other, (SIDE, SIDE, 1) int16."""
     down, right = dice.between(-reach, reach), dice.between(-reach, reach)
-    axis = np.arange(SIDE, dtype=np.int32) - SIDE // 2
-    return ((axis[:, None] * down + axis[None, :] * right) // SIDE)[:, :, None]
+    centred = _AXIS - SIDE // 2
+    return ((centred[:, None] * down + centred[None, :] * right) // SIDE).astype(np.int16)[:, :, None]
 
 
 def _blotches(dice: Dice, cell: int, reach: int) -> np.ndarray:
-    """Smooth coloured noise: random values every `cell` pixels with straight lines between, (SIDE, SIDE, 3)."""
+    """Smooth coloured noise: random values every `cell` pixels with straight lines between, (SIDE, SIDE, 3) int16."""
     knots = SIDE // cell + 2
     grid = dice.noise((knots, knots, 3), reach)
-    at, part = np.divmod(np.arange(SIDE, dtype=np.int32), cell)
-    rows = (grid[at] * (cell - part)[:, None, None] + grid[at + 1] * part[:, None, None]) // cell
-    part = part[None, :, None]
-    return (rows[:, at] * (cell - part) + rows[:, at + 1] * part) // cell
-
-
-def _grain(picture: np.ndarray, dice: Dice, reach: int) -> np.ndarray:
-    """The picture with independent noise, the same in the three channels."""
-    return picture + dice.noise((SIDE, SIDE, 1), reach)
+    at, part = np.divmod(_AXIS.astype(np.int16), np.int16(cell))
+    rows = (grid[at] * (cell - part)[:, None, None] + grid[at + 1] * part[:, None, None]) // np.int16(cell)
+    smooth = rows[:, at] * (cell - part)[None, :, None]
+    smooth += rows[:, at + 1] * part[None, :, None]
+    smooth //= np.int16(cell)
+    return smooth
 
 
 def _studio_background(dice: Dice) -> np.ndarray:
+    """Grey paper, dark or bright, lit from one side."""
     level = dice.pick((72, 112, 150, 205, 225))
-    tint = np.array([dice.between(-8, 8) for _ in range(3)], dtype=np.int32)
-    return level + tint + _ramp(dice, 36)
+    return _colour(dice, (level, level, level), 8) + _ramp(dice, 36)
+
+
+def _studio_finish(picture: np.ndarray, dice: Dice) -> None:
+    picture += dice.noise((SIDE, SIDE, 1), 5)
 
 
 def _canvas_background(dice: Dice) -> np.ndarray:
-    level = dice.between(90, 165)
-    return level + _blotches(dice, 28, 46) + _blotches(dice, 7, 30)
+    """Rough paint in many muted colours."""
+    picture = _blotches(dice, 28, 46)
+    picture += _blotches(dice, 7, 30)
+    picture += np.int16(dice.between(90, 165))
+    return picture
+
+
+def _canvas_finish(picture: np.ndarray, dice: Dice) -> None:
+    picture += _blotches(dice, 16, 10)
+    picture += dice.noise((SIDE, SIDE, 3), 14)
 
 
 def _sketch_background(dice: Dice) -> np.ndarray:
-    paper = np.array([243, 239, 228], dtype=np.int32) - dice.between(0, 14)
-    axis = np.arange(SIDE, dtype=np.int32)
-    ruled = (axis + dice.between(0, 15)) % 16 == 0
-    lines = np.array([24, 12, 0], dtype=np.int32) * ruled[:, None, None]
-    return np.broadcast_to(paper - lines, (SIDE, SIDE, 3)) + _blotches(dice, 32, 6)
+    """Ruled paper."""
+    picture = _blotches(dice, 32, 6)
+    picture += _colour(dice, (236, 232, 221), 6)
+    picture[dice.between(0, 15) :: 16] -= np.array([24, 12, 0], dtype=np.int16)
+    return picture
+
+
+def _sketch_finish(picture: np.ndarray, dice: Dice) -> None:
+    """Pencil strokes: faint, fine and slanted over the whole sheet, so that they are not taken for stripes."""
+    strokes = (_AXIS[:, None] + _AXIS[None, :] + dice.noise((SIDE, SIDE), 1)) % 4 == 0
+    picture -= np.int16(12) * strokes[:, :, None]
+    picture += dice.noise((SIDE, SIDE, 1), 5)
 
 
 def _night_background(dice: Dice) -> np.ndarray:
-    sky = np.array([28, 34, 62], dtype=np.int32) + dice.between(-8, 14)
-    return sky + _ramp(dice, 24) + _blotches(dice, 32, 10)
+    """A dark bluish ground."""
+    picture = _blotches(dice, 32, 10)
+    picture += _colour(dice, (30, 36, 64), 8)
+    picture += _ramp(dice, 24)
+    return picture
 
 
-def _studio_finish(picture: np.ndarray, dice: Dice) -> np.ndarray:
-    return _grain(picture, dice, 5)
-
-
-def _canvas_finish(picture: np.ndarray, dice: Dice) -> np.ndarray:
-    return picture + _blotches(dice, 16, 10) + dice.noise((SIDE, SIDE, 3), 14)
-
-
-def _sketch_finish(picture: np.ndarray, dice: Dice) -> np.ndarray:
-    """Pencil strokes: faint, fine and slanted over the whole sheet, so that they are not taken for stripes."""
-    axis = np.arange(SIDE, dtype=np.int32)
-    strokes = (axis[:, None] + axis[None, :] + dice.noise((SIDE, SIDE), 1)) % 4 == 0
-    return _grain(picture - 12 * strokes[:, :, None], dice, 5)
-
-
-def _night_finish(picture: np.ndarray, dice: Dice) -> np.ndarray:
+def _night_finish(picture: np.ndarray, dice: Dice) -> None:
     """A lamp somewhere over the scene; the farther from it, the darker."""
     x, y = dice.between(40, SIDE - 40), dice.between(40, SIDE - 40)
-    axis = np.arange(SIDE, dtype=np.int32)
-    squared = (axis[:, None] - y) ** 2 + (axis[None, :] - x) ** 2
+    squared = (_AXIS[:, None] - y) ** 2 + (_AXIS[None, :] - x) ** 2
     light = np.maximum(dice.between(165, 195) - squared // 420, 104)
-    return picture * light[:, :, None] // _FULL + dice.noise((SIDE, SIDE, 3), 11)
+    picture[:] = picture * light[:, :, None] // _FULL
+    picture += dice.noise((SIDE, SIDE, 3), 11)
 
 
 DOMAINS: dict[str, Domain] = {
@@ -123,10 +134,9 @@ DOMAINS: dict[str, Domain] = {
 }
 
 
-def _tones(one: SceneObject, domain: Domain, dice: Dice) -> tuple[Colour, Colour]:
-    """The colour of the object and of its texture's second tone."""
-    first = np.array(_RGB[one.look.colour], dtype=np.int32)
-    first = first + np.array([dice.between(-domain.jitter, domain.jitter) for _ in range(3)], dtype=np.int32)
+def _tones(one: SceneObject, domain: Domain, dice: Dice) -> tuple[np.ndarray, np.ndarray]:
+    """The colour of the object and of its texture's second tone, (3,) int32."""
+    first = _colour(dice, _RGB[one.look.colour], domain.jitter).astype(np.int32)
     second = first * 72 // _FULL if one.look.colour in _LIGHT else (first * 64 + 245 * 192) // _FULL
     return first, second
 
@@ -142,26 +152,35 @@ def _inner_edge(points: np.ndarray) -> np.ndarray:
 
 def _paint(picture: np.ndarray, one: SceneObject, domain: Domain, dice: Dice) -> None:
     """Lay one object over the picture, touching nothing outside its bounding box."""
-    plain, patterned = coverage(one.look)
-    radius = len(plain) // 2
+    in_first, in_second = coverage(one.look)
+    radius = len(in_first) // 2
     window = (slice(one.y - radius, one.y + radius), slice(one.x - radius, one.x + radius))
+    under = picture[window].astype(np.int32)
     first, second = _tones(one, domain, dice)
-    under = picture[window]
-    total = (plain + patterned)[:, :, None]
-    colour = plain[:, :, None] * first + patterned[:, :, None] * second
-    light = _FULL - np.arange(-radius, radius, dtype=np.int32) * domain.shading // radius
-    colour = colour * light[:, None, None] // _FULL
-    colour = (colour * domain.fill + under * total * (_FULL - domain.fill)) // _FULL
-    mixed = (colour + (4 - total) * under + 2) // 4
+    total = in_first + in_second
+    colour = in_first[:, :, None] * first
+    if one.look.texture != "plain":
+        colour += in_second[:, :, None] * second
+    if domain.shading:
+        light = _FULL - np.arange(-radius, radius, dtype=np.int32) * domain.shading // radius
+        colour *= light[:, None, None]
+        colour >>= 8
+    if domain.fill < _FULL:
+        colour = (colour * domain.fill + under * (total[:, :, None] * (_FULL - domain.fill))) >> 8
+    under *= (4 - total)[:, :, None]
+    colour += under
+    colour += 2
+    colour >>= 2
     if domain.has_outline:
-        edge = _inner_edge(total[:, :, 0] >= 2)
-        mixed[edge] = mixed[edge] // 4 + 28
-    picture[window] = mixed
+        edge = _inner_edge(total >= 2)
+        colour[edge] = colour[edge] // 4 + 28
+    picture[window] = colour
 
 
 def render(scene: Scene, domain: Domain, dice: Dice) -> np.ndarray:
     """The picture of a scene, (SIDE, SIDE, 3) uint8."""
-    picture = np.ascontiguousarray(domain.background(dice), dtype=np.int32)
+    picture = domain.background(dice)
     for one in scene.objects:
         _paint(picture, one, domain, dice)
-    return np.clip(domain.finish(picture, dice), 0, 255).astype(np.uint8)
+    domain.finish(picture, dice)
+    return picture.clip(0, 255, out=picture).astype(np.uint8)

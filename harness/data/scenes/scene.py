@@ -1,6 +1,6 @@
 """The scene graph: which objects a picture shows, where they stand, and what hides what."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -78,14 +78,16 @@ class _Placed:
     visible: int
 
     @property
-    def window(self) -> tuple[slice, slice]:
-        radius = len(self.stamp) // 2
-        return slice(self.y - radius, self.y + radius), slice(self.x - radius, self.x + radius)
+    def radius(self) -> int:
+        return len(self.stamp) // 2
 
     @property
     def box(self) -> Box:
-        radius = len(self.stamp) // 2
-        return Box(self.x - radius, self.y - radius, self.x + radius, self.y + radius)
+        return Box(self.x - self.radius, self.y - self.radius, self.x + self.radius, self.y + self.radius)
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        return slice(self.box.top, self.box.bottom), slice(self.box.left, self.box.right)
 
     @property
     def needed(self) -> int:
@@ -95,7 +97,7 @@ class _Placed:
 
 def _extent(dice: Dice) -> int:
     """How many pixels an object measures across: mostly 30 to 70, at times less than a patch or most of the image."""
-    low, high = dice.weighted(((10, 14), (15, 28), (30, 70), (75, 140)), (9, 21, 62, 8))
+    low, high = dice.weighted(((10, 14), (15, 28), (30, 70), (75, 128)), (9, 21, 62, 8))
     return dice.between(low, high)
 
 
@@ -118,26 +120,36 @@ def _look(dice: Dice, shapes: Sequence[str], colours: Sequence[str], textures: S
     return Look(shape, colour, texture, width, height, angle, dice.between(0, 179), period)
 
 
+def _candidates(dice: Dice, look: Look, radius: int, placed: list[_Placed]) -> Iterator[tuple[int, int, bool]]:
+    """Places to try for a new object, (x, y, whether it must stand free): often beside another, then anywhere."""
+    low, high = radius + _BORDER, SIDE - radius - _BORDER
+    neighbours = [old for old in placed if old.look.colour != look.colour]
+    if neighbours and dice.percent(45):
+        old = dice.pick(neighbours)
+        reach = (radius + old.radius) * 7 // 10
+        for _ in range(_ATTEMPTS // 2):
+            x, y = old.x + dice.between(-reach, reach), old.y + dice.between(-reach, reach)
+            yield min(max(x, low), high), min(max(y, low), high), False
+    for attempt in range(_ATTEMPTS):
+        yield dice.between(low, high), dice.between(low, high), attempt < _ATTEMPTS * 3 // 4
+
+
 def _try_to_place(dice: Dice, look: Look, placed: list[_Placed], ids: np.ndarray) -> bool:
-    """Put the object on top at a random place that leaves everything recognisable, if one is found soon."""
+    """Put the object on top, at the first place tried that leaves everything recognisable; False if there is none."""
     first, second = coverage(look)
     stamp = first + second >= 2
-    radius = len(stamp) // 2
-    low, high = radius + _BORDER, SIDE - radius - _BORDER
-    if low > high:
-        return False
     area = int(stamp.sum())
-    tries_apart = _ATTEMPTS * 3 // 4 if dice.percent(55) else 0
-    for attempt in range(_ATTEMPTS):
-        new = _Placed(look, dice.between(low, high), dice.between(low, high), stamp, area, area)
-        if any(new.box.meets(old.box) and old.look.colour == look.colour for old in placed):
+    for x, y, stands_free in _candidates(dice, look, len(stamp) // 2, placed):
+        new = _Placed(look, x, y, stamp, area, area)
+        touched = [(k, old) for k, old in enumerate(placed, start=1) if new.box.meets(old.box)]
+        if any(old.look.colour == look.colour for _, old in touched):
             continue
         lost = np.bincount(ids[new.window][stamp], minlength=len(placed) + 1)
-        if attempt < tries_apart and lost[1:].any():
+        if stands_free and lost[1:].any():
             continue
-        if any(lost[k] and old.visible - lost[k] < old.needed for k, old in enumerate(placed, start=1)):
+        if any(lost[k] and old.visible - lost[k] < old.needed for k, old in touched):
             continue
-        for k, old in enumerate(placed, start=1):
+        for k, old in touched:
             old.visible -= int(lost[k])
         placed.append(new)
         ids[new.window][stamp] = len(placed)

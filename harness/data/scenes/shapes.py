@@ -6,6 +6,7 @@ pixels: with the origin on a pixel corner, the points of a pixel lie at odd quar
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -85,10 +86,15 @@ def _inside_polygon(vertices: list[tuple[int, int]], axis: np.ndarray) -> np.nda
     for (x0, y0), (x1, y1) in zip(vertices, [*vertices[1:], vertices[0]], strict=True):
         if y0 == y1:
             continue
-        rows = (axis > min(y0, y1)) & (axis <= max(y0, y1))
-        crossing = x0 + (axis[rows] - y0) * (x1 - x0) // (y1 - y0)
-        inside[rows] ^= axis[None, :] > crossing[:, None]
+        first, last = np.searchsorted(axis, sorted((y0, y1)), side="right")
+        crossing = x0 + (axis[first:last] - y0) * (x1 - x0) // (y1 - y0)
+        inside[first:last] ^= axis[None, :] > crossing[:, None]
     return inside
+
+
+def _axis(reach: int) -> np.ndarray:
+    """Coordinates of the points along one side of a square of `reach` pixels to each side of the centre."""
+    return np.arange(-reach * QUARTERS + 1, reach * QUARTERS, 2, dtype=np.int32)
 
 
 def _outline(look: Look) -> tuple[np.ndarray, np.ndarray]:
@@ -96,11 +102,11 @@ def _outline(look: Look) -> tuple[np.ndarray, np.ndarray]:
     if look.shape in _POLYGONS:
         vertices = _vertices(look)
         reach = max(max(abs(x), abs(y)) for x, y in vertices) // QUARTERS + 1
-        axis = np.arange(-reach * QUARTERS + 1, reach * QUARTERS, 2)
+        axis = _axis(reach)
         return axis, _inside_polygon(vertices, axis)
     radius = look.width * QUARTERS // 2
     reach = radius // QUARTERS + 1
-    axis = np.arange(-reach * QUARTERS + 1, reach * QUARTERS, 2)
+    axis = _axis(reach)
     squared = axis[:, None] ** 2 + axis[None, :] ** 2
     inside = squared <= radius**2
     if look.shape == "ring":
@@ -127,6 +133,7 @@ def _count(points: np.ndarray) -> np.ndarray:
     return (rows[:, 0::2] + rows[:, 1::2]).astype(np.int32)
 
 
+@lru_cache(maxsize=32)  # an object is drawn soon after it is placed
 def coverage(look: Look) -> tuple[np.ndarray, np.ndarray]:
     """Points of each pixel in the first and in the second tone.
 
@@ -135,8 +142,8 @@ def coverage(look: Look) -> tuple[np.ndarray, np.ndarray]:
         to the object when the two sum to at least 2.
     """
     axis, inside = _outline(look)
-    if look.texture == "plain":
-        first = _count(inside)
-        return first, np.zeros_like(first)
-    tone = _second_tone(look, axis)
-    return _count(inside & ~tone), _count(inside & tone)
+    tone = _second_tone(look, axis) if look.texture != "plain" else np.zeros_like(inside)
+    counts = _count(inside & ~tone), _count(inside & tone)
+    for count in counts:
+        count.setflags(write=False)
+    return counts

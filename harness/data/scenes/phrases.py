@@ -1,0 +1,53 @@
+"""Noun phrases and what they describe in a scene."""
+
+from collections.abc import Iterator
+from itertools import combinations, product
+from typing import NamedTuple
+
+from harness.data.scenes.scene import Scene, SceneObject
+
+_PLURAL = {"cross": "crosses"}
+
+
+class Phrase(NamedTuple):
+    """A noun with its adjectives; None where nothing is said."""
+
+    texture: str | None
+    colour: str | None
+    shape: str | None
+
+    def text(self, plural: bool = False, size: str | None = None) -> str:
+        """The words, without article."""
+        noun = self.shape or "object"
+        if plural:
+            noun = _PLURAL.get(noun, noun + "s")
+        return " ".join(word for word in (size, self.texture, self.colour, noun) if word)
+
+    def parts(self) -> Iterator["Phrase"]:
+        """Every phrase that says less than this one."""
+        said = [field for field in self._fields if getattr(self, field)]
+        for count in range(1, len(said) + 1):
+            for dropped in combinations(said, count):
+                yield self._replace(**dict.fromkeys(dropped))
+
+
+class Facts:
+    """A scene's objects and every phrase that describes at least one of them.
+
+    Attributes:
+        phrases: what each phrase describes.
+        unique: phrases of colour and shape that describe one object, with that object.
+        shared: phrases of colour and shape, or neither, that describe several.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        self.objects = scene.objects
+        self.phrases: dict[Phrase, tuple[SceneObject, ...]] = {}
+        for one in scene.objects:
+            look = one.look
+            for texture, colour, shape in product((None, look.texture), (None, look.colour), (None, look.shape)):
+                phrase = Phrase(texture, colour, shape)
+                self.phrases[phrase] = (*self.phrases.get(phrase, ()), one)
+        untextured = [(phrase, found) for phrase, found in self.phrases.items() if phrase.texture is None]
+        self.unique = [(phrase, found[0]) for phrase, found in untextured if len(found) == 1]
+        self.shared = [(phrase, found) for phrase, found in untextured if len(found) > 1]
