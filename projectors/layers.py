@@ -30,9 +30,9 @@ def area_fractions(labels: Tensor, num_regions: int, size: tuple[int, int]) -> T
     columns = torch.arange(width, device=labels.device) * size[1] // width
     cells = rows[:, None] * size[1] + columns
     num_cells = size[0] * size[1]
-    images = torch.arange(batch, device=labels.device)[:, None, None]
     # Pixels of no region are counted in an extra first slot, which is cut off.
-    slots = (images * (num_regions + 1) + labels + 1) * num_cells + cells
+    first = (torch.arange(batch, device=labels.device) * (num_regions + 1) + 1) * num_cells
+    slots = torch.add(first[:, None, None] + cells, labels, alpha=num_cells)
     counts = torch.bincount(slots.flatten(), minlength=batch * (num_regions + 1) * num_cells)
     counts = rearrange(counts, "(b s n) -> b s n", b=batch, n=num_cells)[:, 1:]
     return counts / torch.bincount(cells.flatten(), minlength=num_cells).clamp(min=1)

@@ -1,13 +1,14 @@
 """BBox-MLP: the bounding box of a superpixel through a small MLP.
 
 Source: named in SVP, https://arxiv.org/abs/2509.13676, as the simpler alternative to SSPE.
-Differs from the paper: widths and the form of the box are not in the sources we have; here [cx, cy, w, h].
+Differs from the paper: widths and the form of the box are not in the sources we have; here [cx, cy, w, h], and
+a layer norm at the end, so that the embedding has the scale of the patches that it is added to.
 """
 
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from projectors.contract import Dims, ProjectorConfig
 from projectors.layers import mlp
@@ -22,7 +23,7 @@ class BBoxMLP(PositionEncoder):
 
     def __init__(self, config: Config, dims: Dims) -> None:
         super().__init__(config, dims)
-        self.encode = mlp(4, dims.vision, depth=2)
+        self.encode = nn.Sequential(mlp(4, dims.vision, depth=2), nn.LayerNorm(dims.vision))
 
     def forward(self, regions: Regions) -> Tensor:
         """(B, S, C) from the boxes of the regions."""

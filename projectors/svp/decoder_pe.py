@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from projectors.contract import Dims, ProjectorConfig
 from projectors.layers import mlp, pool_by_area
@@ -27,7 +27,7 @@ class DecoderPE(PositionEncoder):
 
     def __init__(self, config: Config, dims: Dims) -> None:
         super().__init__(config, dims)
-        self.encode = mlp(dims.decoder + 2, dims.vision, depth=2)
+        self.encode = nn.Sequential(mlp(dims.decoder + 2, dims.vision, depth=2), nn.LayerNorm(dims.vision))
 
     def forward(self, regions: Regions) -> Tensor:
         """(B, S, C) from the mean encoding of each region, its share of the frame, and the logarithm of that."""

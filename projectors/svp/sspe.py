@@ -5,7 +5,10 @@ Source: SVP, https://arxiv.org/abs/2509.13676 (learnable queries cross-attend to
 Differs from the paper, or is not in the sources we have: mask resolution, width and heads; a cell of the mask holds
 the share of its pixels that are inside, so that a superpixel smaller than a cell still shows; a block is
 cross-attention and an MLP, without self-attention between the queries, which meet when they are concatenated and
-projected to one vector; `keys: decoder_pe` is ours.
+projected to one vector; a layer norm at the end; `keys: decoder_pe` is ours.
+Initialisation is ours: because SSPE keeps its initial weights in the first stage, they must already tell regions
+apart. Queries start small and every head starts out looking inside the mask; with plain unit-scale queries the
+embeddings of different superpixels differ by 2% of their length only, and nothing can be read from them.
 """
 
 from typing import Literal
@@ -18,6 +21,8 @@ from torch.nn import functional as F
 
 from projectors.contract import Dims, ProjectorConfig
 from projectors.svp.regions import PositionEncoder, Regions
+
+_INITIAL_GAIN = 4.0
 
 
 class SSPE(PositionEncoder):
@@ -51,11 +56,14 @@ class SSPE(PositionEncoder):
             self.cells: nn.Module = _DecoderCells(dims.decoder, config.width, config.resolution)
         else:
             self.cells = _GridCells(config.width, config.resolution)
-        self.queries = nn.Parameter(torch.randn(config.queries, config.width))
+        self.queries = nn.Parameter(0.02 * torch.randn(config.queries, config.width))
         self.inside = nn.Parameter(torch.randn(config.width))
         self.blocks = nn.ModuleList(_Block(config.width, config.heads) for _ in range(config.blocks))
+        for block in self.blocks:
+            assert isinstance(block, _Block)
+            block.look_inside(self.inside)
         self.norm = nn.LayerNorm(config.width)
-        self.merge = nn.Linear(config.queries * config.width, dims.vision)
+        self.merge = nn.Sequential(nn.Linear(config.queries * config.width, dims.vision), nn.LayerNorm(dims.vision))
 
     def forward(self, regions: Regions) -> Tensor:
         """(B, S, C); only regions that exist are read."""
@@ -87,6 +95,13 @@ class _Block(nn.Module):
         self.mlp = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
+
+    @torch.no_grad()
+    def look_inside(self, inside: Tensor) -> None:
+        """Sets the query bias so that a cell inside the mask has e^4 times the weight of one outside, in each head."""
+        key = rearrange(self.key(inside), "(h d) -> h d", h=self.heads)
+        direction = key / key.square().sum(dim=-1, keepdim=True)
+        self.query.bias.copy_(rearrange(_INITIAL_GAIN * key.shape[-1] ** 0.5 * direction, "h d -> (h d)"))
 
     def forward(self, states: Tensor, cells: Tensor, inside: Tensor, masks: Tensor) -> Tensor:
         """states (M, Q, W), cells (n, W), inside (W), masks (M, n) -> (M, Q, W)."""
