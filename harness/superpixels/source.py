@@ -1,0 +1,38 @@
+"""What every superpixel source has in common."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from harness.data.example import Example
+
+
+class SourceConfig(BaseModel):
+    """Settings of a source; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    count: int = Field(default=40, ge=1, le=1024, description="superpixels aimed at; no image has more")
+
+    @property
+    def max_superpixels(self) -> int:
+        """Upper bound over all images; the backbone relies on it."""
+        return self.count
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A way to cut an image.
+
+    Attributes:
+        name: in YAML, and the name of its file.
+        Config: its settings.
+        segment: (config, example) -> (h, w) int16, a partition of the image with the ids 0..S-1, every one present.
+    """
+
+    name: str
+    Config: type[SourceConfig]
+    segment: Callable[[Any, Example], np.ndarray]
