@@ -1,0 +1,30 @@
+"""Datasets: images, words and masks. The files of this folder are the datasets, by name.
+
+A dataset is a module with `Config` (a pydantic model whose first field is its name) and `load(config, split)`, which
+returns a sequence of `Example`.
+"""
+
+import pkgutil
+from importlib import import_module
+from types import ModuleType
+
+from harness.errors import DataError, suggest
+
+_MACHINERY = {"example"}
+
+
+def names() -> list[str]:
+    """All dataset names, sorted."""
+    found = {module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")}
+    return sorted(found - _MACHINERY)
+
+
+def get(name: str) -> ModuleType:
+    """The dataset's module.
+
+    Raises:
+        DataError: no dataset of that name.
+    """
+    if name not in names():
+        raise DataError(f"no dataset {name!r}; {suggest(name, names())}")
+    return import_module(f"{__name__}.{name}")

@@ -14,13 +14,27 @@ from harness.data.example import Example, ObjectFacts
 from harness.data.scenes.dice import Dice
 from harness.data.scenes.draw import DOMAINS, render
 from harness.data.scenes.grammar import FAMILIES, expressions
+from harness.data.scenes.questions import Question, caption, questions
 from harness.data.scenes.scene import Scene, sample
 from harness.errors import DataError, suggest
 
-__all__ = ["FAMILIES", "SPLITS", "Config", "Scene", "load", "scene"]
+__all__ = [
+    "DOMAINS",
+    "FAMILIES",
+    "SPLITS",
+    "Config",
+    "Question",
+    "Scene",
+    "caption",
+    "load",
+    "questions_about",
+    "scene_graph",
+]
 
 SPLITS = ("train", "validation", "test")
-_PAINT, _SCENE, _WORDS = 0, 1, 2  # separate streams, so that a change to one part leaves the others as they are
+_PAINT, _SCENE, _WORDS, _QUESTIONS = range(
+    4
+)  # separate streams, so that a change to one part leaves the others as they are
 
 
 class Config(BaseModel):
@@ -51,9 +65,15 @@ def _key(config: Config, split: str, index: int) -> tuple[int, ...]:
     return config.version, config.seed, SPLITS.index(split), index
 
 
-def scene(config: Config, split: str, index: int) -> Scene:
+def scene_graph(config: Config, split: str, index: int) -> Scene:
     """The scene graph behind one image."""
     return sample(Dice((*_key(config, split, index), _SCENE)))
+
+
+def questions_about(config: Config, split: str, index: int) -> tuple[Question, ...]:
+    """Questions with answers about one image; `caption` describes the same scene graph."""
+    graph = scene_graph(config, split, index)
+    return questions(graph, Dice((*_key(config, split, index), _QUESTIONS)))
 
 
 class _Split(Sequence[Example]):
@@ -83,7 +103,7 @@ class _Split(Sequence[Example]):
     def _make(self, index: int) -> Example:
         config, key = self._config, _key(self._config, self._split, index)
         domain = config.domains[index % len(config.domains)]
-        graph = scene(config, self._split, index)
+        graph = scene_graph(config, self._split, index)
         return Example(
             image_id=f"scenes-{config.version}/{domain}-{config.seed}/{self._split}/{index:06d}",
             image=render(graph, DOMAINS[domain], Dice((*key, _PAINT, list(DOMAINS).index(domain)))),

@@ -4,13 +4,15 @@ Each tile shows an image, the outline of one expression's target in magenta, and
 """
 
 import argparse
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from harness.data.example import Example, Expression
-from harness.data.scenes import DOMAINS, FAMILIES, SPLITS, Config, load
+from harness.data.scenes import DOMAINS, SPLITS, Config, load
 from harness.data.scenes.scene import SIDE
 
 _ZOOM = 2
@@ -43,16 +45,18 @@ def _tile(example: Example, expression: Expression) -> Image.Image:
     return tile
 
 
-def _shown(example: Example, number: int) -> Expression:
-    """One expression of the image; the families take turns over the sheet where an image has them."""
-    wanted = FAMILIES[number % len(FAMILIES)]
-    return next((one for one in example.expressions if one.family == wanted), example.expressions[0])
+def _take_turns(examples: Sequence[Example]) -> Iterator[tuple[Example, Expression]]:
+    """One expression per image, of the family that has been shown least so far."""
+    shown: Counter[str] = Counter()
+    for example in examples:
+        expression = min(example.expressions, key=lambda one: shown[one.family])
+        shown[expression.family] += 1
+        yield example, expression
 
 
 def sheet(config: Config, split: str, count: int) -> Image.Image:
     """The first images of a split, four in a row."""
-    examples = load(config, split)
-    tiles = [_tile(examples[i], _shown(examples[i], i)) for i in range(min(count, len(examples)))]
+    tiles = [_tile(*shown) for shown in _take_turns(load(config, split)[:count])]
     width, height = tiles[0].width + _GAP, tiles[0].height + _GAP
     rows = -(-len(tiles) // _COLUMNS)
     page = Image.new("RGB", (min(len(tiles), _COLUMNS) * width + _GAP, rows * height + _GAP), "white")

@@ -32,7 +32,7 @@ class Domain:
         finish: changes the whole picture, in place, after the objects are painted.
         jitter: largest change of an object's colour, per channel.
         shading: how much lighter an object is at its top than in its middle, out of 256.
-        fill: share of an object's colour that stays over the paper, out of 256.
+        fill: share of an object's colour, out of 256; the rest is the colour of paper, whatever lies under it.
         has_outline: whether a dark line runs along the edge of every object.
     """
 
@@ -44,6 +44,7 @@ class Domain:
     has_outline: bool
 
 
+_PAPER = np.array([236, 232, 221], dtype=np.int32)
 _AXIS = np.arange(SIDE, dtype=np.int32)
 
 
@@ -83,8 +84,8 @@ def _studio_finish(picture: np.ndarray, dice: Dice) -> None:
 
 def _canvas_background(dice: Dice) -> np.ndarray:
     """Rough paint in many muted colours."""
-    picture = _blotches(dice, 28, 46)
-    picture += _blotches(dice, 7, 30)
+    picture = _blotches(dice, 28, 36)
+    picture += _blotches(dice, 7, 22)
     picture += np.int16(dice.between(90, 165))
     return picture
 
@@ -97,7 +98,7 @@ def _canvas_finish(picture: np.ndarray, dice: Dice) -> None:
 def _sketch_background(dice: Dice) -> np.ndarray:
     """Ruled paper."""
     picture = _blotches(dice, 32, 6)
-    picture += _colour(dice, (236, 232, 221), 6)
+    picture += _PAPER.astype(np.int16) + np.int16(dice.between(-6, 6))
     picture[dice.between(0, 15) :: 16] -= np.array([24, 12, 0], dtype=np.int16)
     return picture
 
@@ -112,7 +113,7 @@ def _sketch_finish(picture: np.ndarray, dice: Dice) -> None:
 def _night_background(dice: Dice) -> np.ndarray:
     """A dark bluish ground."""
     picture = _blotches(dice, 32, 10)
-    picture += _colour(dice, (30, 36, 64), 8)
+    picture += _colour(dice, (24, 29, 56), 8)
     picture += _ramp(dice, 24)
     return picture
 
@@ -121,14 +122,15 @@ def _night_finish(picture: np.ndarray, dice: Dice) -> None:
     """A lamp somewhere over the scene; the farther from it, the darker."""
     x, y = dice.between(40, SIDE - 40), dice.between(40, SIDE - 40)
     squared = (_AXIS[:, None] - y) ** 2 + (_AXIS[None, :] - x) ** 2
-    light = np.maximum(dice.between(165, 195) - squared // 420, 104)
+    light = np.maximum(dice.between(170, 200) - squared // 420, 120)
     picture[:] = picture * light[:, :, None] // _FULL
     picture += dice.noise((SIDE, SIDE, 3), 11)
 
 
+# A domain's position is part of its random key: append only.
 DOMAINS: dict[str, Domain] = {
     "studio": Domain(_studio_background, _studio_finish, jitter=6, shading=26, fill=_FULL, has_outline=False),
-    "canvas": Domain(_canvas_background, _canvas_finish, jitter=22, shading=52, fill=_FULL, has_outline=False),
+    "canvas": Domain(_canvas_background, _canvas_finish, jitter=14, shading=52, fill=_FULL, has_outline=False),
     "sketch": Domain(_sketch_background, _sketch_finish, jitter=8, shading=0, fill=142, has_outline=True),
     "night": Domain(_night_background, _night_finish, jitter=10, shading=40, fill=_FULL, has_outline=False),
 }
@@ -137,7 +139,7 @@ DOMAINS: dict[str, Domain] = {
 def _tones(one: SceneObject, domain: Domain, dice: Dice) -> tuple[np.ndarray, np.ndarray]:
     """The colour of the object and of its texture's second tone, (3,) int32."""
     first = _colour(dice, _RGB[one.look.colour], domain.jitter).astype(np.int32)
-    second = first * 72 // _FULL if one.look.colour in _LIGHT else (first * 64 + 245 * 192) // _FULL
+    second = first * 112 // _FULL if one.look.colour in _LIGHT else (first * 64 + 245 * 192) // _FULL
     return first, second
 
 
@@ -166,7 +168,7 @@ def _paint(picture: np.ndarray, one: SceneObject, domain: Domain, dice: Dice) ->
         colour *= light[:, None, None]
         colour >>= 8
     if domain.fill < _FULL:
-        colour = (colour * domain.fill + under * (total[:, :, None] * (_FULL - domain.fill))) >> 8
+        colour = (colour * domain.fill + total[:, :, None] * (_PAPER * (_FULL - domain.fill))) >> 8
     under *= (4 - total)[:, :, None]
     colour += under
     colour += 2

@@ -11,7 +11,7 @@ from harness.data.scenes.shapes import SHAPES, TEXTURES, Look, coverage
 
 SIDE = 224
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
-_BORDER = 3  # px kept free along the edge of the image
+_BORDER = 1  # px kept free along the edge of the image
 _ATTEMPTS = 40
 _NARROW = ("ring", "cross", "star")  # their arms show a texture only from a larger extent on
 
@@ -41,7 +41,8 @@ class SceneObject:
         visible: pixels that nothing hides.
         centroid: (x, y) of the visible pixels, rounded down.
         box: bounds of the visible pixels.
-        hidden_by: (id, pixels) of every object that hides part of it.
+        hidden_by: (id, pixels) of every nearer object whose outline overlaps this one; the pixels are those where it
+            is the nearest of all, and may be none.
     """
 
     id: int
@@ -124,7 +125,7 @@ def _candidates(dice: Dice, look: Look, radius: int, placed: list[_Placed]) -> I
     """Places to try for a new object, (x, y, whether it must stand free): often beside another, then anywhere."""
     low, high = radius + _BORDER, SIDE - radius - _BORDER
     neighbours = [old for old in placed if old.look.colour != look.colour]
-    if neighbours and dice.percent(45):
+    if neighbours and dice.percent(40):
         old = dice.pick(neighbours)
         reach = (radius + old.radius) * 7 // 10
         for _ in range(_ATTEMPTS // 2):
@@ -157,23 +158,34 @@ def _try_to_place(dice: Dice, look: Look, placed: list[_Placed], ids: np.ndarray
     return False
 
 
-def _seen(number: int, placed: _Placed, ids: np.ndarray) -> SceneObject:
+def _overlap(a: _Placed, b: _Placed) -> bool:
+    """Whether two outlines share a pixel, seen or not."""
+    if not a.box.meets(b.box):
+        return False
+    both = np.zeros((SIDE, SIDE), dtype=bool)
+    both[a.window] = a.stamp
+    return bool((both[b.window] & b.stamp).any())
+
+
+def _seen(number: int, placed: Sequence[_Placed], ids: np.ndarray) -> SceneObject:
     """Measure a placed object in the finished id map."""
-    rows, columns = np.nonzero(ids[placed.window] == number)
-    left, top = placed.box.left, placed.box.top
-    over = np.bincount(ids[placed.window][placed.stamp])
+    one = placed[number - 1]
+    rows, columns = np.nonzero(ids[one.window] == number)
+    left, top = one.box.left, one.box.top
+    hidden = np.bincount(ids[one.window][one.stamp], minlength=len(placed) + 1)
+    nearer = enumerate(placed[number:], start=number + 1)
     return SceneObject(
         id=number,
-        look=placed.look,
-        x=placed.x,
-        y=placed.y,
-        area=placed.area,
-        visible=placed.visible,
+        look=one.look,
+        x=one.x,
+        y=one.y,
+        area=one.area,
+        visible=one.visible,
         centroid=(left + int(columns.sum()) // len(columns), top + int(rows.sum()) // len(rows)),
         box=Box(
             left + int(columns.min()), top + int(rows.min()), left + int(columns.max()) + 1, top + int(rows.max()) + 1
         ),
-        hidden_by=tuple((k, int(count)) for k, count in enumerate(over) if count and k != number),
+        hidden_by=tuple((k, int(hidden[k])) for k, other in nearer if _overlap(one, other)),
     )
 
 
@@ -192,4 +204,4 @@ def sample(dice: Dice) -> Scene:
         _try_to_place(dice, look, placed, ids)
     if len(placed) < 3:
         return sample(dice)
-    return Scene(tuple(_seen(k, one, ids) for k, one in enumerate(placed, start=1)), ids)
+    return Scene(tuple(_seen(number, placed, ids) for number in range(1, len(placed) + 1)), ids)

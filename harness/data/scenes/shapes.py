@@ -101,11 +101,11 @@ def _outline(look: Look) -> tuple[np.ndarray, np.ndarray]:
     """The grid axis, symmetric about the object's centre, and which of its points are inside."""
     if look.shape in _POLYGONS:
         vertices = _vertices(look)
-        reach = max(max(abs(x), abs(y)) for x, y in vertices) // QUARTERS + 1
+        reach = max(max(abs(x), abs(y)) for x, y in vertices) // QUARTERS + 2
         axis = _axis(reach)
         return axis, _inside_polygon(vertices, axis)
     radius = look.width * QUARTERS // 2
-    reach = radius // QUARTERS + 1
+    reach = radius // QUARTERS + 2
     axis = _axis(reach)
     squared = axis[:, None] ** 2 + axis[None, :] ** 2
     inside = squared <= radius**2

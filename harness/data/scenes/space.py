@@ -71,8 +71,8 @@ def on_side(one: SceneObject, anchor: SceneObject, side: str) -> Verdict:
 
 def covers(front: SceneObject, back: SceneObject) -> Verdict:
     """Whether the first object hides a part of the second."""
-    pixels = dict(back.hidden_by).get(front.id, 0)
-    if pixels == 0:
+    pixels = dict(back.hidden_by).get(front.id)
+    if pixels is None:
         return False
     return True if pixels >= COVERED else None
 

@@ -1,0 +1,127 @@
+"""Questions with answers, and a caption, from the same scene graph as the referring expressions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+
+from harness.data.scenes import space
+from harness.data.scenes.dice import Dice
+from harness.data.scenes.phrases import Facts, Phrase
+from harness.data.scenes.scene import COLOURS, Scene
+from harness.data.scenes.shapes import SHAPES
+
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_SIDES = {"left of": "left", "right of": "right", "above": "top", "below": "bottom"}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question about an image.
+
+    Attributes:
+        text: lower case words, without a question mark.
+        answer: one word.
+        kind: counting, existence, attribute or comparison.
+    """
+
+    text: str
+    answer: str
+    kind: str
+
+
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "no"
+
+
+def _counting(facts: Facts, dice: Dice) -> list[Question]:
+    """Two kinds that are in the scene, and at times one that need not be."""
+    present = [phrase for phrase in facts.phrases if phrase.texture is None]
+    missing = [Phrase(None, dice.pick(COLOURS), dice.pick(SHAPES))]
+    phrases = dict.fromkeys([*dice.shuffled(present)[:2], *(missing if dice.percent(25) else [])])
+    return [
+        Question(f"how many {p.text(plural=True)} are there", _NUMBERS[len(facts.phrases.get(p, ()))], "counting")
+        for p in phrases
+    ]
+
+
+def _existence(facts: Facts, dice: Dice) -> list[Question]:
+    """One that is there and one that is not, the second made of words that occur in the scene where possible."""
+    looks = [one.look for one in facts.objects]
+    present = [phrase for phrase in facts.phrases if phrase.texture is None and phrase.colour and phrase.shape]
+    mixed = [Phrase(None, a.colour, b.shape) for a, b in product(looks, looks)]
+    anything = [Phrase(None, colour, shape) for colour, shape in product(COLOURS, SHAPES)]
+    missing = next(p for p in (*dice.shuffled(mixed), *dice.shuffled(anything)) if p not in facts.phrases)
+    return [
+        Question(f"is there {_article(phrase.text())} {phrase.text()}", _yes(phrase in facts.phrases), "existence")
+        for phrase in (dice.pick(present), missing)
+    ]
+
+
+def _attribute(facts: Facts, dice: Dice) -> list[Question]:
+    """What an object that is named beyond doubt looks like."""
+    found = []
+    for phrase, one in facts.unique:
+        if phrase.colour is None:
+            found.append(Question(f"what colour is the {phrase.text()}", one.look.colour, "attribute"))
+        if phrase.shape is None:
+            found.append(Question(f"what shape is the {phrase.text()}", one.look.shape, "attribute"))
+        found.append(Question(f"what texture does the {phrase.text()} have", one.look.texture, "attribute"))
+    return dice.shuffled(found)[:2]
+
+
+def _comparison(facts: Facts, dice: Dice) -> list[Question]:
+    """Numbers of two kinds, and sizes and places of two objects; only where the difference is clear."""
+    kinds = [Phrase(None, None, shape) for shape in sorted({one.look.shape for one in facts.objects})]
+    kinds += [Phrase(None, colour, None) for colour in sorted({one.look.colour for one in facts.objects})]
+    more = [
+        Question(
+            f"are there more {a.text(plural=True)} than {b.text(plural=True)}",
+            _yes(len(facts.phrases[a]) > len(facts.phrases[b])),
+            "comparison",
+        )
+        for a, b in product(kinds, kinds)
+        if a != b
+    ]
+    pairs = []
+    for (a_phrase, a), (b_phrase, b) in product(facts.unique, facts.unique):
+        a_text, b_text = a_phrase.text(), b_phrase.text()
+        larger = None if a is b else space.largest([a, b])
+        if larger:
+            pairs.append(Question(f"is the {a_text} larger than the {b_text}", _yes(larger is a), "comparison"))
+        for words, side in _SIDES.items():
+            verdict = None if a is b else space.on_side(a, b, side)
+            if verdict is not None:
+                pairs.append(Question(f"is the {a_text} {words} the {b_text}", _yes(verdict), "comparison"))
+    return [*_balanced(more, dice)[:1], *_balanced(pairs, dice)[:1]]
+
+
+def _balanced(found: list[Question], dice: Dice) -> list[Question]:
+    """The questions in random order, with an even chance that the first one's answer is yes, where there is one."""
+    first = _yes(dice.percent(50))
+    return sorted(dice.shuffled(found), key=lambda question: question.answer != first)
+
+
+_KINDS: tuple[Callable[[Facts, Dice], list[Question]], ...] = (_counting, _existence, _attribute, _comparison)
+
+
+def questions(scene: Scene, dice: Dice) -> tuple[Question, ...]:
+    """About two questions of each kind; fewer where a scene does not allow a clear one."""
+    facts = Facts(scene)
+    return tuple(question for kind in _KINDS for question in kind(facts, dice))
+
+
+def caption(scene: Scene) -> str:
+    """What the scene shows, objects that look alike counted together, nearest first."""
+    counts: dict[Phrase, int] = {}
+    for one in reversed(scene.objects):
+        phrase = Phrase(one.look.texture, one.look.colour, one.look.shape)
+        counts[phrase] = counts.get(phrase, 0) + 1
+    parts = []
+    for phrase, count in counts.items():
+        article = _article(phrase.text()) if count == 1 else _NUMBERS[count]
+        parts.append(f"{article} {phrase.text(plural=count > 1)}")
+    return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
+
+
+def _article(noun: str) -> str:
+    return "an" if noun[0] in "aeiou" else "a"
