@@ -1,0 +1,188 @@
+"""What is measured of a cell, and where it is kept: one file a cell, gathered into the two tables of a study.
+
+`results.parquet` has a row a cell, `samples.parquet` a row a scored expression. They are the source of truth; what
+MLflow, Optuna and reports show is made from them.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.errors import HarnessError
+
+__all__ = ["COLUMNS", "FAMILIES", "METRICS", "SAMPLE_COLUMNS", "Metric", "Row", "RunFolder"]
+
+Row = dict[str, Any]
+"""A row of results.parquet; a column that was not measured is None or left out."""
+
+FAMILIES = ("attribute", "texture", "absolute", "relation", "ordinal", "group", "absent")
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """How a measured column is shown and compared.
+
+    Args:
+        label: as a table's head says it.
+        unit: empty for shares and counts.
+        higher_is_better: None where neither end is good by itself.
+        decimals: shown in tables.
+    """
+
+    label: str
+    unit: str = ""
+    higher_is_better: bool | None = True
+    decimals: int = 3
+
+
+def _metrics() -> dict[str, Metric]:
+    stages = ("vision", "superpixels", "projector", "llm", "mask")
+    quality = {
+        "giou": Metric("gIoU"),
+        "giou_teacher_forced": Metric("gIoU, [SEG] given"),
+        "ciou": Metric("cIoU"),
+        "fp_rate": Metric("FP rate", higher_is_better=False),
+        "fn_rate": Metric("FN rate", higher_is_better=False),
+        "wrong_object_rate": Metric("wrong object", higher_is_better=False),
+        "no_target_accuracy": Metric("no-target accuracy"),
+        "target_accuracy": Metric("target accuracy"),
+        **{f"precision_at_{percent}": Metric(f"P@0.{percent // 10}") for percent in (50, 60, 70, 80, 90)},
+        "giou_shuffled": Metric("gIoU, expressions shuffled", higher_is_better=None),
+        "giou_random_object": Metric("gIoU, random object", higher_is_better=None),
+    }
+    families = {f"giou_{family}": Metric(f"gIoU {family}") for family in FAMILIES}
+    families |= {f"fp_rate_{family}": Metric(f"FP rate {family}", higher_is_better=False) for family in FAMILIES}
+    cost = {
+        "tokens": Metric("visual tokens", "per image", False, 1),
+        "tokens_p95": Metric("visual tokens, p95", "per image", False, 1),
+        "max_tokens": Metric("visual tokens, at most", "per image", False, 0),
+        "projector_parameters": Metric("projector parameters", "", False, 0),
+        "trainable_parameters": Metric("trainable parameters", "", False, 0),
+        "flops": Metric("FLOPs", "per image", False, 0),
+        **{f"flops_{stage}": Metric(f"FLOPs {stage}", "per image", False, 0) for stage in stages},
+        "latency_ms": Metric("latency", "ms", False, 1),
+        **{f"latency_{stage}_ms": Metric(f"latency {stage}", "ms", False, 1) for stage in stages},
+        "peak_memory_mib": Metric("peak memory", "MiB", False, 0),
+        "train_seconds": Metric("training", "s", False, 1),
+        "eval_seconds": Metric("evaluation", "s", False, 1),
+        "wall_seconds": Metric("cell", "s", False, 1),
+    }
+    return {**quality, **families, **cost}
+
+
+METRICS = _metrics()
+"""Every number of a row, by column."""
+
+IDENTITY = ("study", "cell", "arm", "point", "seed", "status", "reason", "projector", "superpixels", "vision_encoder")
+PROVENANCE = ("llm", "num_images", "num_expressions", "started_at", "command", "trial")
+DOCUMENTS = ("spec", "weights", "environment", "curve")
+COLUMNS = (*IDENTITY, *PROVENANCE, *METRICS, *DOCUMENTS)
+"""Order of the columns of results.parquet; what a cell adds beyond them comes last."""
+
+SAMPLE_COLUMNS = (
+    *("cell", "arm", "seed", "image_id", "expression_id", "text", "family", "split"),
+    *("iou", "iou_teacher_forced", "intersection", "union", "predicted_area", "target_area", "answered"),
+    *("elongation", "occlusion", "height", "width", "prediction_rle", "target_rle"),
+)
+
+
+class RunFolder:
+    """The folder of one study's results. Whatever is in it is whole: files are moved into place, never grown there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.cells = path / "cells"
+        self.gallery = path / "gallery"
+        self.results = path / "results.parquet"
+        self.samples = path / "samples.parquet"
+        self.study = path / "study.resolved.yaml"
+        self.environment = path / "environment.json"
+        self.importance = path / "importance.json"
+        self.report = path / "report" / "index.html"
+
+    def write_cell(self, row: Row, samples: pd.DataFrame | None = None) -> None:
+        """Keeps what a cell produced; its row comes last, so that a row is a cell that lost nothing."""
+        if samples is not None:
+            replace_file(self.cells / f"{row['cell']}.samples.parquet", lambda path: samples.to_parquet(path))
+        text = json.dumps(row, indent=1, default=_plain)
+        replace_file(self.cells / f"{row['cell']}.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+    def rows(self) -> dict[str, Row]:
+        """Every row that is there, by cell, whatever its status."""
+        return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.cells.glob("*.json"))}
+
+    def finished(self) -> dict[str, Row]:
+        """Rows of the cells that need not run again: done, or skipped for a reason that stays; failed ones run again."""
+        return {cell: row for cell, row in self.rows().items() if row["status"] != "failed"}
+
+    def gather(self, cells: Collection[str]) -> pd.DataFrame:
+        """Writes the two tables from these cells, in this order; returns the results."""
+        rows = self.rows()
+        present = [cell for cell in cells if cell in rows]
+        results = _results([rows[cell] for cell in present])
+        paths = [self.cells / f"{cell}.samples.parquet" for cell in present if rows[cell]["status"] == "done"]
+        tables = [pd.read_parquet(path) for path in paths if path.exists()]
+        samples = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(SAMPLE_COLUMNS))
+        replace_file(self.samples, lambda path: samples.to_parquet(path))
+        replace_file(self.results, lambda path: results.to_parquet(path))
+        return results
+
+    def write_if_changed(self, path: Path, text: str) -> None:
+        """Writes a text file of this folder; one that says the same keeps its time, so that nothing seems stale."""
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+    @property
+    def is_reported(self) -> bool:
+        """Whether the report is there and newer than what it is made from."""
+        sources = [self.results, self.samples, self.study]
+        if not all(path.exists() for path in [*sources, self.report]):
+            return False
+        return self.report.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in sources)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps a second run out of this folder; the lock goes with the process, however that ends.
+
+        Raises:
+            HarnessError: another process has it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise HarnessError(
+                    f"another run is writing {self.path}; wait until it ends, or name another folder with --out"
+                ) from None
+            yield
+
+
+def _results(rows: list[Row]) -> pd.DataFrame:
+    """Rows as a table with all columns, numbers as numbers also where every cell lacks them."""
+    extra = sorted({key for row in rows for key in row} - set(COLUMNS))
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *extra])
+    return table.astype(dict.fromkeys(METRICS, "float64"))
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Has `write` make the file under another name, then moves it into place in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's scalars and arrays as JSON has them."""
+    return value.tolist()

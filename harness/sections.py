@@ -1,0 +1,170 @@
+"""The sections of a cell: which model checks each, and how a merged mapping becomes a `CellSpec`."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+import projectors
+from harness import data, superpixels
+from harness.backbone.config import LLMConfig, MaskHeadConfig, VisionConfig
+from harness.errors import HarnessError, suggest
+from harness.evaluation import EvaluationConfig
+from harness.training import TrainingConfig
+from harness.yaml_errors import validate
+from harness.yaml_tree import Spot, Tree, merge
+from projectors import Dims, IncompatibleError, ProjectorError
+
+
+class CellSpec(BaseModel):
+    """Everything that decides what a cell trains and scores, except its seed; every default filled in.
+
+    `data`, `superpixels` and `projector` are {"name": ..., **settings}; `superpixels` is None where the projector
+    uses none, so that a source it never sees does not make it another cell.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: dict[str, Any]
+    vision_encoder: VisionConfig
+    llm: LLMConfig
+    mask_head: MaskHeadConfig
+    superpixels: dict[str, Any] | None
+    projector: dict[str, Any]
+    training: TrainingConfig
+    evaluation: EvaluationConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """Things that a study picks by name, each with settings of its own.
+
+    Args:
+        kind: what one of them is called in a message.
+    """
+
+    kind: str
+    names: Callable[[], list[str]]
+    config: Callable[[str], type[BaseModel]]
+
+
+REGISTRIES = {
+    "data": Registry("dataset", lambda: data.names(), lambda name: data.get(name).Config),
+    "superpixels": Registry(
+        "superpixel source", lambda: superpixels.names(), lambda name: superpixels.get(name).Config
+    ),
+    "projector": Registry("projector", projectors.names, lambda name: projectors.get(name).Config),
+}
+MODELS: dict[str, type[BaseModel]] = {
+    "vision_encoder": VisionConfig,
+    "llm": LLMConfig,
+    "mask_head": MaskHeadConfig,
+    "training": TrainingConfig,
+    "evaluation": EvaluationConfig,
+}
+SECTIONS = tuple(CellSpec.model_fields)
+OPTIONAL = frozenset({"mask_head", "evaluation", "superpixels"})
+
+
+def resolve(tree: Tree, problems: list[str], superpixels_asked_by: Tree | None = None) -> CellSpec | None:
+    """The specification in a merged mapping; None where it has mistakes, each of them appended to `problems`.
+
+    Args:
+        superpixels_asked_by: where an arm sets superpixels of its own; then they must take effect.
+    """
+    mistakes: list[str] = []
+    mistakes += [
+        f"{value.spot}: unknown key; {suggest(key, SECTIONS)}" for key, value in tree.items() if key not in SECTIONS
+    ]
+    mistakes += [
+        f"{tree.spot}: section {section} is missing; give it in the arm, in base, or in the preset that base extends"
+        for section in SECTIONS
+        if section not in OPTIONAL and tree.get(section) is None
+    ]
+    resolved = {section: _resolve_section(section, tree.get(section), mistakes) for section in SECTIONS}
+    if not mistakes:
+        _match_superpixels(resolved, tree, superpixels_asked_by, mistakes)
+    problems.extend(mistakes)
+    return None if mistakes else CellSpec.model_construct(**resolved)
+
+
+def set_values(arm: Tree, values: Mapping[str, Any], spot: Spot) -> Tree:
+    """An arm with dotted paths set to values, which are said to stand at `spot`."""
+    for path, value in values.items():
+        arm = merge(arm, Tree.nest(path.split("."), Tree.of(value, spot)))
+    return arm
+
+
+def _resolve_section(section: str, tree: Tree | None, problems: list[str]) -> Any:
+    if tree is None or (tree.value is None and section in OPTIONAL):
+        return MODELS[section]() if section in MODELS and section in OPTIONAL else None
+    if isinstance(tree.value, str):
+        tree = Tree({"name": tree}, tree.spot)
+    if not tree.is_mapping:
+        problems.append(f"{tree.spot}: found {tree.plain()!r}; must be a mapping of settings")
+        return None
+    if section in MODELS:
+        return validate(MODELS[section], tree, problems)
+    return _resolve_named(REGISTRIES[section], tree, problems)
+
+
+def _resolve_named(registry: Registry, tree: Tree, problems: list[str]) -> dict[str, Any] | None:
+    """{"name": ..., **settings} of a section whose name decides which settings there are."""
+    name = tree.get("name")
+    if name is None:
+        problems.append(f"{tree.spot.under('name')}: is missing; known: {', '.join(registry.names())}")
+        return None
+    if not isinstance(name.value, str) or name.value not in registry.names():
+        hint = suggest(str(name.plain()), registry.names())
+        problems.append(f"{name.spot}: there is no {registry.kind} {name.plain()!r}; {hint}")
+        return None
+    try:
+        model = registry.config(name.value)
+    except (ProjectorError, HarnessError) as error:
+        problems.append(f"{name.spot}: {error}")
+        return None
+    settings = tree if "name" in model.model_fields else tree.without("name")
+    config = validate(model, settings, problems)
+    return None if config is None else {"name": name.value, **config.model_dump(mode="json")}
+
+
+def _match_superpixels(resolved: dict[str, Any], tree: Tree, asked_by: Tree | None, problems: list[str]) -> None:
+    """Superpixels go to projectors that need them, and only to those."""
+    name, needs = resolved["projector"]["name"], projector_needs(resolved["projector"])
+    if needs is None:
+        return
+    is_given, is_needed = resolved["superpixels"] is not None, "superpixels" in needs
+    projector = tree.get("projector")
+    assert projector is not None, "a missing projector was reported before"
+    if is_needed and not is_given:
+        known = ", ".join(superpixels.names())
+        problems.append(f"{projector.spot}: {name} needs superpixels; give a section superpixels (known: {known})")
+    if is_given and not is_needed:
+        resolved["superpixels"] = None
+        if asked_by is not None and asked_by.value is not None:
+            problems.append(f"{asked_by.spot}: cannot take effect, projector {name} needs no superpixels; remove it")
+
+
+def projector_needs(projector: dict[str, Any]) -> frozenset[str] | None:
+    """What this projector reads beside patches; None where it cannot tell without its real backbone.
+
+    Needs may depend on settings, so a projector is built to be asked, without memory and on typical sizes.
+    """
+    settings = {key: value for key, value in projector.items() if key != "name"}
+    return _needs(projector["name"], json.dumps(settings, sort_keys=True))
+
+
+@lru_cache(maxsize=256)
+def _needs(name: str, settings: str) -> frozenset[str] | None:
+    projector = projectors.get(name)
+    config = projector.Config.model_validate_json(settings)
+    dims = Dims(vision=768, language=768, grid=(16, 16), frame=224, decoder=256, max_superpixels=64)
+    try:
+        with torch.device("meta"):
+            return projector(config, dims).needs
+    except IncompatibleError:
+        return None
