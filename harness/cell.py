@@ -15,6 +15,7 @@ from harness import metrics
 from harness.assembly import Assembly, assemble, default_device, load_examples, prepare
 from harness.cost import Cost, PeakMemory, measure, num_parameters
 from harness.environment import describe_environment
+from harness.errors import HarnessError
 from harness.evaluation import Evaluator
 from harness.gallery import save_gallery
 from harness.progress import Progress
@@ -38,6 +39,8 @@ def run_cell(cell: Cell, folder: RunFolder, progress: Progress) -> Row:
         row |= {"status": "done", "reason": "", **measured}
     except IncompatibleError as error:
         row |= {"status": "skipped", "reason": str(error)}
+    except HarnessError as error:
+        row |= {"status": "failed", "reason": str(error)}
     except Exception:
         row |= {"status": "failed", "reason": traceback.format_exc()}
     row["wall_seconds"] = time.perf_counter() - clock
@@ -98,7 +101,7 @@ def train_and_score(cell: Cell, folder: RunFolder, progress: Progress) -> tuple[
         **size_columns(assembly),
         **cost_columns(cost),
         "peak_memory_mib": memory.mib(),
-        "weights": json.dumps([asdict(record) for record in assembly.weights]),
+        "weights": json.dumps([record.as_row() for record in assembly.weights]),
         "curve": json.dumps([asdict(point) for point in curve]),
     }
     keys = {"cell": cell.id, "arm": cell.arm, "seed": cell.seed, "split": spec.evaluation.split}

@@ -1,5 +1,8 @@
 """A backbone small enough to run in a test: real classes, random patches, a handful of scenes."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -8,6 +11,8 @@ from harness.backbone.config import LLMConfig, MaskHeadConfig
 from harness.backbone.llm import LanguageModel, build_llm
 from harness.backbone.sam import PatchEmbedding, build_mask_head
 from harness.backbone.segmenter import Query, Segmenter
+from harness.batches import BatchMaker
+from harness.data.example import Example, Expression
 from projectors import Dims, VisualFeatures
 
 GRID, FRAME, VISION = (4, 4), 32, 24
@@ -50,3 +55,37 @@ def ask(llm: LanguageModel, texts: list[list[str]]) -> Query:
     shape = (len(texts), width, -1)
     return Query(prompts.ids.reshape(shape), prompts.mask.reshape(shape) & real[..., None])
 
+
+
+class FixedBatches(BatchMaker):
+    """Two images of two quadrant objects each, with random patches in place of an encoder's."""
+
+    def __init__(self, llm: LanguageModel) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.visual, self.pixels = tiny_features(2, generator)
+        super().__init__(llm, PatchesOfTwo(self.visual.patches), None, None, GRID, torch.device("cpu"))
+        self.examples = [two_objects(0), two_objects(1)]
+
+
+class PatchesOfTwo:
+    """The part of a patch cache that batches use, over patches that are at hand."""
+
+    frame = FRAME
+
+    def __init__(self, patches: Tensor) -> None:
+        self.patches = patches
+
+    def load(self, examples: Sequence[Example]) -> Tensor:
+        """By the number at the end of an image's name."""
+        return torch.stack([self.patches[int(example.image_id[-1])] for example in examples])
+
+
+def two_objects(number: int) -> Example:
+    """A red square in one quadrant, a blue one in another; which is which depends on the number."""
+    half = FRAME // 2
+    objects = np.zeros((FRAME, FRAME), np.uint8)
+    objects[:half, :half], objects[half:, half:] = (1, 2) if number == 0 else (2, 1)
+    image = np.zeros((FRAME, FRAME, 3), np.uint8)
+    image[objects == 1, 0] = image[objects == 2, 2] = 255
+    expressions = (Expression("the red square", "attribute", (1,)), Expression("the blue square", "attribute", (2,)))
+    return Example(f"two-{number}", image, objects, expressions)

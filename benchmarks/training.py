@@ -1,0 +1,147 @@
+"""What sharing and caching save in training, measured side by side in one run, with proof that results agree.
+
+    python -m benchmarks.training
+
+1. Packed against one at a time: the same expressions of the same images in one optimiser step, once with the visual
+   tokens of an image shared by its expressions, once with every expression in a row of its own, as LISA and GLaMM do.
+2. Cached against computed: the same packed step with patches read from the cache and with the vision encoder run.
+
+Rounds alternate between the ways that are compared, so that a drifting clock touches both; medians are printed.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from harness.assembly import Assembly, assemble, default_device, load_examples, prepare
+from harness.batches import Batch
+from harness.cell import seed_everything
+from harness.cost import synchronize
+from harness.data.example import Example
+from harness.environment import describe_environment
+from harness.features import PatchCache
+from harness.progress import Progress
+from harness.study import CellSpec, load
+from harness.training import autocast, losses
+
+WARM_UP = 2
+
+
+class ComputedPatches(PatchCache):
+    """Patches as they would be without a cache: the encoder runs at every step."""
+
+    def load(self, examples: Sequence[Example]) -> Tensor:
+        """(B, N, C), computed now."""
+        return self.encode(examples)
+
+
+class Step:
+    """One optimiser step on a fixed set of expressions."""
+
+    def __init__(self, assembly: Assembly, spec: CellSpec) -> None:
+        self.assembly = assembly
+        self.precision = spec.training.precision
+        self.device = assembly.batches.device
+        learning = [p for p in assembly.segmenter.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(learning, lr=spec.training.learning_rate, fused=True)
+
+    def packed(self, examples: Sequence[Example], num_expressions: int) -> Batch:
+        """Each image once, with its expressions side by side."""
+        return self.assembly.batches.make(examples, [e.expressions[:num_expressions] for e in examples])
+
+    def alone(self, examples: Sequence[Example], num_expressions: int) -> Batch:
+        """The same expressions, each in a row of its own with its own copy of the image."""
+        pairs = [(e, expression) for e in examples for expression in e.expressions[:num_expressions]]
+        return self.assembly.batches.make([e for e, _ in pairs], [[expression] for _, expression in pairs])
+
+    def run(self, make: Callable[[], Batch]) -> None:
+        """Batch, forward, backward, update."""
+        batch = make()
+        with autocast(self.precision, self.device):
+            answer = self.assembly.segmenter(batch.features, batch.frames, batch.query)
+        losses(answer, batch).total.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        synchronize(self.device)
+
+    @torch.inference_mode()
+    def masks(self, batch: Batch) -> Tensor:
+        """Mask logits in float32, to compare."""
+        self.assembly.segmenter.eval()
+        logits = self.assembly.segmenter(batch.features, batch.frames, batch.query).mask_logits
+        self.assembly.segmenter.train()
+        return logits
+
+
+def alternate(first: Callable[[], None], second: Callable[[], None], rounds: int) -> tuple[list[float], list[float]]:
+    """Seconds of each round of both, A B A B ..., warm-up excluded."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for number in range(WARM_UP + rounds):
+        for run, kept in zip((first, second), times, strict=True):
+            start = time.perf_counter()
+            run()
+            if number >= WARM_UP:
+                kept.append(time.perf_counter() - start)
+    return times
+
+
+def compare(title: str, ways: dict[str, list[float]], num_expressions: int, difference: float) -> str:
+    """A line a way and their ratio; `difference` is the largest between their mask logits."""
+    medians = {name: statistics.median(seconds) for name, seconds in ways.items()}
+    lines = [title]
+    for name, seconds in medians.items():
+        spread = f"{1e3 * min(ways[name]):.0f}-{1e3 * max(ways[name]):.0f}"
+        lines.append(f"  {name:16} {num_expressions / seconds:8.1f} expressions/s   {1e3 * seconds:7.0f} ms ({spread})")
+    fast, slow = medians.values()
+    lines.append(f"  ratio {slow / fast:.2f}x; mask logits differ by at most {difference:.1e}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Builds the baseline arm of a study and prints the two comparisons."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.split("\n")[0])
+    parser.add_argument("--study", default="studies/sspe_sweep.yaml", help="its baseline arm is measured")
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args(arguments)
+
+    study = load(options.study, [])
+    spec = next(cell.spec for cell in study.cells() if cell.arm == study.baseline)
+    training = spec.training
+    seed_everything(0)
+    examples = [load_examples(spec, "train")[i] for i in range(training.batch_images)]
+    assembly = assemble(spec, load_examples(spec, "train"), default_device())
+    prepare(assembly.batches, examples, Progress())
+    assembly.segmenter.train()
+    step, count = Step(assembly, spec), training.expressions_per_image
+    total = training.batch_images * count
+    environment = describe_environment()
+    print(f"{environment['hardware']}\n{training.batch_images} images x {count} expressions, arm {study.baseline!r}\n")
+
+    difference = float((step.masks(step.packed(examples, count)) - step.masks(step.alone(examples, count))).abs().max())
+    packed, alone = alternate(
+        lambda: step.run(lambda: step.packed(examples, count)),
+        lambda: step.run(lambda: step.alone(examples, count)),
+        options.rounds,
+    )
+    print(compare("packed against one at a time", {"packed": packed, "one at a time": alone}, total, difference))
+
+    cached = assembly.batches.patches
+    computed = ComputedPatches(cached.encoder, cached.frame)
+    reference = step.masks(step.packed(examples, count))
+
+    def run_with(patches: PatchCache) -> None:
+        assembly.batches.patches = patches
+        step.run(lambda: step.packed(examples, count))
+
+    assembly.batches.patches = computed
+    difference = float((step.masks(step.packed(examples, count)) - reference).abs().max())
+    with_cache, without = alternate(lambda: run_with(cached), lambda: run_with(computed), options.rounds)
+    print(compare("feature cache against none", {"cached": with_cache, "computed": without}, total, difference))
+
+
+if __name__ == "__main__":
+    main()

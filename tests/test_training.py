@@ -1,0 +1,127 @@
+"""Losses by hand, the schedule, the two stages, and that a segmenter learns."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from harness.backbone.segmenter import Answer, Query
+from harness.batches import Batch
+from harness.training import (
+    CurvePoint,
+    Trainer,
+    TrainingConfig,
+    dice_loss,
+    losses,
+    resolve_precision,
+    warmup_cosine,
+)
+from projectors import VisualTokens
+from tests.tiny import FixedBatches, tiny_segmenter
+
+
+def test_dice_by_hand():
+    """Two pixels predicted at .5 of which one is right: 2 * .5 / (1 + 1) = .5."""
+    prediction, target = torch.tensor([[[0.5, 0.5]]]), torch.tensor([[[1.0, 0.0]]])
+    assert_close(dice_loss(prediction, target), torch.tensor([0.5]), atol=1e-3, rtol=0)
+    assert_close(dice_loss(target, target), torch.tensor([0.0]), atol=1e-6, rtol=0)
+    assert dice_loss(1 - target, target).item() > 0.99
+
+
+def _batch(logits: torch.Tensor, targets: torch.Tensor, inside: torch.Tensor) -> tuple[Answer, Batch]:
+    count = len(logits)
+    ids = torch.ones(1, count, 1, dtype=torch.long)
+    tokens = VisualTokens.dense(torch.zeros(1, 1, 1))
+    answer = Answer(logits, torch.zeros(count, 4), tokens)
+    batch = Batch(
+        features=None,
+        frames=None,
+        inside=inside,
+        query=Query(ids, ids.bool()),
+        image=torch.zeros(count, dtype=torch.long),
+        answers=torch.full((count,), 2),
+        targets=targets,
+    )
+    return answer, batch
+
+
+def test_losses_by_hand_with_lisas_weights():
+    logits, targets = torch.zeros(1, 2, 2), torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
+    parts = losses(*_batch(logits, targets, torch.ones(1, 2, 2)))
+    assert_close(parts.answer, torch.tensor(math.log(4)))
+    assert_close(parts.bce, torch.tensor(math.log(2)))
+    assert_close(parts.dice, torch.tensor(1 - 2 * 0.5 / 3), atol=1e-3, rtol=0)
+    assert_close(parts.total, parts.answer + 2 * parts.bce + 0.5 * parts.dice)
+
+
+def test_padding_of_the_frame_costs_nothing():
+    """Whatever is predicted beyond the image, both losses of the mask are the same."""
+    inside = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])
+    targets = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
+    quiet, loud = torch.zeros(1, 2, 2), torch.tensor([[[0.0, 0.0], [9.0, -9.0]]])
+    first, second = losses(*_batch(quiet, targets, inside)), losses(*_batch(loud, targets, inside))
+    assert_close(first.bce, second.bce)
+    assert_close(first.dice, second.dice)
+
+
+def test_schedule_rises_then_falls_to_zero():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = warmup_cosine(optimizer, warmup=4, steps=12)
+    rates = []
+    for _ in range(12):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0)
+
+
+def _train(config: TrainingConfig) -> tuple[list[CurvePoint], list[dict[str, torch.Tensor]]]:
+    """The curve, and the segmenter's state before training and after each logged step."""
+    torch.manual_seed(0)
+    segmenter = tiny_segmenter()
+    states = []
+
+    def keep(*_: object) -> None:
+        states.append({name: value.clone() for name, value in segmenter.state_dict().items()})
+
+    keep()
+    batches = FixedBatches(segmenter.llm)
+    trainer = Trainer(segmenter, batches, config, torch.Generator().manual_seed(0), keep)
+    return trainer.run(batches.examples), states
+
+
+def test_a_segmenter_learns_what_it_is_shown():
+    config = TrainingConfig(steps=80, batch_images=2, expressions_per_image=2, learning_rate=3e-3, warmup_steps=5)
+    curve, _ = _train(config)
+    assert curve[-1].loss < 0.35 * curve[0].loss
+
+
+def test_training_is_the_same_twice():
+    config = TrainingConfig(steps=5, batch_images=2, expressions_per_image=2, learning_rate=1e-3, warmup_steps=2)
+    assert _train(config)[0] == _train(config)[0]
+
+
+def test_the_llm_learns_in_the_second_stage_only():
+    config = TrainingConfig(steps=1, alignment_steps=2, batch_images=2, expressions_per_image=2, learning_rate=1e-3)
+    curve, (before, _, aligned, trained) = _train(config)
+    assert curve[-1].step == 3
+
+    def changed(part: str, first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+        names = [name for name in first if name.startswith(part)]
+        assert names
+        return any(not torch.equal(first[name], second[name]) for name in names)
+
+    early = ("projector.", "llm.answers", "mask_head.mask_decoder.", "patch_embedding.", "prompt.")
+    assert all(changed(part, before, aligned) for part in early)
+    assert not changed("llm.model.", before, aligned)
+    assert changed("llm.model.", aligned, trained)
+
+
+def test_precision_is_what_the_hardware_does_well():
+    cpu = torch.device("cpu")
+    native = torch.cpu._is_avx512_bf16_supported()
+    assert resolve_precision("auto", cpu) == ("bfloat16" if native else "float32")
+    assert resolve_precision("bfloat16", cpu) == "bfloat16"
