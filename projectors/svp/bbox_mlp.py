@@ -27,7 +27,7 @@ class BBoxMLP(PositionEncoder):
 
     def forward(self, regions: Regions) -> Tensor:
         """(B, S, C) from the boxes of the regions."""
-        return self.encode(boxes(regions))
+        return self.encode(boxes(regions).to(next(self.parameters()).dtype))
 
 
 def boxes(regions: Regions) -> Tensor:

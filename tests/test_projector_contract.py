@@ -1,0 +1,196 @@
+"""What every projector promises, over all that are registered; see `projectors/contract.py`."""
+
+from dataclasses import replace
+from inspect import getmodule
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+import projectors
+from projectors import Dims, IncompatibleError, VisualFeatures, VisualTokens
+from tests.projector_cases import CASES, DIMS, IDS, build, features, one_image
+
+every_case = pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
+
+
+def _given(batch: VisualFeatures, needs: frozenset[str]) -> VisualFeatures:
+    """Only what was asked for."""
+    missing = {field: None for field in ("superpixels", "decoder_pe") if field not in needs}
+    return replace(batch, **missing)
+
+
+def _tokens(name: str, settings: dict[str, Any], batch: VisualFeatures) -> VisualTokens:
+    projector = build(name, settings)
+    return projector(_given(batch, projector.needs))
+
+
+@every_case
+def test_shapes_and_types_are_those_of_the_contract(name: str, settings: dict[str, Any]) -> None:
+    tokens = _tokens(name, settings, features())
+    batch, count, width = tokens.embeds.shape
+    assert (batch, width) == (3, DIMS.language)
+    assert tokens.embeds.dtype == torch.float64
+    assert tokens.mask.dtype == torch.bool
+    assert tokens.mask.shape == (batch, count)
+    if tokens.regions is not None:
+        assert tokens.regions.shape == (batch, count, DIMS.num_patches)
+
+
+@every_case
+def test_every_image_has_a_token_and_none_has_more_than_declared(name: str, settings: dict[str, Any]) -> None:
+    projector = build(name, settings)
+    counts = _tokens(name, settings, features()).mask.sum(-1)
+    assert counts.min() >= 1
+    assert counts.max() <= projector.max_tokens
+
+
+@every_case
+def test_rows_of_no_token_are_zero(name: str, settings: dict[str, Any]) -> None:
+    tokens = _tokens(name, settings, features())
+    assert not tokens.embeds[~tokens.mask].any()
+    if tokens.regions is not None:
+        assert not tokens.regions[~tokens.mask].any()
+
+
+@every_case
+def test_regions_are_shares_of_real_patches(name: str, settings: dict[str, Any]) -> None:
+    batch = features()
+    regions = _tokens(name, settings, batch).regions
+    if regions is None:
+        return
+    assert regions.min() >= 0
+    assert regions.max() <= 1
+    assert not regions.movedim(1, 2)[~batch.patch_mask].any()
+    assert regions.sum(1)[batch.patch_mask].min() > 0
+
+
+@every_case
+def test_every_parameter_has_a_gradient(name: str, settings: dict[str, Any]) -> None:
+    projector = build(name, settings)
+    tokens = projector(_given(features(), projector.needs))
+    (tokens.embeds * torch.randn(tokens.embeds.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
+    dead = [key for key, p in projector.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-9]
+    assert not dead
+
+
+@every_case
+def test_an_image_gives_the_same_tokens_alone_and_in_a_batch(name: str, settings: dict[str, Any]) -> None:
+    batch = features()
+    together = _tokens(name, settings, batch)
+    for index in range(3):
+        alone = _tokens(name, settings, one_image(batch, index))
+        torch.testing.assert_close(alone.embeds[alone.mask], together.embeds[index][together.mask[index]])
+
+
+@every_case
+def test_what_stands_in_the_padding_changes_nothing(name: str, settings: dict[str, Any]) -> None:
+    batch = features()
+    other = batch.patches.where(batch.patch_mask[..., None], torch.full_like(batch.patches, 100.0))
+    before = _tokens(name, settings, batch)
+    after = _tokens(name, settings, replace(batch, patches=other))
+    assert torch.equal(before.mask, after.mask)
+    torch.testing.assert_close(before.embeds, after.embeds)
+
+
+@every_case
+def test_the_same_seed_gives_the_same_tokens(name: str, settings: dict[str, Any]) -> None:
+    assert torch.equal(_tokens(name, settings, features()).embeds, _tokens(name, settings, features()).embeds)
+
+
+@every_case
+def test_patches_reach_the_tokens(name: str, settings: dict[str, Any]) -> None:
+    batch = features()
+    patches = batch.patches.clone().requires_grad_()
+    tokens = _tokens(name, settings, replace(batch, patches=patches))
+    tokens.embeds.square().sum().backward()
+    assert patches.grad is not None
+    reached = patches.grad.abs().sum(-1) > 0
+    assert torch.equal(reached, batch.patch_mask)
+
+
+@every_case
+def test_late_modules_are_parts_of_the_projector(name: str, settings: dict[str, Any]) -> None:
+    projector = build(name, settings)
+    assert set(projector.late_modules()) <= set(projector.modules())
+
+
+@every_case
+def test_a_configuration_survives_writing_and_reading(name: str, settings: dict[str, Any]) -> None:
+    config = projectors.get(name).Config(**settings)
+    assert type(config).model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize("name", projectors.names())
+def test_an_unknown_setting_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match="no_such_setting"):
+        projectors.get(name).Config.model_validate({"no_such_setting": 1})
+
+
+@pytest.mark.parametrize("name", projectors.names())
+def test_the_source_is_cited(name: str) -> None:
+    module = getmodule(projectors.get(name))
+    assert module is not None
+    assert "\nSource: " in str(module.__doc__)
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("mlp", 20_979_712), ("pooling", 20_979_712)])
+def test_parameters_at_the_size_of_llava_are_as_published(name: str, parameters: int) -> None:
+    dims = Dims(vision=1024, language=4096, grid=(24, 24), frame=336, decoder=256)
+    with torch.device("meta"):
+        projector = projectors.get(name)(projectors.get(name).Config(), dims)
+    assert sum(p.numel() for p in projector.parameters()) == parameters
+
+
+def test_tokens_that_make_no_square_are_refused_with_those_that_do() -> None:
+    with pytest.raises(ValidationError, match="use 36 or 49"):
+        projectors.get("pooling").Config.model_validate({"tokens": 40})
+
+
+def test_a_token_grid_finer_than_the_patches_is_incompatible() -> None:
+    with pytest.raises(IncompatibleError, match="at most 36"):
+        build("pooling", {"tokens": 49})
+
+
+def test_svp_without_a_source_of_superpixels_is_incompatible() -> None:
+    with pytest.raises(IncompatibleError, match=r"base\.superpixels"):
+        build("svp", {}, replace(DIMS, max_superpixels=0))
+
+
+def test_positions_of_patches_need_a_position() -> None:
+    with pytest.raises(ValidationError, match="cannot take effect"):
+        projectors.get("svp").Config.model_validate(
+            {"position": "none", "aggregation": {"name": "ssa", "key_position": "patch"}}
+        )
+
+
+def test_a_bare_name_stands_for_its_defaults() -> None:
+    config = projectors.get("svp").Config
+    assert config.model_validate({"position": "bbox_mlp"}) == config.model_validate({"position": {"name": "bbox_mlp"}})
+
+
+@pytest.mark.parametrize(
+    ("settings", "needs"),
+    [
+        ({"position": "sspe"}, {"superpixels"}),
+        ({"position": "decoder_pe"}, {"superpixels", "decoder_pe"}),
+        ({"position": {"name": "sspe", "keys": "decoder_pe"}}, {"superpixels", "decoder_pe"}),
+    ],
+)
+def test_svp_asks_only_for_what_its_position_reads(settings: dict[str, Any], needs: set[str]) -> None:
+    assert build("svp", settings).needs == needs
+
+
+def test_sspe_tells_superpixels_apart_before_training() -> None:
+    dims = replace(DIMS, vision=64, max_superpixels=7)
+    torch.manual_seed(0)
+    projector = projectors.get("svp")
+    svp = projector(projector.Config(), dims)
+    from projectors.svp.regions import Regions
+
+    superpixels = features().superpixels
+    assert superpixels is not None
+    embeddings = svp.position(Regions(superpixels[:1], int(superpixels[0].max()) + 1))[0]
+    # Of unit scale after the layer norm; plain initialisation leaves 0.02.
+    assert embeddings.std(dim=0).mean() > 0.2

@@ -1,0 +1,180 @@
+"""Superpixel sources: what they return is a partition within its budget; helpers against worked examples."""
+
+import numpy as np
+import pytest
+import torch
+
+from harness import superpixels
+from harness.data.example import Example
+from harness.data.scenes import Config as ScenesConfig
+from harness.data.scenes import load
+from harness.errors import HarnessError
+from harness.superpixels.grid import rows_and_columns
+from harness.superpixels.partition import complete, merge
+from projectors.layers import area_fractions
+
+DOMAINS = ("studio", "canvas", "sketch", "night")
+EXAMPLES = tuple(load(ScenesConfig(domains=DOMAINS, test_images=4), "test"))
+
+every_source = pytest.mark.parametrize("name", superpixels.names())
+
+
+def _labels(name: str, example: Example, count: int) -> np.ndarray:
+    source = superpixels.get(name)
+    return source.segment(source.Config(count=count), example)
+
+
+@every_source
+def test_every_pixel_has_one_of_the_ids_and_every_id_a_pixel(name: str) -> None:
+    for example in EXAMPLES:
+        labels = _labels(name, example, 24)
+        assert labels.shape == example.image.shape[:2]
+        assert labels.dtype == np.int16
+        assert np.array_equal(np.unique(labels), np.arange(labels.max() + 1))
+
+
+@every_source
+@pytest.mark.parametrize("count", [12, 40])
+def test_no_image_has_more_superpixels_than_declared(name: str, count: int) -> None:
+    source = superpixels.get(name)
+    assert source.Config(count=count).max_superpixels == count
+    assert max(_labels(name, example, count).max() + 1 for example in EXAMPLES) <= count
+
+
+@pytest.mark.parametrize("name", ["felzenszwalb", "grid", "slic"])
+def test_the_count_is_nearly_reached(name: str) -> None:
+    counts = [_labels(name, example, 24).max() + 1 for example in EXAMPLES]
+    assert np.mean(counts) >= 0.85 * 24
+
+
+@every_source
+def test_the_same_image_is_always_cut_alike(name: str) -> None:
+    assert np.array_equal(_labels(name, EXAMPLES[0], 24), _labels(name, EXAMPLES[0], 24))
+
+
+@every_source
+def test_an_image_that_is_not_square_is_cut_too(name: str) -> None:
+    whole = EXAMPLES[0]
+    cut = Example(whole.image_id, whole.image[:, :101], whole.objects[:, :101], ())
+    assert _labels(name, cut, 24).shape == (224, 101)
+
+
+@every_source
+def test_an_image_of_one_colour_is_cut_too(name: str) -> None:
+    plain = Example("plain", np.full((60, 60, 3), 128, np.uint8), np.zeros((60, 60), np.uint8), ())
+    assert _labels(name, plain, 24).max() < 24
+
+
+def test_felzenszwalb_keeps_to_objects_and_a_grid_does_not() -> None:
+    purity = {
+        name: np.mean([_purity(_labels(name, e, 24), e.objects) for e in EXAMPLES]) for name in ("felzenszwalb", "grid")
+    }
+    assert purity["felzenszwalb"] > 0.95 > purity["grid"]
+
+
+@pytest.mark.parametrize("count", [12, 40])
+def test_superpixels_of_the_oracle_are_pure_and_whole(count: int) -> None:
+    for example in EXAMPLES:
+        labels = _labels("oracle", example, count)
+        assert _purity(labels, example.objects) == 1
+        for one in np.unique(example.objects[example.objects > 0]):
+            assert len(np.unique(labels[example.objects == one])) == 1
+
+
+def test_the_oracle_joins_the_smallest_parts_of_the_background() -> None:
+    objects = np.zeros((5, 9), np.uint8)
+    objects[:, 2] = objects[:, 4] = objects[:, 7] = 1
+    example = Example("stripes", np.zeros((5, 9, 3), np.uint8), objects, ())
+    labels = _labels("oracle", example, 3)
+    assert labels.max() + 1 == 3
+    assert labels[0, 3] == labels[0, 8] != labels[0, 0]
+
+
+def test_the_oracle_refuses_more_objects_than_superpixels() -> None:
+    with pytest.raises(HarnessError, match=r"superpixels\.count=2"):
+        _labels("oracle", EXAMPLES[0], 2)
+
+
+def test_an_unknown_source_is_answered_with_near_ones() -> None:
+    with pytest.raises(HarnessError, match="did you mean slic"):
+        superpixels.get("slick")
+
+
+@pytest.mark.parametrize(
+    ("count", "height", "width", "expected"),
+    [(24, 224, 224, (4, 6)), (36, 224, 224, (6, 6)), (12, 100, 300, (2, 6)), (1, 50, 50, (1, 1)), (3, 10, 900, (1, 3))],
+)
+def test_a_grid_is_as_large_and_as_square_as_the_count_allows(
+    count: int, height: int, width: int, expected: tuple[int, int]
+) -> None:
+    assert rows_and_columns(count, height, width) == expected
+
+
+def test_what_is_uncovered_becomes_superpixels_of_its_own() -> None:
+    labels = np.array([[-1, 5, -1], [-1, 5, -1], [9, 5, 5]])
+    assert complete(labels).tolist() == [[2, 0, 3], [2, 0, 3], [1, 0, 0]]
+
+
+def test_nothing_covered_is_one_superpixel() -> None:
+    assert complete(np.full((3, 4), -1)).tolist() == [[0] * 4] * 3
+
+
+def test_the_most_similar_neighbours_are_merged_first() -> None:
+    labels = np.repeat(np.arange(4), 4).reshape(1, 16).repeat(4, axis=0)
+    image = np.repeat(np.array([0, 10, 200, 255], np.uint8), 4)[None, :, None].repeat(4, axis=0).repeat(3, axis=2)
+    assert np.array_equal(merge(labels, image, 3), np.repeat([0, 0, 1, 2], 4)[None].repeat(4, axis=0))
+    assert np.array_equal(merge(labels, image, 2), np.repeat([0, 0, 1, 1], 4)[None].repeat(4, axis=0))
+
+
+def test_regions_that_do_not_touch_are_never_merged_before_their_neighbours() -> None:
+    labels = np.array([[0, 1, 2]]).repeat(4, axis=1).repeat(4, axis=0)
+    image = np.where(labels == 1, 255, 0).astype(np.uint8)[..., None].repeat(3, axis=2)
+    assert merge(labels, image, 2).tolist() != [[0] * 4 + [1] * 4 + [0] * 4] * 4
+
+
+def test_merging_equals_a_plain_search_over_all_pairs() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(36).reshape(6, 6).repeat(3, axis=0).repeat(3, axis=1)
+    image = rng.integers(0, 256, (18, 18, 3), dtype=np.uint8)
+    expected = labels.copy()
+    while len(np.unique(expected)) > 7:
+        first, second = min(_touching(expected), key=lambda pair: _loss(expected, image, *pair))
+        expected[expected == second] = first
+    _, expected = np.unique(expected, return_inverse=True)
+    assert np.array_equal(_canonical(merge(labels, image, 7)), _canonical(expected.reshape(18, 18)))
+
+
+def test_a_superpixel_smaller_than_a_patch_keeps_its_share() -> None:
+    labels = torch.zeros(1, 28, 28, dtype=torch.long)
+    labels[0, 15:17, 2:5] = 1
+    shares = area_fractions(labels, 2, (2, 2))
+    torch.testing.assert_close(shares[0, 1], torch.tensor([0, 0, 6 / 196, 0]))
+    torch.testing.assert_close(shares.sum(1), torch.ones(1, 4))
+
+
+def _purity(labels: np.ndarray, objects: np.ndarray) -> float:
+    """Share of pixels that are of their superpixel's most frequent object."""
+    joint = np.zeros((labels.max() + 1, int(objects.max()) + 1), dtype=int)
+    np.add.at(joint, (labels, objects), 1)
+    return joint.max(axis=1).sum() / labels.size
+
+
+def _touching(labels: np.ndarray) -> set[tuple[int, int]]:
+    pairs = [*zip(labels[:, :-1].flat, labels[:, 1:].flat, strict=True)]
+    pairs += [*zip(labels[:-1].flat, labels[1:].flat, strict=True)]
+    return {(min(a, b), max(a, b)) for a, b in pairs if a != b}
+
+
+def _loss(labels: np.ndarray, image: np.ndarray, first: int, second: int) -> float:
+    """How much the squared error from the mean colour grows when the two are joined."""
+    one, other = image[labels == first].astype(float), image[labels == second].astype(float)
+    both = np.concatenate([one, other])
+    return float(
+        both.var(axis=0).sum() * len(both) - one.var(axis=0).sum() * len(one) - other.var(axis=0).sum() * len(other)
+    )
+
+
+def _canonical(labels: np.ndarray) -> np.ndarray:
+    """Ids in order of first appearance."""
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse].reshape(labels.shape)
