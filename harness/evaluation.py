@@ -90,7 +90,7 @@ class Evaluator:
         texts = [[expression.text for expression in example.expressions] for example in examples]
         for example, prediction in zip(examples, self.predict(examples, texts), strict=True):
             tokens.append(prediction.tokens)
-            rows.extend(_rows(example, prediction))
+            rows.extend(sample_rows(example, prediction))
         return pd.DataFrame(rows), tokens
 
     def shuffled_giou(self, examples: Sequence[Example]) -> float:
@@ -107,8 +107,8 @@ class Evaluator:
         return float(np.mean(scores))
 
 
-def _rows(example: Example, prediction: Prediction) -> Iterator[dict[str, Any]]:
-    """Counts and masks of each expression of one image."""
+def sample_rows(example: Example, prediction: Prediction) -> Iterator[dict[str, Any]]:
+    """Counts and masks of each expression of one image, in the columns of `harness.records.SAMPLE_COLUMNS`."""
     height, width = example.objects.shape
     for number, expression in enumerate(example.expressions):
         target = example.mask(expression)

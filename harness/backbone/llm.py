@@ -139,6 +139,7 @@ def _build_tiny(config: LLMConfig, words: Iterable[str]) -> LanguageModel:
         bos_token_id=None,
         eos_token_id=None,
         tie_word_embeddings=True,
+        initializer_range=config.width**-0.5,
     )
     model = AutoModelForCausalLM.from_config(llama, attn_implementation="sdpa")
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")

@@ -60,6 +60,9 @@ class Segmenter(nn.Module):
         self.patch_embedding = patch_embedding
         self.mask_head = mask_head
         self.prompt = nn.Sequential(nn.Linear(llm.width, llm.width), nn.ReLU(), nn.Linear(llm.width, mask_head.width))
+        for layer in (self.prompt[0], self.prompt[2]):
+            # SAM's own tokens have unit variance; a prompt that starts weaker than they are is ignored for long.
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
     def forward(self, features: VisualFeatures, frames: Tensor, query: Query) -> Answer:
         """Features of B images, their frames (B, 3, R, R) in 0..1, and what is asked of them."""

@@ -1,0 +1,80 @@
+"""Scoring: counts by hand, answers that decide, and one image at a time against a batch."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+
+from harness.data.example import Expression
+from harness.evaluation import Evaluator, Prediction, sample_rows
+from harness.training import Trainer, TrainingConfig
+from tests.tiny import FixedBatches, tiny_segmenter, two_objects
+
+
+@pytest.fixture(scope="module")
+def trained() -> FixedBatches:
+    """Batches whose segmenter has learnt the two images by heart."""
+    torch.manual_seed(0)
+    segmenter = tiny_segmenter()
+    batches = FixedBatches(segmenter.llm)
+    batches.segmenter = segmenter
+    config = TrainingConfig(steps=150, batch_images=2, expressions_per_image=2, learning_rate=3e-3, warmup_steps=5)
+    Trainer(segmenter, batches, config, torch.Generator().manual_seed(0), lambda *_: None).run(batches.examples)
+    return batches
+
+
+def _evaluator(batches: FixedBatches, batch_images: int = 2) -> Evaluator:
+    return Evaluator(batches.segmenter, batches, batch_images, "float32")
+
+
+def test_what_was_learnt_scores_high_and_shuffled_words_do_not(trained):
+    samples, tokens = _evaluator(trained).score(trained.examples)
+    assert samples.iou.mean() > 0.8
+    assert samples.answered.all()
+    assert tokens == [4, 4]
+    swapped = [replace(e, expressions=e.expressions[::-1]) for e in trained.examples]
+    mixed = [trained.examples[0], swapped[1]]
+    assert _evaluator(trained).shuffled_giou(mixed) < 0.2
+
+
+def test_rows_count_pixels_and_hold_the_masks(trained):
+    samples, _ = _evaluator(trained).score(trained.examples)
+    assert list(samples.expression_id) == [0, 1, 0, 1]
+    for row in samples.itertuples():
+        size = [row.height, row.width]
+        prediction = coco_mask.decode({"size": size, "counts": row.prediction_rle.encode()}).astype(bool)
+        target = coco_mask.decode({"size": size, "counts": row.target_rle.encode()}).astype(bool)
+        assert row.intersection == (prediction & target).sum()
+        assert row.union == (prediction | target).sum()
+        assert (row.predicted_area, row.target_area) == (prediction.sum(), target.sum())
+        assert row.iou == pytest.approx(row.intersection / row.union)
+
+
+def test_a_batch_scores_like_its_images_alone(trained):
+    together, _ = _evaluator(trained, batch_images=2).score(trained.examples)
+    alone, _ = _evaluator(trained, batch_images=1).score(trained.examples)
+    assert np.abs(together.iou - alone.iou).max() < 1e-4
+
+
+def test_an_expression_scores_the_same_with_and_without_its_neighbours(trained):
+    """Packed evaluation against one expression at a time."""
+    packed, _ = _evaluator(trained).score(trained.examples)
+    single = [replace(e, expressions=(x,)) for e in trained.examples for x in e.expressions]
+    alone, _ = _evaluator(trained).score(single)
+    assert np.abs(packed.iou.to_numpy() - alone.iou.to_numpy()).max() < 1e-4
+
+
+def test_without_seg_the_mask_is_empty_unless_teacher_forced():
+    """A refused target scores 0 but keeps its teacher-forced score; a refused nothing is right."""
+    example = two_objects(0)
+    example = replace(example, expressions=(example.expressions[0], Expression("the star", "absent", ())))
+    forced = np.stack([example.mask(example.expressions[0])] * 2)
+    said, refused = np.array([True, True]), np.array([False, False])
+    found, hallucinated = sample_rows(example, Prediction(forced, said, tokens=4))
+    assert (found["iou"], found["iou_teacher_forced"]) == (1.0, 1.0)
+    assert (hallucinated["iou"], hallucinated["intersection"], hallucinated["union"]) == (0.0, 0, forced[1].sum())
+    missed, right = sample_rows(example, Prediction(forced, refused, tokens=4))
+    assert (missed["iou"], missed["iou_teacher_forced"], missed["predicted_area"]) == (0.0, 1.0, 0)
+    assert (right["iou"], right["iou_teacher_forced"]) == (1.0, 0.0)
