@@ -10,6 +10,8 @@ from pydantic import ValidationError
 
 import projectors
 from projectors import Dims, IncompatibleError, VisualFeatures, VisualTokens
+from projectors.svp.regions import Regions
+from projectors.svp.sspe import SSPE
 from tests.projector_cases import CASES, DIMS, IDS, build, features, one_image
 
 every_case = pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
@@ -183,14 +185,11 @@ def test_svp_asks_only_for_what_its_position_reads(settings: dict[str, Any], nee
 
 
 def test_sspe_tells_superpixels_apart_before_training() -> None:
-    dims = replace(DIMS, vision=64, max_superpixels=7)
     torch.manual_seed(0)
-    projector = projectors.get("svp")
-    svp = projector(projector.Config(), dims)
-    from projectors.svp.regions import Regions
-
+    encoder = SSPE(SSPE.Config(), replace(DIMS, vision=64))
     superpixels = features().superpixels
     assert superpixels is not None
-    embeddings = svp.position(Regions(superpixels[:1], int(superpixels[0].max()) + 1))[0]
-    # Of unit scale after the layer norm; plain initialisation leaves 0.02.
-    assert embeddings.std(dim=0).mean() > 0.2
+    embeddings = encoder(Regions(superpixels[:1], int(superpixels[0].max()) + 1))[0]
+    # Of unit scale after the layer norm. With queries of unit scale it is .22, with heads that do not look inside .39,
+    # with both .07.
+    assert embeddings.std(dim=0).mean() > 0.45

@@ -102,7 +102,14 @@ def test_an_unknown_source_is_answered_with_near_ones() -> None:
 
 @pytest.mark.parametrize(
     ("count", "height", "width", "expected"),
-    [(24, 224, 224, (4, 6)), (36, 224, 224, (6, 6)), (12, 100, 300, (2, 6)), (1, 50, 50, (1, 1)), (3, 10, 900, (1, 3))],
+    [
+        (24, 224, 224, (4, 6)),
+        (36, 224, 224, (6, 6)),
+        (12, 100, 300, (2, 6)),
+        (1, 50, 50, (1, 1)),
+        (3, 10, 900, (1, 3)),
+        (6, 60, 50, (3, 2)),
+    ],
 )
 def test_a_grid_is_as_large_and_as_square_as_the_count_allows(
     count: int, height: int, width: int, expected: tuple[int, int]
