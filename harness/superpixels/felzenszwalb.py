@@ -3,9 +3,9 @@
 Source: Felzenszwalb and Huttenlocher 2004, https://doi.org/10.1023/B:VISI.0000022288.19776.77; scikit-image's
 implementation.
 Differs from the paper: the number of regions is not left to `scale`. The image is cut finely once, and the pairs of
-neighbours that lose least (Ward) are joined until `count` are left. On `scenes` at 24 superpixels the best union of
-superpixels covers an object with IoU .87 so, against .78 when `scale` is searched for each image until about `count`
-regions come out, at a third of the time.
+neighbours that lose least (Ward) are joined until `count` are left. Over the objects of 24 test images of `scenes`, all
+domains, at 24 superpixels, the best union of superpixels has a mean IoU of .88 so, against .78 when `scale` is bisected
+for each image until at least `count` regions come out and the excess is joined; and it is one cut instead of several.
 """
 
 import numpy as np
