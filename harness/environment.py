@@ -1,4 +1,4 @@
-"""Where a result was made: hardware, versions, commit and command; part of every row and of every report."""
+"""Where a result was made: hardware, versions, commit and command; part of every row and every report."""
 
 import os
 import platform
@@ -23,9 +23,8 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 @cache
 def describe_environment() -> dict[str, Any]:
-    """Hardware, versions, commit and command as one flat mapping of plain values."""
+    """Hardware, versions and commit as one flat mapping of plain values."""
     return {
-        "command": command(),
         "git_commit": git_commit(),
         "git_dirty": git_dirty(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",

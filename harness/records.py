@@ -119,7 +119,7 @@ class RunFolder:
         return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.cells.glob("*.json"))}
 
     def finished(self) -> dict[str, Row]:
-        """Rows of the cells that need not run again: done, or skipped for a reason that stays; failed ones run again."""
+        """Rows of the cells that need not run again: done, or skipped for a reason that stays; failed ones run."""
         return {cell: row for cell, row in self.rows().items() if row["status"] != "failed"}
 
     def gather(self, cells: Collection[str]) -> pd.DataFrame:

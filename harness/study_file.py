@@ -4,6 +4,7 @@ The study's `base` is merged over the preset's key by key, `--set` over that, an
 its arm. What a study optimises stands whole in one place: its `objectives` replace the preset's.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,13 @@ def read_study(path: Path, overrides: Sequence[str]) -> tuple[StudySettings, dic
         settings, arms = _check(tree, problems)
         if settings is not None and not problems:
             return settings, arms
-    raise StudyError(list(dict.fromkeys(problems)))
+    raise StudyError(sorted(dict.fromkeys(problems), key=_order))
+
+
+def _order(problem: str) -> tuple[str, int]:
+    """Problems are told file by file, from the top down."""
+    place = re.match(r"(.*?):(\d+): ", problem)
+    return (place[1], int(place[2])) if place else (problem.partition(":")[0], 0)
 
 
 def _extend(study: Tree, path: Path, problems: list[str]) -> Tree:
@@ -84,14 +91,17 @@ def _check(study: Tree, problems: list[str]) -> tuple[StudySettings | None, dict
     """Everything that can be wrong in a merged study."""
     settings = validate(StudySettings, study, problems)
     arms = _arms(study)
-    specs = {name: resolve(arm, problems, _own_superpixels(study, name)) for name, arm in arms.items()}
-    valid = {name: arms[name] for name, spec in specs.items() if spec is not None}
+    for name, arm in arms.items():
+        resolve(arm, problems, _own_superpixels(study, name))
     problems.extend(_names(study, arms))
     problems.extend(_objectives(study.get("objectives")))
     search = study.get("search")
     if search is not None and search.is_mapping:
         problems.extend(_sampler(search))
-        _space(search, valid, problems)
+        searched = [tree.value for tree in _items(search.get("arms")) if isinstance(tree.value, str)]
+        _space(search.get("space"), {name: arms[name] for name in searched if name in arms}, problems)
+        if not problems:
+            _combinations(search.get("space"), {name: arms[name] for name in searched}, problems)
     return settings, arms
 
 
@@ -179,31 +189,31 @@ def _bounds(values: Tree) -> Iterator[str]:
         yield f"{values.spot}: step cannot take effect with log: true; remove one of them"
 
 
-def _space(search: Tree, arms: Mapping[str, Tree], problems: list[str]) -> None:
-    """Tries every value of the space in every searched arm that is valid without it; a grid, every combination."""
-    space = search.get("space")
-    names = [tree.value for tree in _items(search.get("arms"))]
-    searched = {name: arms[name] for name in names if isinstance(name, str) and name in arms}
-    if space is None or not space.is_mapping:
-        return
-    before = len(problems)
-    for path, values in space.items():
-        plain = [value.plain() for value in _items(values)]
+def _space(space: Tree | None, arms: Mapping[str, Tree], problems: list[str]) -> None:
+    """Tries every value of the space by itself in every searched arm; ranges at their ends."""
+    for path, values in space.items() if space is not None else ():
+        choices = _items(values)
+        plain = [choice.plain() for choice in choices]
         problems.extend(
-            f"{tree.spot}: {tree.plain()!r} is given twice; keep one"
-            for i, tree in enumerate(_items(values))
-            if tree.plain() in plain[:i]
+            f"{choice.spot}: {choice.plain()!r} is given twice; keep one"
+            for i, choice in enumerate(choices)
+            if choice.plain() in plain[:i]
         )
-        tried = [*_items(values), *filter(None, (values.get("low"), values.get("high")))]
-        for arm in searched.values():
-            for value in tried:
-                _try(arm, {path: value.plain()}, value.spot if _items(values) else values.spot, problems)
-    if len(problems) == before and all(isinstance(values.value, list) for _, values in space.items()):
-        for arm in searched.values():
-            for point in grid({path: tuple(tree.plain()) for path, tree in space.items()}):
-                _try(arm, point, space.spot, problems)
+        ends = [end for end in (values.get("low"), values.get("high")) if end is not None]
+        for arm in arms.values():
+            for value in choices + ends:
+                _try(arm, {path: value.plain()}, value.spot if choices else values.spot, problems)
+
+
+def _combinations(space: Tree | None, arms: Mapping[str, Tree], problems: list[str]) -> None:
+    """Tries every point of a grid: values that are good one by one need not go together."""
+    if space is None or not all(isinstance(values.value, list) for _, values in space.items()):
+        return
+    for arm in arms.values():
+        for point in grid({path: tuple(values.plain()) for path, values in space.items()}):
+            _try(arm, point, space.spot, problems)
 
 
 def _try(arm: Tree, values: Mapping[str, Any], spot: Spot, problems: list[str]) -> None:
-    own = Tree(True, spot) if any(path.split(".")[0] == "superpixels" for path in values) else None
-    resolve(set_values(arm, values, spot), problems, own)
+    is_own = any(path.split(".")[0] == "superpixels" for path in values)
+    resolve(set_values(arm, values, spot), problems, Tree(True, spot) if is_own else None)

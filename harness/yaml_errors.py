@@ -46,6 +46,7 @@ def _sentence(details: ErrorDetails, model: type[BaseModel], tree: Tree) -> tupl
     if kind == "union_tag_not_found":
         return spot.under("name"), "is missing"
     message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = message.replace("an object", "a mapping").replace("valid array", "list")
     if kind in {"value_error", "assertion_error"}:
         return spot, message
     if kind == "literal_error" and isinstance(found, str):

@@ -1,0 +1,126 @@
+"""Runs a study: `python -m harness.run studies/sspe_sweep.yaml`. The same command again continues where it stopped."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from harness.errors import HarnessError
+from harness.progress import Progress, progress_on
+from harness.records import METRICS, Row, RunFolder
+from harness.study import Cell, Study, load
+
+RESULT_COLUMNS = ("giou", "giou_shuffled", "giou_random_object", "fp_rate", "tokens", "latency_ms")
+LIST_KINDS = ("projectors", "superpixels", "datasets", "metrics", "encoders", "llms")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0, or 1 when cells failed, 2 when the user has something to mend, 130 when interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _run(options)
+    except HarnessError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; finished cells are kept, the same command continues\n")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m harness.run", description=__doc__)
+    parser.add_argument("study", nargs="?", type=Path, metavar="STUDY.yaml")
+    parser.add_argument("--plan", action="store_true", help="print the cells and what they will take; run nothing")
+    parser.add_argument("--report-only", action="store_true", help="build the report again from the tables")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting, as in training.steps=100; may be given again",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results, in place of runs/<study>")
+    parser.add_argument("--storage", metavar="URL", help="Optuna's storage, in place of SQLite in that folder")
+    parser.add_argument("--list", choices=LIST_KINDS, help="list what a study can name")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    if options.list:
+        from harness.listing import listing
+
+        console.print(listing(options.list))
+        return 0
+    if options.study is None:
+        raise HarnessError("name a study, as in: python -m harness.run studies/sspe_sweep.yaml")
+    study = load(options.study, options.set)
+    folder = RunFolder(options.out or Path("runs") / study.name)
+    if options.plan:
+        from harness.plan import make_plan, plan_table
+
+        console.print(plan_table(study, make_plan(study, folder)))
+        return 0
+    if options.report_only:
+        folder.write_if_changed(folder.study, study.resolved())
+        return _report(folder, console)
+    return _execute(study, folder, options.storage, console)
+
+
+def _execute(study: Study, folder: RunFolder, storage: str | None, console: Console) -> int:
+    from harness.execution import execute
+
+    outcome = execute(study, folder, storage, _run_cell, progress_on(console))
+    if outcome.num_others:
+        console.print(
+            f"{outcome.num_others} cells in {folder.cells} are of other versions of this study; they are kept there, "
+            "outside its tables"
+        )
+    if not outcome.num_run:
+        console.print(f"all {len(outcome.cells)} cells are there")
+    if not folder.is_reported:
+        _report(folder, console)
+    console.print(result_table(pd.read_parquet(folder.results)))
+    console.print(f"report: {folder.report}", soft_wrap=True)
+    if outcome.num_failed:
+        console.print(f"{outcome.num_failed} cells failed; the report says why, the same command tries them again")
+    return 1 if outcome.num_failed else 0
+
+
+def _run_cell(cell: Cell, folder: RunFolder, progress: Progress) -> Row:
+    """Imports what cells need when the first one runs, so that a study with nothing to run starts fast."""
+    from harness.cell import run_cell
+
+    return run_cell(cell, folder, progress)
+
+
+def _report(folder: RunFolder, console: Console) -> int:
+    from reports import build
+
+    console.print(f"report: {build(folder.path)}", soft_wrap=True)
+    return 0
+
+
+def result_table(results: pd.DataFrame) -> Table:
+    """Means over seeds, a row a point of an arm."""
+    table = Table()
+    for column in ("arm", "point", "seeds"):
+        table.add_column(column)
+    for name in RESULT_COLUMNS:
+        metric = METRICS[name]
+        table.add_column(f"{metric.label} ({metric.unit})" if metric.unit else metric.label, justify="right")
+    for (arm, point), cells in results.groupby(["arm", "point"], sort=False):
+        done = cells[cells["status"] == "done"]
+        means = done[list(RESULT_COLUMNS)].mean()
+        shown = [f"{means[name]:.{METRICS[name].decimals}f}" for name in RESULT_COLUMNS]
+        row = ["-" if value == "nan" else value for value in shown]
+        table.add_row(str(arm), "" if point == "{}" else str(point), f"{len(done)} of {len(cells)}", *row)
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

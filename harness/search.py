@@ -1,0 +1,229 @@
+"""Optuna: which point of a study comes next, and which parameters mattered. The only module that imports it.
+
+One Optuna trial is one point of an arm; the cells of its seeds run inside it, and its values are the means over them.
+Fixed arms and grids are enqueued, each point once. Sampled points are enqueued with their arm only, the searched arms
+in turn, so that each gets an equal share; TPE chooses the rest.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import fmean
+from types import TracebackType
+from typing import Any, Self
+
+import optuna
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+
+from harness.errors import HarnessError, StudyError
+from harness.records import Row
+from harness.study import Point, Study
+from harness.study_schema import Choice, Range
+
+Evaluate = Callable[[Point, int], list[Row]]
+"""Runs the cells of a point, for a trial of this number; one row a seed."""
+
+ARM = "arm"
+_KEPT = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.WAITING)
+_IMPORTANCE_TRIALS = 4
+"""Fewer points than this say nothing about importance."""
+
+
+class PointFailedError(Exception):
+    """A point has no values, because one of its cells failed or did not measure an objective."""
+
+
+class Search:
+    """The Optuna study behind a study; a changed study gets another one in the same storage.
+
+    Args:
+        url: SQLAlchemy URL of the storage.
+
+    Raises:
+        HarnessError: the storage cannot be opened.
+    """
+
+    def __init__(self, study: Study, url: str) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.study = study
+        self.storage = _open(url)
+        self.optuna = optuna.create_study(
+            storage=self.storage,
+            study_name=f"{study.name}-{study.fingerprint}",
+            directions=list(study.settings.objectives.values()),
+            sampler=RandomSampler(seed=0),
+            load_if_exists=True,
+        )
+        self.optuna.set_user_attr("objectives", list(study.settings.objectives))
+        if study.num_sampled:
+            # A resumed sampler must not draw again what it drew before.
+            self.optuna.sampler = TPESampler(seed=len(self.optuna.trials))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.storage.remove_session()
+        self.storage.engine.dispose()
+
+    def run(self, evaluate: Evaluate) -> None:
+        """Runs every point that has no values yet, those of a run that was killed included.
+
+        No other process may run this study meanwhile; the run folder's lock sees to it.
+        """
+        self._resume()
+        waiting = len(self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+        if waiting:
+            self.optuna.optimize(
+                lambda trial: self._values(trial, evaluate), n_trials=waiting, catch=(PointFailedError,)
+            )
+
+    def points(self) -> list[Point]:
+        """Every point that has been tried, in the order of trials."""
+        tried: dict[str, Point] = {}
+        for trial in self.optuna.get_trials(deepcopy=False):
+            if self._is_whole(trial.params):
+                tried.setdefault(_key(trial.params), self._point(trial.params))
+        return list(tried.values())
+
+    def importance(self) -> dict[str, Any] | None:
+        """The share of each parameter in reaching the better part of each objective; None where points do not tell."""
+        trials = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if self.study.settings.search is None or len(trials) < _IMPORTANCE_TRIALS:
+            return None
+        quantile = min(0.5, max(0.1, 5 / len(trials)))
+        shares = {}
+        for i, (metric, direction) in enumerate(self.study.settings.objectives.items()):
+            if len({trial.values[i] for trial in trials}) == 1:
+                continue
+            evaluator = PedAnovaImportanceEvaluator(target_quantile=quantile)
+            lower_is_better = _objective(i, direction)
+            raw = get_param_importances(self.optuna, evaluator=evaluator, target=lower_is_better, normalize=False)
+            if sum(raw.values()) > 0:
+                shares[metric] = {name: value / sum(raw.values()) for name, value in raw.items()}
+        method = f"PED-ANOVA: what puts a point among the best {quantile:.0%} of {len(trials)}"
+        return {"method": method, "importance": shares} if shares else None
+
+    def _resume(self) -> None:
+        """Enqueues what is wanted and neither has values nor waits."""
+        for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self.optuna.tell(trial.number, state=TrialState.FAIL)
+        trials = self.optuna.get_trials(deepcopy=False)
+        kept = [trial for trial in trials if trial.state in _KEPT]
+        keys = {_key(_params(trial)) for trial in kept}
+        for point in self.study.points():
+            params = {ARM: point.arm, **{path: label(value) for path, value in point.values.items()}}
+            if _key(params) not in keys:
+                self.optuna.enqueue_trial(params)
+        if self.study.num_sampled:
+            self._resume_sampled(trials, keys)
+
+    def _resume_sampled(self, trials: list[FrozenTrial], keys: set[str]) -> None:
+        """Sampled points that failed come again as they were; new ones fill up the number asked for."""
+        search = self.study.settings.search
+        assert search is not None, "only a search samples"
+        sampled = [trial for trial in trials if trial.user_attrs.get("sampled")]
+        num_kept = sum(trial.state in _KEPT for trial in sampled)
+        failed = {
+            _key(trial.params): trial.params
+            for trial in sampled
+            if trial.state not in _KEPT and self._is_whole(trial.params) and _key(trial.params) not in keys
+        }
+        for params in failed.values():
+            self.optuna.enqueue_trial(params, user_attrs={"sampled": True})
+        for i in range(num_kept + len(failed), self.study.num_sampled):
+            self.optuna.enqueue_trial({ARM: search.arms[i % len(search.arms)]}, user_attrs={"sampled": True})
+
+    def _values(self, trial: Trial, evaluate: Evaluate) -> list[float]:
+        """Runs a point; its objectives."""
+        point = self._point(self._suggest(trial))
+        try:
+            rows = evaluate(point, trial.number)
+        except StudyError as error:
+            trial.set_user_attr("reason", str(error))
+            raise optuna.TrialPruned from error
+        trial.set_user_attr("cells", [row["cell"] for row in rows])
+        states = {row["status"] for row in rows}
+        if states != {"done"}:
+            trial.set_user_attr("reason", next(str(row["reason"]) for row in rows if row["status"] != "done"))
+            raise PointFailedError if "failed" in states else optuna.TrialPruned
+        missing = [metric for metric in self.study.settings.objectives if any(row.get(metric) is None for row in rows)]
+        if missing:
+            trial.set_user_attr("reason", f"not measured: {', '.join(missing)}")
+            raise PointFailedError
+        return [fmean(row[metric] for row in rows) for metric in self.study.settings.objectives]
+
+    def _suggest(self, trial: Trial) -> dict[str, Any]:
+        """All parameters of a trial; what was enqueued is taken as it is."""
+        search = self.study.settings.search
+        arm = trial.suggest_categorical(ARM, list(self.study.arms))
+        if search is None or arm not in search.arms:
+            return {ARM: arm}
+        return {ARM: arm, **{path: _draw(trial, path, values) for path, values in search.space.items()}}
+
+    def _point(self, params: Mapping[str, Any]) -> Point:
+        values = {path: self._choice(path, value) for path, value in params.items() if path != ARM}
+        return Point(params[ARM], values)
+
+    def _choice(self, path: str, value: Any) -> Choice:
+        search = self.study.settings.search
+        space = search.space[path] if search is not None else ()
+        return value if isinstance(space, Range) else next(choice for choice in space if label(choice) == value)
+
+    def _is_whole(self, params: Mapping[str, Any]) -> bool:
+        """Whether these are all parameters of a point, not those of a trial that was killed while drawing."""
+        search = self.study.settings.search
+        if ARM not in params:
+            return False
+        return search is None or params[ARM] not in search.arms or set(search.space) <= set(params)
+
+
+def _objective(index: int, direction: str) -> Callable[[FrozenTrial], float]:
+    """One value of a trial, turned so that less is better, as PED-ANOVA has it."""
+    sign = -1 if direction == "maximize" else 1
+    return lambda trial: sign * trial.values[index]
+
+
+def default_url(folder: Path) -> str:
+    """SQLite in the run folder: for one worker."""
+    return f"sqlite:///{(folder / 'optuna.db').resolve()}"
+
+
+def label(choice: Choice) -> bool | int | float | str | None:
+    """A choice as Optuna can store it: mappings and lists become text."""
+    return choice if choice is None or isinstance(choice, bool | int | float | str) else json.dumps(choice)
+
+
+def _open(url: str) -> RDBStorage:
+    try:
+        shown = make_url(url).render_as_string(hide_password=True)
+        return RDBStorage(url)
+    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        raise HarnessError(
+            f"--storage {url!r} is no storage URL ({error}); give one like sqlite:///optuna.db"
+        ) from error
+    except OperationalError as error:
+        raise HarnessError(f"the storage {shown} cannot be opened: {error.orig}; start it or mend the URL") from error
+
+
+def _draw(trial: Trial, path: str, values: Range | tuple[Choice, ...]) -> Any:
+    if not isinstance(values, Range):
+        return trial.suggest_categorical(path, [label(choice) for choice in values])
+    low, high, step = values.low, values.high, values.step
+    if isinstance(low, int) and isinstance(high, int) and (step is None or isinstance(step, int)):
+        return trial.suggest_int(path, low, high, step=step or 1, log=values.log)
+    return trial.suggest_float(path, low, high, step=step, log=values.log)
+
+
+def _params(trial: FrozenTrial) -> dict[str, Any]:
+    """Parameters of a trial, before it runs too."""
+    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+
+
+def _key(params: Mapping[str, Any]) -> str:
+    return json.dumps(dict(params), sort_keys=True)
