@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from harness.backbone import dinov2_onnx, weights
 from harness.backbone.config import VisionConfig
@@ -124,9 +127,10 @@ def _load_strictly(folder: Path, name: str) -> PreTrainedModel:
     family = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
     if family not in UNUSED:
         raise WeightsError(f"{name!r} is of the family {family!r}; known vision encoders: {', '.join(UNUSED)}")
-    model, loading = AutoModel.from_pretrained(
-        folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
-    )
+    with _no_progress_bar():
+        model, loading = AutoModel.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
     problems = {
         "missing": set(loading["missing_keys"]) - UNUSED[family],
         "unexpected": set(loading["unexpected_keys"]) - UNUSED[family],
@@ -136,6 +140,18 @@ def _load_strictly(folder: Path, name: str) -> PreTrainedModel:
     if found:
         raise WeightsError(f"the weights {name!r} do not fit a {family} exactly: {found}")
     return model
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Loading takes a fraction of a second, and its bar would run through the harness's own."""
+    was_shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:

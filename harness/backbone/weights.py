@@ -131,24 +131,31 @@ def _folder_sha256(name: str, folder: Path) -> str:
 
 
 def _from_hub(name: str, repository: str, revision: str | None) -> WeightsRecord:
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     attempts = []
     for place, is_local in (("local hub cache", True), ("hub", False)):
         try:
-            folder = huggingface_hub.snapshot_download(
-                repository,
-                revision=revision,
-                allow_patterns=patterns,
-                local_files_only=is_local,
-                etag_timeout=HUB_TIMEOUT_S,
-            )
-            sha256 = _folder_sha256(name, Path(folder))
-            return WeightsRecord(name, f"hub {repository}", Path(folder).name, sha256, Path(folder))
+            folder = _snapshot(repository, revision, is_local=is_local)
+            return WeightsRecord(name, f"hub {repository}", folder.name, _folder_sha256(name, folder), folder)
         except (OSError, HTTPError, WeightsError) as error:
             attempts.append(f"{place}: {_reason(error, is_local)}")
     raise WeightsError(
         _not_found(name, attempts, f"name a folder that holds {repository}, or use {' or '.join(PACKAGED)}")
     )
+
+
+def _snapshot(repository: str, revision: str | None, *, is_local: bool) -> Path:
+    """The folder of a hub repository's files, which is named after the commit."""
+    if not is_local:
+        # snapshot_download asks the same, but waits for ever where nothing answers.
+        revision = huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=HUB_TIMEOUT_S).sha
+    folder = huggingface_hub.snapshot_download(
+        repository,
+        revision=revision,
+        allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"],
+        local_files_only=is_local,
+        etag_timeout=HUB_TIMEOUT_S,
+    )
+    return Path(folder)
 
 
 def _reason(error: Exception, is_local: bool) -> str:

