@@ -194,6 +194,14 @@ def test_only_the_mask_token_may_be_absent(folder: Path) -> None:
         load_vision_encoder(VisionConfig(name=str(folder), frame=56))
 
 
+def test_a_weight_of_another_shape_is_refused(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    state["layernorm.weight"] = torch.ones(31)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match=r"of another shape: layernorm\.weight"):
+        load_vision_encoder(VisionConfig(name=str(folder), frame=56))
+
+
 def test_register_tokens_are_no_patches(folder: Path) -> None:
     model = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**TINY, num_register_tokens=4)).eval()
     model.save_pretrained(folder)

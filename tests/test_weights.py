@@ -173,7 +173,9 @@ def test_the_local_hub_cache_is_asked_before_the_hub(
     write_atomically(snapshot.parents[1] / "refs" / "main", commit.encode())
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "ENDPOINT", silent_server)
+    start = time.perf_counter()
     record = resolve("owner/name")
+    assert time.perf_counter() - start < weights.HUB_TIMEOUT_S / 2
     assert (record.source, record.revision, record.folder) == ("hub owner/name", commit, snapshot)
 
 

@@ -18,6 +18,8 @@ from transformers import Dinov2Config
 from harness.cache import partial_path
 from harness.errors import WeightsError
 
+VERSION = 1
+"""Of what `convert` writes; part of the name under which it is kept."""
 PREFIX = "backbone."
 IGNORED = "decoder."
 """What else is in the file: a saliency head that we have no use for."""

@@ -117,7 +117,7 @@ def _as_folder(record: WeightsRecord) -> Path:
         return record.folder
     if not record.file.endswith(".onnx"):
         raise WeightsError(f"{record.name!r} is no vision encoder; name one of {', '.join(names())} or a folder")
-    converted = cache_dir() / "converted" / record.sha256[:16]
+    converted = cache_dir() / "converted" / f"{record.sha256[:16]}-{dinov2_onnx.VERSION}"
     if not converted.exists():
         dinov2_onnx.convert(record.folder / record.file, converted)
     return converted
@@ -129,12 +129,16 @@ def _load_strictly(folder: Path, name: str) -> PreTrainedModel:
         raise WeightsError(f"{name!r} is of the family {family!r}; known vision encoders: {', '.join(UNUSED)}")
     with _no_progress_bar():
         model, loading = AutoModel.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            folder,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below with the rest, in place of an exception of its own
         )
     problems = {
         "missing": set(loading["missing_keys"]) - UNUSED[family],
         "unexpected": set(loading["unexpected_keys"]) - UNUSED[family],
-        "of another shape": {str(key) for key in loading["mismatched_keys"]},
+        "of another shape": {key[0] for key in loading["mismatched_keys"]},
     }
     found = "; ".join(f"{kind}: {', '.join(sorted(keys)[:4])}" for kind, keys in problems.items() if keys)
     if found:
