@@ -39,7 +39,7 @@ def make_plan(study: Study, folder: RunFolder) -> list[Planned]:
     for cell in study.cells():
         status = rows[cell.id]["status"] if cell.id in rows else "to run"
         is_over = status in {"done", "skipped"}
-        same = (row["max_tokens"] for row in past if _projector_of(row) == cell.spec.projector)
+        same = (row.get("max_tokens") for row in past if _projector_of(row) == cell.spec.projector)
         planned.append(Planned(cell, status, 0.0 if is_over else estimate(cell, paces), next(same, None)))
     return planned
 

@@ -6,11 +6,12 @@ in turn, so that each gets an equal share; TPE chooses the rest.
 """
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
@@ -28,10 +29,20 @@ from harness.study_schema import Choice, Range
 Evaluate = Callable[[Point, int], list[Row]]
 """Runs the cells of a point, for a trial of this number; one row a seed."""
 
+Direction = Literal["maximize", "minimize"]
+
 ARM = "arm"
 _KEPT = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.WAITING)
 _IMPORTANCE_TRIALS = 4
 """Fewer points than this say nothing about importance."""
+
+
+_EXPECTED_WARNINGS = (
+    "Argument ``normalize`` is an experimental feature",
+    "Target and region quantiles select the same set of trials",
+    "Some regimes for parameter .* have less than 2 trials",
+)
+"""What the last two tell, the report tells by the number of points."""
 
 
 class PointFailedError(Exception):
@@ -92,21 +103,22 @@ class Search:
         return list(tried.values())
 
     def importance(self) -> dict[str, Any] | None:
-        """The share of each parameter in reaching the better part of each objective; None where points do not tell."""
+        """Each searched parameter's share in reaching the better part of an objective; None if points do not tell.
+
+        Of the searched arms only: that arms differ is what the tables say.
+        """
+        search = self.study.settings.search
         trials = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if self.study.settings.search is None or len(trials) < _IMPORTANCE_TRIALS:
+        searched = [trial for trial in trials if search is not None and trial.params[ARM] in search.arms]
+        if len(searched) < _IMPORTANCE_TRIALS:
             return None
-        quantile = min(0.5, max(0.1, 5 / len(trials)))
+        quantile = min(0.5, max(0.1, 5 / len(searched)))
         shares = {}
         for i, (metric, direction) in enumerate(self.study.settings.objectives.items()):
-            if len({trial.values[i] for trial in trials}) == 1:
-                continue
-            evaluator = PedAnovaImportanceEvaluator(target_quantile=quantile)
-            lower_is_better = _objective(i, direction)
-            raw = get_param_importances(self.optuna, evaluator=evaluator, target=lower_is_better, normalize=False)
+            raw = _importance(searched, i, direction, quantile)
             if sum(raw.values()) > 0:
                 shares[metric] = {name: value / sum(raw.values()) for name, value in raw.items()}
-        method = f"PED-ANOVA: what puts a point among the best {quantile:.0%} of {len(trials)}"
+        method = f"PED-ANOVA: what puts a point among the best {quantile:.0%} of {len(searched)}"
         return {"method": method, "importance": shares} if shares else None
 
     def _resume(self) -> None:
@@ -183,10 +195,19 @@ class Search:
         return search is None or params[ARM] not in search.arms or set(search.space) <= set(params)
 
 
-def _objective(index: int, direction: str) -> Callable[[FrozenTrial], float]:
-    """One value of a trial, turned so that less is better, as PED-ANOVA has it."""
-    sign = -1 if direction == "maximize" else 1
-    return lambda trial: sign * trial.values[index]
+def _importance(trials: list[FrozenTrial], index: int, direction: Direction, quantile: float) -> dict[str, float]:
+    """PED-ANOVA's importance of each parameter for one objective; all zero where ties hide it."""
+    alone = optuna.create_study(direction=direction)
+    varied = [name for name in trials[0].params if name != ARM or len({trial.params[ARM] for trial in trials}) > 1]
+    for trial in trials:
+        params = {name: trial.params[name] for name in varied}
+        distributions = {name: trial.distributions[name] for name in varied}
+        alone.add_trial(optuna.create_trial(params=params, distributions=distributions, value=trial.values[index]))
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=quantile)
+    with warnings.catch_warnings():
+        for message in _EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message)
+        return get_param_importances(alone, evaluator=evaluator, normalize=False)
 
 
 def default_url(folder: Path) -> str:

@@ -138,11 +138,10 @@ def _match_superpixels(resolved: dict[str, Any], tree: Tree, asked_by: Tree | No
     if needs is None:
         return
     is_given, is_needed = resolved["superpixels"] is not None, "superpixels" in needs
-    projector = tree.get("projector")
-    assert projector is not None, "a missing projector was reported before"
+    place = tree.get("superpixels") or tree.get("projector") or tree
     if is_needed and not is_given:
         known = ", ".join(superpixels.names())
-        problems.append(f"{projector.spot}: {name} needs superpixels; give a section superpixels (known: {known})")
+        problems.append(f"{place.spot}: projector {name} needs superpixels; give superpixels a source (known: {known})")
     if is_given and not is_needed:
         resolved["superpixels"] = None
         if asked_by is not None and asked_by.value is not None:

@@ -124,7 +124,7 @@ class Study:
 
     def resolved(self) -> str:
         """The study as YAML with nothing left to look up; loading it gives the same cells."""
-        settings = self.settings.model_dump(mode="json", exclude={"base", "extends", "arms"}, exclude_none=True)
+        settings = self.settings.model_dump(mode="json", exclude={"name", "base", "extends", "arms"}, exclude_none=True)
         arms = {arm: self.spec(Point(arm)).model_dump(mode="json") for arm in self.arms}
         text = io.StringIO()
         text.write(f"# resolved from {' '.join([self.source, *(f'--set {given}' for given in self.overrides)])}\n")
@@ -132,7 +132,7 @@ class Study:
         yaml.default_flow_style = False
         yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
         yaml.width = 120
-        yaml.dump({**settings, "name": self.name, "arms": arms}, text)
+        yaml.dump({"name": self.name, **settings, "arms": arms}, text)
         return text.getvalue()
 
 

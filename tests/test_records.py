@@ -1,0 +1,105 @@
+"""Rows, tables and the run folder."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from harness.data.scenes import FAMILIES as SCENE_FAMILIES
+from harness.errors import HarnessError
+from harness.records import COLUMNS, FAMILIES, METRICS, SAMPLE_COLUMNS, RunFolder
+from harness.study import load
+from tests.small_study import row_of, samples_of, write_study
+
+
+def test_families_are_those_of_the_scenes():
+    assert set(FAMILIES) == set(SCENE_FAMILIES)
+
+
+def test_columns_are_unique_and_hold_every_metric():
+    assert len(set(COLUMNS)) == len(COLUMNS)
+    assert set(METRICS) <= set(COLUMNS)
+
+
+@pytest.fixture
+def cells(tmp_path):
+    return load(write_study(tmp_path)).cells()
+
+
+def test_tables_come_back_as_they_were_written(tmp_path, cells):
+    folder = RunFolder(tmp_path / "run")
+    for cell in reversed(cells):
+        folder.write_cell({**row_of(cell), "ciou": np.float32(0.25)}, samples_of(cell))
+    folder.gather([cell.id for cell in cells])
+    results, samples = pd.read_parquet(folder.results), pd.read_parquet(folder.samples)
+    assert results["cell"].tolist() == [cell.id for cell in cells]
+    assert tuple(results.columns) == COLUMNS
+    assert set(results["ciou"]) == {0.25}
+    assert results["fn_rate"].dtype == np.float64
+    assert results["fn_rate"].isna().all()
+    assert tuple(samples.columns) == SAMPLE_COLUMNS
+    assert samples["cell"].tolist() == [cell.id for cell in cells for _ in range(2)]
+
+
+def test_failed_and_skipped_cells_keep_their_rows_and_only_failed_ones_run_again(tmp_path, cells):
+    folder = RunFolder(tmp_path / "run")
+    for cell, status in zip(cells, ("done", "failed", "skipped"), strict=False):
+        folder.write_cell(row_of(cell, status, "why"), samples_of(cell) if status == "done" else None)
+    results = folder.gather([cell.id for cell in cells])
+    assert results["status"].tolist() == ["done", "failed", "skipped"]
+    assert set(folder.finished()) == {cells[0].id, cells[2].id}
+
+
+def test_tables_without_any_cell_can_be_read(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.gather([])
+    assert len(pd.read_parquet(folder.results)) == len(pd.read_parquet(folder.samples)) == 0
+
+
+def test_rows_outside_the_study_stay_out_of_its_tables(tmp_path, cells):
+    folder = RunFolder(tmp_path / "run")
+    for cell in cells:
+        folder.write_cell(row_of(cell), samples_of(cell))
+    assert folder.gather([cells[3].id])["cell"].tolist() == [cells[3].id]
+    assert len(folder.rows()) == len(cells)
+
+
+def test_a_write_that_breaks_leaves_what_was_there(tmp_path, cells):
+    folder = RunFolder(tmp_path / "run")
+    folder.write_cell(row_of(cells[0]), samples_of(cells[0]))
+    with pytest.raises(AttributeError):
+        folder.write_cell({**row_of(cells[0]), "giou": object()})
+    assert folder.rows()[cells[0].id]["giou"] == row_of(cells[0])["giou"]
+    assert not [path for path in folder.cells.iterdir() if path.name.startswith(".")]
+
+
+def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    hold = (
+        f"import fcntl, time; f = open({str(tmp_path / 'run/.lock')!r}, 'w'); fcntl.flock(f, 2); print(1, flush=True); "
+    )
+    with folder.held():
+        pass
+    with subprocess.Popen([sys.executable, "-c", hold + "time.sleep(60)"], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(HarnessError, match="another run is writing"), folder.held():
+            pass
+        other.kill()
+    with folder.held():
+        pass
+
+
+def test_a_report_is_stale_when_its_tables_are_newer(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.gather([])
+    folder.write_if_changed(folder.study, "a")
+    assert not folder.is_reported
+    folder.report.parent.mkdir()
+    folder.report.write_text("page")
+    assert folder.is_reported
+    folder.write_if_changed(folder.study, "a")
+    assert folder.is_reported, "a file that says the same is not touched"
+    folder.write_if_changed(folder.study, "b")
+    assert not folder.is_reported

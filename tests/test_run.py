@@ -1,0 +1,135 @@
+"""The command line: what it prints, where, and its exit codes."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import run
+from harness.environment import describe_environment
+from harness.execution import execute
+from harness.plan import estimate, make_plan
+from harness.records import METRICS
+from harness.study import load
+from tests.small_study import Cells, quiet, run_folder, write_study
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # in MLflow's own tables
+
+
+@pytest.mark.slow
+def test_mistakes_go_to_stderr_without_a_traceback_and_exit_with_2(tmp_path):
+    path = write_study(tmp_path)
+    path.write_text(path.read_text().replace("baseline: pooling", "baseline: poling").replace("seeds:", "seds:"))
+    command = [sys.executable, "-m", "harness.run", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert lines == [
+        f"{path}:1: seeds: is missing (every arm runs every seed)",
+        f"{path}:13: seds: unknown key; did you mean seeds?",
+        f"{path}:15: baseline: there is no arm 'poling'; did you mean pooling?",
+    ]
+
+
+def test_a_missing_study_is_told(tmp_path, capsys):
+    assert run.main([str(tmp_path / "none.yaml")]) == 2
+    assert run.main([]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", run.LIST_KINDS)
+def test_lists_name_what_there_is(kind, capsys):
+    assert run.main(["--list", kind]) == 0
+    printed = capsys.readouterr().out
+    known = {"projectors": "svp", "superpixels": "felzenszwalb", "datasets": "scenes", "metrics": "giou"}
+    assert known.get(kind, {"encoders": "dinov2-small", "llms": "tiny"}.get(kind)) in printed
+
+
+def test_the_plan_says_unknown_until_something_comparable_has_run(tmp_path, capsys):
+    path = write_study(tmp_path)
+    out = tmp_path / "runs" / "small"
+    assert run.main([str(path), "--plan", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "12 of 12 cells to run; how long is unknown" in printed
+    assert not out.exists(), "a plan leaves nothing behind"
+
+
+def test_the_plan_knows_what_ran_and_what_the_rest_will_take(tmp_path):
+    folder = run_folder(tmp_path)
+    study = load(write_study(tmp_path))
+    execute(study, folder, None, _Here(), quiet())
+    longer = load(write_study(tmp_path), ["arms.sspe.training.steps=40"])
+    plan = make_plan(longer, folder)
+    assert [planned.status for planned in plan[:4]] == ["done"] * 4
+    assert [planned.seconds for planned in plan] == [0.0] * 4 + [20.0] * 8, "5 s for 10 steps are 20 s for 40"
+    assert estimate(longer.cells()[0], []) is None
+
+
+class _Here(Cells):
+    """Cells that ran on this machine."""
+
+    def __call__(self, cell, folder, progress):
+        import json
+
+        row = {**super().__call__(cell, folder, progress), "environment": json.dumps(describe_environment())}
+        folder.write_cell(row)
+        return row
+
+
+def test_a_finished_study_runs_nothing_and_shows_its_results(tmp_path, capsys, monkeypatch):
+    path, folder = write_study(tmp_path), run_folder(tmp_path)
+    execute(load(path), folder, None, Cells(), quiet())
+    folder.report.parent.mkdir()
+    folder.report.write_text("page")
+    monkeypatch.setattr(run, "_run_cell", Cells(fails=("pooling", "bbox_mlp", "sspe")))
+    assert run.main([str(path), "--out", str(folder.path)]) == 0
+    printed = capsys.readouterr().out
+    assert "all 12 cells are there" in printed
+    assert f"report: {folder.report}" in printed
+    assert METRICS["giou_shuffled"].label.split(",")[0] in printed
+    assert folder.report.read_text() == "page", "a report that is up to date is left alone"
+
+
+def test_failed_cells_are_told_by_the_exit_code(tmp_path, capsys, monkeypatch):
+    path, folder = write_study(tmp_path), run_folder(tmp_path)
+    monkeypatch.setattr(run, "_run_cell", Cells(fails=("bbox_mlp",)))
+    monkeypatch.setattr(run, "_report", lambda folder, _: folder.write_if_changed(folder.report, "page"))
+    assert run.main([str(path), "--out", str(folder.path)]) == 1
+    printed = capsys.readouterr().out
+    assert "2 cells failed" in printed
+    assert "[1/12] pooling seed 0: starts" in printed
+    assert "bbox_mlp seed 1: failed after 0 s: as the test asks" in printed
+
+
+def test_a_report_without_results_says_what_to_do(tmp_path, capsys):
+    assert run.main([str(write_study(tmp_path)), "--report-only", "--out", str(tmp_path / "run")]) == 2
+    assert "run the study" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_study_with_nothing_to_run_imports_neither_mlflow_nor_a_model(tmp_path):
+    path, folder = write_study(tmp_path), run_folder(tmp_path)
+    execute(load(path), folder, None, Cells(), quiet())
+    folder.report.parent.mkdir()
+    folder.report.write_text("page")
+    code = (
+        "import sys; from harness.run import main; code = main(sys.argv[1:]); "
+        "print(code, sorted({'mlflow', 'harness.cell', 'harness.assembly', 'matplotlib'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, str(path), "--out", str(folder.path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"
+
+
+def test_the_environment_says_what_a_number_depends_on():
+    environment = describe_environment()
+    assert environment["cores"] >= 1
+    assert environment["torch"].startswith("2.")
+    assert environment["cpu"]
+    if shutil.which("git") and (ROOT / ".git").exists():
+        assert len(environment["git_commit"]) == 40
+        assert environment["git_dirty"] in {True, False}

@@ -1,0 +1,180 @@
+"""Studies: mistakes are all told at once and where they are; merging, overrides, cells and their ids."""
+
+from pathlib import Path
+
+import pytest
+
+import projectors
+from harness import sections
+from harness.errors import StudyError
+from harness.study import Point, load
+from tests.small_study import PRESET, STUDY, sampled_study, write_study
+
+ROOT = Path(__file__).parent.parent
+
+
+def problems(folder: Path, text: str, preset: str = PRESET, overrides: tuple[str, ...] = ()) -> list[str]:
+    """What is wrong with a study, places relative to its folder."""
+    with pytest.raises(StudyError) as caught:
+        load(write_study(folder, text, preset), overrides)
+    return [problem.removeprefix(f"{folder}/") for problem in caught.value.problems]
+
+
+def test_five_mistakes_are_five_messages_with_their_lines(tmp_path):
+    text = (
+        STUDY.replace("blocks: 3, queries: 4", "blocks: 3, queris: 4")
+        .replace("name: pooling, tokens: 4", "name: poling, tokens: 4")
+        .replace("arms: [sspe]", "arms: [ssp]")
+        .replace("giou: maximize", "giou: maximise")
+    )
+    preset = PRESET.replace("steps: 10", "steps: -5")
+    assert problems(tmp_path, text, preset) == [
+        "presets/small.yaml:5: base.training.steps: found -5; should be greater than or equal to 1",
+        "small.yaml:5: base.projector.position.queris: unknown key; did you mean queries?",
+        "small.yaml:7: arms.pooling.projector.name: there is no projector 'poling'; did you mean pooling?",
+        "small.yaml:11: search.arms.0: there is no arm 'ssp'; did you mean sspe?",
+        "small.yaml:14: objectives.giou: found 'maximise'; should be 'maximize' or 'minimize'; did you mean maximize?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("baseline: pooling", "baselin: pooling", "small.yaml:15: baselin: unknown key; did you mean baseline"),
+        ("baseline: pooling", "baseline: poling", "small.yaml:15: baseline: there is no arm 'poling'"),
+        ("baseline: pooling", "", "small.yaml:1: baseline: is missing"),
+        ("tokens: minimize", "tokns: minimize", "small.yaml:14: objectives.tokns: there is no metric 'tokns'; did you"),
+        ("giou: maximize", "giou: minimize", "small.yaml:14: objectives.giou: found minimize; giou is better when"),
+        ("seeds: [0, 1]", "seeds: [0, 0]", "small.yaml:13: seeds.1: 0 is given twice"),
+        ("seeds: [0, 1]", "seeds: [0, one]", "small.yaml:13: seeds.1: found 'one'; should be a valid integer"),
+        ("seeds: [0, 1]", "seeds: [true]", "small.yaml:13: seeds.0: found True; should be a valid integer"),
+        ("  space:", "  trials: 3\n  space:", "small.yaml:12: search.trials: cannot take effect with sampler grid"),
+        ("  space:", "  sampler: tpe\n  space:", "small.yaml:12: search.sampler: tpe needs a number of points"),
+        ("  space:", "  sampler: gird\n  space:", "small.yaml:12: search.sampler: found 'gird'; should be"),
+        ("blocks: [1, 3]", "bloks: [1, 3]", "small.yaml:12: search.space.projector.position.bloks.0: unknown key; did"),
+        ("blocks: [1, 3]", "blocks: [1, 99]", "small.yaml:12: search.space.projector.position.blocks.1: found 99;"),
+        ("blocks: [1, 3]", "blocks: {low: 1, high: 3}", "small.yaml:12: search.space.projector.position.blocks: a gri"),
+        ("sspe: {}", "sspe: {}\n  sspe: {}", "small.yaml:10: arms.sspe: the key is given twice, first on line 9"),
+        ("sspe: {}", "sspe: {trainin: {steps: 1}}", "small.yaml:9: arms.sspe.trainin: unknown key; did you mean trai"),
+        ("sspe: {}", "sspe: {data: {name: scene}}", "small.yaml:9: arms.sspe.data.name: there is no dataset 'scene'"),
+        ("name: grid", "name: gird", "small.yaml:4: base.superpixels.name: there is no superpixel source 'gird'; did"),
+        ("position: bbox_mlp", "position: bbox", "small.yaml:8: arms.bbox_mlp.projector.position: there is no 'bbox'"),
+        ("tokens: 4}}", "tokens: '4'}}", "small.yaml:7: arms.pooling.projector.tokens: found '4'; should be a valid"),
+        ("tokens: 4}}", "tokens: 4}, superpixels: {name: slic}}", "small.yaml:7: arms.pooling.superpixels: cannot"),
+        ("sspe: {}", "sspe: {superpixels: null}", "small.yaml:9: arms.sspe.superpixels: projector svp needs s"),
+        ("extends: presets/small", "extends: presets/smal", "small.yaml:2: extends: there is no file"),
+        ("sspe: {}", "sspe: {", "small.yaml:11: not valid YAML"),
+        ("sspe: {}", "sspe: 4", "small.yaml:9: arms.sspe: found 4; should be a mapping"),
+        ("baseline: pooling", "baseline: pooling\nclaims: [{claim: c, better: ssp, than: mlp}]", "small.yaml:16: clai"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_with_its_place(tmp_path, old, new, expected):
+    assert old in STUDY
+    found = problems(tmp_path, STUDY.replace(old, new))
+    assert any(problem.startswith(expected) for problem in found), found
+
+
+def test_a_mistake_is_told_once_though_every_arm_inherits_it(tmp_path):
+    assert len(problems(tmp_path, STUDY, PRESET.replace("width: 32", "widht: 32"))) <= 2
+    assert len(problems(tmp_path, STUDY, PRESET.replace("steps: 10", "steps: 0"))) == 1
+
+
+def test_a_preset_gives_no_arms(tmp_path):
+    [problem] = problems(tmp_path, STUDY, PRESET + "arms: {}\n")
+    assert problem == "presets/small.yaml:6: arms: a preset may only give base, objectives, seeds; move it to the study"
+
+
+def test_overrides_reach_every_arm_and_their_mistakes_are_told(tmp_path):
+    study = load(write_study(tmp_path), ["training.steps=7", "seeds=[5]", "arms.sspe.training.steps=9"])
+    steps = {cell.arm: cell.spec.training.steps for cell in study.cells()}
+    assert steps == {"pooling": 7, "bbox_mlp": 7, "sspe": 9}
+    assert {cell.seed for cell in study.cells()} == {5}
+    found = problems(
+        tmp_path, STUDY, overrides=("training.stps=7", "steps", "sead=1", "arms.x.llm=tiny", "margin=[", "margin=2")
+    )
+    assert [problem.partition(":")[0] for problem in found] == [
+        "--set arms.x.llm=tiny",
+        "--set margin=2",
+        "--set margin=[",
+        "--set sead=1",
+        "--set steps",
+        "--set training.stps=7",
+    ]
+
+
+def test_a_new_name_drops_the_settings_of_the_old_one(tmp_path):
+    study = load(write_study(tmp_path))
+    specs = {cell.arm: cell.spec for cell in study.cells()}
+    assert specs["pooling"].projector == {"name": "pooling", "tokens": 4}
+    assert specs["bbox_mlp"].projector["position"]["name"] == "bbox_mlp"
+    assert "blocks" not in specs["bbox_mlp"].projector["position"]
+
+
+def test_a_bare_name_takes_settings_as_a_mapping_would(tmp_path):
+    text = STUDY.replace("position: {name: sspe, blocks: 3, queries: 4}", "position: sspe")
+    specs = [
+        cell.spec.projector["position"] for cell in load(write_study(tmp_path, text)).cells() if cell.arm == "sspe"
+    ]
+    assert {(position["blocks"], position["queries"]) for position in specs} == {(1, 1), (1, 2), (3, 1), (3, 2)}
+
+
+def test_superpixels_are_no_part_of_an_arm_that_reads_none(tmp_path):
+    before = {cell.arm: cell for cell in load(write_study(tmp_path)).cells()}
+    after = {cell.arm: cell for cell in load(write_study(tmp_path), ["superpixels.count=16"]).cells()}
+    assert before["pooling"].spec.superpixels is None
+    assert before["sspe"].spec.superpixels["count"] == 9
+    assert before["pooling"].id == after["pooling"].id
+    assert before["sspe"].id != after["sspe"].id
+
+
+def test_a_grid_is_every_combination_with_every_seed(tmp_path):
+    cells = load(write_study(tmp_path)).cells()
+    assert [(cell.arm, cell.seed) for cell in cells[:4]] == [
+        *(("pooling", 0), ("pooling", 1)),
+        *(("bbox_mlp", 0), ("bbox_mlp", 1)),
+    ]
+    assert len(cells) == len({cell.id for cell in cells}) == 2 * (2 + 4)
+    assert [dict(cell.point) for cell in cells if cell.arm == "sspe" and cell.seed == 0] == [
+        {"projector.position.blocks": blocks, "projector.position.queries": queries}
+        for blocks in (1, 3)
+        for queries in (1, 2)
+    ]
+
+
+def test_the_resolved_study_has_the_same_cells(tmp_path):
+    study = load(write_study(tmp_path))
+    path = tmp_path / "elsewhere" / "study.resolved.yaml"
+    path.parent.mkdir()
+    path.write_text(study.resolved())
+    again = load(path)
+    assert again.name == study.name
+    assert [cell.id for cell in again.cells()] == [cell.id for cell in study.cells()]
+    assert again.resolved().splitlines()[1:] == study.resolved().splitlines()[1:]
+
+
+def test_a_fingerprint_knows_what_changes_cells_from_what_does_not(tmp_path):
+    study = load(write_study(tmp_path))
+    assert load(write_study(tmp_path), ["question=why", "baseline=sspe"]).fingerprint == study.fingerprint
+    assert load(write_study(tmp_path), ["training.steps=3"]).fingerprint != study.fingerprint
+    assert load(write_study(tmp_path), ["seeds=[0]"]).fingerprint != study.fingerprint
+
+
+def test_sampled_points_are_not_known_before(tmp_path):
+    study = sampled_study(tmp_path)
+    assert [point.arm for point in study.points()] == ["pooling"]
+    assert study.num_sampled == 4
+    cells = study.cells_of(Point("sspe", {"training.steps": 30}))
+    assert {cell.spec.training.steps for cell in cells} == {30}
+
+
+def test_every_projector_says_what_it_needs_before_it_is_built_for_real():
+    for name in projectors.names():
+        settings = projectors.get(name).Config().model_dump(mode="json")
+        assert sections.projector_needs({"name": name, **settings}) is not None
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_study_of_the_repository_loads(path):
+    study = load(path)
+    assert study.cells()
+    assert study.settings.claims, "a study states its claims"

@@ -1,0 +1,119 @@
+"""A study around cells that take no time: every cell once, whatever happens in between."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import pytest
+
+from harness.execution import execute
+from harness.records import RunFolder
+from harness.search import default_url
+from harness.study import load
+from tests.small_study import Cells, quiet, run_folder, sampled_study, write_study
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # in MLflow's own tables
+
+
+def test_every_cell_runs_once_and_the_tables_hold_them_in_order(tmp_path):
+    study, folder, cells = load(write_study(tmp_path)), run_folder(tmp_path), Cells()
+    outcome = execute(study, folder, None, cells, quiet())
+    planned = [cell.id for cell in study.cells()]
+    assert Counter(cells.ran) == Counter(planned)
+    assert (outcome.num_run, outcome.num_failed, outcome.num_others) == (12, 0, 0)
+    results = pd.read_parquet(folder.results)
+    assert results["cell"].tolist() == planned
+    assert results["command"].notna().all()
+    assert results.groupby(["arm", "point"])["trial"].nunique().eq(1).all()
+    for path in (folder.study, folder.environment, folder.importance, folder.path / "optuna.db"):
+        assert path.exists()
+
+
+def test_a_second_run_runs_nothing_and_leaves_the_tables(tmp_path):
+    study, folder = load(write_study(tmp_path)), run_folder(tmp_path)
+    execute(study, folder, None, Cells(), quiet())
+    folder.report.parent.mkdir()
+    folder.report.write_text("page")
+    before = folder.results.stat().st_mtime_ns
+    cells = Cells()
+    outcome = execute(study, folder, None, cells, quiet())
+    assert cells.ran == []
+    assert outcome.num_run == 0
+    assert folder.results.stat().st_mtime_ns == before
+    assert folder.is_reported
+
+
+def test_failed_cells_run_again_and_skipped_ones_do_not(tmp_path):
+    study, folder = load(write_study(tmp_path)), run_folder(tmp_path)
+    outcome = execute(study, folder, None, Cells(fails=("bbox_mlp",), skips=("pooling",)), quiet())
+    assert outcome.num_failed == 2
+    results = pd.read_parquet(folder.results)
+    assert Counter(results["status"]) == {"done": 8, "failed": 2, "skipped": 2}
+    cells = Cells()
+    assert execute(study, folder, None, cells, quiet()).num_failed == 0
+    assert set(cells.ran) == {cell.id for cell in study.cells() if cell.arm == "bbox_mlp"}
+
+
+def test_rows_survive_the_loss_of_everything_made_from_them(tmp_path):
+    study, folder = load(write_study(tmp_path)), run_folder(tmp_path)
+    execute(study, folder, None, Cells(), quiet())
+    for path in (folder.results, folder.samples, folder.importance, folder.path / "optuna.db"):
+        path.unlink()
+    cells = Cells()
+    execute(study, folder, None, cells, quiet())
+    assert cells.ran == []
+    assert len(pd.read_parquet(folder.results)) == 12
+    assert folder.importance.exists()
+
+
+def test_cells_of_another_version_are_kept_outside_the_tables(tmp_path):
+    folder = run_folder(tmp_path)
+    execute(load(write_study(tmp_path)), folder, None, Cells(), quiet())
+    shorter = load(write_study(tmp_path), ["seeds=[1]", "arms.bbox_mlp.training.steps=3"])
+    cells = Cells()
+    outcome = execute(shorter, folder, None, cells, quiet())
+    assert len(cells.ran) == 1
+    assert outcome.num_others == 7
+    assert pd.read_parquet(folder.results)["cell"].tolist() == [cell.id for cell in shorter.cells()]
+
+
+def test_sampled_cells_are_in_the_tables_and_run_once(tmp_path):
+    study, folder, cells = sampled_study(tmp_path), run_folder(tmp_path), Cells()
+    outcome = execute(study, folder, None, cells, quiet())
+    assert len(outcome.cells) == outcome.num_run == len(set(cells.ran)) == 2 * (1 + 4)
+    assert execute(study, folder, None, Cells(), quiet()).num_run == 0
+    assert set(pd.read_parquet(folder.results)["cell"]) == set(cells.ran)
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_the_middle_finishes_with_every_cell_once(tmp_path):
+    study, out = write_study(tmp_path), run_folder(tmp_path).path
+    command = [sys.executable, "-m", "tests.small_study", str(study), str(out), "0.3"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True) as run:
+        deadline = time.monotonic() + 240
+        while len(list((out / "cells").glob("*.json"))) < 4 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(run.pid, signal.SIGKILL)
+    folder = RunFolder(out)
+    kept = folder.finished()
+    assert 4 <= len(kept) < 12
+    assert not folder.results.exists()
+    cells = Cells()
+    execute(load(study), folder, None, cells, quiet())
+    started = (out / "started.log").read_text().split()
+    assert Counter([*cells.ran, *kept]) == Counter(cell.id for cell in load(study).cells())
+    assert len(started) - len(kept) <= 1, "at most the cell that was killed is lost"
+    assert sorted(pd.read_parquet(folder.results)["cell"]) == sorted(cell.id for cell in load(study).cells())
+    samples = pd.read_parquet(folder.samples)
+    assert samples.groupby("cell").size().eq(2).all()
+    trials = optuna.load_study(study_name=None, storage=default_url(out)).get_trials()
+    states = Counter(trial.state.name for trial in trials)
+    assert states["COMPLETE"] == 6
+    assert set(states) <= {"COMPLETE", "FAIL"}
