@@ -6,6 +6,7 @@ MLflow, Optuna and reports show is made from them.
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from harness.errors import HarnessError
@@ -111,12 +113,16 @@ class RunFolder:
         """Keeps what a cell produced; its row comes last, so that a row is a cell that lost nothing."""
         if samples is not None:
             replace_file(self.cells / f"{row['cell']}.samples.parquet", lambda path: samples.to_parquet(path))
-        text = json.dumps(row, indent=1, default=_plain)
+        text = json.dumps({key: _plain(value) for key, value in row.items()}, indent=1, allow_nan=False)
         replace_file(self.cells / f"{row['cell']}.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+    def row(self, cell: str) -> Row:
+        """The row of a cell, as it was written."""
+        return json.loads((self.cells / f"{cell}.json").read_text(encoding="utf-8"))
 
     def rows(self) -> dict[str, Row]:
         """Every row that is there, by cell, whatever its status."""
-        return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.cells.glob("*.json"))}
+        return {path.stem: self.row(path.stem) for path in sorted(self.cells.glob("*.json"))}
 
     def finished(self) -> dict[str, Row]:
         """Rows of the cells that need not run again: done, or skipped for a reason that stays; failed ones run."""
@@ -184,5 +190,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's scalars and arrays as JSON has them."""
-    return value.tolist()
+    """A value as JSON has it: NumPy's scalars as Python's, and None for a number that could not be had."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

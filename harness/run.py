@@ -1,6 +1,7 @@
 """Runs a study: `python -m harness.run studies/sspe_sweep.yaml`. The same command again continues where it stopped."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,7 +68,9 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     if options.report_only:
         folder.write_if_changed(folder.study, study.resolved())
-        return _report(folder, console)
+        _report(folder)
+        console.print(f"report: {folder.report}", soft_wrap=True)
+        return 0
     return _execute(study, folder, options.storage, console)
 
 
@@ -83,7 +86,7 @@ def _execute(study: Study, folder: RunFolder, storage: str | None, console: Cons
     if not outcome.num_run:
         console.print(f"all {len(outcome.cells)} cells are there")
     if not folder.is_reported:
-        _report(folder, console)
+        _report(folder)
     console.print(result_table(pd.read_parquet(folder.results)))
     console.print(f"report: {folder.report}", soft_wrap=True)
     if outcome.num_failed:
@@ -98,11 +101,11 @@ def _run_cell(cell: Cell, folder: RunFolder, progress: Progress) -> Row:
     return run_cell(cell, folder, progress)
 
 
-def _report(folder: RunFolder, console: Console) -> int:
+def _report(folder: RunFolder) -> None:
+    """Imports what draws when there is something to draw."""
     from reports import build
 
-    console.print(f"report: {build(folder.path)}", soft_wrap=True)
-    return 0
+    build(folder.path)
 
 
 def result_table(results: pd.DataFrame) -> Table:
@@ -118,7 +121,8 @@ def result_table(results: pd.DataFrame) -> Table:
         means = done[list(RESULT_COLUMNS)].mean()
         shown = [f"{means[name]:.{METRICS[name].decimals}f}" for name in RESULT_COLUMNS]
         row = ["-" if value == "nan" else value for value in shown]
-        table.add_row(str(arm), "" if point == "{}" else str(point), f"{len(done)} of {len(cells)}", *row)
+        settings = (f"{path.rpartition('.')[2]}={value}" for path, value in json.loads(str(point)).items())
+        table.add_row(str(arm), ", ".join(settings), f"{len(done)} of {len(cells)}", *row)
     return table
 
 

@@ -138,7 +138,7 @@ def numbers(row: Row) -> Iterator[tuple[str, float, int]]:
     """Every measured number of a row with its step: 0 for results, the training step for points of the curve."""
     for metric in METRICS:
         value = row.get(metric)
-        if value is not None and math.isfinite(value):
+        if value is not None:
             yield metric, float(value), 0
     for point in json.loads(row.get("curve") or "[]"):
         for part, value in point.items():

@@ -28,7 +28,7 @@ class Worker:
         self.on_row = on_row
         self.finished = folder.finished()
         self.total = len(study.cells()) + study.num_sampled * len(study.settings.seeds)
-        self.seen: set[str] = set()
+        self.num_there = sum(cell.id in self.finished for cell in study.cells())
         self.num_run = 0
 
     def evaluate(self, point: Point, trial: int) -> list[Row]:
@@ -40,13 +40,13 @@ class Worker:
         return [self._row(cell, trial) for cell in self.study.cells_of(point)]
 
     def _row(self, cell: Cell, trial: int) -> Row:
-        self.seen.add(cell.id)
         if cell.id in self.finished:
             return self.finished[cell.id]
         self.num_run += 1
-        self.progress.started(cell, len(self.seen), self.total)
+        self.progress.started(cell, self.num_there + self.num_run, self.total)
         row = {**self.run_cell(cell, self.folder, self.progress), "command": command(), "trial": trial}
         self.folder.write_cell(row)
+        row = self.folder.row(cell.id)
         self.finished[cell.id] = row
         self.progress.finished(row)
         self.on_row(row)

@@ -97,7 +97,7 @@ def test_a_finished_study_runs_nothing_and_shows_its_results(tmp_path, capsys, m
 def test_failed_cells_are_told_by_the_exit_code(tmp_path, capsys, monkeypatch):
     path, folder = write_study(tmp_path), run_folder(tmp_path)
     monkeypatch.setattr(run, "_run_cell", Cells(fails=("bbox_mlp",)))
-    monkeypatch.setattr(run, "_report", lambda folder, _: folder.write_if_changed(folder.report, "page"))
+    monkeypatch.setattr(run, "_report", lambda folder: folder.write_if_changed(folder.report, "page"))
     assert run.main([str(path), "--out", str(folder.path)]) == 1
     printed = capsys.readouterr().out
     assert "2 cells failed" in printed
