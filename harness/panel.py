@@ -19,27 +19,30 @@ METRICS = (
     "ciou",
     "fp_rate",
     "fn_rate",
+    "wrong_object_rate",
     "no_target_accuracy",
     "target_accuracy",
     *(f"precision_at_{percent}" for percent in (50, 60, 70, 80, 90)),
 )
-LOWER_IS_BETTER = frozenset({"fp_rate", "fn_rate"})
+LOWER_IS_BETTER = frozenset({"fp_rate", "fn_rate", "wrong_object_rate"})
 _KEYS = ["seed", "image_id", "expression_id"]
 
 
 def _parts(samples: pd.DataFrame, metric: str) -> tuple[pd.Series, pd.Series]:
-    """Numerator and denominator of one metric for every scored expression."""
+    """Numerator and denominator of one metric for every scored expression; the definitions of `metrics.score`."""
     every = pd.Series(1.0, index=samples.index)
     has_target = samples["target_area"] > 0
     has_prediction = samples["predicted_area"] > 0
     if metric.startswith("precision_at_"):
-        return samples["iou"] >= int(metric.removeprefix("precision_at_")) / 100, every
+        threshold = int(metric.removeprefix("precision_at_")) / 100
+        return has_target & (samples["iou"] >= threshold), has_target
     parts = {
         "giou": ("iou", every),
         "giou_teacher_forced": ("iou_teacher_forced", every),
         "ciou": ("intersection", "union"),
         "fp_rate": (samples["predicted_area"] - samples["intersection"], "predicted_area"),
         "fn_rate": (samples["target_area"] - samples["intersection"], "target_area"),
+        "wrong_object_rate": (has_target & has_prediction & (samples["iou"] < 0.5), has_target),
         "no_target_accuracy": (~has_target & ~has_prediction, ~has_target),
         "target_accuracy": (has_target & has_prediction, has_target),
     }
@@ -73,6 +76,7 @@ class Panel:
 
     def __init__(self, results: pd.DataFrame, samples: pd.DataFrame, seed: int = 0) -> None:
         self._seed = seed
+        self._estimates: dict[tuple[str, str, str | None], Estimate] = {}
         done = results[results["status"] == "done"]
         names = dict(zip(done["cell"], (variant_name(arm, point) for arm, point in _points(done)), strict=True))
         samples = samples[samples["cell"].isin(names)]
@@ -95,6 +99,12 @@ class Panel:
 
     def estimate(self, variant: str, metric: str = "giou", family: str | None = None) -> Estimate:
         """The score of one variant with its interval."""
+        key = (variant, metric, family)
+        if key not in self._estimates:
+            self._estimates[key] = self._estimate(*key)
+        return self._estimates[key]
+
+    def _estimate(self, variant: str, metric: str, family: str | None) -> Estimate:
         scores = self._scores(variant, metric, family)
         if scores.empty:
             nan = float("nan")

@@ -1,0 +1,148 @@
+"""Everything a report says about a run, worked out once: scores, differences, the front, and the claims' verdicts."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from ruamel.yaml import YAML
+
+from harness.claims import Claim, Judgement, judge_claims
+from harness.errors import DataError
+from harness.panel import Panel, variant_name
+from harness.records import FAMILIES, METRICS
+from harness.stats import Difference, Estimate, Verdict, holm, is_on_front, judge
+
+DEFAULT_MARGIN = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A variant against the baseline; `num_comparisons` is the size of the Holm family."""
+
+    difference: Difference
+    adjusted_p: float
+    num_comparisons: int
+    verdict: Verdict
+
+    @property
+    def minimum_detectable(self) -> float:
+        """Smallest true difference that this comparison finds with 80% power."""
+        return self.difference.minimum_detectable(self.num_comparisons)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """An arm at one search point: its score, what it costs (means over seeds), and how it compares."""
+
+    name: str
+    score: Estimate
+    means: dict[str, float]
+    comparison: Comparison | None
+    is_on_front: bool
+    front_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """A run, read and judged; `variants` are in the study's order."""
+
+    folder: Path
+    study: dict[str, Any]
+    results: pd.DataFrame
+    samples: pd.DataFrame
+    panel: Panel
+    variants: tuple[Variant, ...]
+    baseline: str | None
+    margin: float
+    judgements: tuple[Judgement, ...]
+    environment: dict[str, Any]
+    importance: dict[str, Any] | None
+
+    @property
+    def best(self) -> Variant | None:
+        """The variant with the highest gIoU."""
+        scored = [variant for variant in self.variants if np.isfinite(variant.score.value)]
+        return max(scored, key=lambda variant: variant.score.value, default=None)
+
+    @property
+    def families(self) -> list[str]:
+        """The families that occur, those of `scenes` in their own order and first."""
+        known = [family for family in FAMILIES if family in self.panel.families]
+        return [*known, *(family for family in self.panel.families if family not in known)]
+
+    @property
+    def unfinished(self) -> pd.DataFrame:
+        """The cells that failed or were skipped."""
+        return self.results[self.results["status"] != "done"]
+
+    def cells(self, variant: str) -> pd.DataFrame:
+        """The finished cells of a variant, by seed."""
+        done = self.results[self.results["status"] == "done"]
+        names = [variant_name(arm, point) for arm, point in zip(done["arm"], done["point"], strict=True)]
+        return done[[name == variant for name in names]].sort_values("seed")
+
+
+def load(folder: Path) -> Findings:
+    """Read a run's folder and judge what is in it.
+
+    Raises:
+        DataError: the folder holds no result table.
+    """
+    if not (folder / "results.parquet").exists():
+        raise DataError(f"{folder} holds no results.parquet; run the study before asking for its report")
+    results, samples = (pd.read_parquet(folder / f"{name}.parquet") for name in ("results", "samples"))
+    study = YAML(typ="safe").load(folder / "study.resolved.yaml")
+    panel = Panel(results, samples)
+    margin = float(study.get("margin") or DEFAULT_MARGIN)
+    baseline = next(iter(panel.variants_of(study.get("baseline") or "")), None)
+    claims = [Claim.model_validate(claim) for claim in study.get("claims") or []]
+    return Findings(
+        folder=folder,
+        study=study,
+        results=results,
+        samples=samples,
+        panel=panel,
+        variants=_variants(panel, results, baseline, margin),
+        baseline=baseline,
+        margin=margin,
+        judgements=tuple(judge_claims(claims, panel, margin)),
+        environment=_json(folder / "environment.json") or {},
+        importance=_json(folder / "importance.json"),
+    )
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _variants(panel: Panel, results: pd.DataFrame, baseline: str | None, margin: float) -> tuple[Variant, ...]:
+    done = results[results["status"] == "done"]
+    names = pd.Series([variant_name(*pair) for pair in zip(done["arm"], done["point"], strict=True)], index=done.index)
+    measured = [metric for metric in METRICS if metric in done]
+    means = done[measured].astype(float).groupby(names).mean().to_dict(orient="index")
+    scores = {name: panel.estimate(name) for name in panel.variants}
+    costs = {name: means[name].get("tokens", float("nan")) for name in panel.variants}
+    shares = panel.front_share(costs)
+    points = np.array([[scores[name].value, -costs[name]] for name in panel.variants]).reshape(-1, 2)
+    on_front = dict(zip(panel.variants, is_on_front(points).tolist(), strict=True))
+    comparisons = _comparisons(panel, baseline, margin)
+    return tuple(
+        Variant(name, scores[name], means[name], comparisons.get(name), on_front[name], shares.get(name, float("nan")))
+        for name in panel.variants
+    )
+
+
+def _comparisons(panel: Panel, baseline: str | None, margin: float) -> dict[str, Comparison]:
+    """Every other variant against the baseline in gIoU: the study's family of tests."""
+    if baseline is None:
+        return {}
+    others = [name for name in panel.variants if name != baseline]
+    differences = [panel.compare(name, baseline) for name in others]
+    adjusted = holm([difference.p for difference in differences])
+    return {
+        name: Comparison(difference, p, len(others), judge(difference, p, margin))
+        for name, difference, p in zip(others, differences, adjusted, strict=True)
+    }

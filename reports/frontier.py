@@ -1,0 +1,102 @@
+"""Quality against cost: every variant with its interval, the Pareto front through them, names beside them."""
+
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
+
+from harness.stats import is_on_front
+from reports.findings import Findings, Variant
+from reports.numbers import fixed, is_missing
+from reports.style import Style, styles
+
+COSTS = {"tokens": "visual tokens per image (mean)", "latency_ms": "latency of one image with one expression, ms (p50)"}
+
+
+def quality_against(findings: Findings, cost: str) -> Figure:
+    """gIoU with intervals over a cost, the Pareto front drawn through."""
+    looked = zip(findings.variants, styles(findings), strict=True)
+    pairs = [(variant, look) for variant, look in looked if not is_missing(variant.means.get(cost))]
+    shown, looks = [variant for variant, _ in pairs], [look for _, look in pairs]
+    costs = np.array([variant.means[cost] for variant in shown])
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    scores = np.array([variant.score.value for variant in shown])
+    front = np.flatnonzero(is_on_front(np.stack([scores, -costs], axis=-1)))
+    spread = max(float(np.ptp(costs)), 0.25 * float(costs.max()))  # near-equal costs should look near-equal
+    for variant, value, shift, look in zip(shown, costs, _side_by_side(costs, spread), looks, strict=True):
+        nudge = axes.transData + ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans)
+        score = variant.score
+        axes.vlines(value, score.low, score.high, color=look.color, lw=1.8, transform=nudge, zorder=2)
+        axes.plot(
+            value,
+            score.value,
+            ms=8,
+            mec="none",
+            ls="none",
+            transform=nudge,
+            zorder=3,
+            color=look.color,
+            marker=look.marker,
+        )
+    corners = sorted((costs[place], scores[place]) for place in front)
+    room = 0.12 * spread + (spread - float(np.ptp(costs))) / 2
+    end = float(costs.max()) + room
+    axes.step(
+        [*(x for x, _ in corners), end], [*(y for _, y in corners), corners[-1][1]],
+        where="post", ls="--", lw=1.2, color=mpl.rcParams["axes.edgecolor"], zorder=1,
+    )  # fmt: skip
+    axes.set_xlim(float(costs.min()) - room, end)
+    low, high = min(v.score.low for v in shown), max(v.score.high for v in shown)
+    axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+    axes.set_xlabel(COSTS[cost])
+    axes.set_ylabel("gIoU")
+    _label_beside(axes, shown, looks, set(front.tolist()))
+    return figure
+
+
+def _side_by_side(costs: np.ndarray, spread: float) -> list[float]:
+    """Points (1/72 inch) to shift each marker by, so that those of nearly the same cost do not hide each other."""
+    shifts = np.zeros(len(costs))
+    for cost in np.unique(np.round(costs / spread, 2)):
+        together = np.flatnonzero(np.round(costs / spread, 2) == cost)
+        shifts[together] = 11 * (np.arange(len(together)) - (len(together) - 1) / 2)
+    return shifts.tolist()
+
+
+def _label_beside(axes: Axes, shown: list[Variant], looks: list[Style], front: set[int]) -> None:
+    """A legend right of the axes in the order and, as far as they fit, at the heights of the scores."""
+    bottom, top = axes.get_ylim()
+    order = sorted(range(len(shown)), key=lambda place: shown[place].score.value)
+    wanted = np.array([(shown[place].score.value - bottom) / (top - bottom) for place in order])
+    for place, start, height in zip(order, wanted, _push_apart(wanted, 0.064), strict=True):
+        look, variant = looks[place], shown[place]
+        lines: Any = {"transform": axes.transAxes, "clip_on": False, "color": look.color}
+        axes.plot([1.0, 1.03], [start, height], lw=0.9, **lines)
+        axes.plot(1.045, height, ls="none", ms=7, mec="none", marker=look.marker, **lines)
+        axes.text(
+            1.065,
+            height,
+            f"{variant.name}  {fixed(variant.score.value)}",
+            transform=axes.transAxes,
+            va="center",
+            fontsize=10,
+            fontweight="bold" if place in front else "normal",
+        )
+
+
+def _push_apart(heights: np.ndarray, gap: float) -> np.ndarray:
+    """Rising heights moved as little as needed to keep a gap, inside 0..1 when they fit."""
+    placed = heights.copy()
+    for _ in range(200):
+        overlap = gap - np.diff(placed)
+        if (overlap <= 1e-6).all():
+            break
+        push = np.clip(overlap, 0, None) / 2
+        placed[:-1] -= push
+        placed[1:] += push
+        placed = np.clip(placed, 0, max(1.0, gap * (len(placed) - 1)))
+    return placed

@@ -1,0 +1,212 @@
+"""The tables of a report: the main one, families, comparisons, controls, costs, and cells without a result."""
+
+from collections.abc import Callable
+from functools import partial
+
+from harness.panel import variant_name
+from harness.stats import Estimate
+from reports.findings import Findings, Variant
+from reports.numbers import DASH, between, count, fixed, is_missing, p_value, percent
+from reports.tables import Cell, Column, Table, mark_best
+
+ARM = Column("arm", "arm", is_text=True)
+_Make = Callable[[Variant], Cell]
+
+
+def all_tables(findings: Findings) -> list[Table]:
+    """Every table of a report, in the order of the page."""
+    makers = (main_table, family_table, comparison_table, control_table, cost_table)
+    tables = [make(findings) for make in makers] if findings.variants else []
+    return [*tables, *([unfinished_table(findings)] if len(findings.unfinished) else [])]
+
+
+def main_table(findings: Findings) -> Table:
+    """What a paper would print: cost, quality with its controls, and the difference from the baseline."""
+    score = partial(_estimate, findings, is_brief=True)
+    columns: list[tuple[Column, _Make]] = [
+        (Column("tokens", "tokens"), _mean("tokens", 1)),
+        (Column("projector_parameters", "projector params"), _mean("projector_parameters")),
+        (Column("flops", "FLOPs"), _mean("flops")),
+        (Column("latency_ms", "latency, ms"), _mean("latency_ms", 1)),
+        (Column("giou", "gIoU", True), lambda variant: _scored(variant.score)),
+        (Column("giou_shuffled", "shuffled"), _mean("giou_shuffled", 3)),
+        (Column("ciou", "cIoU", True), score("ciou")),
+        (Column("precision_at_50", "P@0.5", True), score("precision_at_50")),
+        (Column("fp_rate", "FP rate", False), score("fp_rate")),
+        (Column("difference", "Δ gIoU"), _difference),
+        (Column("holm_p", "Holm p"), _adjusted_p),
+        (Column("verdict", "verdict", is_text=True), lambda variant: Cell(_verdict(findings, variant))),
+    ]
+    caption = (
+        f"Means over seeds; 95% intervals by bootstrap over images and seeds. Δ and the verdict compare gIoU with "
+        f"{findings.baseline or 'no baseline'} (margin {findings.margin:g}). shuffled: gIoU with expressions swapped "
+        f"between images. {_chance(findings)}FLOPs and latency are of one image with one expression. "
+        "Intervals of all scores are in the CSV."
+    )
+    return _table("main", "Main result", caption, columns, findings)
+
+
+def family_table(findings: Findings) -> Table:
+    """gIoU by family of expression."""
+    columns: list[tuple[Column, _Make]] = []
+    sizes = []
+    for family in findings.families:
+        estimates = {
+            variant.name: findings.panel.estimate(variant.name, "giou", family) for variant in findings.variants
+        }
+        sizes.append(f"{family} {max(estimate.num_expressions for estimate in estimates.values())}")
+        columns.append((Column(family, family, True), lambda variant, known=estimates: _scored(known[variant.name])))  # type: ignore[misc]
+    caption = f"gIoU by family of expression with 95% intervals. Expressions per family: {', '.join(sizes)}."
+    return _table("families", "By family of expression", caption, columns, findings)
+
+
+def comparison_table(findings: Findings) -> Table:
+    """The statistics behind the verdicts."""
+    columns: list[tuple[Column, _Make]] = [
+        (Column("seeds", "seeds"), lambda variant: _count(variant.score.num_seeds)),
+        (Column("expressions", "expressions"), lambda variant: _count(variant.score.num_expressions)),
+        (Column("giou", "gIoU", True), lambda variant: _scored(variant.score)),
+        (Column("seed_sd", "sd over seeds"), lambda variant: _number(variant.score.seed_sd, 4)),
+        (Column("difference", "Δ gIoU"), _difference),
+        (Column("p", "p"), lambda variant: _p(variant.comparison.difference.p if variant.comparison else None)),
+        (Column("holm_p", "Holm p"), _adjusted_p),
+        (Column("minimum_detectable", "MDE"), _minimum_detectable),
+        (Column("front_share", "on the front"), _front_share),
+        (Column("verdict", "verdict", is_text=True), lambda variant: Cell(_verdict(findings, variant))),
+    ]
+    caption = (
+        "p: paired permutation over images; Holm over all comparisons with the baseline; MDE: smallest true difference "
+        "found with 80% power at the family's level; on the front: share of resamples in which nothing has both a "
+        "higher gIoU and no more tokens."
+    )
+    return _table("comparisons", f"Against the baseline, {findings.baseline or DASH}", caption, columns, findings)
+
+
+def control_table(findings: Findings) -> Table:
+    """Scores beside the controls that a model which ignores the expression would also reach."""
+    score = partial(_estimate, findings)
+    columns: list[tuple[Column, _Make]] = [
+        (Column("giou", "gIoU", True), lambda variant: _scored(variant.score)),
+        (Column("giou_shuffled", "shuffled expressions"), _mean("giou_shuffled", 3)),
+        (Column("giou_random_object", "random object"), _mean("giou_random_object", 3)),
+        (Column("giou_teacher_forced", "teacher-forced gIoU"), score("giou_teacher_forced")),
+        (Column("wrong_object_rate", "wrong object", False), score("wrong_object_rate")),
+        (Column("fn_rate", "FN rate", False), score("fn_rate")),
+        (Column("target_accuracy", "target accuracy", True), score("target_accuracy")),
+        (Column("no_target_accuracy", "no-target accuracy", True), score("no_target_accuracy")),
+    ]
+    caption = (
+        "shuffled expressions: the model answers another image's expression; random object: gIoU of picking one object "
+        "at random, which is chance; teacher-forced: [SEG] is given instead of generated."
+    )
+    return _table("controls", "Controls", caption, columns, findings)
+
+
+def cost_table(findings: Findings) -> Table:
+    """Where the time, the arithmetic and the memory go."""
+    stages = ("vision", "superpixels", "projector", "llm", "mask")
+    columns: list[tuple[Column, _Make]] = [
+        (Column("tokens", "tokens, mean"), _mean("tokens", 1)),
+        (Column("tokens_p95", "tokens, p95"), _mean("tokens_p95", 1)),
+        (Column("trainable_parameters", "trainable params"), _mean("trainable_parameters")),
+        (Column("flops", "FLOPs"), _mean("flops")),
+        (Column("latency_ms", "latency, ms"), _mean("latency_ms", 1)),
+        *((Column(f"latency_{stage}_ms", f"{stage}, ms"), _mean(f"latency_{stage}_ms", 1)) for stage in stages),
+        (Column("peak_memory_mib", "peak memory, MiB"), _mean("peak_memory_mib", 0)),
+        (Column("train_seconds", "training, s"), _mean("train_seconds", 0)),
+    ]
+    caption = "Means over seeds; latency is the median of repeated runs of one image with one expression, by stage."
+    return _table("costs", "What it costs", caption, columns, findings)
+
+
+def unfinished_table(findings: Findings) -> Table:
+    """Cells that failed or were skipped, and why."""
+    columns = tuple(Column(key, key, is_text=True) for key in ("arm", "seed", "status", "reason", "cell"))
+    rows = [
+        tuple(
+            Cell(text)
+            for text in (
+                variant_name(row["arm"], row["point"]),
+                f"{row['seed']:.0f}",
+                row["status"],
+                last_line(row["reason"]),
+                row["cell"],
+            )
+        )
+        for _, row in findings.unfinished.iterrows()
+    ]
+    return Table("unfinished", "Cells without a result", "They are in no score above.", columns, tuple(rows))
+
+
+def last_line(reason: str | None) -> str:
+    """The last line of a traceback, which names the error."""
+    lines = [line.strip() for line in (reason or "").splitlines() if line.strip()]
+    return lines[-1] if lines else DASH
+
+
+def _table(name: str, title: str, caption: str, columns: list[tuple[Column, _Make]], findings: Findings) -> Table:
+    headings = (ARM, *(column for column, _ in columns))
+    rows = [(Cell(variant.name), *(make(variant) for _, make in columns)) for variant in findings.variants]
+    return Table(name, title, caption, headings, mark_best(headings, rows))
+
+
+def _estimate(findings: Findings, metric: str, is_brief: bool = False) -> _Make:
+    return lambda variant: _scored(findings.panel.estimate(variant.name, metric), is_brief)
+
+
+def _scored(estimate: Estimate, is_brief: bool = False) -> Cell:
+    """A score with its interval; in brief, the interval is left to the CSV."""
+    if is_missing(estimate.value):
+        return Cell(DASH)
+    note = "" if is_brief else between(estimate.low, estimate.high)
+    return Cell(fixed(estimate.value), estimate.value, estimate.low, estimate.high, note)
+
+
+def _number(value: float | None, decimals: int | None) -> Cell:
+    if is_missing(value):
+        return Cell(DASH)
+    return Cell(count(value) if decimals is None else fixed(value, decimals), value)
+
+
+def _mean(key: str, decimals: int | None = None) -> _Make:
+    return lambda variant: _number(variant.means.get(key), decimals)
+
+
+def _count(value: int) -> Cell:
+    return Cell(f"{value:,}", value)
+
+
+def _p(value: float | None) -> Cell:
+    return Cell(p_value(value), value)
+
+
+def _difference(variant: Variant) -> Cell:
+    if variant.comparison is None or is_missing(variant.comparison.difference.delta):
+        return Cell(DASH)
+    apart = variant.comparison.difference
+    note = between(apart.low, apart.high, signed=True)
+    return Cell(fixed(apart.delta, signed=True), apart.delta, apart.low, apart.high, note)
+
+
+def _adjusted_p(variant: Variant) -> Cell:
+    return _p(variant.comparison.adjusted_p if variant.comparison else None)
+
+
+def _minimum_detectable(variant: Variant) -> Cell:
+    return _number(variant.comparison.minimum_detectable if variant.comparison else None, 3)
+
+
+def _front_share(variant: Variant) -> Cell:
+    return Cell(percent(variant.front_share), None if is_missing(variant.front_share) else variant.front_share)
+
+
+def _verdict(findings: Findings, variant: Variant) -> str:
+    if variant.comparison is None:
+        return "baseline" if variant.name == findings.baseline else DASH
+    return str(variant.comparison.verdict)
+
+
+def _chance(findings: Findings) -> str:
+    chances = [variant.means.get("giou_random_object") for variant in findings.variants]
+    known = [value for value in chances if value is not None and not is_missing(value)]
+    return f"Picking an object at random scores {fixed(sum(known) / len(known))}. " if known else ""

@@ -1,0 +1,127 @@
+"""One table object, three renderings: Markdown, LaTeX (booktabs, best in bold) and CSV; the page renders a fourth."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+from tabulate import tabulate
+
+from reports.numbers import DASH, MINUS, is_missing
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    DASH: "--", MINUS: "$-$", "Δ": r"$\Delta$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What is shown, the number behind it, and its interval; `note` is small print such as that interval."""
+
+    text: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+    is_best: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A heading with its unit in it; `key` names the column in CSV; `higher_is_better` decides what is bold."""
+
+    key: str
+    label: str
+    higher_is_better: bool | None = None
+    is_text: bool = False
+
+    @property
+    def heading(self) -> str:
+        """The label with an arrow to where better lies."""
+        arrow = {True: " ↑", False: " ↓", None: ""}[self.higher_is_better]
+        return f"{self.label}{arrow}"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of cells under columns; the last `num_reference` rows are no contestants and never best."""
+
+    name: str
+    title: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    def markdown(self) -> str:
+        """A pipe table; best in bold."""
+        rows = [[_markdown(cell) for cell in row] for row in self.rows]
+        align = ["left" if column.is_text else "right" for column in self.columns]
+        return tabulate(
+            rows, [column.heading for column in self.columns], "pipe", disable_numparse=True, colalign=align
+        )
+
+    def latex(self) -> str:
+        """A booktabs table; best in bold."""
+        texts = pd.DataFrame([[_latex(cell) for cell in row] for row in self.rows])
+        texts.columns = pd.Index([_escape(column.heading) for column in self.columns])
+        bold = [["bfseries: ;" if cell.is_best else "" for cell in row] for row in self.rows]
+        styler = texts.style.hide(axis="index")
+        if bold:
+            styler = styler.apply(lambda frame: pd.DataFrame(bold, frame.index, frame.columns), axis=None)
+        return styler.to_latex(
+            hrules=True,
+            column_format="".join("l" if column.is_text else "r" for column in self.columns),
+            caption=_escape(self.caption),
+            label=f"tab:{self.name}",
+            position_float="centering",
+        )
+
+    def csv(self) -> str:
+        """The numbers themselves, unrounded, intervals in columns of their own."""
+        columns: dict[str, list[object]] = {}
+        for place, column in enumerate(self.columns):
+            cells = [row[place] for row in self.rows]
+            columns[column.key] = [cell.text if column.is_text else cell.value for cell in cells]
+            if any(cell.low is not None for cell in cells):
+                columns[f"{column.key}_low"] = [cell.low for cell in cells]
+                columns[f"{column.key}_high"] = [cell.high for cell in cells]
+        return pd.DataFrame(columns).to_csv(index=False, lineterminator="\n")
+
+    def write(self, folder: Path) -> None:
+        """NAME.md, NAME.tex and NAME.csv."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{self.name}.md").write_text(f"{self.markdown()}\n\n{self.caption}\n")
+        (folder / f"{self.name}.tex").write_text(self.latex())
+        (folder / f"{self.name}.csv").write_text(self.csv())
+
+
+def mark_best(columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> tuple[tuple[Cell, ...], ...]:
+    """The same rows with the best cell, and what reads the same, marked in every column that has a direction."""
+    marked = [list(row) for row in rows]
+    for place, column in enumerate(columns):
+        values = [row[place].value for row in marked]
+        known = [value for value in values if value is not None and not is_missing(value)]
+        if column.higher_is_better is None or len(known) < 2:
+            continue
+        choose: Callable[[list[float]], float] = max if column.higher_is_better else min
+        best = next(row[place].text for row in marked if row[place].value == choose(known))
+        for row in marked:
+            row[place] = replace(row[place], is_best=row[place].text == best)
+    return tuple(tuple(row) for row in marked)
+
+
+def _markdown(cell: Cell) -> str:
+    text = cell.text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+    text = f"**{text}**" if cell.is_best else text
+    return f"{text} {cell.note}".rstrip()
+
+
+def _latex(cell: Cell) -> str:
+    note = f" {{\\scriptsize {_escape(cell.note)}}}" if cell.note else ""
+    return _escape(cell.text) + note
+
+
+def _escape(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in text)

@@ -1,0 +1,173 @@
+"""What the numbers say, in sentences: the answer, the verdict on each claim, and the caveats that the data implies."""
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+
+from harness.claims import Finding, Judgement
+from harness.stats import Verdict
+from reports.findings import Findings, Variant
+from reports.numbers import between, fixed, is_missing, p_value, percent
+
+_METRIC_NAMES = {"giou": "gIoU", "giou_teacher_forced": "teacher-forced gIoU", "ciou": "cIoU", "fp_rate": "FP rate",
+                 "fn_rate": "FN rate", "wrong_object_rate": "wrong-object rate",
+                 "no_target_accuracy": "no-target accuracy", "target_accuracy": "target accuracy"}  # fmt: skip
+
+
+def answers(findings: Findings) -> list[str]:
+    """The result in a few sentences, each made from numbers."""
+    best = findings.best
+    if best is None:
+        return ["No cell finished, so there is nothing to say about the question."]
+    return [
+        _best(findings, best),
+        *_verdicts(findings),
+        *_front(findings),
+        *_weakest_family(findings, best),
+    ]
+
+
+def metric_name(metric: str) -> str:
+    """How a metric is written in prose."""
+    if metric.startswith("precision_at_"):
+        return f"P@{int(metric.removeprefix('precision_at_')) / 100:g}"
+    return _METRIC_NAMES[metric]
+
+
+def finding_sentence(judgement: Judgement, finding: Finding) -> str:
+    """The numbers behind one comparison of a claim."""
+    claim, apart = judgement.claim, finding.difference
+    test = f"p {p_value(finding.adjusted_p)} (Holm, {finding.num_comparisons} tests), " if claim.better else ""
+    family = f" on {claim.family}" if claim.family else ""
+    return (
+        f"{finding.variant} minus {finding.other}: "
+        f"{fixed(apart.delta, signed=True)} {metric_name(claim.metric)}{family} "
+        f"{between(apart.low, apart.high, signed=True)}, {test}{apart.num_expressions:,} expressions of "
+        f"{apart.num_images:,} images, {_seeds(apart.num_seeds)}; "
+        f"MDE {fixed(apart.minimum_detectable(finding.num_comparisons))}."
+    )
+
+
+def caveats(findings: Findings) -> list[str]:
+    """What a reader must know before quoting a number."""
+    return [*_about_seeds(findings), *_about_cells(findings), *_about_models(findings), *_about_language(findings)]
+
+
+def _best(findings: Findings, best: Variant) -> str:
+    if len(findings.variants) == 1:
+        shown = f"{fixed(best.score.value)} {between(best.score.low, best.score.high)}"
+        return f"{best.name} is the only arm with a finished cell: gIoU {shown}."
+    score = f"{best.name} has the highest gIoU, {fixed(best.score.value)} {between(best.score.low, best.score.high)}"
+    if best.comparison is None:
+        return f"{score}{', and is the baseline' if best.name == findings.baseline else ''}."
+    apart = best.comparison.difference
+    return (
+        f"{score}: {fixed(apart.delta, signed=True)} {between(apart.low, apart.high, signed=True)} against "
+        f"{findings.baseline} (Holm p {p_value(best.comparison.adjusted_p)}; {best.comparison.verdict}). "
+        f"It is the highest of {len(findings.variants)}, so its score leans high."
+    )
+
+
+def _verdicts(findings: Findings) -> Iterator[str]:
+    compared = [(variant, variant.comparison) for variant in findings.variants if variant.comparison is not None]
+    wording = {
+        Verdict.BETTER: "Better than {baseline}: {names}.",
+        Verdict.WORSE: "Worse than {baseline}: {names}.",
+        Verdict.EQUIVALENT: "Equivalent to {baseline} within {margin:g} gIoU: {names}.",
+        Verdict.NOT_RESOLVED: "Not resolved: {names}; differences from {baseline} under about {detectable} gIoU "
+        "are too small for this study to find with 80% power.",
+    }
+    for verdict, sentence in wording.items():
+        chosen = [(variant, comparison) for variant, comparison in compared if comparison.verdict is verdict]
+        if chosen:
+            yield sentence.format(
+                baseline=findings.baseline,
+                margin=findings.margin,
+                names=_list([variant.name for variant, _ in chosen]),
+                detectable=fixed(max(comparison.minimum_detectable for _, comparison in chosen)),
+            )
+
+
+def _front(findings: Findings) -> Iterator[str]:
+    front = [variant for variant in findings.variants if variant.is_on_front]
+    if front:
+        shown = [
+            f"{variant.name} ({fixed(variant.means.get('tokens'), 1)} tokens, gIoU {fixed(variant.score.value)}, "
+            f"on the front in {percent(variant.front_share)} of resamples)"
+            for variant in front
+        ]
+        yield f"On the Pareto front of gIoU and tokens: {_list(shown)}."
+
+
+def _weakest_family(findings: Findings, best: Variant) -> Iterator[str]:
+    if len(findings.families) < 2:
+        return
+    scores = {family: findings.panel.estimate(best.name, "giou", family) for family in findings.families}
+    scores = {family: score for family, score in scores.items() if not is_missing(score.value)}
+    weak, strong = (choose(scores, key=lambda family: scores[family].value) for choose in (min, max))
+    yield (
+        f"{best.name} is weakest on {weak} expressions ({fixed(scores[weak].value)}) and strongest on {strong} "
+        f"({fixed(scores[strong].value)})."
+    )
+
+
+def _about_seeds(findings: Findings) -> Iterator[str]:
+    counts = {variant.name: variant.score.num_seeds for variant in findings.variants}
+    single = [name for name, number in counts.items() if number == 1]
+    if single:
+        yield (
+            f"One seed ({_list(single) if len(single) < len(counts) else 'every arm'}): intervals and p speak of these "
+            "trained models, not of what training them again would give."
+        )
+    elif any(number < 5 for number in counts.values()):
+        yield f"{_seeds(min(counts.values())).capitalize()}: the spread over training runs is itself roughly known."
+    planned = len(findings.study.get("seeds") or [])
+    short = [name for name, number in counts.items() if number < planned]
+    if short:
+        yield f"Fewer seeds than the study's {planned}: {_list(short)}; they are compared on the seeds they have."
+
+
+def _about_cells(findings: Findings) -> Iterator[str]:
+    for status in ("failed", "skipped"):
+        arms = findings.unfinished.loc[findings.unfinished["status"] == status, "arm"]
+        if len(arms):
+            cells = "1 cell" if len(arms) == 1 else f"{len(arms)} cells"
+            yield f"{cells} {status} ({_list(list(dict.fromkeys(arms)))}); reasons below the tables."
+    finished = findings.results[findings.results["status"] == "done"]
+    if finished["environment"].nunique() > 1:
+        yield "Cells ran in different environments; compare latency and memory only within one (see results.parquet)."
+
+
+def _about_models(findings: Findings) -> Iterator[str]:
+    done = findings.results[findings.results["status"] == "done"]
+    if (done["llm"] == "tiny").any():
+        yield "The LLM is small and trained from scratch: differences need not carry over to a pretrained LLM."
+    random = {
+        weight["name"] for weights in done["weights"] for weight in json.loads(weights) if weight["source"] == "random"
+    }
+    if random:
+        yield f"Random weights, as the study asks: {_list(sorted(random))}."
+    devices = {str(json.loads(environment).get("device", "")) for environment in done["environment"]}
+    if any(device.startswith("cpu") for device in devices):
+        yield "Latency was measured on a CPU: it compares arms on this machine and claims nothing about accelerators."
+
+
+def _about_language(findings: Findings) -> Iterator[str]:
+    shares = [variant.means.get("giou_shuffled", np.nan) / variant.score.value for variant in findings.variants]
+    known = [share for share in shares if not is_missing(share)]
+    if known and max(known) > 0.5:
+        yield (
+            f"With expressions shuffled between images an arm keeps {percent(max(known))} of its gIoU, so much of the "
+            "score does not depend on the expression."
+        )
+
+
+def _seeds(number: int) -> str:
+    return "1 seed" if number == 1 else f"{number} seeds"
+
+
+def _list(names: list[str]) -> str:
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"

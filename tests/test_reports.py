@@ -1,0 +1,238 @@
+"""Reports: golden tables, a page that needs nothing but itself, and nothing that is not there shown as a number."""
+
+import json
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import reports
+from harness.errors import DataError
+from reports.figures import grid
+from reports.findings import load
+from reports.gallery import exhibits
+from reports.numbers import DASH, count, fixed, p_value
+from reports.paper import all_tables, main_table, unfinished_table
+from reports.tables import Cell, Column, Table, mark_best
+from tests.report_tables import tables, with_failures, write_run
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reported run with a failed and a skipped cell."""
+    results, samples = tables()
+    folder = write_run(tmp_path_factory.mktemp("runs") / "synthetic", with_failures(results), samples)
+    reports.build(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> str:
+    return (run / "report" / "index.html").read_text()
+
+
+class Resources(HTMLParser):
+    """Collects what a page would load, and what its table cells say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+        self.cells: list[str] = []
+        self._in_cell = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loaded.extend(value or "" for key, value in attrs if key in ("src", "srcset", "href", "data"))
+        self._in_cell = tag == "td" or (self._in_cell and tag in ("span", "small"))
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_cell = self._in_cell and tag != "td"
+
+    def handle_data(self, data: str) -> None:
+        if self._in_cell:
+            self.cells[-1] += data
+
+
+@pytest.mark.parametrize("suffix", ["md", "tex"])
+def test_the_main_table_is_the_golden_one(run: Path, suffix: str):
+    written = (run / "report" / "tables" / f"main.{suffix}").read_text()
+    golden = GOLDEN / f"main.{suffix}"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(written)
+    assert written == golden.read_text()
+
+
+def test_every_table_and_figure_is_a_file(run: Path):
+    report = run / "report"
+    assert {path.suffix for path in (report / "tables").glob("main.*")} == {".md", ".tex", ".csv"}
+    for name in ("giou_tokens", "giou_latency_ms", "families", "importance", "training"):
+        assert (report / "figures" / f"{name}.png").stat().st_size > 5_000
+        assert (report / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_the_page_loads_nothing_but_itself(page: str):
+    resources = Resources()
+    resources.feed(page)
+    assert len(resources.loaded) > 20
+    assert [link for link in resources.loaded if not link.startswith(("data:", "#"))] == []
+    assert re.findall(r"url\(|@import|https?://", page) == []
+
+
+def test_no_cell_shows_a_number_that_does_not_exist(page: str, run: Path):
+    resources = Resources()
+    resources.feed(page)
+    assert len(resources.cells) > 100
+    assert all(cell.strip() for cell in resources.cells)
+    wrong = re.compile(r"\b(nan|none|inf|null)\b", re.IGNORECASE)
+    shown = [cell for cell in resources.cells if wrong.search(cell)]
+    assert shown == ["ValueError: NaN <loss> at 12"]
+    assert not wrong.search((run / "report" / "tables" / "main.md").read_text())
+
+
+def test_the_page_says_what_the_numbers_say(page: str):
+    text = re.sub(r"<[^>]+>", " ", page)
+    for words in (
+        "How deep must the superpixel positional embedding be",
+        "decoder_pe has the highest gIoU, 0.624",
+        "Worse than pooling: no_position, bbox_mlp, sspe (blocks=1) and sspe (blocks=3).",
+        "The LLM is small and trained from scratch",
+        "Random weights, as the study asks: sam-decoder.",
+        "Latency was measured on a CPU",
+        "1 cell failed (qformer)",
+        "1 cell skipped (shuffle)",
+        "python -m harness.run studies/synthetic.yaml",
+        "ab" * 32,
+        "2026-01-01 to 2026-01-03",
+    ):
+        assert words in text, words
+
+
+def test_each_claim_has_its_verdict(page: str):
+    assert re.findall(r'badge ([\w-]+)">', page) == ["supported", "refuted", "not-resolved"]
+
+
+def test_a_traceback_is_escaped_and_shown_whole(page: str):
+    assert "NaN &lt;loss&gt; at 12" in page
+    assert "<loss>" not in page
+
+
+def test_markdown_links_stay_inside_the_report(run: Path):
+    report = run / "report"
+    links = re.findall(r"\]\(([^)]+)\)", (report / "report.md").read_text())
+    assert len(links) > 10
+    assert [link for link in links if not (report / link).exists()] == []
+
+
+def test_the_same_tables_give_the_same_report(run: Path, tmp_path: Path):
+    results, samples = tables()
+    again = write_run(tmp_path / "synthetic", with_failures(results), samples)
+    reports.build(again)
+    for name in ("index.html", "report.md", "tables/main.tex", "tables/comparisons.csv"):
+        assert (again / "report" / name).read_bytes() == (run / "report" / name).read_bytes(), name
+
+
+def test_csv_holds_unrounded_numbers_and_intervals(run: Path):
+    table = pd.read_csv(run / "report" / "tables" / "main.csv")
+    assert {"giou", "giou_low", "giou_high", "ciou_low", "difference_high", "verdict"} <= set(table.columns)
+    assert (table["giou"] != table["giou"].round(3)).all()
+
+
+def test_gallery_follows_its_rules_and_shows_every_arm(run: Path):
+    findings = load(run)
+    shown = exhibits(findings)
+    assert [exhibit.rule for exhibit in shown][:2] == [
+        "95% quantile of IoU of pooling",
+        "75% quantile of IoU of pooling",
+    ]
+    assert sum(exhibit.rule.startswith("gain") for exhibit in shown) == 3
+    assert [exhibit.family for exhibit in shown[-2:]] == ["absent", "absent"]
+    names = [tile.title for tile in shown[0].tiles]
+    assert names == ["target", "36 superpixels", *(variant.name for variant in findings.variants)]
+
+
+def test_a_report_needs_neither_gallery_nor_importance_nor_claims(tmp_path: Path):
+    results, samples = tables(num_images=6, num_seeds=1)
+    folder = write_run(tmp_path / "bare", results, samples, num_gallery=0)
+    (folder / "importance.json").unlink()
+    (folder / "study.resolved.yaml").write_text("question: Is it?\nbaseline: missing\n")
+    page = reports.build(folder).read_text()
+    assert "One seed (every arm)" in page
+    assert 'id="gallery"' not in page
+    assert not (folder / "report" / "figures" / "importance.png").exists()
+
+
+def test_a_run_in_which_nothing_finished_still_says_why(tmp_path: Path):
+    results, samples = tables(num_images=4, num_seeds=1)
+    failed = with_failures(results).iloc[-2:]
+    page = reports.build(write_run(tmp_path / "failed", failed, samples.iloc[:0], num_gallery=0)).read_text()
+    assert "No cell finished" in page
+    assert "scale=5 does not divide" in page
+
+
+def test_a_folder_without_results_is_a_users_mistake(tmp_path: Path):
+    with pytest.raises(DataError, match=r"holds no results\.parquet"):
+        reports.build(tmp_path)
+
+
+def test_two_searched_parameters_make_a_heatmap(tmp_path: Path):
+    results, samples = tables(num_images=6, num_seeds=1)
+    searched = results["arm"] == "sspe"
+    points = [{"position.blocks": json.loads(point)["projector.position.blocks"], "position.queries": 4}
+              for point in results.loc[searched, "point"]]  # fmt: skip
+    results.loc[searched, "point"] = [json.dumps(point) for point in points]
+    folder = write_run(tmp_path / "grid", results, samples, num_gallery=0)
+    (axes, _) = grid(load(folder)).axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("queries", "blocks")
+    assert len(axes.texts) == 2
+
+
+def test_only_what_reads_the_same_shares_the_best_mark():
+    columns = (Column("arm", "arm", is_text=True), Column("x", "x", True), Column("y", "y", False))
+    cells = [("a", 0.6001, 1.0), ("b", 0.6004, 2.0), ("c", float("nan"), 3.0)]
+    rows = mark_best(columns, [(Cell(name), Cell(fixed(x), x), Cell(fixed(y), y)) for name, x, y in cells])
+    assert [row[1].is_best for row in rows] == [True, True, False]
+    assert [row[2].is_best for row in rows] == [True, False, False]
+
+
+def test_latex_escapes_names():
+    table = Table("t", "t", "50% & more", (Column("arm", "arm_name", is_text=True),), ((Cell("a_b <c>"),),))
+    assert r"arm\_name" in table.latex()
+    assert r"a\_b \textless{}c\textgreater{}" in table.latex()
+    assert r"\caption{50\% \& more}" in table.latex()
+    assert r"\toprule" in table.latex()
+
+
+def test_markdown_cannot_be_broken_by_a_name():
+    table = Table("t", "t", "", (Column("arm", "arm", is_text=True),), ((Cell("a|b\nc"),),))
+    assert "a\\|b c" in table.markdown()
+
+
+def test_tables_hold_the_same_rows_in_every_rendering(run: Path):
+    findings = load(run)
+    for table in all_tables(findings):
+        assert len(pd.read_csv(run / "report" / "tables" / f"{table.name}.csv")) == len(table.rows)
+        assert table.markdown().count("\n") == len(table.rows) + 1
+        assert table.latex().count(r"\\") >= len(table.rows) + 1
+    assert len(unfinished_table(findings).rows) == 2
+    assert len(main_table(findings).rows) == 6
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(950, "950"), (999.6, "1.00k"), (12_345, "12.3k"), (180_000, "180k"), (1_250_000, "1.25M"), (41e9, "41.0G"),
+     (0, "0"), (None, DASH), (float("nan"), DASH)],
+)  # fmt: skip
+def test_counts_have_three_digits_and_a_scale(value: float | None, text: str):
+    assert count(value) == text
+
+
+def test_numbers_that_do_not_exist_are_a_dash():
+    assert [fixed(None), fixed(np.nan), p_value(np.nan), fixed(np.inf)] == [DASH] * 4
+    assert [p_value(0.0001), p_value(0.0341), fixed(-0.05, signed=True)] == ["<0.001", "0.034", "\u22120.050"]
