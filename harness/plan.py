@@ -38,8 +38,10 @@ def make_plan(study: Study, folder: RunFolder) -> list[Planned]:
     planned = []
     for cell in study.cells():
         status = rows[cell.id]["status"] if cell.id in rows else "to run"
+        spec = cell.spec
+        tokens_by = (spec.projector, spec.superpixels, spec.vision_encoder.model_dump(mode="json"))
         is_over = status in {"done", "skipped"}
-        same = (row.get("max_tokens") for row in past if _projector_of(row) == cell.spec.projector)
+        same = (row.get("max_tokens") for row in past if _tokens_by(row) == tokens_by)
         planned.append(Planned(cell, status, 0.0 if is_over else estimate(cell, paces), next(same, None)))
     return planned
 
@@ -83,8 +85,10 @@ def estimate(cell: Cell, paces: Iterable[_Pace]) -> float | None:
     return median(pace.seconds_a_step for pace in chosen) * _steps(spec["training"]) if chosen else None
 
 
-def _projector_of(row: Row) -> dict[str, Any]:
-    return json.loads(row["spec"])["projector"]
+def _tokens_by(row: Row) -> tuple[Any, ...]:
+    """What decides how many visual tokens there are."""
+    spec = json.loads(row["spec"])
+    return spec["projector"], spec["superpixels"], spec["vision_encoder"]
 
 
 def _rows_beside(path: Path) -> list[Row]:

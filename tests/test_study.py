@@ -127,6 +127,15 @@ def test_superpixels_are_no_part_of_an_arm_that_reads_none(tmp_path):
     assert before["sspe"].id != after["sspe"].id
 
 
+def test_arms_that_say_the_same_are_still_two(tmp_path):
+    study = load(
+        write_study(tmp_path, STUDY.replace("sspe: {}", "sspe: {}\n  again: {projector: {position: bbox_mlp}}"))
+    )
+    specs = {cell.arm: cell for cell in study.cells() if cell.seed == 0}
+    assert specs["again"].spec == specs["bbox_mlp"].spec
+    assert specs["again"].id != specs["bbox_mlp"].id
+
+
 def test_a_grid_is_every_combination_with_every_seed(tmp_path):
     cells = load(write_study(tmp_path)).cells()
     assert [(cell.arm, cell.seed) for cell in cells[:4]] == [

@@ -32,10 +32,12 @@ def test_a_cell_is_tracked_once_with_its_settings_scores_and_curve(tmp_path, cel
     tracker = Tracker("small", folder)
     tracker.record(rows[0])
     tracker.sync(rows, [folder.results])
+    before = {run.info.run_id for run in runs(folder, "cell")}
     Tracker("small", folder).sync(rows)
     tracked = {run.data.tags["cell"]: run for run in runs(folder, "cell")}
     [parent] = runs(folder, "study")
     assert set(tracked) == {cell.id for cell in cells}
+    assert {run.info.run_id for run in tracked.values()} == before
     assert parent.info.status == "FINISHED"
     run = tracked[cells[0].id]
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
