@@ -78,11 +78,13 @@ class BatchMaker:
         """These expressions of these images, in this order."""
         frames = [Frame.of(example.image, self.patches.frame) for example in examples]
         targets = [
-            frame.place_labels(frame.resize(example.mask(expression).astype(np.uint8), 0)) == 1
+            frame.place_mask(example.mask(expression))
             for example, frame, asked in zip(examples, frames, chosen, strict=True)
             for expression in asked
         ]
-        inside = np.stack([frame.place_labels(np.ones((frame.height, frame.width), np.int64)) for frame in frames]) == 1
+        inside = np.stack(
+            [frame.place_mask(np.ones(e.image.shape[:2], bool)) for e, frame in zip(examples, frames, strict=True)]
+        )
         has_target = torch.tensor([bool(expression.targets) for asked in chosen for expression in asked])
         answers = torch.where(has_target, SEG, REJ) + self.llm.vocabulary
         image = torch.tensor([i for i, asked in enumerate(chosen) for _ in asked])

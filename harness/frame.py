@@ -55,6 +55,12 @@ class Frame:
         framed[: self.height, : self.width] = labels
         return framed
 
+    def place_mask(self, mask: np.ndarray) -> np.ndarray:
+        """(h, w) bool of the original image -> (R, R) bool, False in the padding."""
+        framed = np.zeros((self.side, self.side), bool)
+        framed[: self.height, : self.width] = self.resize(mask, Image.Resampling.NEAREST)
+        return framed
+
     def patch_mask(self, grid: tuple[int, int]) -> np.ndarray:
         """(N,) bool, True where a patch holds at least one pixel of the image."""
         rows = np.arange(grid[0]) * self.side / grid[0] < self.height

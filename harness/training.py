@@ -13,11 +13,12 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.backbone.segmenter import Answer, Segmenter
 from harness.batches import Batch, BatchMaker
 from harness.data.example import Example
+from harness.muon import Muon
 
 
 class TrainingConfig(BaseModel):
@@ -33,6 +34,9 @@ class TrainingConfig(BaseModel):
     )
     batch_images: int = Field(default=16, ge=1, description="images in a step")
     expressions_per_image: int = Field(default=6, ge=1, description="expressions asked of an image in a step")
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw", description="muon: for matrices of hidden layers, AdamW for all else; for LLMs from scratch"
+    )
     learning_rate: float = Field(default=3e-4, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=100, ge=0, description="of each stage, rising linearly")
@@ -143,17 +147,10 @@ class Trainer:
         self._stage(groups["early"] + groups["late"], order, self.config.steps)
         return self.curve
 
-    def _stage(self, parameters: list[torch.nn.Parameter], order: Iterator[list[Example]], steps: int) -> None:
+    def _stage(self, parameters: list[nn.Parameter], order: Iterator[list[Example]], steps: int) -> None:
         config = self.config
-        matrices = [p for p in parameters if p.ndim > 1]
-        vectors = [p for p in parameters if p.ndim <= 1]
-        optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-            lr=config.learning_rate,
-            betas=(0.9, 0.95),
-            fused=True,
-        )
-        schedule = warmup_cosine(optimizer, config.warmup_steps, steps)
+        optimizers = build_optimizers(self.segmenter, parameters, config)
+        schedules = [warmup_cosine(optimizer, config.warmup_steps, steps) for optimizer in optimizers]
         device = parameters[0].device
         total = config.alignment_steps + config.steps
         start = self.curve[-1].step if self.curve else 0
@@ -166,9 +163,10 @@ class Trainer:
             parts = losses(answer, batch)
             parts.total.backward()
             torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            schedule.step()
+            for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                schedule.step()
             window.append(Losses(parts.answer.detach(), parts.bce.detach(), parts.dice.detach()))
             if step % every == 0 or step == start + steps:
                 self.curve.append(_mean(step, window))
@@ -182,6 +180,32 @@ class Trainer:
             order = torch.randperm(len(examples), generator=self.generator).tolist()
             for start in range(0, len(order) - size + 1, size):
                 yield [examples[i] for i in order[start : start + size]]
+
+
+def build_optimizers(
+    segmenter: Segmenter, parameters: Sequence[nn.Parameter], config: TrainingConfig
+) -> list[torch.optim.Optimizer]:
+    """One optimiser for all of these parameters, or Muon for the hidden matrices among them and AdamW for the rest."""
+    hidden = hidden_matrices(segmenter) if config.optimizer == "muon" else set()
+    matrices = [p for p in parameters if id(p) in hidden]
+    others = [p for p in parameters if id(p) not in hidden]
+    decayed = [p for p in others if p.ndim > 1]
+    plain = [p for p in others if p.ndim <= 1]
+    adamw = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=config.learning_rate,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    if not matrices:
+        return [adamw]
+    return [adamw, Muon(matrices, config.learning_rate, weight_decay=config.weight_decay)]
+
+
+def hidden_matrices(segmenter: Segmenter) -> set[int]:
+    """Identities of the weights of linear layers, without the LLM's output layer."""
+    linear = {id(module.weight) for module in segmenter.modules() if isinstance(module, nn.Linear)}
+    return linear - {id(segmenter.llm.model.get_output_embeddings().weight)}
 
 
 def _mean(step: int, window: list[Losses]) -> CurvePoint:

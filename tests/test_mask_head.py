@@ -5,13 +5,23 @@ import torch
 from torch.testing import assert_close
 
 from harness.backbone.config import MaskHeadConfig
-from harness.backbone.sam import ImageEmbedding, PatchEmbedding, build_mask_head
+from harness.backbone.sam import ImageEmbedding, MaskHead, PatchEmbedding, build_mask_head
+
+
+def _head(side: int, depth: int, *, image_update: bool = True) -> MaskHead:
+    """A decoder in the middle of training: at the start its residual branches are zero and would hide mistakes."""
+    torch.manual_seed(0)
+    config = MaskHeadConfig(width=32, depth=depth, mlp_width=64, heads=4, image_update=image_update)
+    head = build_mask_head(config, (side, side), 16 * side)
+    with torch.no_grad():
+        for parameter in head.mask_decoder.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return head
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_each_image_equals_the_upstream_decoder(depth):
-    torch.manual_seed(0)
-    head = build_mask_head(MaskHeadConfig(width=32, depth=depth, mlp_width=64, heads=4), (6, 6), 96).eval()
+    head = _head(6, depth)
     coarse, prompts = torch.randn(3, 32, 6, 6), torch.randn(5, 32)
     image = torch.tensor([0, 2, 2, 1, 0])
     with torch.inference_mode():
@@ -29,10 +39,10 @@ def test_each_image_equals_the_upstream_decoder(depth):
             assert_close(ours[mine], theirs[:, 0], atol=1e-5, rtol=0)
 
 
-def test_details_land_on_the_pixels_they_come_from():
+@pytest.mark.parametrize("image_update", [True, False])
+def test_details_land_on_the_pixels_they_come_from(image_update):
     """A detail that differs in one cell changes the mask in that cell alone."""
-    torch.manual_seed(0)
-    head = build_mask_head(MaskHeadConfig(width=32, depth=1, mlp_width=32, heads=4), (4, 4), 64).eval()
+    head = _head(4, 1, image_update=image_update)
     coarse, prompts, image = torch.randn(1, 32, 4, 4), torch.randn(1, 32), torch.tensor([0])
     middle, fine = torch.zeros(1, 8, 8, 8), torch.zeros(1, 4, 16, 16)
     with torch.inference_mode():
@@ -47,9 +57,9 @@ def test_details_land_on_the_pixels_they_come_from():
         assert changed.nonzero().tolist() == [[10, 4], [10, 5], [11, 4], [11, 5]]
 
 
-def test_everything_that_should_learn_gets_a_gradient():
-    torch.manual_seed(0)
-    head = build_mask_head(MaskHeadConfig(width=32, depth=2, mlp_width=32, heads=4), (4, 4), 64)
+@pytest.mark.parametrize("image_update", [True, False])
+def test_everything_that_should_learn_gets_a_gradient(image_update):
+    head = _head(4, 2, image_update=image_update)
     embed = PatchEmbedding(24, 32, (4, 4))
     embedding = embed(torch.randn(2, 16, 24), torch.rand(2, 3, 64, 64))
     head(embedding, torch.randn(3, 32), torch.tensor([0, 1, 1])).square().mean().backward()
@@ -57,3 +67,17 @@ def test_everything_that_should_learn_gets_a_gradient():
         if parameter.requires_grad and "iou_token" not in name:
             assert parameter.grad is not None, name
             assert parameter.grad.abs().max() > 0, name
+
+
+def test_prompts_do_not_depend_on_who_else_asks():
+    """With and without the image's update: shuffled, grouped unevenly and alone, a prompt gets the same mask."""
+    coarse, prompts = torch.randn(3, 32, 4, 4), torch.randn(5, 32)
+    image = torch.tensor([2, 0, 2, 1, 2])
+    for image_update in (True, False):
+        head = _head(4, 2, image_update=image_update).eval()
+        with torch.inference_mode():
+            together = head(ImageEmbedding(coarse), prompts, image)
+            for number in range(5):
+                one = slice(number, number + 1)
+                alone = head(ImageEmbedding(coarse[image[one]]), prompts[one], torch.tensor([0]))
+                assert_close(together[one], alone, atol=1e-5, rtol=1e-4)

@@ -66,3 +66,6 @@ class MaskHeadConfig(BackboneConfig):
     depth: int = Field(default=2, ge=1, description="two-way attention blocks")
     mlp_width: int = Field(default=2048, ge=32)
     heads: int = Field(default=8, ge=1)
+    image_update: bool = Field(
+        default=True, description="whether the image looks back at each prompt, as in SAM; false is far cheaper"
+    )
