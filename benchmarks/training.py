@@ -13,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -108,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args(arguments)
 
-    study = load(options.study, [])
+    study = load(Path(options.study))
     spec = next(cell.spec for cell in study.cells() if cell.arm == study.baseline)
     training = spec.training
     seed_everything(0)

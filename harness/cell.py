@@ -111,7 +111,7 @@ def train_and_score(cell: Cell, folder: RunFolder, progress: Progress) -> tuple[
 def seed_everything(seed: int) -> torch.Generator:
     """Seeds every generator a library may draw from; returns the one that orders the training data."""
     random.seed(seed)
-    np.random.seed(seed)  
+    np.random.seed(seed)
     torch.manual_seed(seed)
     return torch.Generator().manual_seed(seed)
 

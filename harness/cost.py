@@ -112,12 +112,17 @@ def measure(segmenter: Segmenter, batches: BatchMaker, example: Example, repeats
 
 def count_flops(pipeline: Pipeline) -> dict[str, int]:
     """FLOPs of each stage of one run."""
+    learning = [p for p in pipeline.segmenter.parameters() if p.requires_grad]
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    for parameter in learning:
+        parameter.requires_grad_(False)  # the counter hooks the backward of whatever could have one
     marks: dict[str, int] = {}
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         pipeline.run(lambda name: marks.setdefault(name, counter.get_total_flops()) and None)
     torch.backends.mha.set_fastpath_enabled(fused)
+    for parameter in learning:
+        parameter.requires_grad_(True)
     before = [0, *[marks[name] for name in STAGES]]
     return {name: marks[name] - earlier for name, earlier in zip(STAGES, before, strict=False)}
 

@@ -6,13 +6,12 @@ empty), and *teacher forced*, where [SEG] is given, as LISA and its descendants 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from pycocotools import mask as coco_mask
-from pydantic import BaseModel, ConfigDict, Field
 
 from harness.backbone.llm import SEG
 from harness.backbone.segmenter import Segmenter
@@ -21,17 +20,6 @@ from harness.data.example import Example, Expression
 from harness.frame import Frame
 from harness.metrics import iou
 from harness.training import autocast
-
-
-class EvaluationConfig(BaseModel):
-    """What is scored and measured of a trained cell."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    split: Literal["validation", "test"] = "test"
-    batch_images: int = Field(default=16, ge=1, description="images scored at a time")
-    latency_repeats: int = Field(default=10, ge=1, description="timed runs of one image with one expression")
-    gallery_images: int = Field(default=24, ge=0, description="images kept for the report's gallery")
 
 
 @dataclass(frozen=True, slots=True)

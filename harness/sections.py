@@ -13,8 +13,7 @@ import projectors
 from harness import data, superpixels
 from harness.backbone.config import LLMConfig, MaskHeadConfig, VisionConfig
 from harness.errors import HarnessError, suggest
-from harness.evaluation import EvaluationConfig
-from harness.training import TrainingConfig
+from harness.recipe import EvaluationConfig, TrainingConfig
 from harness.yaml_errors import validate
 from harness.yaml_tree import Spot, Tree, merge
 from projectors import Dims, IncompatibleError, ProjectorError

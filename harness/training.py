@@ -8,42 +8,16 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from harness.backbone.segmenter import Answer, Segmenter
 from harness.batches import Batch, BatchMaker
 from harness.data.example import Example
 from harness.muon import Muon
-
-
-class TrainingConfig(BaseModel):
-    """How every arm of a study is trained."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    steps: int = Field(ge=1, description="optimiser steps of the second stage, in which everything learns")
-    alignment_steps: int = Field(
-        default=0,
-        ge=0,
-        description="steps of the first stage: LLM, its LoRA and the projector's late parts stay frozen",
-    )
-    batch_images: int = Field(default=16, ge=1, description="images in a step")
-    expressions_per_image: int = Field(default=6, ge=1, description="expressions asked of an image in a step")
-    optimizer: Literal["adamw", "muon"] = Field(
-        default="adamw", description="muon: for matrices of hidden layers, AdamW for all else; for LLMs from scratch"
-    )
-    learning_rate: float = Field(default=3e-4, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    warmup_steps: int = Field(default=100, ge=0, description="of each stage, rising linearly")
-    clip_norm: float = Field(default=1.0, gt=0)
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="auto: bfloat16 where the hardware multiplies it natively, else float32"
-    )
+from harness.recipe import TrainingConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from pycocotools import mask as coco_mask
 
 from harness.data.example import Expression
 from harness.evaluation import Evaluator, Prediction, sample_rows
-from harness.training import Trainer, TrainingConfig
+from harness.recipe import TrainingConfig
+from harness.training import Trainer
 from tests.tiny import FixedBatches, tiny_segmenter, two_objects
 
 

@@ -29,7 +29,7 @@ LEVELS = (
     ("harness.superpixels",),
     ("harness.data",),
     ("harness.backbone",),
-    ("harness.cache", "harness.claims", "harness.environment", "harness.frame"),
+    ("harness.cache", "harness.claims", "harness.environment", "harness.frame", "harness.muon", "harness.recipe"),
     ("harness.panel", "harness.records", "harness.yaml_errors"),
     ("harness.stats", "harness.yaml_tree"),
     ("harness.errors",),

@@ -8,10 +8,10 @@ from torch.testing import assert_close
 
 from harness.backbone.segmenter import Answer, Query
 from harness.batches import Batch
+from harness.recipe import TrainingConfig
 from harness.training import (
     CurvePoint,
     Trainer,
-    TrainingConfig,
     dice_loss,
     losses,
     resolve_precision,

@@ -16,7 +16,7 @@ from harness.data.example import Example, Expression
 from projectors import Dims, VisualFeatures
 
 GRID, FRAME, VISION = (4, 4), 32, 24
-WORDS = "the red blue green square circle star left right of".split()
+WORDS = ["the", "red", "blue", "green", "square", "circle", "star", "left", "right", "of"]
 
 
 def tiny_llm(visual_attention: str = "bidirectional") -> LanguageModel:
@@ -27,14 +27,14 @@ def tiny_llm(visual_attention: str = "bidirectional") -> LanguageModel:
     return build_llm(config, WORDS)
 
 
-def tiny_segmenter(projector: str = "pooling", visual_attention: str = "bidirectional", **settings: object) -> Segmenter:
+def tiny_segmenter(
+    projector: str = "pooling", visual_attention: str = "bidirectional", **settings: object
+) -> Segmenter:
     """A whole segmenter on 4 x 4 patches of 8 pixels."""
     llm = tiny_llm(visual_attention)
     mask_head = build_mask_head(MaskHeadConfig(width=32, depth=2, mlp_width=32, heads=4), GRID, FRAME)
     kind = projectors.get(projector)
-    dims = Dims(
-        vision=VISION, language=llm.width, grid=GRID, frame=FRAME, decoder=mask_head.width, max_superpixels=6
-    )
+    dims = Dims(vision=VISION, language=llm.width, grid=GRID, frame=FRAME, decoder=mask_head.width, max_superpixels=6)
     settings = settings or {"tokens": 4}
     built = kind(kind.Config(**settings), dims)
     return Segmenter(built, llm, PatchEmbedding(VISION, mask_head.width, GRID), mask_head)
@@ -54,7 +54,6 @@ def ask(llm: LanguageModel, texts: list[list[str]]) -> Query:
     real = torch.tensor([[e < len(row) for e in range(width)] for row in texts])
     shape = (len(texts), width, -1)
     return Query(prompts.ids.reshape(shape), prompts.mask.reshape(shape) & real[..., None])
-
 
 
 class FixedBatches(BatchMaker):

@@ -1,0 +1,41 @@
+"""What a study may vary about training and scoring. Apart from what does it, so that reading a study loads no model."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TrainingConfig(BaseModel):
+    """How every arm of a study is trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(ge=1, description="optimiser steps of the second stage, in which everything learns")
+    alignment_steps: int = Field(
+        default=0,
+        ge=0,
+        description="steps of the first stage: LLM, its LoRA and the projector's late parts stay frozen",
+    )
+    batch_images: int = Field(default=16, ge=1, description="images in a step")
+    expressions_per_image: int = Field(default=6, ge=1, description="expressions asked of an image in a step")
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw", description="muon: for matrices of hidden layers, AdamW for all else; for LLMs from scratch"
+    )
+    learning_rate: float = Field(default=3e-4, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_steps: int = Field(default=100, ge=0, description="of each stage, rising linearly")
+    clip_norm: float = Field(default=1.0, gt=0)
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="auto: bfloat16 where the hardware multiplies it natively, else float32"
+    )
+
+
+class EvaluationConfig(BaseModel):
+    """What is scored and measured of a trained cell."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    split: Literal["validation", "test"] = "test"
+    batch_images: int = Field(default=16, ge=1, description="images scored at a time")
+    latency_repeats: int = Field(default=10, ge=1, description="timed runs of one image with one expression")
+    gallery_images: int = Field(default=24, ge=0, description="images kept for the report's gallery")
