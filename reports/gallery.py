@@ -24,6 +24,7 @@ QUANTILES = (0.95, 0.75, 0.5, 0.25, 0.05)
 NUM_EXTREMES = 3
 PREDICTED = np.array([255, 140, 0], dtype=float)
 TARGET = np.array([0, 229, 255], dtype=float)
+SUPERPIXEL = np.array([255, 221, 51], dtype=float)
 PADDING = 65535
 
 
@@ -164,7 +165,7 @@ def _draw(picture: np.ndarray, target: np.ndarray, prediction: np.ndarray | None
     if prediction is not None:
         mask = _enlarge(prediction).astype(bool)
         grey = canvas.mean(axis=-1, keepdims=True)
-        canvas = np.where(mask[..., None], 0.45 * canvas + 0.55 * PREDICTED, 0.35 * canvas + 0.35 * grey + 76)
+        canvas = np.where(mask[..., None], 0.3 * canvas + 0.7 * PREDICTED, 0.35 * canvas + 0.35 * grey + 76)
     canvas[_boundaries(_enlarge(target), radius=4)] = 20
     canvas[_boundaries(_enlarge(target), radius=2)] = TARGET
     return canvas.astype(np.uint8)
@@ -174,8 +175,9 @@ def _outline_labels(picture: np.ndarray, labels: np.ndarray) -> np.ndarray:
     canvas = _enlarge(picture).astype(float)
     size = (canvas.shape[1], canvas.shape[0])
     enlarged = np.asarray(Image.fromarray(labels.astype(np.int32)).resize(size, Image.Resampling.NEAREST))
-    edges = _boundaries(enlarged, radius=1)
-    canvas[edges] = 0.2 * canvas[edges] + 0.8 * 255
+    halo = _boundaries(enlarged, radius=2)
+    canvas[halo] = 0.4 * canvas[halo]
+    canvas[_boundaries(enlarged, radius=1)] = SUPERPIXEL
     return canvas.astype(np.uint8)
 
 
