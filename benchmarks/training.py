@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from harness.assembly import Assembly, assemble, default_device, load_examples, prepare
@@ -25,7 +26,7 @@ from harness.cost import synchronize
 from harness.data.example import Example
 from harness.environment import describe_environment
 from harness.features import PatchCache
-from harness.progress import Progress
+from harness.progress import progress_on
 from harness.study import CellSpec, load
 from harness.training import autocast, losses
 
@@ -110,17 +111,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     study = load(Path(options.study))
-    spec = next(cell.spec for cell in study.cells() if cell.arm == study.baseline)
+    spec = next(cell.spec for cell in study.cells() if cell.arm == study.settings.baseline)
     training = spec.training
     seed_everything(0)
     examples = [load_examples(spec, "train")[i] for i in range(training.batch_images)]
     assembly = assemble(spec, load_examples(spec, "train"), default_device())
-    prepare(assembly.batches, examples, Progress())
+    prepare(assembly.batches, examples, progress_on(Console()))
     assembly.segmenter.train()
     step, count = Step(assembly, spec), training.expressions_per_image
     total = training.batch_images * count
     environment = describe_environment()
-    print(f"{environment['hardware']}\n{training.batch_images} images x {count} expressions, arm {study.baseline!r}\n")
+    print(
+        f"{environment['hardware']}\n{training.batch_images} images x {count} expressions, arm {study.settings.baseline!r}\n"
+    )
 
     difference = float((step.masks(step.packed(examples, count)) - step.masks(step.alone(examples, count))).abs().max())
     packed, alone = alternate(

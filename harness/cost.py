@@ -119,7 +119,7 @@ def count_flops(pipeline: Pipeline) -> dict[str, int]:
         parameter.requires_grad_(False)  # the counter hooks the backward of whatever could have one
     marks: dict[str, int] = {}
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        pipeline.run(lambda name: marks.setdefault(name, counter.get_total_flops()) and None)
+        pipeline.run(lambda name: marks.update({name: counter.get_total_flops()}))
     torch.backends.mha.set_fastpath_enabled(fused)
     for parameter in learning:
         parameter.requires_grad_(True)

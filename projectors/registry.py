@@ -3,7 +3,7 @@
 import pkgutil
 from collections.abc import Callable
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TypeVar
@@ -47,7 +47,7 @@ def _origins() -> dict[str, Callable[[], object]]:
     for module in pkgutil.iter_modules(projectors.__path__):
         if module.name not in _MACHINERY and not module.name.startswith("_"):
             path = f"projectors.{module.name}.{module.name}" if module.ispkg else f"projectors.{module.name}"
-            origins[module.name] = lambda path=path: import_module(path)
+            origins[module.name] = partial(import_module, path)
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name in origins:
             raise ProjectorError(

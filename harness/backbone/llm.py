@@ -8,6 +8,7 @@ Source: LISA, https://arxiv.org/abs/2308.00692 ([SEG] as mask); GSVA, https://ar
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -128,6 +129,8 @@ def _build_tiny(config: LLMConfig, words: Iterable[str]) -> LanguageModel:
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     assert config.width is not None
+    assert config.layers is not None
+    assert config.heads is not None
     llama = LlamaConfig(
         vocab_size=len(vocabulary),
         hidden_size=config.width,
@@ -148,9 +151,11 @@ def _build_tiny(config: LLMConfig, words: Iterable[str]) -> LanguageModel:
 
 def _load_pretrained(record: WeightsRecord) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The causal LM and its tokenizer, in float32, with no weight missing and none left over."""
-    model, info = AutoModelForCausalLM.from_pretrained(
+    assert record.folder is not None
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         record.folder, gguf_file=record.file, attn_implementation="sdpa", dtype=torch.float32, output_loading_info=True
     )
+    model, info = loaded
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             raise WeightsError(

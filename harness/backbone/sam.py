@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+from segment_anything.modeling.transformer import Attention
 from torch import Tensor, nn
 
 from harness.backbone.config import MaskHeadConfig
@@ -208,7 +209,7 @@ def _spread(convolution: nn.Module, values: Tensor) -> Tensor:
     return rearrange(F.linear(values, weight), "... (ij o) -> ... ij o", ij=4) + convolution.bias
 
 
-def _look(attention: nn.Module, queries: Tensor, keys: Tensor, position: Tensor, shared: Grouping | None) -> Tensor:
+def _look(attention: Attention, queries: Tensor, keys: Tensor, position: Tensor, shared: Grouping | None) -> Tensor:
     """Tokens (M, K, P) look at the image of their prompt, all tokens of an image at once while it is shared."""
     k, v = attention.k_proj(keys + position), attention.v_proj(keys)
     q = attention.q_proj(queries)
@@ -219,7 +220,7 @@ def _look(attention: nn.Module, queries: Tensor, keys: Tensor, position: Tensor,
     return shared.by_prompt(rearrange(seen, "b (e k) p -> b e k p", k=q.shape[1]))
 
 
-def _attend(attention: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _attend(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Upstream's `Attention` after its input projections."""
     q, k, v = (rearrange(x, "m n (heads d) -> m heads n d", heads=attention.num_heads) for x in (q, k, v))
     mixed = F.scaled_dot_product_attention(q, k, v)

@@ -59,8 +59,9 @@ class Segmenter(nn.Module):
         self.llm = llm
         self.patch_embedding = patch_embedding
         self.mask_head = mask_head
-        self.prompt = nn.Sequential(nn.Linear(llm.width, llm.width), nn.ReLU(), nn.Linear(llm.width, mask_head.width))
-        for layer in (self.prompt[0], self.prompt[2]):
+        hidden, out = nn.Linear(llm.width, llm.width), nn.Linear(llm.width, mask_head.width)
+        self.prompt = nn.Sequential(hidden, nn.ReLU(), out)
+        for layer in (hidden, out):
             # SAM's own tokens have unit variance; a prompt that starts weaker than they are is ignored for long.
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
