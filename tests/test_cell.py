@@ -1,0 +1,115 @@
+"""One cell from a study file to its row: a real if tiny encoder, real scenes, everything measured."""
+
+import json
+import math
+
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from transformers import Dinov2Config, Dinov2Model
+
+from harness import assembly
+from harness.cell import run_cell
+from harness.records import METRICS, SAMPLE_COLUMNS, RunFolder
+from harness.study import load
+from tests.small_study import quiet
+
+STUDY = """
+question: Does a cell run?
+base:
+  data: {{name: scenes, train_images: 6, validation_images: 1, test_images: 3, expressions_per_image: 4}}
+  vision_encoder: {{name: {encoder}, frame: 56}}
+  llm: {{name: tiny, width: 32, layers: 1, heads: 2, visual_attention: bidirectional, template: "{{expression}} ."}}
+  mask_head: {{width: 32, depth: 1, mlp_width: 32, heads: 4, image_update: false}}
+  superpixels: {{name: grid, count: 6}}
+  training: {{steps: 3, alignment_steps: 1, batch_images: 2, expressions_per_image: 3, warmup_steps: 1}}
+  evaluation: {{latency_repeats: 1, gallery_images: 2}}
+arms:
+  pooling: {{projector: {{name: pooling, tokens: 4}}}}
+  finer: {{projector: {{name: pooling, tokens: 36}}}}
+  sspe: {{projector: {{name: svp, aggregation: ssa, position: {{name: sspe, width: 16, resolution: 4}}}}}}
+  decoder_pe: {{projector: {{name: svp, position: decoder_pe}}}}
+seeds: [0]
+objectives: {{giou: maximize}}
+baseline: pooling
+"""
+
+
+@pytest.fixture
+def cells(tmp_path, monkeypatch):
+    """The study's cells by arm, with an encoder of two layers written as transformers writes one."""
+    monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path / "cache"))
+    assembly.vision_encoder.cache_clear()
+    torch.manual_seed(0)
+    config = Dinov2Config(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14)
+    Dinov2Model(config).save_pretrained(tmp_path / "encoder")
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY.format(encoder=tmp_path / "encoder"))
+    yield {cell.arm: cell for cell in load(path).cells()}
+    assembly.vision_encoder.cache_clear()
+
+
+@pytest.fixture
+def folder(tmp_path) -> RunFolder:
+    return RunFolder(tmp_path / "run")
+
+
+@pytest.mark.parametrize("arm", ["pooling", "sspe", "decoder_pe"])
+def test_a_cell_measures_every_column(cells, folder, arm):
+    row = run_cell(cells[arm], folder, quiet())
+    assert row["status"] == "done", row["reason"]
+    families = {f"{metric}_{family}" for metric in ("giou", "fp_rate") for family in ("texture", "group", "ordinal")}
+    absent = {name for name in METRICS if name not in row and name not in families}
+    assert all("giou_" in name or "fp_rate_" in name for name in absent)
+    assert row["tokens"] <= row["max_tokens"]
+    assert row["flops"] == sum(row[f"flops_{s}"] for s in ("vision", "superpixels", "projector", "llm", "mask"))
+    assert min(row["flops_vision"], row["flops_projector"], row["flops_llm"], row["flops_mask"]) > 0
+    assert row["latency_ms"] > 0
+    assert row["trainable_parameters"] > row["projector_parameters"] > 0
+    assert row["giou_random_object"] > 0
+    assert [point["step"] for point in json.loads(row["curve"])] == [1, 2, 3, 4]
+    samples = pd.read_parquet(folder.cells / f"{row['cell']}.samples.parquet")
+    assert set(samples.columns) == set(SAMPLE_COLUMNS)
+    assert len(samples) == row["num_expressions"] == 12
+    assert math.isclose(samples["iou"].mean(), row["giou"])
+
+
+def test_a_cell_is_the_same_twice(cells, folder):
+    first, second = (run_cell(cells["sspe"], folder, quiet()) for _ in range(2))
+    for name in ("giou", "giou_teacher_forced", "ciou", "tokens", "curve", "flops", "giou_shuffled"):
+        assert first[name] == second[name], name
+
+
+def test_a_second_cell_computes_no_patches_again(cells, folder, monkeypatch):
+    run_cell(cells["pooling"], folder, quiet())
+    monkeypatch.setattr("harness.features.PatchCache.encode", None)
+    row = run_cell(cells["decoder_pe"], folder, quiet())
+    assert row["status"] == "done", row["reason"]
+
+
+def test_an_incompatible_cell_is_skipped_with_its_reason(cells, folder):
+    row = run_cell(cells["finer"], folder, quiet())
+    assert row["status"] == "skipped"
+    assert "36" in row["reason"]
+    assert folder.finished().keys() == {cells["finer"].id}
+
+
+def test_a_broken_cell_is_a_failed_row_and_runs_again(cells, folder, tmp_path):
+    for path in (tmp_path / "encoder").iterdir():
+        path.unlink()
+    row = run_cell(cells["pooling"], folder, quiet())
+    assert row["status"] == "failed"
+    assert "encoder" in row["reason"]
+    assert not folder.finished()
+
+
+def test_the_gallery_keeps_images_and_superpixels(cells, folder):
+    run_cell(cells["sspe"], folder, quiet())
+    pictures = sorted(path.name for path in folder.gallery.iterdir())
+    assert len(pictures) == 4
+    sizes = set()
+    for name in pictures:
+        with Image.open(folder.gallery / name) as picture:
+            sizes.add(picture.size)
+    assert sizes == {(224, 224), (56, 56)}
