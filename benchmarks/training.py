@@ -121,9 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     step, count = Step(assembly, spec), training.expressions_per_image
     total = training.batch_images * count
     environment = describe_environment()
-    print(
-        f"{environment['hardware']}\n{training.batch_images} images x {count} expressions, arm {study.settings.baseline!r}\n"
-    )
+    print(environment["hardware"])
+    print(f"{training.batch_images} images x {count} expressions, arm {study.settings.baseline!r}\n")
 
     difference = float((step.masks(step.packed(examples, count)) - step.masks(step.alone(examples, count))).abs().max())
     packed, alone = alternate(
