@@ -19,8 +19,9 @@ from torch import Tensor
 
 from harness import superpixels
 from harness.backbone.vision import VisionEncoder
-from harness.cache import cache_dir, write_atomically
+from harness.cache import cache_dir
 from harness.data.example import Example
+from harness.files import write_atomically
 from harness.frame import Frame, to_tensor
 
 OnProgress = Callable[[int, int], None]

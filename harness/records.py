@@ -7,8 +7,7 @@ MLflow, Optuna and reports show is made from them.
 import fcntl
 import json
 import math
-import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from harness.errors import HarnessError
+from harness.files import replace_file
 
 __all__ = ["COLUMNS", "FAMILIES", "METRICS", "SAMPLE_COLUMNS", "Metric", "Row", "RunFolder"]
 
@@ -176,17 +176,6 @@ def _results(rows: list[Row]) -> pd.DataFrame:
     extra = sorted({key for row in rows for key in row} - set(COLUMNS))
     table = pd.DataFrame(rows, columns=[*COLUMNS, *extra])
     return table.astype(dict.fromkeys(METRICS, "float64"))
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Has `write` make the file under another name, then moves it into place in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:

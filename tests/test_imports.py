@@ -32,7 +32,7 @@ LEVELS = (
     ("harness.cache", "harness.claims", "harness.environment", "harness.frame", "harness.muon", "harness.recipe"),
     ("harness.panel", "harness.records", "harness.yaml_errors"),
     ("harness.stats", "harness.yaml_tree"),
-    ("harness.errors",),
+    ("harness.errors", "harness.files"),
     ("projectors",),
 )
 """Top down; a module imports only from levels below its own."""

@@ -9,7 +9,8 @@ import pytest
 
 from harness.data.scenes import FAMILIES as SCENE_FAMILIES
 from harness.errors import HarnessError
-from harness.records import COLUMNS, FAMILIES, METRICS, SAMPLE_COLUMNS, RunFolder, replace_file
+from harness.files import replace_file
+from harness.records import COLUMNS, FAMILIES, METRICS, SAMPLE_COLUMNS, RunFolder
 from harness.study import load
 from tests.small_study import row_of, samples_of, write_study
 

@@ -16,8 +16,9 @@ from huggingface_hub import constants
 from harness.backbone import weights, wheel
 from harness.backbone.weights import PACKAGED, resolve, sha256_of
 from harness.backbone.wheel import Packaged
-from harness.cache import VARIABLE, cache_dir, write_atomically
+from harness.cache import VARIABLE, cache_dir
 from harness.errors import WeightsError
+from harness.files import write_atomically
 
 CONTENT = b"the weights" * 1000
 TINY = Packaged(

@@ -15,8 +15,8 @@ from onnx import numpy_helper
 from safetensors.numpy import save_file
 from transformers import Dinov2Config
 
-from harness.cache import partial_path
 from harness.errors import WeightsError
+from harness.files import partial_path
 
 VERSION = 1
 """Of what `convert` writes; part of the name under which it is kept."""

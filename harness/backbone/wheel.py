@@ -18,7 +18,8 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
-from harness.cache import cache_dir, partial_path
+from harness.cache import cache_dir
+from harness.files import partial_path
 
 logger = logging.getLogger(__name__)
 
