@@ -18,7 +18,7 @@ from harness.backbone.segmenter import Segmenter
 from harness.batches import BatchMaker
 from harness.data.example import Example, Expression
 from harness.frame import Frame
-from harness.metrics import iou
+from harness.metrics import count, iou
 from harness.training import autocast
 
 
@@ -68,8 +68,8 @@ class Evaluator:
             says_seg = answer.answer_logits.argmax(-1) == SEG + self.segmenter.llm.vocabulary
             tokens = answer.tokens.mask.sum(1).tolist()
             masks = answer.mask_logits.split(sizes)
-            for frame, logits, answered, count in zip(frames, masks, says_seg.split(sizes), tokens, strict=True):
-                yield Prediction((frame.restore(logits) > 0).cpu().numpy(), answered.cpu().numpy(), count)
+            for frame, logits, answered, num_tokens in zip(frames, masks, says_seg.split(sizes), tokens, strict=True):
+                yield Prediction((frame.restore(logits) > 0).cpu().numpy(), answered.cpu().numpy(), num_tokens)
 
     def score(self, examples: Sequence[Example]) -> tuple[pd.DataFrame, list[int]]:
         """A row an expression (columns: see `harness.records`), and the visual tokens of each image."""
@@ -90,8 +90,7 @@ class Evaluator:
         for example, pair, prediction in zip(examples, pairs, self.predict(examples, texts), strict=True):
             masks = prediction.masks & prediction.answered[:, None, None]
             for (own, _), mask in zip(pair, masks, strict=True):
-                target = example.mask(own)
-                scores.append(float(iou((mask & target).sum(), (mask | target).sum())))
+                scores.append(_overlap(mask, example.mask(own)))
         return float(np.mean(scores))
 
 
@@ -102,18 +101,14 @@ def sample_rows(example: Example, prediction: Prediction) -> Iterator[dict[str, 
         target = example.mask(expression)
         forced = prediction.masks[number]
         mask = forced & prediction.answered[number]
-        intersection, union = int((mask & target).sum()), int((mask | target).sum())
         yield {
             "image_id": example.image_id,
             "expression_id": number,
             "text": expression.text,
             "family": expression.family,
-            "iou": float(iou(intersection, union)),
-            "iou_teacher_forced": float(iou((forced & target).sum(), (forced | target).sum())),
-            "intersection": intersection,
-            "union": union,
-            "predicted_area": int(mask.sum()),
-            "target_area": int(target.sum()),
+            "iou": _overlap(mask, target),
+            "iou_teacher_forced": _overlap(forced, target),
+            **{name: int(pixels) for name, pixels in count(mask, target).items()},
             "answered": bool(prediction.answered[number]),
             **_facts(example, expression),
             "height": height,
@@ -121,6 +116,12 @@ def sample_rows(example: Example, prediction: Prediction) -> Iterator[dict[str, 
             "prediction_rle": _rle(mask),
             "target_rle": _rle(target),
         }
+
+
+def _overlap(prediction: np.ndarray, target: np.ndarray) -> float:
+    """IoU of two (h, w) bool masks."""
+    pixels = count(prediction, target)
+    return float(iou(pixels["intersection"], pixels["union"]))
 
 
 def _facts(example: Example, expression: Expression) -> dict[str, float | None]:

@@ -141,7 +141,7 @@ class MaskHead(nn.Module):
         tokens = torch.cat([output_tokens.expand(len(prompts), -1, -1), prompts.unsqueeze(1)], dim=1)
         states, keys = self._two_way(keys, position, tokens, group)
         kernel = decoder.output_hypernetworks_mlps[0](states[:, 1])
-        if self.image_update and decoder.transformer.layers:
+        if self.image_update:
             pixels = self._upscale(keys, embedding.details, group.image)
             masks = einsum(kernel, pixels, "m c, m n ij kl c -> m n ij kl")
         else:
