@@ -8,7 +8,6 @@ Source: LISA, https://arxiv.org/abs/2308.00692 ([SEG] as mask); GSVA, https://ar
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -24,8 +23,8 @@ from transformers import (
 )
 
 from harness.backbone.config import LLMConfig, LoRAConfig
+from harness.backbone.strict import load_strictly
 from harness.backbone.weights import WeightsRecord, resolve
-from harness.errors import WeightsError
 
 SEG, REJ = 0, 1
 """Index of an answer among the two trained rows; in `answer_logits` they come after the vocabulary."""
@@ -168,16 +167,9 @@ def _look_near_first(model: PreTrainedModel) -> None:
 def _load_pretrained(record: WeightsRecord) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The causal LM and its tokenizer, in float32, with no weight missing and none left over."""
     assert record.folder is not None
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        record.folder, gguf_file=record.file, attn_implementation="sdpa", dtype=torch.float32, output_loading_info=True
+    model = load_strictly(
+        AutoModelForCausalLM, record.folder, record.name, gguf_file=record.file, attn_implementation="sdpa"
     )
-    model, info = loaded
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[problem]:
-            raise WeightsError(
-                f"the weights of the LLM {record.name!r} do not fit its architecture: {problem.replace('_', ' ')} "
-                f"{sorted(map(str, info[problem]))[:5]}; take the checkpoint from where it was published"
-            )
     tokenizer = AutoTokenizer.from_pretrained(record.folder, gguf_file=record.file)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -2,18 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from harness.backbone import dinov2_onnx, weights
 from harness.backbone.config import VisionConfig
+from harness.backbone.strict import load_strictly
 from harness.backbone.weights import WeightsRecord, resolve
 from harness.cache import cache_dir
 from harness.errors import WeightsError
@@ -105,7 +103,7 @@ def load_vision_encoder(config: VisionConfig) -> VisionEncoder:
         return _random(config)
     record = resolve(config.name)
     folder = _as_folder(record)
-    model = _load_strictly(folder, record.name)
+    model = _load_known(folder, record.name)
     mean, std = _normalisation(folder)
     return VisionEncoder(model, config.frame, record, mean, std)
 
@@ -123,39 +121,11 @@ def _as_folder(record: WeightsRecord) -> Path:
     return converted
 
 
-def _load_strictly(folder: Path, name: str) -> PreTrainedModel:
+def _load_known(folder: Path, name: str) -> PreTrainedModel:
     family = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
     if family not in UNUSED:
         raise WeightsError(f"{name!r} is of the family {family!r}; known vision encoders: {', '.join(UNUSED)}")
-    with _no_progress_bar():
-        model, loading = AutoModel.from_pretrained(
-            folder,
-            local_files_only=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below with the rest, in place of an exception of its own
-        )
-    problems = {
-        "missing": set(loading["missing_keys"]) - UNUSED[family],
-        "unexpected": set(loading["unexpected_keys"]) - UNUSED[family],
-        "of another shape": {key[0] for key in loading["mismatched_keys"]},
-    }
-    found = "; ".join(f"{kind}: {', '.join(sorted(keys)[:4])}" for kind, keys in problems.items() if keys)
-    if found:
-        raise WeightsError(f"the weights {name!r} do not fit a {family} exactly: {found}")
-    return model
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Loading takes a fraction of a second, and its bar would run through the harness's own."""
-    was_shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_shown:
-            transformers_logging.enable_progress_bar()
+    return load_strictly(AutoModel, folder, name, optional=UNUSED[family])
 
 
 def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,0 +1,59 @@
+"""Checkpoints of transformers, loaded with no weight missing, none left over and none of another shape."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from harness.errors import WeightsError
+
+
+def load_strictly(auto: Any, folder: Path, name: str, optional: Iterable[str] = (), **settings: Any) -> PreTrainedModel:
+    """A model in float32 from its folder.
+
+    Args:
+        auto: the Auto class of transformers that builds it.
+        name: of the weights, for the message.
+        optional: weights that may be missing or left over, because only pre-training uses them.
+        settings: handed to `from_pretrained`.
+
+    Raises:
+        WeightsError: the weights do not fit the architecture that their folder describes.
+    """
+    with _no_progress_bar():
+        model, loading = auto.from_pretrained(
+            folder,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below with the rest, in place of an exception of its own
+            **settings,
+        )
+    problems = {
+        "missing": set(loading["missing_keys"]) - set(optional),
+        "unexpected": set(loading["unexpected_keys"]) - set(optional),
+        "of another shape": {key[0] for key in loading["mismatched_keys"]},
+    }
+    found = "; ".join(f"{kind}: {', '.join(sorted(keys)[:4])}" for kind, keys in problems.items() if keys)
+    if found:
+        raise WeightsError(
+            f"the weights {name!r} do not fit a {model.config.model_type} exactly: {found}; "
+            "take the checkpoint from where it was published"
+        )
+    return model
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Loading takes a fraction of a second, and its bar would run through the harness's own."""
+    was_shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_shown:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,74 @@
+"""A pretrained LLM from a folder in transformers' format: loaded strictly, adapted without touching the rest."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from harness.backbone.config import LLMConfig, LoRAConfig
+from harness.backbone.llm import LanguageModel, build_llm
+from harness.errors import WeightsError
+
+WORDS = ["[PAD]", "[UNK]", "the", "red", "square", "."]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    llama = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        tie_word_embeddings=False,
+    )
+    LlamaForCausalLM(llama).save_pretrained(tmp_path)
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(tmp_path)
+    return tmp_path
+
+
+def load(folder: Path, lora: LoRAConfig | None = None) -> LanguageModel:
+    return build_llm(LLMConfig(name=str(folder), lora=lora, template="{expression} ."), words=())
+
+
+def change(folder: Path, **tensors: torch.Tensor) -> None:
+    path = folder / "model.safetensors"
+    save_file({**load_file(path), **tensors}, path, metadata={"format": "pt"})
+
+
+def test_a_folder_loads_with_its_own_weights_and_words(folder: Path) -> None:
+    llm = load(folder)
+    expected = LlamaForCausalLM.from_pretrained(folder).get_decoder()
+    prompts = llm.prompts(["the red square"])
+    assert prompts.ids.tolist() == [[2, 3, 4, 5]]
+    length = prompts.ids.shape[1]
+    causal = torch.ones(1, length, length, dtype=torch.bool).tril()
+    states = llm(llm.embed(prompts.ids), causal, torch.arange(length)[None])
+    torch.testing.assert_close(states, expected(input_ids=prompts.ids).last_hidden_state)
+
+
+def test_only_adapters_and_the_two_answers_learn(folder: Path) -> None:
+    llm = load(folder, LoRAConfig(rank=2, targets=("q_proj", "v_proj")))
+    learning = {name for name, parameter in llm.named_parameters() if parameter.requires_grad}
+    adapters = learning - {"answers"}
+    assert "answers" in learning
+    assert len(adapters) == 2 * 2 * 2  # two layers, two targets, two matrices each
+    assert all("lora_" in name for name in adapters)
+
+
+def test_a_weight_of_another_shape_is_refused_in_a_sentence(folder: Path) -> None:
+    change(folder, **{"model.norm.weight": torch.ones(31)})
+    with pytest.raises(WeightsError, match=r"do not fit a llama exactly: of another shape: model\.norm\.weight; take"):
+        load(folder)
+
+
+def test_a_weight_left_over_is_refused_in_a_sentence(folder: Path) -> None:
+    change(folder, **{"model.norm.scale": torch.ones(32)})
+    with pytest.raises(WeightsError, match=r"unexpected: model\.norm\.scale"):
+        load(folder)
