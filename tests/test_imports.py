@@ -27,6 +27,7 @@ LEVELS = (
     ("harness.batches", "harness.metrics"),
     ("harness.features",),
     ("harness.superpixels",),
+    ("harness.encodings",),
     ("harness.data",),
     ("harness.backbone",),
     ("harness.cache", "harness.claims", "harness.environment", "harness.frame", "harness.muon", "harness.recipe"),

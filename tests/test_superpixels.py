@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sams import random_sam
 
 from harness import superpixels
 from harness.data.example import Example
@@ -14,9 +15,17 @@ from harness.superpixels.partition import complete, merge
 from projectors.layers import area_fractions
 
 DOMAINS = ("studio", "canvas", "sketch", "night")
+SMALL_SAM = random_sam()
 EXAMPLES = tuple(load(ScenesConfig(domains=DOMAINS, test_images=4), "test"))
 
 every_source = pytest.mark.parametrize("name", superpixels.names())
+
+
+@pytest.fixture(autouse=True)
+def _small_sam(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What asks SAM asks a small one, and keeps its answers for all tests of this file."""
+    monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path_factory.getbasetemp() / "sam"))
+    monkeypatch.setattr("harness.superpixels.sam.frozen_sam", lambda _: SMALL_SAM)
 
 
 def _labels(name: str, example: Example, count: int) -> np.ndarray:

@@ -107,9 +107,9 @@ def _look_together(attention: Attention, q: Tensor, keys: Tensor, position: Tens
     """Projected tokens (B, E, K, d) of an image's prompts look at it (B, N, P) -> (B, E, K, P)."""
     k, v = attention.k_proj(keys + position), attention.v_proj(keys)
     grouped = rearrange(q, "b e k d -> b (e k) d")
-    heads = (rearrange(x, "b n (heads d) -> b heads n d", heads=attention.num_heads) for x in (grouped, k, v))
-    mixed = attention.out_proj(rearrange(F.scaled_dot_product_attention(*heads), "b heads n d -> b n (heads d)"))
-    return rearrange(mixed, "b (e k) p -> b e k p", k=q.shape[2])
+    grouped, k, v = (rearrange(x, "b n (heads d) -> b heads n d", heads=attention.num_heads) for x in (grouped, k, v))
+    mixed = rearrange(F.scaled_dot_product_attention(grouped, k, v), "b heads n d -> b n (heads d)")
+    return rearrange(attention.out_proj(mixed), "b (e k) p -> b e k p", k=q.shape[2])
 
 
 def _look_back(

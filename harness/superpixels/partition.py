@@ -16,7 +16,7 @@ def complete(labels: np.ndarray) -> np.ndarray:
     return compact(np.where(labels < 0, labels.max(initial=-1) + components, labels))
 
 
-def merge(labels: np.ndarray, image: np.ndarray, count: int) -> np.ndarray:
+def merge(labels: np.ndarray, image: np.ndarray, count: int, max_cost: float = 0.0) -> np.ndarray:
     """Joins neighbours until at most `count` regions are left, always the pair whose union costs least.
 
     The cost is Ward's: how much the squared colour error grows, so small and similar regions go first. Equal costs are
@@ -24,8 +24,9 @@ def merge(labels: np.ndarray, image: np.ndarray, count: int) -> np.ndarray:
 
     Args:
         labels: (h, w), ids 0..S-1.
-        image: (h, w, 3).
+        image: (h, w, 3), or of any other number of channels.
         count: regions to keep.
+        max_cost: joins that cost less are made below `count` too.
     """
     num_regions = int(labels.max()) + 1
     area = np.bincount(labels.ravel(), minlength=num_regions).astype(np.float64)
@@ -35,8 +36,10 @@ def merge(labels: np.ndarray, image: np.ndarray, count: int) -> np.ndarray:
     owner = np.arange(num_regions)
     costs = np.where(touching, _ward(area[:, None], area, colour[:, None], colour), np.inf)
     cheapest = costs.min(axis=1)
-    for _ in range(num_regions - count):
+    for num_left in range(num_regions, 1, -1):
         kept = int(cheapest.argmin())
+        if num_left <= count and cheapest[kept] >= max_cost:
+            break
         gone = int(costs[kept].argmin())
         total = area[kept] + area[gone]
         colour[kept] = (area[kept] * colour[kept] + area[gone] * colour[gone]) / total
