@@ -37,8 +37,8 @@ class EncodingCache(ABC):
         self.folder = cache_folder(kind, {**identity, "frame": frame, "dtype": "float16"})
 
     @abstractmethod
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Frames (B, 3, R, R) in 0..1 -> what the encoder makes of each."""
+    def encode(self, examples: Sequence[Example]) -> Tensor:
+        """The encodings (B, ...) of these images, computed now, float32 on the CPU."""
 
     def ensure(self, examples: Sequence[Example], on_progress: OnProgress) -> None:
         """Computes what is missing for these images."""
@@ -48,12 +48,6 @@ class EncodingCache(ABC):
             for example, encoding in zip(chunk, self.encode(chunk), strict=True):
                 write_atomically(self._path(example), encoding.numpy().astype(np.float16))
             on_progress(min(start + self.batch_images, len(missing)), len(missing))
-
-    def encode(self, examples: Sequence[Example]) -> Tensor:
-        """The encodings of these images (B, ...), computed now, on the CPU."""
-        frames = to_tensor([Frame.of(e.image, self.frame).place_image(e.image) for e in examples])
-        with torch.inference_mode():
-            return self.encode_frames(frames).float().cpu()
 
     def load(self, examples: Sequence[Example]) -> Tensor:
         """(B, ...) float32 of images that `ensure` has seen."""
@@ -75,9 +69,11 @@ class PatchCache(EncodingCache):
         }
         super().__init__("patches", identity, frame, batch_images)
 
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """(B, 3, R, R) -> (B, N, C)."""
-        return self.encoder(frames.to(next(self.encoder.parameters()).device))
+    def encode(self, examples: Sequence[Example]) -> Tensor:
+        """Patches (B, N, C)."""
+        frames = to_tensor([Frame.of(e.image, self.frame).place_image(e.image) for e in examples])
+        with torch.inference_mode():
+            return self.encoder(frames.to(next(self.encoder.parameters()).device)).float().cpu()
 
 
 class SamCache(EncodingCache):
@@ -88,9 +84,16 @@ class SamCache(EncodingCache):
         identity = {"model": model.record.name, "weights": model.record.sha256}
         super().__init__("sam", identity, model.frame, batch_images)
 
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """(B, 3, R, R) -> (B, P, g, g)."""
-        return self.model.embed(frames.to(next(self.model.parameters()).device))
+    def encode(self, examples: Sequence[Example]) -> Tensor:
+        """Embeddings (B, P, g, g)."""
+        placed = [Frame.of(example.image, self.frame) for example in examples]
+        frames = to_tensor([frame.place_image(e.image) for frame, e in zip(placed, examples, strict=True)])
+        inside = np.stack(
+            [frame.place_mask(np.ones(e.image.shape[:2], bool)) for frame, e in zip(placed, examples, strict=True)]
+        )
+        device = next(self.model.parameters()).device
+        with torch.inference_mode():
+            return self.model.embed(frames.to(device), torch.from_numpy(inside).to(device)).cpu()
 
 
 @lru_cache(maxsize=1)

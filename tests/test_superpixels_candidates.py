@@ -87,7 +87,7 @@ def test_an_image_is_encoded_and_asked_about_once(tmp_path, monkeypatch):
     example = Example("noise", IMAGE[:40], np.zeros((40, SIDE), np.uint8), ())
     told: list[tuple[int, int]] = []
     CandidateCache(SamCache(SAM), SETTINGS).ensure([example], lambda *done: told.append(done))
-    monkeypatch.setattr(SamCache, "encode_frames", None)
+    monkeypatch.setattr(SamCache, "encode", None)
     again = CandidateCache(SamCache(SAM), SETTINGS)
     monkeypatch.setattr(again, "propose", None)
     again.ensure([example], lambda *done: told.append(done))
