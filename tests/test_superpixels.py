@@ -142,6 +142,15 @@ def test_the_most_similar_neighbours_are_merged_first() -> None:
     assert np.array_equal(merge(labels, image, 2), np.repeat([0, 0, 1, 1], 4)[None].repeat(4, axis=0))
 
 
+def test_what_is_complex_stays_cut_where_what_is_plain_is_joined() -> None:
+    labels = np.arange(8).repeat(4)[None].repeat(4, axis=0)
+    features = np.array([5.0, 5.1, 5.0, 5.1, 1.0, 4.0, 2.0, 6.0])[labels][..., None]
+    assert merge(labels, features, 5)[0, ::4].tolist() == [0, 0, 0, 0, 1, 2, 3, 4]
+    assert merge(labels, features, 8).max() == 7
+    assert merge(labels, features, 8, max_cost=1.0)[0, ::4].tolist() == [0, 0, 0, 0, 1, 2, 3, 4]
+    assert merge(labels, features, 8, max_cost=np.inf).max() == 0
+
+
 def test_regions_that_do_not_touch_are_never_merged_before_their_neighbours() -> None:
     labels = np.array([[0, 1, 2]]).repeat(4, axis=1).repeat(4, axis=0)
     image = np.where(labels == 1, 255, 0).astype(np.uint8)[..., None].repeat(3, axis=2)

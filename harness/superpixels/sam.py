@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from harness.backbone.weights import WeightsRecord
+from harness.backbone.weights import WeightsRecord, resolve
 from harness.data.example import Example
 from harness.encodings import SamCache, frozen_sam
 from harness.frame import Frame
@@ -130,7 +130,7 @@ class Config(SourceConfig):
 
 def weights(config: Config) -> tuple[WeightsRecord, ...]:
     """The frozen model that decides, with the image and the settings, what comes out."""
-    return (frozen_sam(config.model).record,)
+    return (resolve(config.model),)
 
 
 def pool(model: str, points_per_side: int) -> CandidateCache:

@@ -1,0 +1,102 @@
+"""The SAM source: names of granularities, one question to SAM for all of them, and its place in the cache."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
+from sams import random_sam
+
+from harness import superpixels
+from harness.backbone.sam import MaskHead
+from harness.backbone.sam_model import build_sam_scenes
+from harness.data.example import Example
+from harness.data.scenes import Config as ScenesConfig
+from harness.data.scenes import load
+from harness.features import SuperpixelCache
+from harness.frame import Frame
+from harness.superpixels.sam import FEATURES, GRANULARITIES, Config, principal_components
+
+EXAMPLE = load(ScenesConfig(test_images=1), "test")[0]
+
+
+def checkpoint(folder: Path, seed: int) -> str:
+    """A file of the small SAM's architecture with random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        save_file(build_sam_scenes().state_dict(), folder / f"sam-{seed}.safetensors")
+    return str(folder / f"sam-{seed}.safetensors")
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_a_name_stands_for_its_settings_and_any_of_them_can_be_replaced(granularity):
+    config = Config(granularity=granularity)
+    assert GRANULARITIES[granularity].items() <= config.model_dump().items()
+    assert Config(**config.model_dump()) == config
+    replaced = Config(granularity=granularity, rock_sand_water=0.5, count=7)
+    assert replaced == config.model_copy(update={"rock_sand_water": 0.5, "count": 7})
+    assert replaced.max_superpixels == 7
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"points_per_side": 20}, "points_per_side=20 exceeds pool_points_per_side=16"),
+        ({"pred_iou_threshold": 0.3}, "greater than or equal to 0.6"),
+        ({"stability_threshold": 0.3}, "greater than or equal to 0.7"),
+        ({"detail": 0.1}, "cannot take effect with granularity 'default'"),
+        ({"granularity": "finer"}, "'coarse', 'default', 'fine', 'finest' or 'adaptive'"),
+    ],
+)
+def test_what_the_pool_cannot_give_is_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        Config(**settings)
+
+
+def test_sam_is_asked_once_for_all_granularities(tmp_path, monkeypatch):
+    monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path))
+    sam = random_sam()
+    monkeypatch.setattr("harness.superpixels.sam.frozen_sam", lambda _: sam)
+    source = superpixels.get("sam")
+    source.segment(Config(), EXAMPLE)
+    monkeypatch.setattr(MaskHead, "at_points", None)
+    monkeypatch.setattr(type(sam), "embed", None)
+    for settings in (*({"granularity": name} for name in GRANULARITIES), {"points_per_side": 3, "min_area": 0.1}):
+        labels = source.segment(Config(**settings), EXAMPLE)
+        assert np.array_equal(np.unique(labels), np.arange(labels.max() + 1))
+
+
+def test_superpixels_of_other_weights_are_other_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path))
+    caches = [
+        SuperpixelCache("sam", Config(model=checkpoint(tmp_path, seed), pool_points_per_side=2, points_per_side=2), 56)
+        for seed in (0, 1)
+    ]
+    assert caches[0].key != caches[1].key
+
+
+def test_superpixels_of_the_image_as_loaded_are_brought_to_the_frame(tmp_path, monkeypatch):
+    monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path))
+    config = Config(model=checkpoint(tmp_path, 0), pool_points_per_side=2, points_per_side=2)
+    wide = Example("wide", EXAMPLE.image[:112], EXAMPLE.objects[:112], ())
+    cache = SuperpixelCache("sam", config, 56)
+    cache.ensure([wide], lambda *_: None)
+    labels = cache.load([wide])[0]
+    assert labels.shape == (56, 56)
+    assert (labels[28:] == -1).all()
+    assert labels[:28].unique().tolist() == list(range(int(labels.max()) + 1))
+
+
+def test_principal_components_keep_what_differs_between_cells():
+    embedding = torch.randn(3, generator=torch.Generator().manual_seed(0))[:, None, None] * torch.arange(16.0).view(
+        4, 4
+    )
+    embedding = torch.cat([embedding, torch.zeros(29, 4, 4)])
+    components = principal_components(embedding, Frame.of(np.zeros((32, 32, 3), np.uint8), 32))
+    assert components.shape == (FEATURES, 4, 4)
+    distances = torch.cdist(components.flatten(1).T, components.flatten(1).T)
+    expected = torch.cdist(embedding.flatten(1).T, embedding.flatten(1).T)
+    # Small distances come out of differences of large squares.
+    torch.testing.assert_close(distances, expected, atol=1e-3, rtol=1e-4)
