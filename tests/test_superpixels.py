@@ -151,6 +151,18 @@ def test_what_is_complex_stays_cut_where_what_is_plain_is_joined() -> None:
     assert merge(labels, features, 8, max_cost=np.inf).max() == 0
 
 
+def test_what_is_to_stay_apart_is_not_joined_however_similar() -> None:
+    labels = np.arange(8).repeat(4)[None].repeat(4, axis=0)
+    image = np.zeros((4, 32, 1))
+    assert merge(labels, image, 1, within=labels // 4)[0, ::4].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_a_part_in_two_fragments_can_become_one_region_again() -> None:
+    labels = np.arange(8).repeat(4)[None].repeat(4, axis=0)
+    within = np.isin(labels, [3, 4])
+    assert np.array_equal(merge(labels, np.zeros((4, 32, 1)), 2, within=within), within)
+
+
 def test_regions_that_do_not_touch_are_never_merged_before_their_neighbours() -> None:
     labels = np.array([[0, 1, 2]]).repeat(4, axis=1).repeat(4, axis=0)
     image = np.where(labels == 1, 255, 0).astype(np.uint8)[..., None].repeat(3, axis=2)

@@ -68,6 +68,20 @@ def test_sam_is_asked_once_for_all_granularities(tmp_path, monkeypatch):
         assert np.array_equal(np.unique(labels), np.arange(labels.max() + 1))
 
 
+def test_adaptive_spends_its_budget_inside_the_superpixels_of_the_default(tmp_path, monkeypatch):
+    monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path))
+    monkeypatch.setattr("harness.superpixels.sam.frozen_sam", lambda _: random_sam())
+    source, settings = superpixels.get("sam"), {"pred_iou_threshold": 0.6, "stability_threshold": 0.8}
+    plain = source.segment(Config(count=10, **settings), EXAMPLE)
+    split = source.segment(Config(granularity="adaptive", count=30, detail=0.0, **settings), EXAMPLE)
+    assert 1 < plain.max() + 1 <= 10
+    assert split.max() + 1 == 30
+    for label in range(30):
+        assert len(np.unique(plain[split == label])) == 1
+    careful = source.segment(Config(granularity="adaptive", count=30, detail=0.05, **settings), EXAMPLE)
+    assert plain.max() <= careful.max() < split.max()
+
+
 def test_superpixels_of_other_weights_are_other_files(tmp_path, monkeypatch):
     monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path))
     caches = [

@@ -11,15 +11,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from einops import rearrange
 from pydantic import Field, model_validator
 
 from harness.backbone.weights import WeightsRecord, resolve
 from harness.data.example import Example
 from harness.encodings import SamCache, frozen_sam
 from harness.frame import Frame
-from harness.superpixels.candidates import CandidateCache, PoolSettings
+from harness.superpixels.candidates import CandidateCache, Candidates, PoolSettings
 from harness.superpixels.filter import WHOLE_IOU_BONUS, FilterSettings, choose, label_map, settle
-from harness.superpixels.partition import complete, merge
+from harness.superpixels.partition import compact, complete, merge
 from harness.superpixels.source import SourceConfig
 
 _POOL = PoolSettings()
@@ -56,12 +57,14 @@ GRANULARITIES: dict[str, dict[str, Any]] = {
         "count": 64,
     },
     "finest": {**_FINEST, "count": 128},
-    "adaptive": {**_FINEST, "count": 40, "detail": 0.0005},
 }
+GRANULARITIES["adaptive"] = {**GRANULARITIES["default"], "detail": 0.001}
 """What each name stands for; a key that a study gives itself takes precedence."""
 _DEFAULT = GRANULARITIES["default"]
-FEATURES = 16
+FEATURES = 8
 """Principal components of SAM's embedding that tell complex regions from plain ones."""
+CELLS = 14
+"""Cells a side of the grid along which `adaptive` splits where no mask does."""
 
 
 class Config(SourceConfig):
@@ -70,7 +73,7 @@ class Config(SourceConfig):
     model: str = Field(default="sam-scenes", description="weight name of the SAM that proposes masks")
     granularity: Literal["coarse", "default", "fine", "finest", "adaptive"] = Field(
         default="default",
-        description="adaptive: the finest masks, joined where SAM's embedding is plain until `count` are left",
+        description="adaptive: the default's, then split where SAM's embedding varies most until there are `count`",
     )
     pool_points_per_side: int = Field(default=16, ge=1, le=64, description="grid of points that SAM is asked about")
     points_per_side: int = Field(
@@ -96,8 +99,7 @@ class Config(SourceConfig):
         default=0.0,
         ge=0,
         le=1,
-        description="adaptive only: neighbours are joined below `count` too, while that loses less than this share of "
-        "the embedding's variance",
+        description="adaptive only: no split that explains less than this share of the embedding's variance",
     )
 
     @model_validator(mode="before")
@@ -140,26 +142,41 @@ def pool(model: str, points_per_side: int) -> CandidateCache:
 
 def segment(config: Config, example: Example) -> np.ndarray:
     """(h, w) int16 labels; SAM is asked where its candidates for this image are not in the cache."""
-    candidates = pool(config.model, config.pool_points_per_side)
-    candidates.ensure([example], lambda *_: None)
+    asked = pool(config.model, config.pool_points_per_side)
+    asked.ensure([example], lambda *_: None)
+    candidates = asked.load(example)
+    labels = merge(_partition(candidates, config, example), example.image, config.count)
+    if config.granularity != "adaptive":
+        return labels
+    finest = Config.model_validate({**config.model_dump(), **_FINEST, "points_per_side": config.pool_points_per_side})
+    return _split(labels, _partition(candidates, finest, example), _features(asked.embeddings, example), config)
+
+
+def _partition(candidates: Candidates, config: Config, example: Example) -> np.ndarray:
     height, width = example.image.shape[:2]
     settings = config.filter_settings(height * width)
-    chosen = choose(candidates.load(example), settings, config.pool_points_per_side)
-    labels = complete(settle(label_map(chosen, height, width), settings.min_area))
-    if config.granularity != "adaptive":
-        return merge(labels, example.image, config.count)
-    features = _features(candidates.embeddings, example)
+    chosen = choose(candidates, settings, config.pool_points_per_side)
+    return complete(settle(label_map(chosen, height, width), settings.min_area))
+
+
+def _split(labels: np.ndarray, finest: np.ndarray, features: np.ndarray, config: Config) -> np.ndarray:
+    """Splits superpixels along finer masks and a grid of cells, where that explains most of the features' variance.
+
+    It is done from below: all are cut to pieces, and the pieces of each are joined again, the most similar first.
+    """
+    height, width = labels.shape
+    cells = (np.arange(height) * CELLS // height)[:, None] * CELLS + np.arange(width) * CELLS // width
+    _, pieces = np.unique(np.stack([labels, finest, cells]).reshape(3, -1), axis=1, return_inverse=True)
     variance = ((features - features.mean((0, 1))) ** 2).sum()
-    return merge(labels, features, config.count, max_cost=config.detail * variance)
+    return merge(compact(pieces.reshape(height, width)), features, config.count, config.detail * variance, labels)
 
 
 def _features(embeddings: SamCache, example: Example) -> np.ndarray:
     """(h, w, F) principal components of SAM's embedding, brought to the image's size."""
     embeddings.ensure([example], lambda *_: None)
-    embedding = embeddings.load([example])[0]
     frame = Frame.of(example.image, embeddings.frame)
-    at_pixels = frame.restore(principal_components(embedding, frame))
-    return at_pixels.permute(1, 2, 0).numpy().astype(np.float64)
+    at_pixels = frame.restore(principal_components(embeddings.load([example])[0], frame))
+    return rearrange(at_pixels, "f h w -> h w f").numpy().astype(np.float64)
 
 
 def principal_components(embedding: torch.Tensor, frame: Frame) -> torch.Tensor:
