@@ -25,7 +25,7 @@ LEVELS = (
     ("harness.evaluation",),
     ("harness.training",),
     ("harness.batches", "harness.metrics"),
-    ("harness.features",),
+    ("harness.features", "harness.pretraining"),
     ("harness.superpixels",),
     ("harness.encodings",),
     ("harness.data",),

@@ -217,11 +217,11 @@ def build_mask_head(config: MaskHeadConfig, grid: tuple[int, int], frame: int) -
         depth=config.depth, embedding_dim=config.width, mlp_dim=config.mlp_width, num_heads=config.heads
     )
     decoder = MaskDecoder(transformer_dim=config.width, transformer=transformer, num_multimask_outputs=0)
-    _initialise(decoder)
+    initialise(decoder)
     return MaskHead(prompt_encoder, decoder, image_update=config.image_update)
 
 
-def _initialise(decoder: MaskDecoder) -> None:
+def initialise(decoder: MaskDecoder) -> None:
     """Starts the decoder as a dot product of the prompt with the image; its attention is added by learning.
 
     With torch's defaults the mask token hardly knows its prompt, which SAM's eleven million images make up for and a

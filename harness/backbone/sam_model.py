@@ -26,7 +26,7 @@ from harness.errors import WeightsError
 SCENES_FRAME = 224
 SCENES_PATCH = 8
 SCENES_ENCODER_WIDTH = 128
-SCENES_WIDTH = 128
+SCENES_WIDTH = 96
 """P of sam-scenes; Meta's checkpoints have 256."""
 
 
@@ -89,7 +89,7 @@ def build_sam_scenes() -> Sam:
             patch_size=SCENES_PATCH,
             embed_dim=SCENES_ENCODER_WIDTH,
             depth=6,
-            num_heads=4,
+            num_heads=2,
             mlp_ratio=4,
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
             use_rel_pos=True,
