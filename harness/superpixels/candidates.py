@@ -150,21 +150,19 @@ def propose(head: MaskHead, embedding: Tensor, frame: Frame, settings: PoolSetti
         found = head.at_points(looked_at, chunk, same, settings.min_iou)
         if not len(found.logits):
             continue
-        logits = frame.restore(found.logits)
+        logits = frame.restore(found.logits).cpu().numpy()
         stability = _stability(logits, settings.stability_offset)
         kept = stability >= settings.min_stability
-        rles = _encode((logits[kept] > 0).cpu().numpy())
-        details = (found.prompt[kept], found.level[kept], found.predicted_iou[kept], stability[kept])
-        asked, *scores = (values.cpu().numpy() for values in details)
-        parts.append(Candidates(rles, grid[start + asked], *scores))
+        asked, *answers = (values.cpu().numpy()[kept] for values in (found.prompt, found.level, found.predicted_iou))
+        parts.append(Candidates(_encode((logits > 0)[kept]), grid[start + asked], *answers, stability[kept]))
     nothing = Candidates([], grid[:0], *(np.zeros(0, kind) for kind in (np.int64, np.float32, np.float32)))
     return Candidates.joined([nothing, *parts])
 
 
-def _stability(logits: Tensor, offset: float) -> Tensor:
-    """(K,) share of the pixels above -offset that are above +offset; NaN where there are none."""
-    above = logits.flatten(1)
-    return (above > offset).sum(1) / (above > -offset).sum(1)
+def _stability(logits: np.ndarray, offset: float) -> np.ndarray:
+    """(K,) share of the pixels above -offset that are above +offset; 0 where there are none."""
+    high, low = (np.array([np.count_nonzero(one) for one in logits > cut]) for cut in (offset, -offset))
+    return (high / np.maximum(low, 1)).astype(np.float32)
 
 
 def _encode(masks: np.ndarray) -> list[dict[str, Any]]:
