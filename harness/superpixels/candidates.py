@@ -153,8 +153,8 @@ def propose(head: MaskHead, embedding: Tensor, frame: Frame, settings: PoolSetti
         logits = frame.restore(found.logits).cpu().numpy()
         stability = _stability(logits, settings.stability_offset)
         kept = stability >= settings.min_stability
-        asked, *answers = (values.cpu().numpy()[kept] for values in (found.prompt, found.level, found.predicted_iou))
-        parts.append(Candidates(_encode((logits > 0)[kept]), grid[start + asked], *answers, stability[kept]))
+        asked, level, iou = (values.cpu().numpy()[kept] for values in (found.prompt, found.level, found.predicted_iou))
+        parts.append(Candidates(_encode((logits > 0)[kept]), grid[start + asked], level, iou, stability[kept]))
     nothing = Candidates([], grid[:0], *(np.zeros(0, kind) for kind in (np.int64, np.float32, np.float32)))
     return Candidates.joined([nothing, *parts])
 
