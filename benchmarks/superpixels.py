@@ -27,14 +27,15 @@ from harness import superpixels
 from harness.backbone.sam import MaskHead
 from harness.backbone.sam_model import LoadedSam
 from harness.data.example import Example
-from harness.data.scenes import DOMAINS, Config, load
+from harness.data.scenes import DOMAINS, load
+from harness.data.scenes import Config as ScenesConfig
 from harness.encodings import SamCache, frozen_sam
 from harness.frame import Frame
 from harness.metrics import mean_best_overlap
 from harness.progress import progress_on
 from harness.superpixels.candidates import Candidates, PoolSettings, propose
 from harness.superpixels.filter import FilterSettings, choose, on_grid, suppress_duplicates
-from harness.superpixels.sam import pool
+from harness.superpixels.sam import Config, pool
 
 
 def compare_pool(sam: LoadedSam, examples: Sequence[Example], settings: PoolSettings, rounds: int) -> str:
@@ -166,9 +167,7 @@ def compare_filter(rounds: int, count: int = 300, side: int = 256) -> str:
 
 def compare_overlap(examples: Sequence[Example], model: str) -> str:
     """How well single superpixels stand for objects, by source, at as many superpixels as SAM needs."""
-    source = superpixels.get("sam")
-    config = source.Config.model_validate({"model": model})
-    rows = {"sam": _overlaps("sam", config, examples)}
+    rows = {"sam": _overlaps("sam", Config.model_validate({"model": model}), examples)}
     count = round(float(np.mean(rows["sam"][1])))
     for name in ("slic", "felzenszwalb"):
         rows[name] = _overlaps(name, superpixels.get(name).Config(count=count), examples)
@@ -197,13 +196,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     print(f"{hardware()}; SAM {options.model!r}\n")
-    examples = load(Config.model_validate({"domains": [*DOMAINS], "test_images": options.images}), "test")[:]
+    examples = load(ScenesConfig.model_validate({"domains": [*DOMAINS], "test_images": options.images}), "test")[:]
     amg = PoolSettings(options.points, min_iou=0.88, min_stability=0.95)
     print(compare_pool(frozen_sam(options.model), examples[: min(4, len(examples))], amg, options.rounds))
     print(compare_filter(options.rounds))
     progress = progress_on(Console())
-    candidates = pool(options.model, PoolSettings().points_per_side)
-    candidates.ensure(examples, lambda done, total: progress.note(f"candidates {done}/{total}"))
+    pool(Config.model_validate({"model": options.model})).ensure(
+        examples, lambda done, total: progress.note(f"candidates {done}/{total}")
+    )
     print(compare_overlap(examples, options.model))
 
 

@@ -103,4 +103,4 @@ def test_an_image_is_encoded_and_asked_about_once(monkeypatch):
 
 def test_other_settings_are_another_folder():
     embeddings = SamCache(SAM)
-    assert CandidateCache(embeddings, PoolSettings()).folder != CandidateCache(embeddings, SETTINGS).folder
+    assert CandidateCache(embeddings, PoolSettings(6, 0.7, 0.8)).folder != CandidateCache(embeddings, SETTINGS).folder

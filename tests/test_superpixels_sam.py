@@ -17,7 +17,8 @@ from harness.data.scenes import Config as ScenesConfig
 from harness.data.scenes import load
 from harness.features import SuperpixelCache
 from harness.frame import Frame
-from harness.superpixels.sam import FEATURES, GRANULARITIES, Config, principal_components
+from harness.superpixels.granularity import NAMES, settings
+from harness.superpixels.sam import FEATURES, Config, principal_components
 
 EXAMPLE = load(ScenesConfig(test_images=1), "test")[0]
 
@@ -30,29 +31,30 @@ def checkpoint(folder: Path, seed: int) -> str:
     return str(folder / f"sam-{seed}.safetensors")
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_a_name_stands_for_its_settings_and_any_of_them_can_be_replaced(granularity):
-    config = Config(granularity=granularity)
-    assert GRANULARITIES[granularity].items() <= config.model_dump().items()
+@pytest.mark.parametrize("model", ["sam-scenes", "sam-vit-b"])
+@pytest.mark.parametrize("granularity", NAMES)
+def test_a_name_stands_for_its_settings_and_any_of_them_can_be_replaced(granularity, model):
+    config = Config(granularity=granularity, model=model)
+    assert settings(model, granularity).items() <= config.model_dump().items()
     assert Config(**config.model_dump()) == config
-    replaced = Config(granularity=granularity, rock_sand_water=0.5, count=7)
+    replaced = Config(granularity=granularity, model=model, rock_sand_water=0.5, count=7)
     assert replaced == config.model_copy(update={"rock_sand_water": 0.5, "count": 7})
     assert replaced.max_superpixels == 7
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("given", "message"),
     [
         ({"points_per_side": 20}, "points_per_side=20 exceeds pool_points_per_side=16"),
-        ({"pred_iou_threshold": 0.3}, "greater than or equal to 0.6"),
-        ({"stability_threshold": 0.3}, "greater than or equal to 0.7"),
+        ({"pred_iou_threshold": 0.3, "model": "sam-vit-h"}, "candidates of sam-vit-h have 0.7 or more"),
+        ({"stability_threshold": 0.1}, "stability_threshold=0.1, but candidates of sam-scenes have"),
         ({"detail": 0.1}, "cannot take effect with granularity 'default'"),
         ({"granularity": "finer"}, "'coarse', 'default', 'fine', 'finest' or 'adaptive'"),
     ],
 )
-def test_what_the_pool_cannot_give_is_refused(settings, message):
+def test_what_the_pool_cannot_give_is_refused(given, message):
     with pytest.raises(ValidationError, match=message):
-        Config(**settings)
+        Config(**given)
 
 
 def test_sam_is_asked_once_for_all_granularities(tmp_path, monkeypatch):
@@ -63,22 +65,22 @@ def test_sam_is_asked_once_for_all_granularities(tmp_path, monkeypatch):
     source.segment(Config(), EXAMPLE)
     monkeypatch.setattr(MaskHead, "at_points", None)
     monkeypatch.setattr(type(sam), "embed", None)
-    for settings in (*({"granularity": name} for name in GRANULARITIES), {"points_per_side": 3, "min_area": 0.1}):
-        labels = source.segment(Config(**settings), EXAMPLE)
+    for given in (*({"granularity": name} for name in NAMES), {"points_per_side": 3, "min_area": 0.1}):
+        labels = source.segment(Config(**given), EXAMPLE)
         assert np.array_equal(np.unique(labels), np.arange(labels.max() + 1))
 
 
 def test_adaptive_spends_its_budget_inside_the_superpixels_of_the_default(tmp_path, monkeypatch):
     monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path))
     monkeypatch.setattr("harness.superpixels.sam.frozen_sam", lambda _: random_sam())
-    source, settings = superpixels.get("sam"), {"pred_iou_threshold": 0.6, "stability_threshold": 0.8}
-    plain = source.segment(Config(count=10, **settings), EXAMPLE)
-    split = source.segment(Config(granularity="adaptive", count=30, detail=0.0, **settings), EXAMPLE)
+    source, loose = superpixels.get("sam"), {"pred_iou_threshold": 0.6, "stability_threshold": 0.9}
+    plain = source.segment(Config(count=10, **loose), EXAMPLE)
+    split = source.segment(Config(granularity="adaptive", count=30, detail=0.0, **loose), EXAMPLE)
     assert 1 < plain.max() + 1 <= 10
     assert split.max() + 1 == 30
     for label in range(30):
         assert len(np.unique(plain[split == label])) == 1
-    careful = source.segment(Config(granularity="adaptive", count=30, detail=0.05, **settings), EXAMPLE)
+    careful = source.segment(Config(granularity="adaptive", count=30, detail=0.05, **loose), EXAMPLE)
     assert plain.max() <= careful.max() < split.max()
 
 

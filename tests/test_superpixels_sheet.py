@@ -6,7 +6,7 @@ from PIL import Image
 
 from harness.superpixels import get
 from harness.superpixels.__main__ import COUNTS, granularities, main, tile
-from harness.superpixels.sam import GRANULARITIES
+from harness.superpixels.granularity import NAMES
 
 
 def test_a_sheet_has_a_row_an_image_and_a_column_a_granularity(tmp_path):
@@ -30,7 +30,7 @@ def test_a_sheet_has_a_row_an_image_and_a_column_a_granularity(tmp_path):
 
 
 def test_named_granularities_are_columns_of_their_own():
-    assert list(granularities(get("sam"), None)) == list(GRANULARITIES)
+    assert list(granularities(get("sam"), None)) == list(NAMES)
     assert {config.model for config in granularities(get("sam"), "a.pth").values()} == {"a.pth"}
 
 

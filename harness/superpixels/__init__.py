@@ -14,7 +14,7 @@ from harness.superpixels.source import Source, SourceConfig
 
 __all__ = ["Source", "SourceConfig", "get", "names"]
 
-_MACHINERY = {"__main__", "candidates", "filter", "partition", "source"}
+_MACHINERY = {"__main__", "candidates", "filter", "granularity", "partition", "source"}
 
 
 @cache

@@ -41,9 +41,9 @@ class PoolSettings:
         stability_offset: by how much the cut-off moves, in logits, when stability is measured.
     """
 
-    points_per_side: int = 16
-    min_iou: float = 0.5
-    min_stability: float = 0.7
+    points_per_side: int
+    min_iou: float
+    min_stability: float
     stability_offset: float = 1.0
 
 

@@ -4,7 +4,8 @@ Source: SVP, https://arxiv.org/abs/2509.13676; the filter is FMA-WSSS's, https:/
 Differs from the paper: what masks leave uncovered becomes superpixels too, fragments go to their nearest neighbour, and
 of two masks the smaller owns what they share, so that the superpixels are a partition.
 
-SAM is asked once per image; every setting but `model` and `pool_points_per_side` is a filter over its candidates.
+SAM is asked once per image; every setting but `model`, `pool_points_per_side` and `stability_offset` is a filter over
+its candidates.
 """
 
 from typing import Any, Literal
@@ -18,49 +19,14 @@ from harness.backbone.weights import WeightsRecord, resolve
 from harness.data.example import Example
 from harness.encodings import SamCache, frozen_sam
 from harness.frame import Frame
-from harness.superpixels.candidates import CandidateCache, Candidates, PoolSettings
-from harness.superpixels.filter import WHOLE_IOU_BONUS, FilterSettings, choose, label_map, settle
+from harness.superpixels.candidates import CandidateCache, Candidates
+from harness.superpixels.filter import FilterSettings, choose, label_map, settle
+from harness.superpixels.granularity import NAMES, pool_settings, settings
 from harness.superpixels.partition import compact, complete, merge
 from harness.superpixels.source import SourceConfig
 
-_POOL = PoolSettings()
-_FINEST: dict[str, Any] = {
-    "points_per_side": 16,
-    "pred_iou_threshold": 0.70,
-    "stability_threshold": 0.80,
-    "rock_sand_water": 2.0,
-    "min_area": 0.0005,
-}
-GRANULARITIES: dict[str, dict[str, Any]] = {
-    "coarse": {
-        "points_per_side": 8,
-        "pred_iou_threshold": 0.88,
-        "stability_threshold": 0.92,
-        "rock_sand_water": 0.1,
-        "min_area": 0.002,
-        "count": 20,
-    },
-    "default": {
-        "points_per_side": 16,
-        "pred_iou_threshold": 0.86,
-        "stability_threshold": 0.92,
-        "rock_sand_water": 0.3,
-        "min_area": 0.0005,
-        "count": 40,
-    },
-    "fine": {
-        "points_per_side": 16,
-        "pred_iou_threshold": 0.80,
-        "stability_threshold": 0.85,
-        "rock_sand_water": 0.7,
-        "min_area": 0.0005,
-        "count": 64,
-    },
-    "finest": {**_FINEST, "count": 128},
-}
-GRANULARITIES["adaptive"] = {**GRANULARITIES["default"], "detail": 0.001}
-"""What each name stands for; a key that a study gives itself takes precedence."""
-_DEFAULT = GRANULARITIES["default"]
+_DEFAULT_MODEL = "sam-scenes"
+_DEFAULT = settings(_DEFAULT_MODEL, "default")
 FEATURES = 8
 """Principal components of SAM's embedding that tell complex regions from plain ones."""
 CELLS = 14
@@ -70,7 +36,7 @@ CELLS = 14
 class Config(SourceConfig):
     """A granularity by name, and any of its settings in place of the name's."""
 
-    model: str = Field(default="sam-scenes", description="weight name of the SAM that proposes masks")
+    model: str = Field(default=_DEFAULT_MODEL, description="weight name of the SAM that proposes masks")
     granularity: Literal["coarse", "default", "fine", "finest", "adaptive"] = Field(
         default="default",
         description="adaptive: the default's, then split where SAM's embedding varies most until there are `count`",
@@ -81,11 +47,14 @@ class Config(SourceConfig):
     )
     pred_iou_threshold: float = Field(
         default=_DEFAULT["pred_iou_threshold"],
-        ge=_POOL.min_iou + WHOLE_IOU_BONUS,
+        ge=0,
         le=1,
         description="predicted IoU must be above; for wholes, above 0.1 less",
     )
-    stability_threshold: float = Field(default=_DEFAULT["stability_threshold"], ge=_POOL.min_stability, le=1)
+    stability_threshold: float = Field(default=_DEFAULT["stability_threshold"], ge=0, le=1)
+    stability_offset: float = Field(
+        default=_DEFAULT["stability_offset"], gt=0, description="by how much the cut-off moves for it, in logits"
+    )
     rock_sand_water: float = Field(
         default=_DEFAULT["rock_sand_water"],
         ge=0,
@@ -106,7 +75,8 @@ class Config(SourceConfig):
     @classmethod
     def _fill_in(cls, given: dict[str, Any]) -> dict[str, Any]:
         """The granularity's settings where none are given; an unknown name is left to its field to refuse."""
-        return {**GRANULARITIES.get(given.get("granularity", "default"), _DEFAULT), **given}
+        name = given.get("granularity", "default")
+        return {**settings(given.get("model", _DEFAULT_MODEL), name if name in NAMES else "default"), **given}
 
     @model_validator(mode="after")
     def _settings_take_effect(self) -> "Config":
@@ -115,6 +85,12 @@ class Config(SourceConfig):
                 f"points_per_side={self.points_per_side} exceeds pool_points_per_side={self.pool_points_per_side}; "
                 "SAM is asked at the pool's points only"
             )
+        finest = settings(self.model, "finest")
+        for key in ("pred_iou_threshold", "stability_threshold"):
+            if getattr(self, key) < finest[key]:
+                raise ValueError(
+                    f"{key}={getattr(self, key)}, but candidates of {self.model} have {finest[key]} or more"
+                )
         if self.detail > 0 and self.granularity != "adaptive":
             raise ValueError(f"detail={self.detail} cannot take effect with granularity {self.granularity!r}")
         return self
@@ -135,20 +111,27 @@ def weights(config: Config) -> tuple[WeightsRecord, ...]:
     return (resolve(config.model),)
 
 
-def pool(model: str, points_per_side: int) -> CandidateCache:
-    """The candidates of one SAM."""
-    return CandidateCache(SamCache(frozen_sam(model)), PoolSettings(points_per_side))
+def pool(config: Config) -> CandidateCache:
+    """The candidates that these settings choose from."""
+    kept = pool_settings(config.model, config.pool_points_per_side, config.stability_offset)
+    return CandidateCache(SamCache(frozen_sam(config.model)), kept)
 
 
 def segment(config: Config, example: Example) -> np.ndarray:
     """(h, w) int16 labels; SAM is asked where its candidates for this image are not in the cache."""
-    asked = pool(config.model, config.pool_points_per_side)
+    asked = pool(config)
     asked.ensure([example], lambda *_: None)
     candidates = asked.load(example)
     labels = merge(_partition(candidates, config, example), example.image, config.count)
     if config.granularity != "adaptive":
         return labels
-    finest = Config.model_validate({**config.model_dump(), **_FINEST, "points_per_side": config.pool_points_per_side})
+    finest = config.model_copy(
+        update={
+            **settings(config.model, "finest"),
+            "points_per_side": config.pool_points_per_side,
+            "stability_offset": config.stability_offset,
+        }
+    )
     return _split(labels, _partition(candidates, finest, example), _features(asked.embeddings, example), config)
 
 
