@@ -137,9 +137,9 @@ def segment(config: Config, example: Example) -> np.ndarray:
 
 def _partition(candidates: Candidates, config: Config, example: Example) -> np.ndarray:
     height, width = example.image.shape[:2]
-    settings = config.filter_settings(height * width)
-    chosen = choose(candidates, settings, config.pool_points_per_side)
-    return complete(settle(label_map(chosen, height, width), settings.min_area))
+    asked = config.filter_settings(height * width)
+    chosen = choose(candidates, asked, config.pool_points_per_side)
+    return complete(settle(label_map(chosen, height, width), asked.min_area))
 
 
 def _split(labels: np.ndarray, finest: np.ndarray, features: np.ndarray, config: Config) -> np.ndarray:
