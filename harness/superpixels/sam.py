@@ -1,8 +1,8 @@
 """SAM: automatic masks of a frozen SAM, filtered to the granularity that a study asks for.
 
 Source: SVP, https://arxiv.org/abs/2509.13676; the filter is FMA-WSSS's, https://arxiv.org/abs/2312.03585.
-Differs from the paper: what masks leave uncovered becomes superpixels too, fragments go to their nearest neighbour, and
-of two masks the smaller owns what they share, so that the superpixels are a partition.
+Differs from the paper: superpixels are a partition. What masks leave uncovered becomes superpixels too, fragments go to
+their nearest neighbour, and what masks share belongs to one of them (see `filter.py`).
 
 SAM is asked once per image; every setting but `model`, `pool_points_per_side` and `stability_offset` is a filter over
 its candidates.
