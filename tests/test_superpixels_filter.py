@@ -85,15 +85,16 @@ def test_a_coarser_grid_is_sams_own_where_it_divides_and_always_part_of_the_pool
         assert on_grid(everywhere, 9, side).sum() == side**2
 
 
-def test_of_the_masks_that_hold_a_pixel_a_whole_owns_it_and_of_these_the_best():
+def test_of_the_masks_that_hold_a_pixel_a_part_owns_it_before_a_whole_and_the_best_of_a_level():
     masks = np.zeros((3, 8, 8), bool)
     masks[0, 2:4, 2:4] = masks[1, :6, :6] = masks[2, 4:8, 4:8] = True
-    labels = label_map(candidates_of(masks, [0, 2, 2], (0.9, 0.7, 0.8)), 8, 8)
-    assert labels[2, 2] == labels[1, 1] == 1
+    labels = label_map(candidates_of(masks, [0, 2, 2], (0.6, 0.7, 0.8)), 8, 8)
+    assert labels[2, 2] == 0
+    assert labels[1, 1] == 1
     assert labels[5, 5] == 2
     assert labels[0, 7] == -1
-    parts = label_map(candidates_of(masks, [0, 0, 0], (0.9, 0.7, 0.8)), 8, 8)
-    assert parts[2, 2] == 0
+    wholes = label_map(candidates_of(masks, [2, 2, 2], (0.6, 0.7, 0.8)), 8, 8)
+    assert wholes[2, 2] == 1
     assert (label_map(candidates_of(masks, [0, 2, 1]).select(np.zeros(3, bool)), 8, 8) == -1).all()
 
 

@@ -2,8 +2,9 @@
 
 Source: FMA-WSSS, https://arxiv.org/abs/2312.03585; https://github.com/HAL-42/FMA-WSSS, settings `l2_nmsf_s1_rsw3`.
 Differs from the paper: candidates come from one encoding of the image, without crops; masks under the smallest area are
-dropped and not mended; and the masks become a partition. Overlaps have the paper's rule, with SAM's own score where it
-has that of a class: of the masks that hold a pixel, one of the largest level owns it, and of these the best.
+dropped and not mended; and the masks become a partition. Overlaps have one rule: of the masks that hold a pixel, one of
+the smallest level owns it, and of these the best. (FMA-WSSS lets the largest level win and then the class score, which a
+projector has not; but parts were only let in where they are wanted, so here they show.)
 """
 
 from dataclasses import dataclass
@@ -97,13 +98,13 @@ def rock_sand_water(candidates: Candidates, max_overlap: float) -> np.ndarray:
 def label_map(candidates: Candidates, height: int, width: int) -> np.ndarray:
     """(h, w) number of the mask that owns a pixel, -1 where there is none.
 
-    Wholes own before parts and parts before subparts; within a level, the mask with the best score, predicted IoU times
+    Subparts own before parts and parts before wholes; within a level, the mask with the best score, predicted IoU times
     stability.
     """
     labels = np.full((height, width), -1, np.int32)
     if len(candidates):
         masks = candidates.masks()
-        for number in np.lexsort((candidates.predicted_iou * candidates.stability, candidates.levels)):
+        for number in np.lexsort((candidates.predicted_iou * candidates.stability, -candidates.levels)):
             labels[masks[number]] = number
     return labels
 

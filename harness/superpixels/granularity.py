@@ -11,7 +11,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
     "default": {"points_per_side": 16, "rock_sand_water": 0.3, "min_area": 0.0005, "count": 40},
     "fine": {"points_per_side": 16, "rock_sand_water": 0.7, "min_area": 0.0005, "count": 64},
     "finest": {"points_per_side": 16, "rock_sand_water": 2.0, "min_area": 0.0005, "count": 128},
-    "adaptive": {"points_per_side": 16, "rock_sand_water": 0.3, "min_area": 0.0005, "count": 40, "detail": 0.001},
+    "adaptive": {"points_per_side": 16, "rock_sand_water": 0.3, "min_area": 0.0005, "count": 40, "detail": 0.005},
 }
 NAMES = tuple(_SHAPES)
 
