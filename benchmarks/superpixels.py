@@ -35,6 +35,7 @@ from harness.metrics import mean_best_overlap
 from harness.progress import progress_on
 from harness.superpixels.candidates import Candidates, PoolSettings, propose
 from harness.superpixels.filter import FilterSettings, choose, on_grid, suppress_duplicates
+from harness.superpixels.granularity import scores_of
 from harness.superpixels.sam import Config, pool
 
 
@@ -47,6 +48,7 @@ def compare_pool(sam: LoadedSam, examples: Sequence[Example], settings: PoolSett
         points_per_side=settings.points_per_side,
         pred_iou_thresh=settings.min_iou,
         stability_score_thresh=settings.min_stability,
+        stability_score_offset=settings.stability_offset,
     )
     embeddings = {example.image_id: cache.encode([example])[0] for example in examples}
 
@@ -69,7 +71,7 @@ def compare_pool(sam: LoadedSam, examples: Sequence[Example], settings: PoolSett
     return "\n".join(
         [
             f"candidate pool against SamAutomaticMaskGenerator, {settings.points_per_side}^2 points, "
-            f"IoU > {settings.min_iou}, stability >= {settings.min_stability}",
+            f"predicted IoU > {settings.min_iou}, stability >= {settings.min_stability}",
             f"  generator            {seconds[0]:7.2f} s an image",
             f"  pool                 {seconds[1]:7.2f} s   ratio {seconds[0] / seconds[1]:.2f}x",
             f"  pool and encoding    {seconds[2]:7.2f} s   ratio {seconds[0] / seconds[2]:.2f}x",
@@ -197,8 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     print(f"{hardware()}; SAM {options.model!r}\n")
     examples = load(ScenesConfig.model_validate({"domains": [*DOMAINS], "test_images": options.images}), "test")[:]
-    amg = PoolSettings(options.points, min_iou=0.88, min_stability=0.95)
-    print(compare_pool(frozen_sam(options.model), examples[: min(4, len(examples))], amg, options.rounds))
+    scores = scores_of(options.model)
+    asked = PoolSettings(options.points, *scores.thresholds["default"], scores.stability_offset)
+    print(compare_pool(frozen_sam(options.model), examples[:4], asked, options.rounds))
     print(compare_filter(options.rounds))
     progress = progress_on(Console())
     pool(Config.model_validate({"model": options.model})).ensure(

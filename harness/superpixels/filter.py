@@ -3,8 +3,8 @@
 Source: FMA-WSSS, https://arxiv.org/abs/2312.03585; https://github.com/HAL-42/FMA-WSSS, settings `l2_nmsf_s1_rsw3`.
 Differs from the paper: candidates come from one encoding of the image, without crops; masks under the smallest area are
 dropped and not mended; and the masks become a partition. Overlaps have one rule: of the masks that hold a pixel, one of
-the smallest level owns it, and of these the best. (FMA-WSSS lets the largest level win and then the class score, which a
-projector has not; but parts were only let in where they are wanted, so here they show.)
+the smallest level owns it, and of these the best. (FMA-WSSS lets the largest level win, then the class score, which a
+projector has not; but parts are only let in where they are wanted, so here they show.)
 """
 
 from dataclasses import dataclass

@@ -9,7 +9,7 @@ from harness.superpixels.filter import WHOLE_IOU_BONUS
 _SHAPES: dict[str, dict[str, Any]] = {
     "coarse": {"points_per_side": 8, "rock_sand_water": 0.1, "min_area": 0.002, "count": 20},
     "default": {"points_per_side": 16, "rock_sand_water": 0.3, "min_area": 0.0005, "count": 40},
-    "fine": {"points_per_side": 16, "rock_sand_water": 0.7, "min_area": 0.0005, "count": 64},
+    "fine": {"points_per_side": 16, "rock_sand_water": 2.0, "min_area": 0.0005, "count": 64},
     "finest": {"points_per_side": 16, "rock_sand_water": 2.0, "min_area": 0.0005, "count": 128},
     "adaptive": {"points_per_side": 16, "rock_sand_water": 0.3, "min_area": 0.0005, "count": 40, "detail": 0.005},
 }
@@ -31,7 +31,7 @@ class Scores:
 
 META = Scores(1.0, {"coarse": (0.88, 0.95), "default": (0.86, 0.92), "fine": (0.80, 0.88), "finest": (0.70, 0.80)})
 """FMA-WSSS's for the default, looser towards the finest; the coarse ones are those of SAM's own mask generator."""
-SCENES = Scores(0.25, {"coarse": (0.2, 0.8), "default": (0.2, 0.7), "fine": (0.2, 0.6), "finest": (0.2, 0.5)})
+SCENES = Scores(0.25, {"coarse": (0.2, 0.8), "default": (0.2, 0.7), "fine": (0.2, 0.7), "finest": (0.2, 0.5)})
 """sam-scenes never saw a point beside all objects, so what it predicts there means little, and its edges are softer; of
 its scores, stability tells good masks from bad."""
 
