@@ -82,7 +82,9 @@ def two_way(
         queries = block.norm3(queries + block.mlp(queries))
         if image_update:
             back = _look_back(block.cross_attn_image_to_token, keys, position, queries, queries + tokens, shared)
-            keys = block.norm4((keys if shared is None else keys.index_select(0, group.image)) + back)
+            # The only image there is needs no copies.
+            own = keys if shared is None or len(keys) == 1 else keys.index_select(0, group.image)
+            keys = block.norm4(own + back)
             shared = None
     queries, tokens = queries[:, :num_read], tokens[:, :num_read]
     final = _look(transformer.final_attn_token_to_image, queries + tokens, keys, position, shared)
@@ -129,7 +131,7 @@ def _look_back(
     attended = rearrange(scores, "m (heads k) n -> m heads k n", heads=heads).softmax(dim=2)
     weight = rearrange(attention.out_proj.weight, "p (heads d) -> heads d p", heads=heads)
     said = einsum(rearrange(v, "m k (heads d) -> m heads k d", heads=heads), weight, "m h k d, h d p -> m h k p")
-    seen = rearrange(attended, "m heads k n -> m n (heads k)") @ rearrange(said, "m heads k p -> m (heads k) p")
+    seen = rearrange(attended, "m heads k n -> m (heads k) n").mT @ rearrange(said, "m heads k p -> m (heads k) p")
     return seen + attention.out_proj.bias
 
 
