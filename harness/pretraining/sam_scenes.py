@@ -240,8 +240,7 @@ def _initialise(sam: Sam) -> None:
 def _look_where_prompts_point(sam: Sam) -> None:
     """Attention begins at the places that a prompt names: positions outweigh what else a token says, and match.
 
-    With independent random projections a decoder of this size spends its first thousand steps finding all objects for
-    every prompt.
+    With independent random projections a decoder of this size finds all objects for every prompt for a long time.
     """
     encoder, transformer = sam.prompt_encoder, sam.mask_decoder.transformer
     for embedding in (*encoder.point_embeddings, encoder.not_a_point_embed, encoder.no_mask_embed):
