@@ -1,21 +1,28 @@
 """A frozen SAM: loaded whole or not at all, and blind to what lies in the padding."""
 
 import dataclasses
+import hashlib
+import json
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from harness.backbone import weights
 from harness.backbone.sam_model import BUILDERS, LoadedSam, build_sam_scenes, load_sam
-from harness.backbone.weights import CHECKPOINTS, WeightsRecord, resolve, sha256_of
+from harness.backbone.weights import CHECKPOINTS, SHIPPED, WeightsRecord, resolve, sha256_of
 from harness.cache import VARIABLE
 from harness.errors import WeightsError
 from harness.frame import Frame, to_tensor
+from harness.pretraining.sam_scenes import scene
+from harness.pretraining.sam_scores import means, measure
+
+WEIGHTS = SHIPPED["sam-scenes"][0]
+FOLDER = WEIGHTS.parent
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +139,8 @@ def test_a_checkpoint_put_into_the_cache_is_found_by_name(checkpoint: Path, monk
 
 @pytest.mark.usefixtures("checkpoint")
 def test_a_checkpoint_that_cannot_be_had_says_what_was_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(weights.huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(weights.huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsError) as caught:
         load_sam("sam-vit-h")
     lines = str(caught.value).splitlines()
@@ -141,3 +148,20 @@ def test_a_checkpoint_that_cannot_be_had_says_what_was_tried(monkeypatch: pytest
     assert lines[2] == "  2. local hub cache: no copy of it"
     assert lines[3].startswith("  3. hub: ")
     assert "sam_vit_h_4b8939.pth there yourself" in lines[4]
+
+
+def test_the_shipped_weights_are_those_of_the_model_card() -> None:
+    record = load_sam("sam-scenes").record
+    card = (FOLDER / "README.md").read_text()
+    assert f"sha256 `{record.sha256}`" in card
+    assert (record.source, record.sha256) == ("package svp-harness", hashlib.sha256(WEIGHTS.read_bytes()).hexdigest())
+    assert WEIGHTS.stat().st_size < 12 * 2**20
+
+
+@pytest.mark.slow
+def test_the_shipped_weights_segment_as_well_as_the_model_card_says() -> None:
+    rows = measure(load_sam("sam-scenes"), [scene("test", 0, index) for index in range(24)])
+    said = json.loads((FOLDER / "scores.json").read_text())
+    for kind, value in means(rows).items():
+        # 24 of the card's 200 images, some 130 objects: three standard errors of their mean.
+        assert value == pytest.approx(said[kind], abs=3 * np.std([row[kind] for row in rows]) / len(rows) ** 0.5)

@@ -8,11 +8,15 @@ from sams import SIDE, random_sam
 from segment_anything import SamAutomaticMaskGenerator
 
 from harness.backbone.sam import MaskHead
+from harness.backbone.sam_model import load_sam
 from harness.data.example import Example
+from harness.data.scenes import Config as ScenesConfig
+from harness.data.scenes import load
 from harness.encodings import SamCache
 from harness.frame import Frame
 from harness.superpixels.candidates import CandidateCache, Candidates, PoolSettings, propose
 from harness.superpixels.filter import suppress_duplicates
+from harness.superpixels.granularity import SCENES
 
 SAM = random_sam()
 IMAGE = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
@@ -53,6 +57,26 @@ def test_the_masks_are_those_of_the_automatic_mask_generator(height, width, max_
         assert (mask & same).sum() / (mask | same).sum() >= 0.99
         assert iou == pytest.approx(one["predicted_iou"], abs=1e-5)
         assert stability == pytest.approx(one["stability_score"], abs=0.01)
+
+
+def test_the_masks_of_the_trained_sam_are_those_of_the_generator_too():
+    sam = load_sam("sam-scenes")
+    example = load(ScenesConfig(test_images=1), "test")[0]
+    asked = PoolSettings(8, *SCENES.thresholds["default"], SCENES.stability_offset)
+    upstream = SamAutomaticMaskGenerator(
+        sam.sam,
+        points_per_side=8,
+        pred_iou_thresh=asked.min_iou,
+        stability_score_thresh=asked.min_stability,
+        stability_score_offset=asked.stability_offset,
+    )
+    head = MaskHead(sam.sam.prompt_encoder, sam.sam.mask_decoder)
+    ours = propose(head, SamCache(sam).encode([example])[0], Frame.of(example.image, sam.frame), asked)
+    ours = ours.select(suppress_duplicates(ours))
+    theirs = np.stack([one["segmentation"] for one in upstream.generate(example.image)])
+    assert len(ours) == len(theirs) >= 3
+    masks = ours.masks()
+    assert ((masks & theirs).sum((1, 2)) / (masks | theirs).sum((1, 2)) >= 0.99).all()
 
 
 def test_a_candidate_knows_its_point_and_its_level():

@@ -1,7 +1,7 @@
 """A head for training only: every place of the image embedding says which object's box it lies in.
 
-A prompt asks about one object; this asks about all of them at once, which teaches a small image encoder that starts
-from nothing several times as fast. It is thrown away afterwards.
+A prompt asks about one object; this asks about all of them at once, so that an image encoder which starts from nothing
+is told something at every place of every image. It is thrown away afterwards.
 
 Source: box distances as in FCOS, https://arxiv.org/abs/1904.01355, section 3.1.
 """

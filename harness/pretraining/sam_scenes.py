@@ -42,9 +42,16 @@ logger = logging.getLogger(__name__)
 DOMAINS = tuple(scenes.DOMAINS)
 LAST_ROUNDS = (1, 2, 3)
 LAST_ROUND_CHANCES = (0.75, 0.15, 0.1)
+CORRECTIONS_FROM = 0.4
+"""Share of the steps before which masks are not corrected, because there is little to correct them towards."""
 DENSE_WEIGHT = 0.5
 POSITION_SCALE = 2.0
 """Of the frequencies of point positions: with SAM's own, cells of a grid of 28 look too much like their neighbours."""
+KIND_SCALE = 0.2
+"""Of the embeddings that tell a point from a box's corner, which segment-anything draws as large as positions."""
+CONTENT_SCALE = 0.3
+"""Of what an image cell holds, beside its position."""
+LOOK_GAIN = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +111,8 @@ class Trainer:
         examples = [scene("train", options.seed, first + i) for i in range(options.images)]
         embeddings = self._embed(examples)
         dense = self.dense.loss(embeddings, np.stack([example.objects for example in examples]))
-        rounds = int(dice.choice(LAST_ROUNDS, p=LAST_ROUND_CHANCES))
+        is_early = self.step < CORRECTIONS_FROM * options.steps
+        rounds = 1 if is_early else int(dice.choice(LAST_ROUNDS, p=LAST_ROUND_CHANCES))
         losses = [self._prompt(e, x.objects, rounds, dice) for e, x in zip(embeddings, examples, strict=True)]
         masks = torch.stack(losses).mean()
         (masks + DENSE_WEIGHT * dense).backward()
@@ -161,8 +169,8 @@ class Trainer:
 
 def scene(split: str, seed: int, index: int) -> Example:
     """One scene of a split, in the domain whose turn it is; made anew each time, because a run sees thousands."""
-    count = {f"{split}_images": index + 1}
-    return scenes.load(scenes.Config(seed=seed, domains=DOMAINS, expressions_per_image=1, **count), split)[index]
+    given = {"seed": seed, "domains": DOMAINS, "expressions_per_image": 1, f"{split}_images": index + 1}
+    return scenes.load(scenes.Config.model_validate(given), split)[index]
 
 
 def train(options: Options, out: Path, minutes_between: float = 2.0) -> Trainer:
@@ -204,9 +212,11 @@ def _frozen(sam: Sam) -> LoadedSam:
 
 def _hidden_matrices(sam: Sam) -> list[nn.Parameter]:
     """Weights of the linear layers between the first and the last, for Muon."""
-    linear = [module for part in (sam.image_encoder.blocks, sam.mask_decoder.transformer) for module in part.modules()]
-    linear += [layer for mlp in sam.mask_decoder.output_hypernetworks_mlps for layer in mlp.layers[:-1]]
-    return [module.weight for module in linear if isinstance(module, nn.Linear)]
+    decoder = sam.mask_decoder
+    parts = [*sam.image_encoder.blocks.modules(), *decoder.transformer.modules()]
+    parts += [layer for mlp in decoder.output_hypernetworks_mlps for layer in mlp.layers[:-1]]
+    weights = [part.weight for part in parts if isinstance(part, nn.Linear)]
+    return [weight for weight in weights if isinstance(weight, nn.Parameter)]
 
 
 def _initialise(sam: Sam) -> None:
@@ -224,6 +234,25 @@ def _initialise(sam: Sam) -> None:
         for mlp in decoder.output_hypernetworks_mlps:
             mlp.layers[-1].weight.mul_(0.1)
         nn.init.zeros_(decoder.iou_prediction_head.layers[-1].weight)
+        _look_where_prompts_point(sam)
+
+
+def _look_where_prompts_point(sam: Sam) -> None:
+    """Attention begins at the places that a prompt names: positions outweigh what else a token says, and match.
+
+    With independent random projections a decoder of this size finds all objects for every prompt for a long time.
+    """
+    encoder, transformer = sam.prompt_encoder, sam.mask_decoder.transformer
+    for embedding in (*encoder.point_embeddings, encoder.not_a_point_embed, encoder.no_mask_embed):
+        embedding.weight.mul_(KIND_SCALE)
+    crossings = [transformer.final_attn_token_to_image]
+    sam.image_encoder.neck[-1].weight.mul_(CONTENT_SCALE)
+    for block in transformer.layers:
+        block.norm4.weight.mul_(CONTENT_SCALE)
+        crossings += [block.cross_attn_token_to_image, block.cross_attn_image_to_token]
+    for attention in crossings:
+        nn.init.orthogonal_(attention.q_proj.weight, LOOK_GAIN)
+        attention.k_proj.weight.copy_(attention.q_proj.weight)
 
 
 def write_model(sam: Sam, path: Path) -> None:
@@ -236,7 +265,7 @@ def main() -> None:
     """Trains, writes the model and measures it."""
     parser = argparse.ArgumentParser(prog="python -m harness.pretraining.sam_scenes", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint, the model and its scores")
-    parser.add_argument("--steps", type=int, default=1250, help="steps of 4 images")
+    parser.add_argument("--steps", type=int, default=1150, help="steps of 4 images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--validation-images", type=int, default=24)
     parser.add_argument("--test-images", type=int, default=200)
