@@ -79,7 +79,9 @@ class Step:
         return logits
 
 
-def alternate(first: Callable[[], None], second: Callable[[], None], rounds: int) -> tuple[list[float], list[float]]:
+def alternate(
+    first: Callable[[], object], second: Callable[[], object], rounds: int
+) -> tuple[list[float], list[float]]:
     """Seconds of each round of both, A B A B ..., warm-up excluded."""
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(WARM_UP + rounds):
@@ -89,6 +91,14 @@ def alternate(first: Callable[[], None], second: Callable[[], None], rounds: int
             if number >= WARM_UP:
                 kept.append(time.perf_counter() - start)
     return times
+
+
+def hardware() -> str:
+    """What a benchmark ran on, and on which commit."""
+    found = describe_environment()
+    return (
+        f"{found['cpu']}, {found['threads']} of {found['cores']} cores, {found['device']}, commit {found['git_commit']}"
+    )
 
 
 def compare(title: str, ways: dict[str, list[float]], num_expressions: int, difference: float) -> str:
@@ -120,8 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     assembly.segmenter.train()
     step, count = Step(assembly, spec), training.expressions_per_image
     total = training.batch_images * count
-    environment = describe_environment()
-    print(environment["hardware"])
+    print(hardware())
     print(f"{training.batch_images} images x {count} expressions, arm {study.settings.baseline!r}\n")
 
     difference = float((step.masks(step.packed(examples, count)) - step.masks(step.alone(examples, count))).abs().max())

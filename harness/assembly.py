@@ -94,6 +94,7 @@ def assemble(spec: CellSpec, training: Sequence[Example], device: torch.device) 
         device,
     )
     weights = [encoder.weights] if llm.weights is None else [encoder.weights, llm.weights]
+    weights += superpixels.weights if superpixels is not None else ()
     return Assembly(segmenter, batches, tuple(weights))
 
 

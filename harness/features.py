@@ -1,13 +1,10 @@
-"""What is frozen is computed once per image and kept on disk: patches and superpixels.
+"""What is frozen is computed once per image and kept on disk: encodings (see `encodings.py`) and superpixels.
 
-A file's name is the hash of the image's pixels, its folder the hash of everything else that decides its content (model,
-weights, preprocessing, frame, dtype; or a superpixel source with its settings). So a cell never recomputes what another
-cell left, and a changed setting never meets a stale file.
+So a cell never recomputes what another cell left, and a changed setting never meets a stale file.
 """
 
 import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,75 +15,15 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from harness import superpixels
-from harness.backbone.vision import VisionEncoder
-from harness.cache import cache_dir
+from harness.backbone.weights import WeightsRecord
+from harness.cache import OnProgress, cache_folder, image_key
 from harness.data.example import Example
+from harness.encodings import PatchCache, SamCache
 from harness.files import write_atomically
-from harness.frame import Frame, to_tensor
+from harness.frame import Frame
+from harness.superpixels.partition import compact
 
-OnProgress = Callable[[int, int], None]
-"""Told (done, total) as images are computed."""
-
-
-def image_key(image: np.ndarray) -> str:
-    """Hash of an image's size and pixels."""
-    return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()[:24]
-
-
-def _folder(kind: str, identity: dict[str, object]) -> Path:
-    """The cache folder of one way of computing, with its identity written in it for people who look."""
-    text = json.dumps(identity, sort_keys=True, default=str)
-    folder = cache_dir() / kind / hashlib.sha256(text.encode()).hexdigest()[:16]
-    if not (folder / "identity.json").exists():
-        write_atomically(folder / "identity.json", text.encode())
-    return folder
-
-
-class PatchCache:
-    """Patches of the frozen vision encoder, (N, C) float16 an image.
-
-    Args:
-        encoder: used only for images that are not in the cache.
-        batch_images: how many images it encodes at a time.
-    """
-
-    def __init__(self, encoder: VisionEncoder, frame: int, batch_images: int = 16) -> None:
-        self.encoder = encoder
-        self.frame = frame
-        self.batch_images = batch_images
-        self.folder = _folder(
-            "patches",
-            {
-                "model": encoder.model_id,
-                "weights": encoder.weights.sha256,
-                "preprocessing": encoder.preprocessing_id,
-                "frame": frame,
-                "dtype": "float16",
-            },
-        )
-
-    def ensure(self, examples: Sequence[Example], on_progress: OnProgress) -> None:
-        """Computes what is missing for these images."""
-        missing = [example for example in examples if not self._path(example).exists()]
-        for start in range(0, len(missing), self.batch_images):
-            chunk = missing[start : start + self.batch_images]
-            for example, patches in zip(chunk, self.encode(chunk), strict=True):
-                write_atomically(self._path(example), patches.numpy().astype(np.float16))
-            on_progress(min(start + self.batch_images, len(missing)), len(missing))
-
-    def encode(self, examples: Sequence[Example]) -> Tensor:
-        """Patches (B, N, C) of these images, computed now, on the CPU."""
-        frames = to_tensor([Frame.of(e.image, self.frame).place_image(e.image) for e in examples])
-        device = next(self.encoder.parameters()).device
-        with torch.inference_mode():
-            return self.encoder(frames.to(device)).float().cpu()
-
-    def load(self, examples: Sequence[Example]) -> Tensor:
-        """(B, N, C) float32 of images that `ensure` has seen."""
-        return torch.from_numpy(np.stack([np.load(self._path(example)) for example in examples])).float()
-
-    def _path(self, example: Example) -> Path:
-        return self.folder / f"{image_key(example.image)}.npy"
+__all__ = ["PatchCache", "SamCache", "SuperpixelCache"]
 
 
 class SuperpixelCache:
@@ -101,7 +38,11 @@ class SuperpixelCache:
         self.source = superpixels.get(name)
         self.config = config
         self.frame = frame
-        self.folder = _folder("superpixels", {"source": name, "frame": frame, **config.model_dump()})
+        self.weights: tuple[WeightsRecord, ...] = self.source.weights(config)
+        identity = {"source": name, "frame": frame, **config.model_dump()}
+        if self.weights:
+            identity["weights"] = [record.sha256 for record in self.weights]
+        self.folder = cache_folder("superpixels", identity)
 
     @property
     def key(self) -> str:
@@ -113,12 +54,19 @@ class SuperpixelCache:
         missing = [example for example in examples if not self._path(example).exists()]
         for done, example in enumerate(missing, start=1):
             write_atomically(self._path(example), self.cut(example).astype(np.int16))
-            if done % 16 == 0 or done == len(missing):
+            if done % 16 == 0 or done == len(missing) or self.weights:
                 on_progress(done, len(missing))
 
     def cut(self, example: Example) -> np.ndarray:
-        """The label map (R, R) of one image, computed now on the image as the frame shows it."""
+        """The label map (R, R) of one image, computed now on the image as the frame shows it.
+
+        A source with a model of its own has a frame of its own too: it sees the image as it was loaded, so that its
+        model's encoding serves all frames, and its superpixels are brought to this one.
+        """
         frame = Frame.of(example.image, self.frame)
+        if self.weights:
+            labels = self.source.segment(self.config, example)
+            return frame.place_labels(compact(frame.resize(labels.astype(np.int32), Image.Resampling.NEAREST)))
         seen = replace(
             example,
             image=frame.resize(example.image, Image.Resampling.BILINEAR),

@@ -43,6 +43,23 @@ def iou(intersection: ArrayLike, union: ArrayLike) -> np.ndarray:
     return np.where(union > 0, intersection / np.where(union > 0, union, 1), 1.0)
 
 
+def mean_best_overlap(labels: np.ndarray, objects: np.ndarray) -> float:
+    """How well single superpixels stand for objects: the mean over objects of the best IoU that any of them has.
+
+    Args:
+        labels: (h, w) superpixels, ids 0..S-1.
+        objects: (h, w) id map, 0 is background, which does not count.
+
+    Returns:
+        0 to 1; NaN without objects.
+    """
+    joint = np.zeros((int(labels.max()) + 1, int(objects.max()) + 1), np.int64)
+    np.add.at(joint, (labels, objects), 1)
+    areas = joint.sum(axis=0)
+    best = iou(joint, joint.sum(axis=1, keepdims=True) + areas - joint).max(axis=0)
+    return float(best[1:][areas[1:] > 0].mean()) if (areas[1:] > 0).any() else math.nan
+
+
 def score(samples: pd.DataFrame) -> dict[str, float]:
     """All quality columns of a result row, from the rows of one cell in the samples table.
 

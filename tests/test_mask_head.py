@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch.testing import assert_close
 
 from harness.backbone.config import MaskHeadConfig
@@ -37,6 +38,33 @@ def test_each_image_equals_the_upstream_decoder(depth):
                 multimask_output=False,
             )
             assert_close(ours[mine], theirs[:, 0], atol=1e-5, rtol=0)
+
+
+def test_points_are_answered_as_upstream_answers_them():
+    """Several images at once; masks of too low a predicted IoU are left out, the rest are upstream's."""
+    torch.manual_seed(0)
+    prompt_encoder = PromptEncoder(32, (6, 6), (48, 48), 16)
+    decoder = MaskDecoder(transformer_dim=32, transformer=TwoWayTransformer(2, 32, 4, 64))
+    head = MaskHead(prompt_encoder, decoder)
+    coarse, points, image = torch.randn(3, 32, 6, 6), 48 * torch.rand(7, 2), torch.tensor([0, 2, 2, 1, 0, 1, 1])
+    with torch.inference_mode():
+        sparse, dense = prompt_encoder(points=(points[:, None], torch.ones(7, 1)), boxes=None, masks=None)
+        theirs = [
+            decoder(
+                image_embeddings=coarse[image[i : i + 1]],
+                image_pe=prompt_encoder.get_dense_pe(),
+                sparse_prompt_embeddings=sparse[i : i + 1],
+                dense_prompt_embeddings=dense[:1],
+                multimask_output=True,
+            )
+            for i in range(7)
+        ]
+        masks, ious = torch.cat([masks for masks, _ in theirs]), torch.cat([ious for _, ious in theirs])
+        threshold = ious.median().item()
+        found = head.at_points(ImageEmbedding(coarse), points, image, threshold)
+    assert len(found.logits) == (ious > threshold).sum() == 10
+    assert_close(found.predicted_iou, ious[found.prompt, found.level], atol=1e-5, rtol=0)
+    assert_close(found.logits, masks[found.prompt, found.level], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("image_update", [True, False])

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from harness.data.example import Example, Expression
-from harness.metrics import count, iou, random_object_giou, score
+from harness.metrics import count, iou, mean_best_overlap, random_object_giou, score
 
 
 def mask(*boxes: tuple[int, int, int, int], side: int = 8) -> np.ndarray:
@@ -155,3 +155,12 @@ def test_a_random_object_scores_what_a_loop_over_objects_scores() -> None:
 def test_a_random_object_from_an_empty_image_is_the_empty_mask() -> None:
     assert random_object_giou([example(np.zeros((4, 4), int), ())]) == 1.0
     assert math.isnan(random_object_giou([]))
+
+
+def test_the_best_overlap_of_an_object_is_that_of_a_single_superpixel():
+    """Object 1 is one superpixel and a quarter more; object 3 is halved; there is no object 2."""
+    labels = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]])
+    objects = np.array([[1, 1, 1, 0], [1, 1, 0, 0], [3, 3, 3, 3], [3, 3, 3, 3]])
+    assert mean_best_overlap(labels, objects) == pytest.approx((4 / 5 + 4 / 8) / 2)
+    assert mean_best_overlap(objects, objects) == 1.0
+    assert math.isnan(mean_best_overlap(labels, np.zeros((4, 4), int)))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sams import random_sam
 
 from harness import superpixels
 from harness.data.example import Example
@@ -14,9 +15,17 @@ from harness.superpixels.partition import complete, merge
 from projectors.layers import area_fractions
 
 DOMAINS = ("studio", "canvas", "sketch", "night")
+SMALL_SAM = random_sam()
 EXAMPLES = tuple(load(ScenesConfig(domains=DOMAINS, test_images=4), "test"))
 
 every_source = pytest.mark.parametrize("name", superpixels.names())
+
+
+@pytest.fixture(autouse=True)
+def _small_sam(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What asks SAM asks a small one, and keeps its answers for all tests of this file."""
+    monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path_factory.getbasetemp() / "sam"))
+    monkeypatch.setattr("harness.superpixels.sam.frozen_sam", lambda _: SMALL_SAM)
 
 
 def _labels(name: str, example: Example, count: int) -> np.ndarray:
@@ -131,6 +140,27 @@ def test_the_most_similar_neighbours_are_merged_first() -> None:
     image = np.repeat(np.array([0, 10, 200, 255], np.uint8), 4)[None, :, None].repeat(4, axis=0).repeat(3, axis=2)
     assert np.array_equal(merge(labels, image, 3), np.repeat([0, 0, 1, 2], 4)[None].repeat(4, axis=0))
     assert np.array_equal(merge(labels, image, 2), np.repeat([0, 0, 1, 1], 4)[None].repeat(4, axis=0))
+
+
+def test_what_is_complex_stays_cut_where_what_is_plain_is_joined() -> None:
+    labels = np.arange(8).repeat(4)[None].repeat(4, axis=0)
+    features = np.array([5.0, 5.1, 5.0, 5.1, 1.0, 4.0, 2.0, 6.0])[labels][..., None]
+    assert merge(labels, features, 5)[0, ::4].tolist() == [0, 0, 0, 0, 1, 2, 3, 4]
+    assert merge(labels, features, 8).max() == 7
+    assert merge(labels, features, 8, max_cost=1.0)[0, ::4].tolist() == [0, 0, 0, 0, 1, 2, 3, 4]
+    assert merge(labels, features, 8, max_cost=np.inf).max() == 0
+
+
+def test_what_is_to_stay_apart_is_not_joined_however_similar() -> None:
+    labels = np.arange(8).repeat(4)[None].repeat(4, axis=0)
+    image = np.zeros((4, 32, 1))
+    assert merge(labels, image, 1, within=labels // 4)[0, ::4].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_a_part_in_two_fragments_can_become_one_region_again() -> None:
+    labels = np.arange(8).repeat(4)[None].repeat(4, axis=0)
+    within = np.isin(labels, [3, 4])
+    assert np.array_equal(merge(labels, np.zeros((4, 32, 1)), 2, within=within), within)
 
 
 def test_regions_that_do_not_touch_are_never_merged_before_their_neighbours() -> None:

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
-from segment_anything.modeling.transformer import Attention
 from torch import Tensor, nn
 
 from harness.backbone.config import MaskHeadConfig
+from harness.backbone.two_way import Grouping, two_way
 
 UPSCALE = 4
 """How much finer the decoder's masks are than its image embedding."""
@@ -59,34 +59,20 @@ class PatchEmbedding(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class Grouping:
-    """M prompts of B images, each at a slot of its image, so that attention to an image need not copy the image.
+class PointMasks:
+    """K masks that points were answered with.
 
     Args:
-        image: (M,) which image a prompt belongs to.
-        slot: (M,) its number among the prompts of that image.
-        shape: (B, slots of the image with the most prompts).
+        logits: (K, 4g, 4g) of the padded frame.
+        prompt: (K,) the number of the point.
+        level: (K,) which of SAM's three answers: 0 subpart, 1 part, 2 whole.
+        predicted_iou: (K,) how good SAM thinks it is.
     """
 
-    image: Tensor
-    slot: Tensor
-    shape: tuple[int, int]
-
-    @classmethod
-    def of(cls, image: Tensor, num_images: int) -> "Grouping":
-        """From the image of each prompt, in any order."""
-        membership = F.one_hot(image, num_images)
-        slot = (membership.cumsum(0) - 1).gather(1, image.unsqueeze(1)).squeeze(1)
-        return cls(image, slot, (num_images, int(membership.sum(0).max())))
-
-    def by_image(self, values: Tensor) -> Tensor:
-        """(M, ...) -> (B, E, ...), zeros where an image has fewer prompts."""
-        grouped = values.new_zeros(*self.shape, *values.shape[1:])
-        return grouped.index_put((self.image, self.slot), values)
-
-    def by_prompt(self, values: Tensor) -> Tensor:
-        """(B, E, ...) -> (M, ...)."""
-        return values[self.image, self.slot]
+    logits: Tensor
+    prompt: Tensor
+    level: Tensor
+    predicted_iou: Tensor
 
 
 class MaskHead(nn.Module):
@@ -132,55 +118,60 @@ class MaskHead(nn.Module):
         Returns:
             (M, 4g, 4g) mask logits of the padded frame.
         """
-        decoder = self.mask_decoder
-        height, width = embedding.coarse.shape[-2:]
         group = Grouping.of(image, len(embedding.coarse))
-        keys = rearrange(embedding.coarse, "b p h w -> b (h w) p") + self.prompt_encoder.no_mask_embed.weight
-        position = rearrange(self.prompt_encoder.get_dense_pe(), "1 p h w -> 1 (h w) p").to(keys.dtype)
-        output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-        tokens = torch.cat([output_tokens.expand(len(prompts), -1, -1), prompts.unsqueeze(1)], dim=1)
-        states, keys = self._two_way(keys, position, tokens, group)
-        kernel = decoder.output_hypernetworks_mlps[0](states[:, 1])
+        states, keys = self._two_way(embedding, prompts.unsqueeze(1), group)
+        kernel = self.mask_decoder.output_hypernetworks_mlps[0](states[:, 1])
         if self.image_update:
             pixels = self._upscale(keys, embedding.details, group.image)
             masks = einsum(kernel, pixels, "m c, m n ij kl c -> m n ij kl")
         else:
             pixels = self._upscale(keys, embedding.details, None)
             masks = group.by_prompt(einsum(group.by_image(kernel), pixels, "b e c, b n ij kl c -> b e n ij kl"))
-        return rearrange(masks, "m (h w) (i j) (k l) -> m (h i k) (w j l)", h=height, w=width, i=2, k=2)
+        return _to_image(masks, embedding.coarse.shape[-2])
 
-    def _two_way(self, keys: Tensor, position: Tensor, tokens: Tensor, group: Grouping) -> tuple[Tensor, Tensor]:
-        """`TwoWayTransformer.forward` for prompts that share images; an image is projected once for its first block.
+    def at_points(self, embedding: ImageEmbedding, points: Tensor, image: Tensor, min_iou: float) -> PointMasks:
+        """SAM's answer to single points: subpart, part and whole, of which only those worth their pixels are drawn.
 
         Args:
-            keys: (B, N, P) image embedding.
-            position: (1, N, P).
-            tokens: (M, K, P) output tokens and prompt.
-
-        Returns:
-            The tokens (M, K, P), and the image: (M, N, P) as each prompt sees it, or (B, N, P) as it was.
+            embedding: of B images.
+            points: (M, 2) x and y in pixels of the frame.
+            image: (M,) int64, which image each point lies in.
+            min_iou: masks with a predicted IoU of no more than this are left out.
         """
-        transformer = self.mask_decoder.transformer
-        queries = tokens
-        shared: Grouping | None = group  # None once every prompt has an image of its own
-        for block in transformer.layers:
-            if block.skip_first_layer_pe:
-                queries = block.norm1(block.self_attn(q=queries, k=queries, v=queries))
-            else:
-                with_position = queries + tokens
-                queries = block.norm1(queries + block.self_attn(q=with_position, k=with_position, v=queries))
-            looked = _look(block.cross_attn_token_to_image, queries + tokens, keys, position, shared)
-            queries = block.norm2(queries + looked)
-            queries = block.norm3(queries + block.mlp(queries))
-            if self.image_update:
-                back = block.cross_attn_image_to_token
-                looking = back.q_proj(keys + position)
-                if shared is not None:
-                    looking, keys = looking.index_select(0, group.image), keys.index_select(0, group.image)
-                keys = block.norm4(keys + _attend(back, looking, back.k_proj(queries + tokens), back.v_proj(queries)))
-                shared = None
-        final = _look(transformer.final_attn_token_to_image, queries + tokens, keys, position, shared)
-        return transformer.norm_final_attn(queries + final), keys
+        assert self.image_update, "a point's masks are SAM's own, whose image looks back at the point"
+        decoder = self.mask_decoder
+        labels = torch.ones(len(points), 1, dtype=torch.int, device=points.device)
+        prompts, _ = self.prompt_encoder(points=(points.unsqueeze(1), labels), boxes=None, masks=None)
+        states, keys = self._two_way(embedding, prompts, Grouping.of(image, len(embedding.coarse)))
+        # The first mask token is for prompts that leave no doubt what is meant; a point leaves some.
+        predicted_iou = decoder.iou_prediction_head(states[:, 0])[:, 1:]
+        is_wanted = predicted_iou > min_iou
+        is_drawn = is_wanted.any(dim=1)
+        pixels = self._upscale(keys[is_drawn], embedding.details, image[is_drawn])
+        networks = decoder.output_hypernetworks_mlps
+        kernels = [networks[token](states[is_drawn, 1 + token]) for token in range(1, len(networks))]
+        masks = einsum(torch.stack(kernels, dim=1), pixels, "m level c, m n ij kl c -> m level n ij kl")[
+            is_wanted[is_drawn]
+        ]
+        prompt, level = is_wanted.nonzero(as_tuple=True)
+        return PointMasks(_to_image(masks, embedding.coarse.shape[-2]), prompt, level, predicted_iou[is_wanted])
+
+    def _two_way(self, embedding: ImageEmbedding, prompts: Tensor, group: Grouping) -> tuple[Tensor, Tensor]:
+        """The answers (M, 1 + masks, P) to prompts (M, K, P), IoU first, and the image as each prompt sees it."""
+        decoder = self.mask_decoder
+        keys = rearrange(embedding.coarse, "b p h w -> b (h w) p") + self.prompt_encoder.no_mask_embed.weight
+        position = rearrange(self.prompt_encoder.get_dense_pe(), "1 p h w -> 1 (h w) p").to(keys.dtype)
+        output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        tokens = torch.cat([output_tokens.expand(len(prompts), -1, -1), prompts], dim=1)
+        return two_way(
+            decoder.transformer,
+            keys,
+            position,
+            tokens,
+            group,
+            image_update=self.image_update,
+            num_read=len(output_tokens),
+        )
 
     def _upscale(self, keys: Tensor, details: tuple[Tensor, Tensor] | None, image: Tensor | None) -> Tensor:
         """(X, N, P) -> (X, N, 4, 4, P/8): a patch's 2 x 2 cells, and of each its 2 x 2 pixels.
@@ -201,30 +192,17 @@ class MaskHead(nn.Module):
         return activate_last(pixels)
 
 
+def _to_image(masks: Tensor, height: int) -> Tensor:
+    """(M, N, 4, 4) as `_upscale` orders pixels -> (M, 4g, 4g)."""
+    return rearrange(masks, "m (h w) (i j) (k l) -> m (h i k) (w j l)", h=height, i=2, k=2)
+
+
 def _spread(convolution: nn.Module, values: Tensor) -> Tensor:
     """A 2 x 2 transposed convolution of stride 2 as a linear map: (..., C) -> (..., 4, C')."""
     assert isinstance(convolution, nn.ConvTranspose2d)
     assert convolution.bias is not None
     weight = rearrange(convolution.weight, "c o i j -> (i j o) c")
-    return rearrange(F.linear(values, weight), "... (ij o) -> ... ij o", ij=4) + convolution.bias
-
-
-def _look(attention: Attention, queries: Tensor, keys: Tensor, position: Tensor, shared: Grouping | None) -> Tensor:
-    """Tokens (M, K, P) look at the image of their prompt, all tokens of an image at once while it is shared."""
-    k, v = attention.k_proj(keys + position), attention.v_proj(keys)
-    q = attention.q_proj(queries)
-    if shared is None:
-        return _attend(attention, q, k, v)
-    grouped = rearrange(shared.by_image(q), "b e k d -> b (e k) d")
-    seen = _attend(attention, grouped, k, v)
-    return shared.by_prompt(rearrange(seen, "b (e k) p -> b e k p", k=q.shape[1]))
-
-
-def _attend(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Upstream's `Attention` after its input projections."""
-    q, k, v = (rearrange(x, "m n (heads d) -> m heads n d", heads=attention.num_heads) for x in (q, k, v))
-    mixed = F.scaled_dot_product_attention(q, k, v)
-    return attention.out_proj(rearrange(mixed, "m heads n d -> m n (heads d)"))
+    return rearrange(F.linear(values, weight, convolution.bias.repeat(4)), "... (ij o) -> ... ij o", ij=4)
 
 
 def build_mask_head(config: MaskHeadConfig, grid: tuple[int, int], frame: int) -> MaskHead:
@@ -239,11 +217,11 @@ def build_mask_head(config: MaskHeadConfig, grid: tuple[int, int], frame: int) -
         depth=config.depth, embedding_dim=config.width, mlp_dim=config.mlp_width, num_heads=config.heads
     )
     decoder = MaskDecoder(transformer_dim=config.width, transformer=transformer, num_multimask_outputs=0)
-    _initialise(decoder)
+    initialise(decoder)
     return MaskHead(prompt_encoder, decoder, image_update=config.image_update)
 
 
-def _initialise(decoder: MaskDecoder) -> None:
+def initialise(decoder: MaskDecoder) -> None:
     """Starts the decoder as a dot product of the prompt with the image; its attention is added by learning.
 
     With torch's defaults the mask token hardly knows its prompt, which SAM's eleven million images make up for and a

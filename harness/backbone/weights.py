@@ -1,10 +1,12 @@
 """A weight is named once, found in one of a few places, checked by its hash, and written into every result.
 
+    sam-scenes                       a shipped name: a file of this package
     dinov2-small                     a packaged name: our cache, then the package that ships the file
+    sam-vit-b                        a checkpoint's name: our cache, the local hub cache, then the hub
     path/to/folder, path/to/file     what a user has on disk
     owner/name, owner/name@revision  a hub id: the local hub cache, then the hub
 
-A packaged name never means the hub: it stands for one file with one hash, the same on every machine.
+The first three stand for one file with one hash, the same on every machine.
 """
 
 import hashlib
@@ -33,7 +35,7 @@ class WeightsRecord:
 
     Attributes:
         name: as the study says it.
-        source: `package <name>`, `hub <owner/name>`, `path`, or `random`.
+        source: `package <name>`, `hub <owner/name>`, `cache`, `path`, or `random`.
         revision: version of the package, commit on the hub, seed of random weights; None for a path.
         sha256: of the file; of the names and hashes of all weight files for a folder.
         folder: what `from_pretrained` takes; None for random weights.
@@ -71,6 +73,43 @@ PACKAGED = {
     ),
 }
 
+SHIPPED: dict[str, tuple[Path, str]] = {
+    "sam-scenes": (
+        Path(__file__).parent / "shipped" / "sam-scenes" / "model.safetensors",
+        "b8965d256e660574cf1a92063a77c1d25335b069fcc0cbca26b72f56b8e2f46a",
+    ),
+}
+"""Files of this package, each with its sha256; a model card lies beside each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One file of a hub repository, in a format of its own."""
+
+    repository: str
+    member: str
+    sha256: str
+
+
+CHECKPOINTS = {
+    "sam-vit-b": Checkpoint(
+        repository="ybelkada/segment-anything",
+        member="checkpoints/sam_vit_b_01ec64.pth",
+        sha256="ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+    ),
+    "sam-vit-l": Checkpoint(
+        repository="ybelkada/segment-anything",
+        member="checkpoints/sam_vit_l_0b3195.pth",
+        sha256="3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+    ),
+    "sam-vit-h": Checkpoint(
+        repository="ybelkada/segment-anything",
+        member="checkpoints/sam_vit_h_4b8939.pth",
+        sha256="a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+    ),
+}
+"""Meta's checkpoints, which Meta itself has on no hub; the hashes are of Meta's files."""
+
 
 def names(kind: Literal["encoder", "llm"]) -> list[str]:
     """The packaged weights of a kind, which install wherever pip works."""
@@ -85,14 +124,19 @@ def resolve(name: str) -> WeightsRecord:
     """
     if name in PACKAGED:
         return _from_package(name, PACKAGED[name])
+    if name in SHIPPED:
+        return _shipped(name, *SHIPPED[name])
+    if name in CHECKPOINTS:
+        return _checkpoint(name, CHECKPOINTS[name])
     path = Path(name).expanduser()
     if path.exists():
         return _from_path(name, path)
     hub_id = HUB_ID.fullmatch(name)
     if hub_id:
         return _from_hub(name, hub_id["repository"], hub_id["revision"])
+    known = [*PACKAGED, *SHIPPED, *CHECKPOINTS]
     raise WeightsError(
-        f"no weights {name!r}: it is no packaged name ({suggest(name, PACKAGED)}), no file or folder that exists, "
+        f"no weights {name!r}: it is no known name ({suggest(name, known)}), no file or folder that exists, "
         "and no hub id (owner/name)"
     )
 
@@ -180,12 +224,49 @@ def _from_package(name: str, packaged: Packaged) -> WeightsRecord:
                     f"or name a file or folder in place of {name!r}",
                 )
             ) from error
-    found = sha256_of(path)
-    if found != packaged.sha256:
-        raise WeightsError(
-            f"{path} has sha256 {found}, but {name!r} is {packaged.sha256}; delete the file and run again"
-        )
+    found = _checked(path, name, packaged.sha256)
     return WeightsRecord(name, f"package {packaged.package}", packaged.version, found, folder, path.name)
+
+
+def _shipped(name: str, path: Path, sha256: str) -> WeightsRecord:
+    if not path.exists():
+        raise WeightsError(f"the weights {name!r} are missing from the package ({path}); install svp-harness again")
+    return WeightsRecord(name, "package svp-harness", sha256[:12], _checked(path, name, sha256), path.parent, path.name)
+
+
+def _checkpoint(name: str, checkpoint: Checkpoint) -> WeightsRecord:
+    """From our cache, where a user may put the file, the local hub cache, or the hub."""
+    own = cache_dir() / "weights" / name / Path(checkpoint.member).name
+    if own.exists():
+        return WeightsRecord(name, "cache", None, _checked(own, name, checkpoint.sha256), own.parent, own.name)
+    attempts = [f"cache: no {own}"]
+    for place, is_local in (("local hub cache", True), ("hub", False)):
+        try:
+            path = Path(_hub_file(checkpoint, is_local=is_local))
+        except (OSError, HTTPError) as error:
+            attempts.append(f"{place}: {_reason(error, is_local)}")
+            continue
+        sha256 = _checked(path, name, checkpoint.sha256)
+        return WeightsRecord(name, f"hub {checkpoint.repository}", None, sha256, path.parent, path.name)
+    raise WeightsError(
+        _not_found(name, attempts, f"put Meta's {own.name} there yourself, name its path, or use 'sam-scenes'")
+    )
+
+
+def _hub_file(checkpoint: Checkpoint, *, is_local: bool) -> str:
+    if not is_local:
+        # hf_hub_download asks the same, but waits for ever where nothing answers.
+        huggingface_hub.HfApi().model_info(checkpoint.repository, timeout=HUB_TIMEOUT_S)
+    return huggingface_hub.hf_hub_download(
+        checkpoint.repository, checkpoint.member, local_files_only=is_local, etag_timeout=HUB_TIMEOUT_S
+    )
+
+
+def _checked(path: Path, name: str, sha256: str) -> str:
+    found = sha256_of(path)
+    if found != sha256:
+        raise WeightsError(f"{path} has sha256 {found}, but {name!r} is {sha256}; delete the file and run again")
+    return found
 
 
 def _not_found(name: str, attempts: list[str], advice: str) -> str:

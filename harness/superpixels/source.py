@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from harness.backbone.weights import WeightsRecord
 from harness.data.example import Example
 
 
@@ -31,8 +32,10 @@ class Source:
         name: in YAML, and the name of its file.
         Config: its settings.
         segment: (config, example) -> (h, w) int16, a partition of the image with the ids 0..S-1, every one present.
+        weights: (config) -> the frozen models that decide what comes out, beside the image and the settings.
     """
 
     name: str
     Config: type[SourceConfig]
     segment: Callable[[Any, Example], np.ndarray]
+    weights: Callable[[Any], tuple[WeightsRecord, ...]]

@@ -1,0 +1,214 @@
+"""What SAM's superpixels cost and how good they are, against what they replace, in one run.
+
+    python -m benchmarks.superpixels
+
+1. Candidate pool against segment-anything's `SamAutomaticMaskGenerator`, equal weights and settings, with the agreement
+   of their masks. The generator encodes the image; the pool is given the embedding that the mask decoder needs anyway,
+   and is timed with the encoding too.
+2. Filter against a plain loop over masks and pairs of masks, with the equality of what they keep.
+3. Mean best overlap of superpixels with the objects of test scenes, SAM's against SLIC's and Felzenszwalb's at as many
+   superpixels.
+
+Rounds alternate between the ways that are compared, so that a drifting clock touches both; medians are printed.
+"""
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco
+from rich.console import Console
+from segment_anything import SamAutomaticMaskGenerator
+
+from benchmarks.training import alternate, hardware
+from harness import superpixels
+from harness.backbone.sam import MaskHead
+from harness.backbone.sam_model import LoadedSam
+from harness.data.example import Example
+from harness.data.scenes import DOMAINS, load
+from harness.data.scenes import Config as ScenesConfig
+from harness.encodings import SamCache, frozen_sam
+from harness.frame import Frame
+from harness.metrics import mean_best_overlap
+from harness.progress import progress_on
+from harness.superpixels.candidates import Candidates, PoolSettings, propose
+from harness.superpixels.filter import FilterSettings, choose, on_grid, suppress_duplicates
+from harness.superpixels.granularity import scores_of
+from harness.superpixels.sam import Config, pool
+
+
+def compare_pool(sam: LoadedSam, examples: Sequence[Example], settings: PoolSettings, rounds: int) -> str:
+    """Seconds and agreement of the two ways to all masks of an image."""
+    cache = SamCache(sam)
+    head = MaskHead(sam.sam.prompt_encoder, sam.sam.mask_decoder)
+    upstream = SamAutomaticMaskGenerator(
+        sam.sam,
+        points_per_side=settings.points_per_side,
+        pred_iou_thresh=settings.min_iou,
+        stability_score_thresh=settings.min_stability,
+        stability_score_offset=settings.stability_offset,
+    )
+    embeddings = {example.image_id: cache.encode([example])[0] for example in examples}
+
+    def ours(example: Example) -> Candidates:
+        frame = Frame.of(example.image, sam.frame)
+        found = propose(head, embeddings[example.image_id], frame, settings)
+        return found.select(suppress_duplicates(found))
+
+    def ours_with_encoding(example: Example) -> Candidates:
+        embeddings[example.image_id] = cache.encode([example])[0]
+        return ours(example)
+
+    agreements = [_agreement(ours(example), upstream.generate(example.image)) for example in examples]
+    overlaps = np.concatenate([overlap for _, _, overlap in agreements])
+    num_ours, num_theirs = (sum(one[i] for one in agreements) for i in (0, 1))
+    first = examples[0]
+    fast, slow = alternate(lambda: ours(first), lambda: upstream.generate(first.image), rounds)
+    whole, _ = alternate(lambda: ours_with_encoding(first), lambda: None, rounds)
+    seconds = [statistics.median(times) for times in (slow, fast, whole)]
+    return "\n".join(
+        [
+            f"candidate pool against SamAutomaticMaskGenerator, {settings.points_per_side}^2 points, "
+            f"predicted IoU > {settings.min_iou}, stability >= {settings.min_stability}",
+            f"  generator            {seconds[0]:7.2f} s an image",
+            f"  pool                 {seconds[1]:7.2f} s   ratio {seconds[0] / seconds[1]:.2f}x",
+            f"  pool and encoding    {seconds[2]:7.2f} s   ratio {seconds[0] / seconds[2]:.2f}x",
+            f"  {num_ours} masks against {num_theirs} on {len(examples)} images; IoU with the generator's: "
+            f"at least {overlaps.min(initial=1):.4f}, mean {overlaps.mean() if len(overlaps) else 1:.4f}",
+        ]
+    )
+
+
+def _agreement(ours: Candidates, theirs: list[dict[str, Any]]) -> tuple[int, int, np.ndarray]:
+    """How many masks each has, and of each of theirs the IoU with the most similar of ours."""
+    if not len(ours) or not theirs:
+        return len(ours), len(theirs), np.zeros(len(theirs))
+    masks = np.stack([one["segmentation"] for one in theirs])
+    encoded = coco.encode(np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8))
+    return len(ours), len(theirs), coco.iou(encoded, ours.rles, [False] * len(ours)).max(axis=1)
+
+
+def ellipses(count: int, side: int, grid: int, seed: int) -> Candidates:
+    """Random candidates of every level and score."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:side, :side]
+    centres, radii = rng.uniform(0, side, (2, count)), rng.uniform(side / 16, side / 3, (2, count))
+    masks = [
+        ((rows - centres[0, i]) / radii[0, i]) ** 2 + ((columns - centres[1, i]) / radii[1, i]) ** 2 < 1
+        for i in range(count)
+    ]
+    return Candidates(
+        coco.encode(np.asfortranarray(np.stack(masks).transpose(1, 2, 0), dtype=np.uint8)),
+        rng.integers(0, grid, (count, 2)),
+        rng.integers(0, 3, count),
+        rng.uniform(0.6, 1, count).astype(np.float32),
+        rng.uniform(0.8, 1, count).astype(np.float32),
+    )
+
+
+def filter_by_loop(
+    candidates: Candidates, masks: np.ndarray, settings: FilterSettings, pool_points_per_side: int
+) -> list[int]:
+    """`filter.choose` as FMA-WSSS states it, one mask and one pair at a time: indices of what is kept."""
+    levels, rank = candidates.levels, candidates.predicted_iou + (candidates.levels == 2)
+    is_asked = on_grid(candidates.points, pool_points_per_side, settings.points_per_side)
+    good = []
+    for i in range(len(candidates)):
+        iou = candidates.predicted_iou[i] + (0.1 if levels[i] == 2 else 0.0)
+        is_good = iou > settings.min_iou and candidates.stability[i] >= settings.min_stability
+        if is_good and is_asked[i] and masks[i].sum() >= settings.min_area:
+            good.append(i)
+    distinct: list[int] = []
+    for i in sorted(good, key=lambda i: -rank[i]):
+        if all(_box_iou(masks[i], masks[k]) <= 0.7 for k in distinct):
+            distinct.append(i)
+    kept = [i for i in distinct if levels[i] == 2]
+    for level in (1, 0):
+        fits = []
+        for i in (i for i in distinct if levels[i] == level):
+            shares = [(masks[i] & masks[k]).sum() / masks[i].sum() for k in kept]
+            if max(shares, default=0.0) < settings.max_overlap:
+                fits.append(i)
+        kept = kept + fits
+    return kept
+
+
+def _box_iou(first: np.ndarray, second: np.ndarray) -> float:
+    boxes = []
+    for mask in (first, second):
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        boxes.append((rows[0], rows[-1], columns[0], columns[-1]))
+    (top, bottom, left, right), (other_top, other_bottom, other_left, other_right) = boxes
+    height = max(0, min(bottom, other_bottom) - max(top, other_top))
+    width = max(0, min(right, other_right) - max(left, other_left))
+    areas = (bottom - top) * (right - left) + (other_bottom - other_top) * (other_right - other_left)
+    return height * width / (areas - height * width)
+
+
+def compare_filter(rounds: int, count: int = 300, side: int = 256) -> str:
+    """Seconds and equality of the two ways from candidates to what becomes superpixels."""
+    candidates, settings = ellipses(count, side, 16, 0), FilterSettings(16, 0.6, 0.8, 0.3, 100.0)
+    masks = candidates.masks()
+    fast, slow = alternate(
+        lambda: choose(candidates, settings, 16), lambda: filter_by_loop(candidates, masks, settings, 16), rounds
+    )
+    kept = sorted(str(rle) for rle in choose(candidates, settings, 16).rles)
+    by_loop = sorted(str(candidates.rles[i]) for i in filter_by_loop(candidates, masks, settings, 16))
+    seconds = [statistics.median(times) for times in (slow, fast)]
+    return "\n".join(
+        [
+            f"filter against a plain loop, {count} masks of {side} x {side}",
+            f"  loop                 {1e3 * seconds[0]:7.1f} ms",
+            f"  filter               {1e3 * seconds[1]:7.1f} ms   ratio {seconds[0] / seconds[1]:.0f}x",
+            f"  the same {len(kept)} masks are kept: {kept == by_loop}",
+        ]
+    )
+
+
+def compare_overlap(examples: Sequence[Example], model: str) -> str:
+    """How well single superpixels stand for objects, by source, at as many superpixels as SAM needs."""
+    rows = {"sam": _overlaps("sam", Config.model_validate({"model": model}), examples)}
+    count = round(float(np.mean(rows["sam"][1])))
+    for name in ("slic", "felzenszwalb"):
+        rows[name] = _overlaps(name, superpixels.get(name).Config(count=count), examples)
+    lines = [f"mean best overlap with the objects of {len(examples)} test scenes"]
+    for name, (overlaps, counts) in rows.items():
+        lines.append(
+            f"  {name:20} {np.mean(overlaps):.3f}   {np.mean(counts):5.1f} superpixels an image "
+            f"({min(counts)}-{max(counts)})"
+        )
+    return "\n".join(lines)
+
+
+def _overlaps(name: str, config: Any, examples: Sequence[Example]) -> tuple[list[float], list[int]]:
+    labels = [superpixels.get(name).segment(config, example) for example in examples]
+    overlaps = [mean_best_overlap(cut, one.objects) for cut, one in zip(labels, examples, strict=True)]
+    return overlaps, [int(cut.max()) + 1 for cut in labels]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the three comparisons."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.superpixels", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="sam-scenes", help="weight name of the SAM")
+    parser.add_argument("--images", type=int, default=48, help="test scenes whose objects are looked for")
+    parser.add_argument("--points", type=int, default=16, help="points a side in the comparison of pools")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args(arguments)
+
+    print(f"{hardware()}; SAM {options.model!r}\n")
+    examples = load(ScenesConfig.model_validate({"domains": [*DOMAINS], "test_images": options.images}), "test")[:]
+    scores = scores_of(options.model)
+    asked = PoolSettings(options.points, *scores.thresholds["default"], scores.stability_offset)
+    print(compare_pool(frozen_sam(options.model), examples[:4], asked, options.rounds))
+    print(compare_filter(options.rounds))
+    progress = progress_on(Console())
+    pool(Config.model_validate({"model": options.model})).ensure(
+        examples, lambda done, total: progress.note(f"candidates {done}/{total}")
+    )
+    print(compare_overlap(examples, options.model))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""What frozen encoders make of an image, computed once and kept on disk: the vision encoder's patches, SAM's embedding.
+
+A file's name is the hash of the image's pixels, its folder the hash of everything else that decides its content (model,
+weights, preprocessing, frame, dtype).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.backbone.sam_model import LoadedSam, load_sam
+from harness.backbone.vision import VisionEncoder
+from harness.cache import OnProgress, cache_folder, image_key
+from harness.data.example import Example
+from harness.files import write_atomically
+from harness.frame import Frame, to_tensor
+
+
+class EncodingCache(ABC):
+    """One float16 array an image.
+
+    Args:
+        kind: what is kept, a folder's name.
+        identity: everything that decides what is computed, beside the image and its frame.
+        frame: side of the frame that the encoder sees, in pixels.
+        batch_images: how many images are encoded at a time.
+    """
+
+    def __init__(self, kind: str, identity: Mapping[str, object], frame: int, batch_images: int) -> None:
+        self.frame = frame
+        self.batch_images = batch_images
+        self.folder = cache_folder(kind, {**identity, "frame": frame, "dtype": "float16"})
+
+    @abstractmethod
+    def encode(self, examples: Sequence[Example]) -> Tensor:
+        """The encodings (B, ...) of these images, computed now, float32 on the CPU."""
+
+    def ensure(self, examples: Sequence[Example], on_progress: OnProgress) -> None:
+        """Computes what is missing for these images."""
+        missing = [example for example in examples if not self._path(example).exists()]
+        for start in range(0, len(missing), self.batch_images):
+            chunk = missing[start : start + self.batch_images]
+            for example, encoding in zip(chunk, self.encode(chunk), strict=True):
+                write_atomically(self._path(example), encoding.numpy().astype(np.float16))
+            on_progress(min(start + self.batch_images, len(missing)), len(missing))
+
+    def load(self, examples: Sequence[Example]) -> Tensor:
+        """(B, ...) float32 of images that `ensure` has seen."""
+        return torch.from_numpy(np.stack([np.load(self._path(example)) for example in examples])).float()
+
+    def _path(self, example: Example) -> Path:
+        return self.folder / f"{image_key(example.image)}.npy"
+
+
+class PatchCache(EncodingCache):
+    """Patches of the frozen vision encoder, (N, C) an image; the encoder runs for images not in the cache only."""
+
+    def __init__(self, encoder: VisionEncoder, frame: int, batch_images: int = 16) -> None:
+        self.encoder = encoder
+        identity = {
+            "model": encoder.model_id,
+            "weights": encoder.weights.sha256,
+            "preprocessing": encoder.preprocessing_id,
+        }
+        super().__init__("patches", identity, frame, batch_images)
+
+    def encode(self, examples: Sequence[Example]) -> Tensor:
+        """Patches (B, N, C)."""
+        frames = to_tensor([Frame.of(e.image, self.frame).place_image(e.image) for e in examples])
+        with torch.inference_mode():
+            return self.encoder(frames.to(next(self.encoder.parameters()).device)).float().cpu()
+
+
+class SamCache(EncodingCache):
+    """SAM's image embedding, (P, g, g) an image: one for the mask decoder and for the superpixels."""
+
+    def __init__(self, model: LoadedSam, batch_images: int = 4) -> None:
+        self.model = model
+        identity = {"model": model.record.name, "weights": model.record.sha256}
+        super().__init__("sam", identity, model.frame, batch_images)
+
+    def encode(self, examples: Sequence[Example]) -> Tensor:
+        """Embeddings (B, P, g, g)."""
+        placed = [Frame.of(example.image, self.frame) for example in examples]
+        frames = to_tensor([frame.place_image(e.image) for frame, e in zip(placed, examples, strict=True)])
+        inside = np.stack(
+            [frame.place_mask(np.ones(e.image.shape[:2], bool)) for frame, e in zip(placed, examples, strict=True)]
+        )
+        device = next(self.model.parameters()).device
+        with torch.inference_mode():
+            return self.model.embed(frames.to(device), torch.from_numpy(inside).to(device)).cpu()
+
+
+@lru_cache(maxsize=1)
+def frozen_sam(name: str) -> LoadedSam:
+    """A SAM that only answers, loaded once for all who ask."""
+    return load_sam(name)

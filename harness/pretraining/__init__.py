@@ -1,0 +1,1 @@
+"""Models that this package trains itself, before any study runs."""

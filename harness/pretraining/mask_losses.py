@@ -1,0 +1,56 @@
+"""What SAM's masks and their scores are trained on.
+
+Source: Segment Anything, https://arxiv.org/abs/2304.02643, appendix A, "Losses": focal and dice 20 to 1, the predicted
+IoU by its squared error, the least loss of three masks.
+Differs from the paper: targets are shares of a mask pixel's area, so the focal loss is that for soft targets
+(https://arxiv.org/abs/2006.04388, equation 5); the mask for unambiguous prompts and the three others are both trained
+on every prompt; and a tenth of the mean of the three goes with the least, because scenes hold one truth for a point
+and a mask that never wins would stay untrained.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+FOCAL_WEIGHT = 20.0
+ALL_MASKS_WEIGHT = 0.1
+
+
+def mask_loss(logits: Tensor, scores: Tensor, targets: Tensor) -> Tensor:
+    """The mean over K prompts.
+
+    Args:
+        logits: (K, 4, h, w): the mask for unambiguous prompts, then three alternatives.
+        scores: (K, 4), the IoU that the decoder predicts for each.
+        targets: (K, h, w) in 0..1.
+    """
+    wanted = targets.unsqueeze(1).expand_as(logits)
+    probability = logits.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    focal = (entropy * (probability - wanted).square()).mean((2, 3))
+    each = FOCAL_WEIGHT * focal + dice_loss(probability, wanted)
+    with torch.no_grad():
+        truth = iou(logits > 0, wanted > 0.5)
+    three = each[:, 1:]
+    masks = each[:, 0] + three.amin(1) + ALL_MASKS_WEIGHT * three.mean(1)
+    return masks.mean() + (scores - truth).square().mean()
+
+
+def dice_loss(probability: Tensor, wanted: Tensor) -> Tensor:
+    """1 - Dice over the last two axes; squares in the denominator, so that a soft target can be met."""
+    common = (probability * wanted).sum((-2, -1))
+    total = probability.square().sum((-2, -1)) + wanted.square().sum((-2, -1))
+    return 1 - (2 * common + 1) / (total + 1)
+
+
+def iou(first: Tensor, second: Tensor) -> Tensor:
+    """Intersection over union of bool masks over the last two axes; 1 where both are empty."""
+    union = (first | second).sum((-2, -1))
+    return torch.where(union > 0, (first & second).sum((-2, -1)) / union.clamp(min=1), 1.0)
+
+
+def shares(masks: Tensor, side: int) -> Tensor:
+    """Masks (K, R, R) bool -> (K, side, side), the share of each coarser pixel's area."""
+    step = masks.shape[-1] // side
+    return rearrange(masks.float(), "k (h i) (w j) -> k h w (i j)", i=step, j=step).mean(-1)

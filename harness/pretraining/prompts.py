@@ -1,0 +1,129 @@
+"""Points and boxes about the objects of one image, and the points that correct a mask.
+
+Source: Segment Anything, https://arxiv.org/abs/2304.02643, appendix A, "Training algorithm".
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.ndimage import distance_transform_edt
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+BOX_JITTER = 0.1
+"""Standard deviation of a box's corners, as a share of its sides."""
+MAX_BOX_JITTER = 5
+"""Pixels of the frame; SAM's 20 of 1024."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """K prompts of one image, the boxes after the points, each with as many clicks as the round asks for.
+
+    A point and its padding are as many tokens as the corners of a box, so both kinds go through the decoder together.
+
+    Args:
+        masks: (K, R, R) bool, what each prompt means.
+        points: (K, n, 2) clicks as x, y in pixels; a box has none at first, and one fewer than a point thereafter.
+        labels: (K, n), 1 for a click on the object, 0 for one beside it.
+        boxes: (K', 4) of the last K' prompts, x and y of the upper left and the lower right pixel.
+    """
+
+    masks: np.ndarray
+    points: np.ndarray
+    labels: np.ndarray
+    boxes: np.ndarray
+
+    @property
+    def num_points(self) -> int:
+        """How many prompts began with a point."""
+        return len(self.masks) - len(self.boxes)
+
+    def embed(self, sam: Sam) -> Tensor:
+        """(K, T, P) prompt tokens."""
+        encoder, first = sam.prompt_encoder, self.num_points
+        device = encoder.no_mask_embed.weight.device
+        points = torch.from_numpy(self.points).float().to(device)
+        labels = torch.from_numpy(self.labels).to(device)
+        parts = []
+        if first:
+            parts.append(encoder(points=(points[:first], labels[:first]), boxes=None, masks=None)[0])
+        if len(self.boxes):
+            boxes = torch.from_numpy(self.boxes).float().to(device)
+            # The first click of a box's row stands for none.
+            clicks = (points[first:, 1:], labels[first:, 1:]) if self.points.shape[1] > 1 else None
+            parts.append(encoder(points=clicks, boxes=boxes, masks=None)[0])
+        return torch.cat(parts)
+
+    def corrected(self, predicted: np.ndarray, dice: np.random.Generator | None) -> "Prompts":
+        """With one more click each, where the mask is wrong.
+
+        Args:
+            predicted: (K, R, R) bool.
+            dice: draws a pixel of the error; None takes the middle of its largest part, the same every time.
+        """
+        clicks = [_correction(mask, guess, dice) for mask, guess in zip(self.masks, predicted, strict=True)]
+        points = np.array([[point] for point, _ in clicks])
+        labels = np.array([[label] for _, label in clicks])
+        return replace(
+            self,
+            points=np.concatenate([self.points, points], axis=1),
+            labels=np.concatenate([self.labels, labels], axis=1),
+        )
+
+
+def draw(objects: np.ndarray, num_prompts: int, dice: np.random.Generator) -> Prompts:
+    """Random points in, and loose boxes around, objects of an id map (R, R); every object before any has a second."""
+    ids = np.unique(objects[objects > 0])
+    turns = -(-num_prompts // len(ids))
+    chosen = np.concatenate([dice.permutation(ids) for _ in range(turns)])[:num_prompts]
+    masks = objects[None] == dice.permutation(chosen)[:, None, None]
+    num_boxes = int(dice.binomial(num_prompts, 0.5))
+    points = np.array([[_any_pixel(mask, dice)] for mask in masks])
+    boxes = np.array([_jittered(box_of(mask), dice) for mask in masks[num_prompts - num_boxes :]]).reshape(-1, 4)
+    return Prompts(masks, points, np.ones(points.shape[:2], np.int64), boxes)
+
+
+def middle_points(masks: np.ndarray) -> Prompts:
+    """One point in each mask (K, R, R), as far from its edge as can be: SAM's evaluation with one click."""
+    points = np.array([[_middle(mask)] for mask in masks])
+    return Prompts(masks, points, np.ones(points.shape[:2], np.int64), np.zeros((0, 4)))
+
+
+def tight_boxes(masks: np.ndarray) -> Prompts:
+    """The box around each mask (K, R, R)."""
+    points = np.zeros((len(masks), 1, 2), np.int64)
+    return Prompts(masks, points, points[..., 0], np.array([box_of(mask) for mask in masks]))
+
+
+def box_of(mask: np.ndarray) -> np.ndarray:
+    """(4,) x and y of the first and the last pixel of a mask (R, R)."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return np.array([columns[0], rows[0], columns[-1], rows[-1]])
+
+
+def _jittered(box: np.ndarray, dice: np.random.Generator) -> np.ndarray:
+    sides = np.tile(box[2:] - box[:2] + 1, 2)
+    return box + np.clip(dice.normal(size=4) * BOX_JITTER * sides, -MAX_BOX_JITTER, MAX_BOX_JITTER)
+
+
+def _correction(mask: np.ndarray, guess: np.ndarray, dice: np.random.Generator | None) -> tuple[np.ndarray, int]:
+    """A pixel (x, y) where the guess is wrong, and whether it belongs to the mask; any of its own when all is right."""
+    wrong = mask != guess
+    if not wrong.any():
+        wrong = mask
+    x, y = _any_pixel(wrong, dice) if dice is not None else _middle(wrong)
+    return np.array([x, y]), int(mask[y, x])
+
+
+def _any_pixel(mask: np.ndarray, dice: np.random.Generator) -> np.ndarray:
+    inside = np.flatnonzero(mask)
+    y, x = divmod(int(inside[dice.integers(len(inside))]), mask.shape[1])
+    return np.array([x, y])
+
+
+def _middle(mask: np.ndarray) -> np.ndarray:
+    depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    y, x = divmod(int(depth.argmax()), mask.shape[1])
+    return np.array([x, y])

@@ -1,0 +1,117 @@
+"""`python -m harness.superpixels IMAGE... --out FILE.png`: how images are cut at several granularities, side by side.
+
+Sources with named granularities show these; the others show several counts.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from skimage.segmentation import find_boundaries
+
+from harness import superpixels
+from harness.data.example import Example
+from harness.errors import HarnessError
+from harness.frame import Frame
+from harness.superpixels.source import Source, SourceConfig
+
+COUNTS = (12, 24, 48, 96)
+_ZOOM = 2
+"""Pixels of the sheet to one of the image, so that outlines are thinner than what they go round."""
+_GAP = 12
+_CAPTION = 30  # px under a tile
+_FONT = ImageFont.load_default(18)
+_TINT = 0.55
+"""How much of a superpixel's mean colour covers its pixels, so that shapes show without hiding what they hold."""
+
+
+def granularities(source: Source, model: str | None) -> dict[str, SourceConfig]:
+    """What the columns show, by their titles."""
+    if "granularity" not in source.Config.model_fields:
+        return {f"count={count}": source.Config(count=count) for count in COUNTS}
+    chosen = {} if model is None else {"model": model}
+    names = source.Config.model_json_schema()["properties"]["granularity"]["enum"]
+    return {name: source.Config.model_validate({"granularity": name, **chosen}) for name in names}
+
+
+def tile(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The image with every superpixel tinted by its mean colour and outlined in white on black."""
+    area = np.bincount(labels.ravel())
+    colours = np.stack([np.bincount(labels.ravel(), image[..., c].ravel()) / area for c in range(3)], axis=-1)
+    labels = labels.repeat(_ZOOM, axis=0).repeat(_ZOOM, axis=1)
+    drawn = (_TINT * colours[labels] + (1 - _TINT) * _zoomed(image)).astype(np.uint8)
+    drawn[find_boundaries(labels, mode="thick")] = 0
+    drawn[find_boundaries(labels, mode="inner")] = 255
+    return drawn
+
+
+def _zoomed(image: np.ndarray) -> np.ndarray:
+    height, width = image.shape[:2]
+    return np.asarray(Image.fromarray(image).resize((_ZOOM * width, _ZOOM * height), Image.Resampling.BICUBIC))
+
+
+def sheet(images: dict[str, np.ndarray], source: Source, columns: dict[str, SourceConfig]) -> Image.Image:
+    """A row an image, a column a granularity, the image itself first; under each tile its title and its count."""
+    rows = []
+    for name, image in images.items():
+        example = Example(name, image, np.zeros(image.shape[:2], np.uint8), ())
+        row = [(_zoomed(image), name)]
+        for title, config in columns.items():
+            labels = source.segment(config, example).astype(np.int64)
+            row.append((tile(image, labels), f"{title}: {labels.max() + 1} superpixels"))
+        rows.append(row)
+    width = _ZOOM * max(image.shape[1] for image in images.values()) + _GAP
+    heights = [row[0][0].shape[0] + _CAPTION + _GAP for row in rows]
+    page = Image.new("RGB", (len(rows[0]) * width + _GAP, sum(heights) + _GAP), "white")
+    draw = ImageDraw.Draw(page)
+    top = _GAP
+    for row, height in zip(rows, heights, strict=True):
+        for column, (pixels, caption) in enumerate(row):
+            left = _GAP + column * width
+            page.paste(Image.fromarray(pixels), (left, top))
+            draw.text((left, top + pixels.shape[0] + 3), caption, "black", _FONT)
+        top += height
+    return page
+
+
+def read(path: Path, side: int) -> np.ndarray:
+    """(h, w, 3) uint8, upright, its longest side brought to `side` pixels.
+
+    Raises:
+        HarnessError: no image that can be read.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+    except (OSError, UnidentifiedImageError) as error:
+        raise HarnessError(f"{path} cannot be read as an image: {error}") from error
+    return Frame.of(image, side).resize(image, Image.Resampling.LANCZOS)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the sheet that the command line asks for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.superpixels", description="Draw the superpixels of images at several granularities."
+    )
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="any file that Pillow reads")
+    parser.add_argument("--out", type=Path, required=True, help="file to write, e.g. superpixels.png")
+    parser.add_argument("--source", choices=[name for name in superpixels.names() if name != "oracle"], default="sam")
+    parser.add_argument("--model", help="sam only: weight name of the SAM that proposes masks")
+    parser.add_argument("--side", type=int, default=224, help="longest side of the image that is cut, in pixels")
+    options = parser.parse_args(arguments)
+    source = superpixels.get(options.source)
+    if options.model is not None and "model" not in source.Config.model_fields:
+        parser.error(f"--model cannot take effect, {options.source} asks no model")
+    try:
+        images = {path.name: read(path, options.side) for path in options.images}
+        page = sheet(images, source, granularities(source, options.model))
+    except HarnessError as error:
+        parser.error(str(error))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    page.save(options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""The candidate pool: SAM's automatic masks of an image, made once; every granularity is a filter over them.
+
+Source: Segment Anything, https://arxiv.org/abs/2304.02643, section 5 and appendix B; segment-anything 1.0,
+`SamAutomaticMaskGenerator`.
+Differs from upstream: each mask remembers its level and its point; near-duplicates stay in the pool, because which of
+them survives depends on the settings of the filter; no crops, which would need encodings of their own; the image
+embedding is given, not computed; masks of too low a predicted IoU are not drawn at all. With equal settings, and
+duplicates removed as upstream does (`filter.suppress_duplicates`), the masks are upstream's.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as coco
+from torch import Tensor
+
+from harness.backbone.sam import ImageEmbedding, MaskHead
+from harness.cache import OnProgress, cache_folder, image_key
+from harness.data.example import Example
+from harness.encodings import SamCache
+from harness.files import write_atomically
+from harness.frame import Frame
+
+POINTS_AT_ONCE = 16
+"""Few enough that what a point makes of the image stays in a processor's cache; a GPU takes many more."""
+
+SLACK = 0.3
+"""Masks whose stability before they are resized to the image falls short by more than this are left out at once: of 1,300
+masks of sam-scenes, none gained more than 0.27 by resizing, and those that gained so much were of a few pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """What is worth keeping for some granularity or other; all of it bounds what a filter can ask for.
+
+    Args:
+        points_per_side: of the square grid of points.
+        min_iou: masks with a predicted IoU of no more are left out.
+        min_stability: masks that are less stable are left out.
+        stability_offset: by how much the cut-off moves, in logits, when stability is measured.
+    """
+
+    points_per_side: int
+    min_iou: float
+    min_stability: float
+    stability_offset: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """K masks of one image of h x w pixels.
+
+    Args:
+        rles: COCO run lengths, compressed.
+        points: (K, 2) the number (row, column) of the grid point that each answers.
+        levels: (K,) 0 subpart, 1 part, 2 whole.
+        predicted_iou: (K,) how good SAM thinks the mask is.
+        stability: (K,) IoU of the mask's cuts at logits of plus and minus the offset.
+    """
+
+    rles: list[dict[str, Any]]
+    points: np.ndarray
+    levels: np.ndarray
+    predicted_iou: np.ndarray
+    stability: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rles)
+
+    def select(self, which: np.ndarray) -> "Candidates":
+        """Those at these indices, or where this is True."""
+        indices = np.arange(len(self))[which]
+        kept = (values[indices] for values in (self.points, self.levels, self.predicted_iou, self.stability))
+        return Candidates([self.rles[i] for i in indices], *kept)
+
+    def masks(self) -> np.ndarray:
+        """(K, h, w) bool."""
+        return np.ascontiguousarray(coco.decode(self.rles).transpose(2, 0, 1)).astype(bool)
+
+    def areas(self) -> np.ndarray:
+        """(K,) pixels."""
+        # One by one: pycocotools 2.0.11 on numpy 2 fails when it is asked about more than 255.
+        return np.array([coco.area(rle) for rle in self.rles], np.int64)
+
+    def boxes(self) -> np.ndarray:
+        """(K, 4) left, top, right, bottom of the outermost pixels."""
+        left, top, width, height = coco.toBbox(self.rles).reshape(-1, 4).T
+        return np.stack([left, top, left + width - 1, top + height - 1], axis=1)
+
+    def to_json(self) -> bytes:
+        """A list of objects, one a mask, with COCO's `segmentation`."""
+        rows = [
+            {
+                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+                "point": point.tolist(),
+                "level": int(level),
+                "predicted_iou": float(iou),
+                "stability": float(stability),
+            }
+            for rle, point, level, iou, stability in zip(
+                self.rles, self.points, self.levels, self.predicted_iou, self.stability, strict=True
+            )
+        ]
+        return json.dumps(rows).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "Candidates":
+        """What `to_json` wrote."""
+        rows = json.loads(text)
+        rles = [{**row["segmentation"], "counts": row["segmentation"]["counts"].encode()} for row in rows]
+        return cls(
+            rles,
+            np.array([row["point"] for row in rows], np.int64).reshape(-1, 2),
+            np.array([row["level"] for row in rows], np.int64),
+            np.array([row["predicted_iou"] for row in rows], np.float32),
+            np.array([row["stability"] for row in rows], np.float32),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["Candidates"]) -> "Candidates":
+        """All of these, in order."""
+        return cls(
+            [rle for part in parts for rle in part.rles],
+            *(
+                np.concatenate([getattr(part, name) for part in parts])
+                for name in ("points", "levels", "predicted_iou", "stability")
+            ),
+        )
+
+
+@torch.inference_mode()
+def propose(head: MaskHead, embedding: Tensor, frame: Frame, settings: PoolSettings) -> Candidates:
+    """All candidates of one image.
+
+    Args:
+        head: of a SAM, with its three masks a point.
+        embedding: (P, g, g) of the image.
+        frame: where the image lies in SAM's frame.
+    """
+    side = settings.points_per_side
+    grid = np.stack(np.divmod(np.arange(side**2), side), axis=1)
+    extent = torch.tensor([frame.width, frame.height], dtype=torch.float32)
+    points = ((torch.from_numpy(grid[:, ::-1].copy()) + 0.5) / side * extent).to(embedding.device)
+    looked_at = ImageEmbedding(embedding.unsqueeze(0))
+    parts = []
+    for start in range(0, len(points), POINTS_AT_ONCE):
+        chunk = points[start : start + POINTS_AT_ONCE]
+        same = torch.zeros(len(chunk), dtype=torch.long, device=chunk.device)
+        found = head.at_points(looked_at, chunk, same, settings.min_iou)
+        is_near = _stability(found.logits.cpu().numpy(), settings.stability_offset) >= settings.min_stability - SLACK
+        if not is_near.any():
+            continue
+        logits = frame.restore(found.logits[torch.from_numpy(is_near)]).cpu().numpy()
+        stability = _stability(logits, settings.stability_offset)
+        kept = stability >= settings.min_stability
+        answers = (found.prompt, found.level, found.predicted_iou)
+        asked, level, iou = (values.cpu().numpy()[is_near][kept] for values in answers)
+        parts.append(Candidates(_encode((logits > 0)[kept]), grid[start + asked], level, iou, stability[kept]))
+    nothing = Candidates([], grid[:0], *(np.zeros(0, kind) for kind in (np.int64, np.float32, np.float32)))
+    return Candidates.joined([nothing, *parts])
+
+
+def _stability(logits: np.ndarray, offset: float) -> np.ndarray:
+    """(K,) share of the pixels above -offset that are above +offset; 0 where there are none."""
+    high, low = (np.array([np.count_nonzero(one) for one in logits > cut]) for cut in (offset, -offset))
+    return (high / np.maximum(low, 1)).astype(np.float32)
+
+
+def _encode(masks: np.ndarray) -> list[dict[str, Any]]:
+    return coco.encode(np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8))
+
+
+class CandidateCache:
+    """Candidate pools on disk, one JSON an image, named like the encodings they are made from.
+
+    Args:
+        embeddings: of the SAM that proposes.
+    """
+
+    def __init__(self, embeddings: SamCache, settings: PoolSettings) -> None:
+        model = embeddings.model
+        self.embeddings = embeddings
+        self.settings = settings
+        self.head = MaskHead(model.sam.prompt_encoder, model.sam.mask_decoder)
+        identity = {"model": model.record.name, "weights": model.record.sha256, **asdict(settings)}
+        self.folder = cache_folder("candidates", identity)
+
+    def ensure(self, examples: Sequence[Example], on_progress: OnProgress) -> None:
+        """Asks SAM about the images that are missing."""
+        missing = [example for example in examples if not self._path(example).exists()]
+        for done, example in enumerate(missing, start=1):
+            self.embeddings.ensure([example], lambda *_: None)
+            write_atomically(self._path(example), self.propose(example).to_json())
+            on_progress(done, len(missing))
+
+    def propose(self, example: Example) -> Candidates:
+        """The candidates of one image whose embedding is known, computed now."""
+        device = next(self.head.parameters()).device
+        embedding = self.embeddings.load([example])[0].to(device)
+        return propose(self.head, embedding, Frame.of(example.image, self.embeddings.frame), self.settings)
+
+    def load(self, example: Example) -> Candidates:
+        """Of an image that `ensure` has seen."""
+        return Candidates.from_json(self._path(example).read_bytes())
+
+    def _path(self, example: Example) -> Path:
+        return self.folder / f"{image_key(example.image)}.json"

@@ -1,0 +1,139 @@
+"""The training of sam-scenes: what it is asked, what it is told, and that a killed run goes on where it was."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from harness.backbone.sam_model import build_sam_scenes
+from harness.pretraining import prompts
+from harness.pretraining.dense_head import UNIT, _targets
+from harness.pretraining.mask_losses import dice_loss, iou, mask_loss, shares
+from harness.pretraining.sam_scenes import Options, Trainer, scene, train
+
+TINY = Options(steps=2, images=1, prompts=2, validation_images=0)
+
+
+@pytest.fixture
+def objects() -> np.ndarray:
+    found = np.zeros((224, 224), np.uint8)
+    found[10:20, 30:60] = 1
+    found[100:180, 100:104] = 2
+    found[150:160, 102:200] = 3
+    return found
+
+
+def test_every_object_is_asked_for_before_any_is_asked_twice(objects: np.ndarray) -> None:
+    for seed in range(20):
+        drawn = prompts.draw(objects, 4, np.random.default_rng(seed))
+        asked = [int(objects[mask][0]) for mask in drawn.masks]
+        assert set(asked) == {1, 2, 3}
+
+
+def test_points_lie_on_their_object_and_boxes_around_it(objects: np.ndarray) -> None:
+    drawn = prompts.draw(objects, 12, np.random.default_rng(0))
+    assert 0 < len(drawn.boxes) < 12
+    for mask, ((x, y),) in zip(drawn.masks, drawn.points, strict=True):
+        assert mask[y, x]
+    for mask, box in zip(drawn.masks[drawn.num_points :], drawn.boxes, strict=True):
+        assert np.abs(box - prompts.box_of(mask)).max() <= prompts.MAX_BOX_JITTER
+    assert prompts.box_of(objects == 1).tolist() == [30, 10, 59, 19]
+
+
+def test_a_correction_says_what_is_missing_or_too_much(objects: np.ndarray) -> None:
+    masks = np.stack([objects == 1, objects == 1])
+    first = prompts.middle_points(masks)
+    missing, too_much = np.zeros_like(masks[0]), masks[0].copy()
+    missing[10:20, 30:50] = True
+    too_much[200:210, 200:210] = True
+    for dice in (None, np.random.default_rng(0)):
+        corrected = first.corrected(np.stack([missing, too_much]), dice)
+        assert corrected.labels.tolist() == [[1, 1], [1, 0]]
+        assert (corrected.points[:, 1] >= [[50, 10], [200, 200]]).all()
+        assert (corrected.points[:, 1] < [[60, 20], [210, 210]]).all()
+
+
+def test_points_and_boxes_become_equally_many_tokens(objects: np.ndarray) -> None:
+    sam = build_sam_scenes()
+    drawn = prompts.draw(objects, 6, np.random.default_rng(0))
+    assert 0 < drawn.num_points < 6
+    assert drawn.embed(sam).shape == (6, 2, 96)
+    corrected = drawn.corrected(np.zeros_like(drawn.masks), np.random.default_rng(0))
+    tokens = corrected.embed(sam)
+    assert tokens.shape == (6, 3, 96)
+    first = drawn.num_points
+    clicks = torch.from_numpy(corrected.points[:first]).float(), torch.from_numpy(corrected.labels[:first])
+    assert_close(tokens[:first], sam.prompt_encoder(points=clicks, boxes=None, masks=None)[0])
+    boxes = torch.from_numpy(drawn.boxes).float()
+    corners = sam.prompt_encoder(points=None, boxes=boxes, masks=None)[0]
+    assert_close(tokens[first:, 1:], corners)
+
+
+def test_losses_of_hand_worked_masks() -> None:
+    truth = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
+    guess = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    # 2 * 1 common + 1 over 1 + 2 + 1.
+    assert_close(dice_loss(guess, truth), torch.tensor(1 - 3 / 4))
+    assert_close(dice_loss(truth, truth), torch.tensor(0.0))
+    assert iou(guess > 0, truth > 0).item() == 0.5
+    assert iou(truth < 0, truth < 0).item() == 1
+    assert_close(shares(torch.eye(4, dtype=torch.bool)[None], 2), torch.tensor([[[0.5, 0.0], [0.0, 0.5]]]))
+
+
+def test_the_least_loss_of_three_masks_counts() -> None:
+    targets = torch.zeros(1, 8, 8)
+    targets[0, :4] = 1
+    right, wrong = 20 * (targets - 0.5), 20 * (0.5 - targets)
+    perfect = torch.stack([right] * 4, dim=1)
+    one_right = torch.stack([right, wrong, right, wrong], dim=1)
+    all_wrong = torch.stack([right, wrong, wrong, wrong], dim=1)
+    assert mask_loss(perfect, torch.ones(1, 4), targets) < 1e-3
+    scores = torch.tensor([[1.0, 0.0, 1.0, 0.0]])
+    assert mask_loss(one_right, scores, targets) < mask_loss(all_wrong, torch.tensor([[1.0, 0, 0, 0]]), targets) / 5
+    assert mask_loss(perfect, torch.zeros(1, 4), targets) > 0.99
+
+
+def test_dense_targets_reach_to_the_sides_of_the_visible_box(objects: np.ndarray) -> None:
+    distances, is_object = _targets(objects[None], 112)
+    assert is_object[0].sum() == np.count_nonzero(objects[1::2, 1::2])
+    row, column = 6, 20
+    assert is_object[0, row, column]
+    assert (distances[:, 0, row, column] * UNIT).tolist() == [41 - 30, 13 - 10, 59 - 41, 19 - 13]
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    whole = train(TINY, tmp_path / "whole")
+    killed = Trainer(TINY)
+    killed.train_step()
+    killed.save(tmp_path / "killed" / "checkpoint.pt")
+    resumed = train(TINY, tmp_path / "killed")
+    assert resumed.step == whole.step == 2
+    assert_close(resumed.sam.state_dict(), whole.sam.state_dict(), rtol=0, atol=0)
+    again = train(TINY, tmp_path / "killed")
+    assert_close(again.sam.state_dict(), whole.sam.state_dict(), rtol=0, atol=0)
+    assert len((tmp_path / "killed" / "curve.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_step_moves_every_parameter_that_prompts_reach() -> None:
+    trainer = Trainer(Options(steps=10, images=1, prompts=4, validation_images=0))
+    before = {name: value.clone() for name, value in trainer.sam.named_parameters()}
+    for _ in range(3):  # zero residual branches let gradients through to what is behind them only one by one
+        trainer.train_step()
+    moved = {name for name, value in trainer.sam.named_parameters() if not torch.equal(value, before[name])}
+    needs_two_rounds = ("prompt_encoder.mask_downscaling", "prompt_encoder.point_embeddings.0")
+    still = {name for name in before.keys() - moved if not name.startswith(needs_two_rounds)}
+    assert still == set()
+
+
+def test_training_scenes_are_of_the_train_split_and_of_all_domains() -> None:
+    ids = [scene("train", 0, index).image_id for index in range(4)]
+    assert [name.split("/")[1] for name in ids] == ["studio-0", "canvas-0", "sketch-0", "night-0"]
+    assert {name.split("/")[2] for name in ids} == {"train"}
+
+
+def test_the_rate_rises_stays_and_falls_to_nothing() -> None:
+    options = Options(steps=1000, warmup=10, cooldown=0.5)
+    rates = [options.rate(step) for step in (0, 9, 300, 500, 750, 999)]
+    assert_close(rates, [0.1, 1.0, 1.0, 1.0, 0.5, 0.002])

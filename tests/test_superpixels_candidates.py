@@ -1,0 +1,130 @@
+"""The candidate pool is SAM's automatic mask generator's; what is written is what is read."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from sams import SIDE, random_sam
+from segment_anything import SamAutomaticMaskGenerator
+
+from harness.backbone.sam import MaskHead
+from harness.backbone.sam_model import load_sam
+from harness.data.example import Example
+from harness.data.scenes import Config as ScenesConfig
+from harness.data.scenes import load
+from harness.encodings import SamCache
+from harness.frame import Frame
+from harness.superpixels.candidates import CandidateCache, Candidates, PoolSettings, propose
+from harness.superpixels.filter import suppress_duplicates
+from harness.superpixels.granularity import SCENES
+
+SAM = random_sam()
+IMAGE = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+
+
+SETTINGS = PoolSettings(points_per_side=6, min_iou=0.7, min_stability=0.85)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path))
+
+
+def _propose(settings: PoolSettings, image: np.ndarray = IMAGE) -> Candidates:
+    embedding = SamCache(SAM).encode([Example("noise", image, image[..., 0], ())])[0]
+    return propose(MaskHead(SAM.sam.prompt_encoder, SAM.sam.mask_decoder), embedding, Frame.of(image, SIDE), settings)
+
+
+@pytest.mark.parametrize("max_box_iou", [1.0, 0.7])
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (40, 64), (100, 60)])
+def test_the_masks_are_those_of_the_automatic_mask_generator(height, width, max_box_iou):
+    image = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
+    upstream = SamAutomaticMaskGenerator(
+        SAM.sam,
+        points_per_side=SETTINGS.points_per_side,
+        pred_iou_thresh=SETTINGS.min_iou,
+        stability_score_thresh=SETTINGS.min_stability,
+        box_nms_thresh=max_box_iou,
+    )
+    theirs = upstream.generate(image)
+    ours = _propose(SETTINGS, image)
+    ours = ours.select(suppress_duplicates(ours, max_box_iou=max_box_iou))
+    if max_box_iou == 1.0:
+        assert 20 < len(theirs) < 3 * SETTINGS.points_per_side**2 - 10
+    assert len(ours) == len(theirs)
+    for mask, iou, stability, one in zip(ours.masks(), ours.predicted_iou, ours.stability, theirs, strict=True):
+        same = one["segmentation"]
+        assert (mask & same).sum() / (mask | same).sum() >= 0.99
+        assert iou == pytest.approx(one["predicted_iou"], abs=1e-5)
+        assert stability == pytest.approx(one["stability_score"], abs=0.01)
+
+
+def test_the_masks_of_the_trained_sam_are_those_of_the_generator_too():
+    sam = load_sam("sam-scenes")
+    example = load(ScenesConfig(test_images=1), "test")[0]
+    asked = PoolSettings(8, *SCENES.thresholds["default"], SCENES.stability_offset)
+    upstream = SamAutomaticMaskGenerator(
+        sam.sam,
+        points_per_side=8,
+        pred_iou_thresh=asked.min_iou,
+        stability_score_thresh=asked.min_stability,
+        stability_score_offset=asked.stability_offset,
+    )
+    head = MaskHead(sam.sam.prompt_encoder, sam.sam.mask_decoder)
+    ours = propose(head, SamCache(sam).encode([example])[0], Frame.of(example.image, sam.frame), asked)
+    ours = ours.select(suppress_duplicates(ours))
+    theirs = np.stack([one["segmentation"] for one in upstream.generate(example.image)])
+    assert len(ours) == len(theirs) >= 3
+    masks = ours.masks()
+    assert ((masks & theirs).sum((1, 2)) / (masks | theirs).sum((1, 2)) >= 0.99).all()
+
+
+def test_a_candidate_knows_its_point_and_its_level():
+    candidates = _propose(PoolSettings(points_per_side=3, min_iou=-100.0, min_stability=0.0))
+    assert candidates.levels.tolist() == [0, 1, 2] * 9
+    assert candidates.points.tolist() == [[row, column] for row in range(3) for column in range(3) for _ in range(3)]
+
+
+def test_looser_settings_keep_what_stricter_ones_keep():
+    counts = [len(_propose(PoolSettings(6, 0.7, stability))) for stability in (0.8, 0.85, 0.9)]
+    assert all(more > fewer for more, fewer in pairwise(counts))
+    loose, strict = _propose(PoolSettings(6, 0.7, 0.8)), _propose(SETTINGS)
+    assert loose.select(loose.stability >= 0.85).rles == strict.rles
+
+
+def test_what_is_written_is_what_is_read():
+    written = _propose(SETTINGS)
+    read = Candidates.from_json(written.to_json())
+    assert read.rles == written.rles
+    for name in ("points", "levels", "predicted_iou", "stability"):
+        assert np.array_equal(getattr(read, name), getattr(written, name))
+    nothing = Candidates.from_json(written.select(np.zeros(len(written), bool)).to_json())
+    assert len(nothing) == 0
+    assert nothing.points.shape == (0, 2)
+
+
+def test_boxes_and_areas_are_those_of_the_masks():
+    candidates = _propose(SETTINGS)
+    masks = candidates.masks()
+    assert candidates.areas().tolist() == masks.sum((1, 2)).tolist()
+    rows, columns = masks.any(2), masks.any(1)
+    assert candidates.boxes()[:, 0].tolist() == columns.argmax(1).tolist()
+    assert candidates.boxes()[:, 3].tolist() == (SIDE - 1 - rows[:, ::-1].argmax(1)).tolist()
+
+
+def test_an_image_is_encoded_and_asked_about_once(monkeypatch):
+    example = Example("noise", IMAGE[:40], np.zeros((40, SIDE), np.uint8), ())
+    told: list[tuple[int, int]] = []
+    CandidateCache(SamCache(SAM), SETTINGS).ensure([example], lambda *done: told.append(done))
+    monkeypatch.setattr(SamCache, "encode", None)
+    again = CandidateCache(SamCache(SAM), SETTINGS)
+    monkeypatch.setattr(again, "propose", None)
+    again.ensure([example], lambda *done: told.append(done))
+    assert told == [(1, 1)]
+    assert again.load(example).masks().shape[1:] == (40, SIDE)
+    assert SamCache(SAM).load([example]).shape == (1, 32, 8, 8)
+
+
+def test_other_settings_are_another_folder():
+    embeddings = SamCache(SAM)
+    assert CandidateCache(embeddings, PoolSettings(6, 0.7, 0.8)).folder != CandidateCache(embeddings, SETTINGS).folder

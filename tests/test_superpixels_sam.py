@@ -1,0 +1,118 @@
+"""The SAM source: names of granularities, one question to SAM for all of them, and its place in the cache."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
+from sams import random_sam
+
+from harness import superpixels
+from harness.backbone.sam import MaskHead
+from harness.backbone.sam_model import build_sam_scenes
+from harness.data.example import Example
+from harness.data.scenes import Config as ScenesConfig
+from harness.data.scenes import load
+from harness.features import SuperpixelCache
+from harness.frame import Frame
+from harness.superpixels.granularity import NAMES, settings
+from harness.superpixels.sam import FEATURES, Config, principal_components
+
+EXAMPLE = load(ScenesConfig(test_images=1), "test")[0]
+
+
+def checkpoint(folder: Path, seed: int) -> str:
+    """A file of the small SAM's architecture with random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        save_file(build_sam_scenes().state_dict(), folder / f"sam-{seed}.safetensors")
+    return str(folder / f"sam-{seed}.safetensors")
+
+
+@pytest.mark.parametrize("model", ["sam-scenes", "sam-vit-b"])
+@pytest.mark.parametrize("granularity", NAMES)
+def test_a_name_stands_for_its_settings_and_any_of_them_can_be_replaced(granularity, model):
+    config = Config(granularity=granularity, model=model)
+    assert settings(model, granularity).items() <= config.model_dump().items()
+    assert Config(**config.model_dump()) == config
+    replaced = Config(granularity=granularity, model=model, rock_sand_water=0.5, count=7)
+    assert replaced == config.model_copy(update={"rock_sand_water": 0.5, "count": 7})
+    assert replaced.max_superpixels == 7
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"points_per_side": 20}, "points_per_side=20 exceeds pool_points_per_side=16"),
+        ({"pred_iou_threshold": 0.3, "model": "sam-vit-h"}, "candidates of sam-vit-h have 0.7 or more"),
+        ({"stability_threshold": 0.1}, "stability_threshold=0.1, but candidates of sam-scenes have"),
+        ({"detail": 0.1}, "cannot take effect with granularity 'default'"),
+        ({"granularity": "finer"}, "'coarse', 'default', 'fine', 'finest' or 'adaptive'"),
+    ],
+)
+def test_what_the_pool_cannot_give_is_refused(given, message):
+    with pytest.raises(ValidationError, match=message):
+        Config(**given)
+
+
+def test_sam_is_asked_once_for_all_granularities(tmp_path, monkeypatch):
+    monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path))
+    sam = random_sam()
+    monkeypatch.setattr("harness.superpixels.sam.frozen_sam", lambda _: sam)
+    source = superpixels.get("sam")
+    source.segment(Config(), EXAMPLE)
+    monkeypatch.setattr(MaskHead, "at_points", None)
+    monkeypatch.setattr(type(sam), "embed", None)
+    for given in (*({"granularity": name} for name in NAMES), {"points_per_side": 3, "min_area": 0.1}):
+        labels = source.segment(Config(**given), EXAMPLE)
+        assert np.array_equal(np.unique(labels), np.arange(labels.max() + 1))
+
+
+def test_adaptive_spends_its_budget_inside_the_superpixels_of_the_default(tmp_path, monkeypatch):
+    monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path))
+    monkeypatch.setattr("harness.superpixels.sam.frozen_sam", lambda _: random_sam())
+    source, loose = superpixels.get("sam"), {"pred_iou_threshold": 0.6, "stability_threshold": 0.9}
+    plain = source.segment(Config(count=10, **loose), EXAMPLE)
+    split = source.segment(Config(granularity="adaptive", count=30, detail=0.0, **loose), EXAMPLE)
+    assert 1 < plain.max() + 1 <= 10
+    assert split.max() + 1 == 30
+    for label in range(30):
+        assert len(np.unique(plain[split == label])) == 1
+    careful = source.segment(Config(granularity="adaptive", count=30, detail=0.05, **loose), EXAMPLE)
+    assert plain.max() <= careful.max() < split.max()
+
+
+def test_superpixels_of_other_weights_are_other_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path))
+    caches = [
+        SuperpixelCache("sam", Config(model=checkpoint(tmp_path, seed), pool_points_per_side=2, points_per_side=2), 56)
+        for seed in (0, 1)
+    ]
+    assert caches[0].key != caches[1].key
+
+
+def test_superpixels_of_the_image_as_loaded_are_brought_to_the_frame(tmp_path, monkeypatch):
+    monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path))
+    config = Config(model=checkpoint(tmp_path, 0), pool_points_per_side=2, points_per_side=2)
+    wide = Example("wide", EXAMPLE.image[:112], EXAMPLE.objects[:112], ())
+    cache = SuperpixelCache("sam", config, 56)
+    cache.ensure([wide], lambda *_: None)
+    labels = cache.load([wide])[0]
+    assert labels.shape == (56, 56)
+    assert (labels[28:] == -1).all()
+    assert labels[:28].unique().tolist() == list(range(int(labels.max()) + 1))
+
+
+def test_principal_components_keep_what_differs_between_cells():
+    embedding = torch.randn(3, generator=torch.Generator().manual_seed(0))[:, None, None] * torch.arange(16.0).view(
+        4, 4
+    )
+    embedding = torch.cat([embedding, torch.zeros(29, 4, 4)])
+    components = principal_components(embedding, Frame.of(np.zeros((32, 32, 3), np.uint8), 32))
+    assert components.shape == (FEATURES, 4, 4)
+    distances = torch.cdist(components.flatten(1).T, components.flatten(1).T)
+    expected = torch.cdist(embedding.flatten(1).T, embedding.flatten(1).T)
+    # Small distances come out of differences of large squares.
+    torch.testing.assert_close(distances, expected, atol=1e-3, rtol=1e-4)
