@@ -136,7 +136,7 @@ class MaskHead(nn.Module):
             embedding: of B images.
             points: (M, 2) x and y in pixels of the frame.
             image: (M,) int64, which image each point lies in.
-            min_iou: masks with a predicted IoU of no more than this are left out.
+            min_iou: masks with a predicted IoU of no more than this are left out, and so are empty ones.
         """
         assert self.image_update, "a point's masks are SAM's own, whose image looks back at the point"
         decoder = self.mask_decoder
@@ -150,11 +150,16 @@ class MaskHead(nn.Module):
         pixels = self._upscale(keys[is_drawn], embedding.details, image[is_drawn])
         networks = decoder.output_hypernetworks_mlps
         kernels = [networks[token](states[is_drawn, 1 + token]) for token in range(1, len(networks))]
-        masks = einsum(torch.stack(kernels, dim=1), pixels, "m level c, m n ij kl c -> m level n ij kl")[
-            is_wanted[is_drawn]
-        ]
+        masks = einsum(torch.stack(kernels, dim=1), pixels, "m level c, m n ij kl c -> m level n ij kl")
+        masks = masks[is_wanted[is_drawn]]
         prompt, level = is_wanted.nonzero(as_tuple=True)
-        return PointMasks(_to_image(masks, embedding.coarse.shape[-2]), prompt, level, predicted_iou[is_wanted])
+        is_there = masks.amax((1, 2, 3)) > 0
+        return PointMasks(
+            _to_image(masks[is_there], embedding.coarse.shape[-2]),
+            prompt[is_there],
+            level[is_there],
+            predicted_iou[is_wanted][is_there],
+        )
 
     def _two_way(self, embedding: ImageEmbedding, prompts: Tensor, group: Grouping) -> tuple[Tensor, Tensor]:
         """The answers (M, 1 + masks, P) to prompts (M, K, P), IoU first, and the image as each prompt sees it."""
