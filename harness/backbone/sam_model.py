@@ -20,6 +20,7 @@ from segment_anything import sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
 
+from harness.backbone.strict import refuse_misfits
 from harness.backbone.weights import WeightsRecord, resolve
 from harness.errors import WeightsError
 
@@ -73,7 +74,7 @@ class LoadedSam(nn.Module):
         Returns:
             (B, P, g, g).
         """
-        pixels = (255 * frames - self.sam.pixel_mean) / self.sam.pixel_std
+        pixels = self.sam.preprocess(255 * frames)
         if inside is not None:
             pixels = pixels.masked_fill(~inside.unsqueeze(1), 0.0)
         with torch.autocast(frames.device.type, torch.bfloat16, enabled=frames.is_cuda):
@@ -158,12 +159,11 @@ def _read(path: Path, name: str) -> dict[str, Tensor]:
 
 def _load_strictly(sam: Sam, state: dict[str, Tensor], name: str) -> None:
     expected = sam.state_dict()
-    problems = {
-        "missing": expected.keys() - state.keys(),
-        "unexpected": state.keys() - expected.keys(),
-        "of another shape": {key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape},
-    }
-    found = "; ".join(f"{kind}: {', '.join(sorted(keys)[:4])}" for kind, keys in problems.items() if keys)
-    if found:
-        raise WeightsError(f"the weights {name!r} do not fit their SAM exactly: {found}")
+    refuse_misfits(
+        name,
+        "their SAM",
+        missing=expected.keys() - state.keys(),
+        unexpected=state.keys() - expected.keys(),
+        reshaped={key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape},
+    )
     sam.load_state_dict(state)

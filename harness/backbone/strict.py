@@ -1,6 +1,6 @@
-"""Checkpoints of transformers, loaded with no weight missing, none left over and none of another shape."""
+"""Checkpoints, loaded with no weight missing, none left over and none of another shape."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,18 +33,33 @@ def load_strictly(auto: Any, folder: Path, name: str, optional: Iterable[str] = 
             ignore_mismatched_sizes=True,  # reported below with the rest, in place of an exception of its own
             **settings,
         )
-    problems = {
-        "missing": set(loading["missing_keys"]) - set(optional),
-        "unexpected": set(loading["unexpected_keys"]) - set(optional),
-        "of another shape": {key[0] for key in loading["mismatched_keys"]},
-    }
-    found = "; ".join(f"{kind}: {', '.join(sorted(keys)[:4])}" for kind, keys in problems.items() if keys)
+    refuse_misfits(
+        name,
+        f"a {model.config.model_type}",
+        missing=set(loading["missing_keys"]) - set(optional),
+        unexpected=set(loading["unexpected_keys"]) - set(optional),
+        reshaped={key[0] for key in loading["mismatched_keys"]},
+    )
+    return model
+
+
+def refuse_misfits(name: str, kind: str, *, missing: Set[str], unexpected: Set[str], reshaped: Set[str]) -> None:
+    """Ends loading where any weight does not fit.
+
+    Args:
+        name: of the weights.
+        kind: what they should fit, with its article.
+        missing, unexpected, reshaped: keys that are not there, that nothing takes, and that have another shape.
+
+    Raises:
+        WeightsError: there is one; names some of each.
+    """
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    found = "; ".join(f"{problem}: {', '.join(sorted(keys)[:4])}" for problem, keys in problems.items() if keys)
     if found:
         raise WeightsError(
-            f"the weights {name!r} do not fit a {model.config.model_type} exactly: {found}; "
-            "take the checkpoint from where it was published"
+            f"the weights {name!r} do not fit {kind} exactly: {found}; take the checkpoint from where it was published"
         )
-    return model
 
 
 @contextmanager

@@ -121,7 +121,7 @@ class Trainer:
         return {"masks": masks.item(), "dense": dense.item(), "rounds": rounds}
 
     def _embed(self, examples: list[Example]) -> Tensor:
-        pixels = (255 * to_tensor([example.image for example in examples]) - self.sam.pixel_mean) / self.sam.pixel_std
+        pixels = self.sam.preprocess(255 * to_tensor([example.image for example in examples]))
         return torch.cat([self.sam.image_encoder(pair) for pair in pixels.split(2)])  # two images fit the CPU's cache
 
     def _prompt(self, embedding: Tensor, objects: np.ndarray, rounds: int, dice: np.random.Generator) -> Tensor:
