@@ -18,6 +18,7 @@ from harness.yaml_errors import validate
 from harness.yaml_tree import Spot, Tree, merge, parse, read
 
 PRESET_KEYS = ("base", "objectives", "seeds")
+_NO_ASSIGNMENT = "is not of the form key=value, as in training.steps=100"
 
 
 def read_study(path: Path, overrides: Sequence[str]) -> tuple[StudySettings, dict[str, Tree]]:
@@ -73,18 +74,27 @@ def _override(study: Tree, overrides: Sequence[str], problems: list[str]) -> Tre
         if keys[0] in SECTIONS:
             keys.insert(0, "base")
         spot = Spot(f"--set {given}")
-        allowed = {*StudySettings.model_fields} - {"extends"}
-        if not equals or not all(keys):
-            problems.append(f"{spot}: is not of the form key=value, as in training.steps=100")
-        elif keys[0] not in allowed:
-            problems.append(f"{spot}: unknown key; {suggest(keys[0], {*allowed, *SECTIONS})}")
-        elif keys[0] == "arms" and len(keys) > 1 and keys[1] not in _keys(study.get("arms")):
-            problems.append(f"{spot}: there is no arm {keys[1]!r}; {suggest(keys[1], _keys(study.get('arms')))}")
-        else:
-            value = parse(text, spot, problems)
-            if value is not None:
-                study = replace(merge(study, Tree.nest(keys, value)), spot=study.spot)
+        mistake = _mistake_in_path(study, keys) if equals else _NO_ASSIGNMENT
+        if mistake is not None:
+            problems.append(f"{spot}: {mistake}")
+            continue
+        value = parse(text, spot, problems)
+        if value is not None:
+            study = replace(merge(study, Tree.nest(keys, value)), spot=study.spot)
     return study
+
+
+def _mistake_in_path(study: Tree, keys: Sequence[str]) -> str | None:
+    """What is wrong with the place that `--set` names."""
+    if not all(keys):
+        return _NO_ASSIGNMENT
+    allowed = {*StudySettings.model_fields} - {"extends"}
+    if keys[0] not in allowed:
+        return f"unknown key; {suggest(keys[0], {*allowed, *SECTIONS})}"
+    arms = _keys(study.get("arms"))
+    if keys[0] == "arms" and len(keys) > 1 and keys[1] not in arms:
+        return f"there is no arm {keys[1]!r}; {suggest(keys[1], arms)}"
+    return None
 
 
 def _check(study: Tree, problems: list[str]) -> tuple[StudySettings | None, dict[str, Tree]]:
