@@ -33,7 +33,7 @@ from harness.encodings import SamCache, frozen_sam
 from harness.frame import Frame
 from harness.metrics import mean_best_overlap
 from harness.progress import progress_on
-from harness.superpixels.candidates import Candidates, PoolSettings, propose
+from harness.superpixels.candidates import Candidates, PoolSettings, encode, propose
 from harness.superpixels.filter import FilterSettings, choose, on_grid, suppress_duplicates
 from harness.superpixels.granularity import scores_of
 from harness.superpixels.sam import Config, pool
@@ -86,8 +86,7 @@ def _agreement(ours: Candidates, theirs: list[dict[str, Any]]) -> tuple[int, int
     if not len(ours) or not theirs:
         return len(ours), len(theirs), np.zeros(len(theirs))
     masks = np.stack([one["segmentation"] for one in theirs])
-    encoded = coco.encode(np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8))
-    return len(ours), len(theirs), coco.iou(encoded, ours.rles, [False] * len(ours)).max(axis=1)
+    return len(ours), len(theirs), coco.iou(encode(masks), ours.rles, [False] * len(ours)).max(axis=1)
 
 
 def ellipses(count: int, side: int, grid: int, seed: int) -> Candidates:
@@ -100,7 +99,7 @@ def ellipses(count: int, side: int, grid: int, seed: int) -> Candidates:
         for i in range(count)
     ]
     return Candidates(
-        coco.encode(np.asfortranarray(np.stack(masks).transpose(1, 2, 0), dtype=np.uint8)),
+        encode(np.stack(masks)),
         rng.integers(0, grid, (count, 2)),
         rng.integers(0, 3, count),
         rng.uniform(0.6, 1, count).astype(np.float32),

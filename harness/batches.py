@@ -82,9 +82,7 @@ class BatchMaker:
             for example, frame, asked in zip(examples, frames, chosen, strict=True)
             for expression in asked
         ]
-        inside = np.stack(
-            [frame.place_mask(np.ones(e.image.shape[:2], bool)) for e, frame in zip(examples, frames, strict=True)]
-        )
+        inside = np.stack([frame.inside() for frame in frames])
         has_target = torch.tensor([bool(expression.targets) for asked in chosen for expression in asked])
         answers = torch.where(has_target, SEG, REJ) + self.llm.vocabulary
         image = torch.tensor([i for i, asked in enumerate(chosen) for _ in asked])

@@ -88,9 +88,7 @@ class SamCache(EncodingCache):
         """Embeddings (B, P, g, g)."""
         placed = [Frame.of(example.image, self.frame) for example in examples]
         frames = to_tensor([frame.place_image(e.image) for frame, e in zip(placed, examples, strict=True)])
-        inside = np.stack(
-            [frame.place_mask(np.ones(e.image.shape[:2], bool)) for frame, e in zip(placed, examples, strict=True)]
-        )
+        inside = np.stack([frame.inside() for frame in placed])
         device = next(self.model.parameters()).device
         with torch.inference_mode():
             return self.model.embed(frames.to(device), torch.from_numpy(inside).to(device)).cpu()

@@ -61,6 +61,12 @@ class Frame:
         framed[: self.height, : self.width] = self.resize(mask, Image.Resampling.NEAREST)
         return framed
 
+    def inside(self) -> np.ndarray:
+        """(R, R) bool, True on the image, False in the padding."""
+        inside = np.zeros((self.side, self.side), bool)
+        inside[: self.height, : self.width] = True
+        return inside
+
     def patch_mask(self, grid: tuple[int, int]) -> np.ndarray:
         """(N,) bool, True where a patch holds at least one pixel of the image."""
         rows = np.arange(grid[0]) * self.side / grid[0] < self.height

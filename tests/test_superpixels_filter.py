@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from pycocotools import mask as coco
 
 from benchmarks.superpixels import ellipses, filter_by_loop
-from harness.superpixels.candidates import Candidates
+from harness.superpixels.candidates import Candidates, encode
 from harness.superpixels.filter import (
     FilterSettings,
     choose,
@@ -29,7 +28,7 @@ def candidates_of(
     """Stable masks that all answer the first point."""
     count = len(masks)
     return Candidates(
-        coco.encode(np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8)),
+        encode(masks),
         np.zeros((count, 2), int),
         np.array(levels),
         np.array(predicted_iou[:count], np.float32),

@@ -162,7 +162,7 @@ def propose(head: MaskHead, embedding: Tensor, frame: Frame, settings: PoolSetti
         kept = stability >= settings.min_stability
         answers = (found.prompt, found.level, found.predicted_iou)
         asked, level, iou = (values.cpu().numpy()[is_near][kept] for values in answers)
-        parts.append(Candidates(_encode((logits > 0)[kept]), grid[start + asked], level, iou, stability[kept]))
+        parts.append(Candidates(encode((logits > 0)[kept]), grid[start + asked], level, iou, stability[kept]))
     nothing = Candidates([], grid[:0], *(np.zeros(0, kind) for kind in (np.int64, np.float32, np.float32)))
     return Candidates.joined([nothing, *parts])
 
@@ -173,7 +173,8 @@ def _stability(logits: np.ndarray, offset: float) -> np.ndarray:
     return (high / np.maximum(low, 1)).astype(np.float32)
 
 
-def _encode(masks: np.ndarray) -> list[dict[str, Any]]:
+def encode(masks: np.ndarray) -> list[dict[str, Any]]:
+    """Masks (K, h, w) bool as COCO run lengths."""
     return coco.encode(np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8))
 
 
