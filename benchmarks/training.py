@@ -64,7 +64,7 @@ class Step:
         """Batch, forward, backward, update."""
         batch = make()
         with autocast(self.precision, self.device):
-            answer = self.assembly.segmenter(batch.features, batch.frames, batch.query)
+            answer = self.assembly.segmenter(batch.features, batch.view, batch.query)
         losses(answer, batch).total.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -74,7 +74,7 @@ class Step:
     def masks(self, batch: Batch) -> Tensor:
         """Mask logits in float32, to compare."""
         self.assembly.segmenter.eval()
-        logits = self.assembly.segmenter(batch.features, batch.frames, batch.query).mask_logits
+        logits = self.assembly.segmenter(batch.features, batch.view, batch.query).mask_logits
         self.assembly.segmenter.train()
         return logits
 

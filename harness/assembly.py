@@ -1,6 +1,7 @@
 """Puts the parts of one cell together, untrained: data, caches, projector, LLM, mask head."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,13 +13,14 @@ from harness import data
 from harness import superpixels as sources
 from harness.backbone.config import VisionConfig
 from harness.backbone.llm import build_llm
-from harness.backbone.sam import PatchEmbedding, build_mask_head
+from harness.backbone.sam import MaskHead, PatchEmbedding, SamEmbedding, build_mask_head
 from harness.backbone.segmenter import Segmenter
 from harness.backbone.vision import VisionEncoder, load_vision_encoder
 from harness.backbone.weights import WeightsRecord
 from harness.batches import BatchMaker
 from harness.data.example import Example
-from harness.features import PatchCache, SuperpixelCache
+from harness.encodings import frozen_sam
+from harness.features import PatchCache, SamCache, SuperpixelCache
 from harness.progress import Progress
 from harness.study import CellSpec
 from projectors import Dims
@@ -68,7 +70,7 @@ def assemble(spec: CellSpec, training: Sequence[Example], device: torch.device) 
     encoder = vision_encoder(spec.vision_encoder)
     words = {word for example in training for expression in example.expressions for word in expression.text.split()}
     llm = build_llm(spec.llm, words)
-    mask_head = build_mask_head(spec.mask_head, encoder.grid, spec.vision_encoder.frame)
+    mask_head, image_embedding, sam = _mask_head(spec, encoder)
     superpixels, max_superpixels = _superpixels(spec)
     dims = Dims(
         vision=encoder.width,
@@ -79,9 +81,7 @@ def assemble(spec: CellSpec, training: Sequence[Example], device: torch.device) 
         max_superpixels=max_superpixels,
     )
     projector = _projector(spec, dims)
-    segmenter = Segmenter(projector, llm, PatchEmbedding(encoder.width, mask_head.width, encoder.grid), mask_head).to(
-        device
-    )
+    segmenter = Segmenter(projector, llm, image_embedding, mask_head).to(device)
     decoder_pe = None
     if "decoder_pe" in projector.needs:
         decoder_pe = mask_head.positional_encoding(spec.vision_encoder.frame // DECODER_PE_STRIDE)
@@ -92,10 +92,26 @@ def assemble(spec: CellSpec, training: Sequence[Example], device: torch.device) 
         decoder_pe,
         encoder.grid,
         device,
+        sam,
     )
     weights = [encoder.weights] if llm.weights is None else [encoder.weights, llm.weights]
+    weights += [] if sam is None else [sam.model.record]
     weights += superpixels.weights if superpixels is not None else ()
-    return Assembly(segmenter, batches, tuple(weights))
+    return Assembly(segmenter, batches, tuple(dict.fromkeys(weights)))
+
+
+def _mask_head(
+    spec: CellSpec, encoder: VisionEncoder
+) -> tuple[MaskHead, PatchEmbedding | SamEmbedding, SamCache | None]:
+    """The mask head, what its image embedding is made by, and SAM's embeddings where they are a SAM's."""
+    config = spec.mask_head
+    if config.name == "scratch":
+        head = build_mask_head(config, encoder.grid, spec.vision_encoder.frame)
+        return head, PatchEmbedding(encoder.width, head, encoder.grid), None
+    model = frozen_sam(config.name)
+    # The decoder learns; the one that proposes superpixels stays as it is.
+    decoder = deepcopy(model.sam.mask_decoder).requires_grad_(True)
+    return MaskHead(deepcopy(model.sam.prompt_encoder), decoder), SamEmbedding(), SamCache(model)
 
 
 def _projector(spec: CellSpec, dims: Dims) -> projectors.Projector:
@@ -117,6 +133,8 @@ def _superpixels(spec: CellSpec) -> tuple[SuperpixelCache | None, int]:
 def prepare(batches: BatchMaker, examples: Sequence[Example], progress: Progress) -> None:
     """Fills the caches for these images, so that training only reads."""
     batches.patches.ensure(examples, lambda done, total: progress.note(f"patches {done}/{total}"))
+    if batches.sam is not None:
+        batches.sam.ensure(examples, lambda done, total: progress.note(f"SAM embeddings {done}/{total}"))
     if batches.superpixels is not None:
         batches.superpixels.ensure(examples, lambda done, total: progress.note(f"superpixels {done}/{total}"))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from harness.backbone.llm import REJ, SEG, LanguageModel
 from harness.backbone.segmenter import Query
 from harness.data.example import Example, Expression
-from harness.features import PatchCache, SuperpixelCache
+from harness.features import PatchCache, SamCache, SuperpixelCache
 from harness.frame import Frame, to_tensor
 from projectors import VisualFeatures
 
@@ -22,7 +22,8 @@ class Batch:
 
     Args:
         features: what the projector sees.
-        frames: (B, 3, R, R) in 0..1.
+        view: what masks are drawn from beside the patches: frames (B, 3, R, R) in 0..1 for a mask head from scratch,
+            SAM's embeddings (B, P, g, g) for one of a SAM.
         inside: (B, R, R) float, 1 on the image, 0 in the padding.
         query: the prompts, (B, E, L).
         image: (M,) which image an expression is asked of.
@@ -31,7 +32,7 @@ class Batch:
     """
 
     features: VisualFeatures
-    frames: Tensor
+    view: Tensor
     inside: Tensor
     query: Query
     image: Tensor
@@ -48,6 +49,7 @@ class BatchMaker:
         superpixels: the source's cache, or None where the projector needs no superpixels.
         decoder_pe: (P, h, w) the mask decoder's positional encoding, or None where the projector needs none.
         grid: (H, W) of the patches.
+        sam: the image embeddings of the mask head's SAM, or None for a mask head from scratch.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class BatchMaker:
         decoder_pe: Tensor | None,
         grid: tuple[int, int],
         device: torch.device,
+        sam: SamCache | None = None,
     ) -> None:
         self.llm = llm
         self.patches = patches
@@ -65,6 +68,7 @@ class BatchMaker:
         self.decoder_pe = decoder_pe
         self.grid = grid
         self.device = device
+        self.sam = sam
 
     def training(self, examples: Sequence[Example], num_expressions: int, generator: torch.Generator) -> Batch:
         """At most `num_expressions` of each image's expressions, drawn without replacement."""
@@ -88,7 +92,7 @@ class BatchMaker:
         image = torch.tensor([i for i, asked in enumerate(chosen) for _ in asked])
         return Batch(
             features=self.features(examples, frames),
-            frames=self.frames(examples, frames),
+            view=self.view(examples, frames),
             inside=torch.from_numpy(inside).float().to(self.device),
             query=self.query([[expression.text for expression in asked] for asked in chosen]),
             image=image.to(self.device),
@@ -106,8 +110,15 @@ class BatchMaker:
             decoder_pe=self.decoder_pe,
         )
 
-    def frames(self, examples: Sequence[Example], frames: Sequence[Frame]) -> Tensor:
-        """The pixels (B, 3, R, R) in 0..1."""
+    @property
+    def mask_frame(self) -> int:
+        """Side of the frame that masks are drawn in, in pixels: SAM's own, or else the vision encoder's."""
+        return self.patches.frame if self.sam is None else self.sam.frame
+
+    def view(self, examples: Sequence[Example], frames: Sequence[Frame]) -> Tensor:
+        """What masks are drawn from beside the patches: pixels (B, 3, R, R) in 0..1, or SAM's embeddings."""
+        if self.sam is not None:
+            return self.sam.load(examples).to(self.device)
         placed = [frame.place_image(example.image) for example, frame in zip(examples, frames, strict=True)]
         return to_tensor(placed).to(self.device)
 

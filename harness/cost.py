@@ -25,7 +25,7 @@ from harness.frame import Frame, to_tensor
 from harness.training import autocast
 from projectors import VisualFeatures
 
-STAGES = ("vision", "superpixels", "projector", "llm", "mask")
+STAGES = ("vision", "sam", "superpixels", "projector", "llm", "mask")
 WARM_UP = 3
 
 
@@ -35,7 +35,8 @@ class Cost:
 
     Args:
         latency_ms: median wall time of a whole run.
-        stage_ms: median wall time of each stage; superpixels include generating them, not reading a cache.
+        stage_ms: median wall time of each stage. `sam` is SAM's image encoder, once for all that need it; `superpixels`
+            includes asking SAM about its points and filtering the answers, not reading them from a cache.
         stage_flops: FLOPs of each stage; matrix products and convolutions only.
     """
 
@@ -52,6 +53,12 @@ class Pipeline:
         self.batches = batches
         self.example = example
         self.frame = Frame.of(example.image, batches.patches.frame)
+        self.mask_frame = Frame.of(example.image, batches.mask_frame)
+        self.candidates = None if batches.superpixels is None else batches.superpixels.pool
+        # One embedding serves the mask head and the superpixels where both are of the same SAM.
+        proposing = [] if self.candidates is None else [self.candidates.embeddings]
+        drawing = [] if batches.sam is None else [batches.sam]
+        self.sams = {cache.folder: cache for cache in (*proposing, *drawing)}
         self.query = batches.query([[example.expressions[0].text]])
         self.pixels = to_tensor([self.frame.place_image(example.image)]).to(batches.device)
         self.patch_mask = torch.from_numpy(self.frame.patch_mask(batches.grid)).unsqueeze(0).to(batches.device)
@@ -62,8 +69,16 @@ class Pipeline:
         encoder = self.batches.patches.encoder
         patches = encoder(self.pixels).float()
         stage("vision")
+        view = self.pixels
+        for cache in self.sams.values():
+            embedding = cache.encode([self.example])
+            if self.batches.sam is not None and cache.folder == self.batches.sam.folder:
+                view = embedding.to(self.batches.device)
+        stage("sam")
         labels = None
         if self.batches.superpixels is not None:
+            if self.candidates is not None:
+                self.candidates.propose(self.example)
             cut = self.batches.superpixels.cut(self.example)
             labels = torch.from_numpy(cut).long().unsqueeze(0).to(self.batches.device)
         stage("superpixels")
@@ -73,7 +88,7 @@ class Pipeline:
         states = self.segmenter.read(tokens, self.query)
         self.segmenter.llm.answer_logits(states)
         stage("llm")
-        masks = self.frame.restore(self.segmenter.segment(patches, self.pixels, states, self.first))
+        masks = self.mask_frame.restore(self.segmenter.segment(patches, view, states, self.first))
         stage("mask")
         return masks
 

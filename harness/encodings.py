@@ -65,6 +65,7 @@ class PatchCache(EncodingCache):
         identity = {
             "model": encoder.model_id,
             "weights": encoder.weights.sha256,
+            "layer": encoder.layer,
             "preprocessing": encoder.preprocessing_id,
         }
         super().__init__("patches", identity, frame, batch_images)

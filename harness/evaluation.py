@@ -63,12 +63,13 @@ class Evaluator:
             query = self.batches.query(asked)
             with autocast(self.precision, self.batches.device):
                 features = self.batches.features(chunk, frames)
-                answer = self.segmenter(features, self.batches.frames(chunk, frames), query)
+                answer = self.segmenter(features, self.batches.view(chunk, frames), query)
             sizes = [len(row) for row in asked]
             says_seg = answer.answer_logits.argmax(-1) == SEG + self.segmenter.llm.vocabulary
             tokens = answer.tokens.mask.sum(1).tolist()
             masks = answer.mask_logits.split(sizes)
-            for frame, logits, answered, num_tokens in zip(frames, masks, says_seg.split(sizes), tokens, strict=True):
+            drawn = [Frame.of(example.image, self.batches.mask_frame) for example in chunk]
+            for frame, logits, answered, num_tokens in zip(drawn, masks, says_seg.split(sizes), tokens, strict=True):
                 yield Prediction((frame.restore(logits) > 0).cpu().numpy(), answered.cpu().numpy(), num_tokens)
 
     def score(self, examples: Sequence[Example]) -> tuple[pd.DataFrame, list[int]]:

@@ -21,6 +21,7 @@ from harness.data.example import Example
 from harness.encodings import PatchCache, SamCache
 from harness.files import write_atomically
 from harness.frame import Frame
+from harness.superpixels.candidates import CandidateCache
 from harness.superpixels.partition import compact
 
 __all__ = ["PatchCache", "SamCache", "SuperpixelCache"]
@@ -48,6 +49,11 @@ class SuperpixelCache:
     def key(self) -> str:
         """Names this source with these settings, for files made from it."""
         return self.folder.name
+
+    @property
+    def pool(self) -> CandidateCache | None:
+        """The cached candidates that the source chooses from, if it does."""
+        return self.source.pool(self.config)
 
     def ensure(self, examples: Sequence[Example], on_progress: OnProgress) -> None:
         """Cuts the images that are missing."""

@@ -5,6 +5,15 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
+class CurriculumConfig(BaseModel):
+    """What is asked first: only expressions of these families, for so many steps."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(ge=1, description="the first steps of all, which count among the others")
+    families: tuple[str, ...] = Field(min_length=1, description="families of the data, such as attribute")
+
+
 class TrainingConfig(BaseModel):
     """How every arm of a study is trained."""
 
@@ -15,6 +24,9 @@ class TrainingConfig(BaseModel):
         default=0,
         ge=0,
         description="steps of the first stage: LLM, its LoRA and the projector's late parts stay frozen",
+    )
+    curriculum: CurriculumConfig | None = Field(
+        default=None, description="simple expressions first; who can tell red from blue learns sooner what stands left"
     )
     batch_images: int = Field(default=16, ge=1, description="images in a step")
     expressions_per_image: int = Field(default=6, ge=1, description="expressions asked of an image in a step")

@@ -45,7 +45,7 @@ class Metric:
 
 
 def _metrics() -> dict[str, Metric]:
-    stages = ("vision", "superpixels", "projector", "llm", "mask")
+    stages = ("vision", "sam", "superpixels", "projector", "llm", "mask")
     quality = {
         "giou": Metric("gIoU"),
         "giou_teacher_forced": Metric("gIoU, [SEG] given"),

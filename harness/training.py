@@ -7,7 +7,8 @@ Source: LISA, https://arxiv.org/abs/2308.00692 (losses and their weights);
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from harness.backbone.segmenter import Answer, Segmenter
 from harness.batches import Batch, BatchMaker
 from harness.data.example import Example
+from harness.errors import DataError, suggest
 from harness.muon import Muon
 from harness.recipe import TrainingConfig
 
@@ -108,10 +110,14 @@ class Trainer:
         self.curve: list[CurvePoint] = []
 
     def run(self, examples: Sequence[Example]) -> list[CurvePoint]:
-        """Both stages over these examples; returns the training curve."""
+        """Both stages over these examples; returns the training curve.
+
+        Raises:
+            DataError: no expression is of a family that the curriculum begins with.
+        """
         groups = self.segmenter.parameter_groups()
         self.segmenter.train()
-        order = self._endless(examples)
+        order = self._order(examples)
         if self.config.alignment_steps:
             for parameter in groups["late"]:
                 parameter.requires_grad_(False)
@@ -133,7 +139,7 @@ class Trainer:
         for step in range(start + 1, start + steps + 1):
             batch = self.batches.training(next(order), config.expressions_per_image, self.generator)
             with autocast(config.precision, device):
-                answer = self.segmenter(batch.features, batch.frames, batch.query)
+                answer = self.segmenter(batch.features, batch.view, batch.query)
             parts = losses(answer, batch)
             parts.total.backward()
             torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
@@ -147,6 +153,14 @@ class Trainer:
                 window.clear()
                 self.on_step(step, total, self.curve[-1].loss)
 
+    def _order(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
+        """The batches of a whole training, those of the curriculum first."""
+        curriculum = self.config.curriculum
+        if curriculum is not None:
+            simple = of_families(examples, curriculum.families)
+            yield from islice(self._endless(simple), curriculum.steps)
+        yield from self._endless(examples)
+
     def _endless(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
         """Batches of images, each image once before any comes again."""
         size = min(self.config.batch_images, len(examples))
@@ -154,6 +168,27 @@ class Trainer:
             order = torch.randperm(len(examples), generator=self.generator).tolist()
             for start in range(0, len(order) - size + 1, size):
                 yield [examples[i] for i in order[start : start + size]]
+
+
+def of_families(examples: Sequence[Example], families: Sequence[str]) -> list[Example]:
+    """The examples with only their expressions of these families; those that have none are left out.
+
+    Raises:
+        DataError: no example has any expression of one of the families.
+    """
+    present = {expression.family for example in examples for expression in example.expressions}
+    for family in families:
+        if family not in present:
+            raise DataError(
+                f"training.curriculum.families: no training expression is of the family {family!r}; "
+                f"{suggest(family, present)}"
+            )
+    kept = []
+    for example in examples:
+        expressions = tuple(one for one in example.expressions if one.family in families)
+        if expressions:
+            kept.append(replace(example, expressions=expressions))
+    return kept
 
 
 def build_optimizers(

@@ -104,7 +104,7 @@ def control_table(findings: Findings) -> Table:
 
 def cost_table(findings: Findings) -> Table:
     """Where the time, the arithmetic and the memory go."""
-    stages = ("vision", "superpixels", "projector", "llm", "mask")
+    stages = ("vision", "sam", "superpixels", "projector", "llm", "mask")
     columns: list[tuple[Column, _Make]] = [
         (Column("tokens", "tokens, mean"), _mean("tokens", 1)),
         (Column("tokens_p95", "tokens, p95"), _mean("tokens_p95", 1)),

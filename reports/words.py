@@ -7,6 +7,7 @@ import numpy as np
 
 from harness.claims import Finding, Judgement
 from harness.stats import Verdict
+from reports import granularity
 from reports.findings import Findings, Variant
 from reports.numbers import between, fixed, is_missing, p_value, percent
 
@@ -25,6 +26,7 @@ def answers(findings: Findings) -> list[str]:
         *_verdicts(findings),
         *_front(findings),
         *_weakest_family(findings, best),
+        *granularity.answers(findings),
     ]
 
 

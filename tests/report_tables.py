@@ -140,6 +140,7 @@ def _result(name: str, seed: int, samples: pd.DataFrame, generator: np.random.Ge
     decoder = {"name": "sam-decoder", "source": "random", "revision": "0", "sha256": "cd" * 32}
     stages = {
         "vision": 8.0,
+        "sam": 0.0,
         "superpixels": 3.0 if superpixels else 0.0,
         "projector": 1.0,
         "llm": tokens / 4,

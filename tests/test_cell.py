@@ -2,6 +2,7 @@
 
 import json
 import math
+from copy import deepcopy
 
 import pandas as pd
 import pytest
@@ -11,6 +12,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from harness import assembly
 from harness.cell import run_cell
+from harness.encodings import frozen_sam
 from harness.records import METRICS, SAMPLE_COLUMNS, RunFolder
 from harness.study import load
 from tests.small_study import quiet
@@ -21,7 +23,7 @@ base:
   data: {{name: scenes, train_images: 6, validation_images: 1, test_images: 3, expressions_per_image: 4}}
   vision_encoder: {{name: {encoder}, frame: 56}}
   llm: {{name: tiny, width: 32, layers: 1, heads: 2, visual_attention: bidirectional, template: "{{expression}} ."}}
-  mask_head: {{width: 32, depth: 1, mlp_width: 32, heads: 4, image_update: false}}
+  mask_head: {{name: scratch, width: 32, depth: 1, mlp_width: 32, heads: 4, image_update: false}}
   superpixels: {{name: grid, count: 6}}
   training: {{steps: 3, alignment_steps: 1, batch_images: 2, expressions_per_image: 3, warmup_steps: 1}}
   evaluation: {{latency_repeats: 1, gallery_images: 2}}
@@ -30,6 +32,7 @@ arms:
   finer: {{projector: {{name: pooling, tokens: 36}}}}
   sspe: {{projector: {{name: svp, aggregation: ssa, position: {{name: sspe, width: 16, resolution: 4}}}}}}
   decoder_pe: {{projector: {{name: svp, position: decoder_pe}}}}
+  sam: {{projector: {{name: svp, position: decoder_pe}}, superpixels: {{name: sam}}, mask_head: sam-scenes}}
 seeds: [0]
 objectives: {{giou: maximize}}
 baseline: pooling
@@ -55,6 +58,29 @@ def folder(tmp_path) -> RunFolder:
     return RunFolder(tmp_path / "run")
 
 
+def test_a_sam_cuts_the_image_and_draws_the_masks(cells, folder):
+    """One SAM for both; its decoder learns, and the one that proposes superpixels does not."""
+    before = deepcopy(frozen_sam("sam-scenes").sam.state_dict())
+    row = run_cell(cells["sam"], folder, quiet())
+    assert row["status"] == "done", row["reason"]
+    assert min(row["flops_sam"], row["flops_mask"], row["latency_sam_ms"], row["latency_superpixels_ms"]) > 0
+    assert [weight["name"] for weight in json.loads(row["weights"])][1:] == ["sam-scenes"]
+    after = frozen_sam("sam-scenes").sam.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_mask_head_of_a_sam_starts_as_that_sam(cells):
+    spec = cells["sam"].spec
+    parts = assembly.assemble(spec, assembly.load_examples(spec, "train"), torch.device("cpu"))
+    head, sam = parts.segmenter.mask_head, frozen_sam("sam-scenes").sam
+    for name, value in sam.mask_decoder.state_dict().items():
+        assert torch.equal(head.mask_decoder.state_dict()[name], value)
+    learning = {name for name, value in head.named_parameters() if value.requires_grad}
+    assert "mask_decoder.output_hypernetworks_mlps.0.layers.0.weight" in learning
+    assert not any(name.startswith("prompt_encoder") for name in learning)
+    assert not any(value.requires_grad for value in sam.parameters())
+
+
 @pytest.mark.parametrize("arm", ["pooling", "sspe", "decoder_pe"])
 def test_a_cell_measures_every_column(cells, folder, arm):
     row = run_cell(cells[arm], folder, quiet())
@@ -63,7 +89,7 @@ def test_a_cell_measures_every_column(cells, folder, arm):
     absent = {name for name in METRICS if name not in row and name not in families}
     assert all("giou_" in name or "fp_rate_" in name for name in absent)
     assert row["tokens"] <= row["max_tokens"]
-    assert row["flops"] == sum(row[f"flops_{s}"] for s in ("vision", "superpixels", "projector", "llm", "mask"))
+    assert row["flops"] == sum(row[f"flops_{s}"] for s in ("vision", "sam", "superpixels", "projector", "llm", "mask"))
     assert min(row["flops_vision"], row["flops_projector"], row["flops_llm"], row["flops_mask"]) > 0
     assert row["latency_ms"] > 0
     assert row["trainable_parameters"] > row["projector_parameters"] > 0

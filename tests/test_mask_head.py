@@ -9,10 +9,12 @@ from harness.backbone.config import MaskHeadConfig
 from harness.backbone.sam import ImageEmbedding, MaskHead, PatchEmbedding, build_mask_head
 
 
-def _head(side: int, depth: int, *, image_update: bool = True) -> MaskHead:
+def _head(side: int, depth: int, *, image_update: bool = True, pixel_width: int | None = None) -> MaskHead:
     """A decoder in the middle of training: at the start its residual branches are zero and would hide mistakes."""
     torch.manual_seed(0)
-    config = MaskHeadConfig(width=32, depth=depth, mlp_width=64, heads=4, image_update=image_update)
+    config = MaskHeadConfig(
+        width=32, depth=depth, mlp_width=64, heads=4, image_update=image_update, pixel_width=pixel_width
+    )
     head = build_mask_head(config, (side, side), 16 * side)
     with torch.no_grad():
         for parameter in head.mask_decoder.parameters():
@@ -20,9 +22,9 @@ def _head(side: int, depth: int, *, image_update: bool = True) -> MaskHead:
     return head
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
-def test_each_image_equals_the_upstream_decoder(depth):
-    head = _head(6, depth)
+@pytest.mark.parametrize(("depth", "pixel_width"), [(1, None), (2, None), (3, None), (2, 12)])
+def test_each_image_equals_the_upstream_decoder(depth, pixel_width):
+    head = _head(6, depth, pixel_width=pixel_width)
     coarse, prompts = torch.randn(3, 32, 6, 6), torch.randn(5, 32)
     image = torch.tensor([0, 2, 2, 1, 0])
     with torch.inference_mode():
@@ -85,10 +87,11 @@ def test_details_land_on_the_pixels_they_come_from(image_update):
         assert changed.nonzero().tolist() == [[10, 4], [10, 5], [11, 4], [11, 5]]
 
 
+@pytest.mark.parametrize("pixel_width", [None, 12])
 @pytest.mark.parametrize("image_update", [True, False])
-def test_everything_that_should_learn_gets_a_gradient(image_update):
-    head = _head(4, 2, image_update=image_update)
-    embed = PatchEmbedding(24, 32, (4, 4))
+def test_everything_that_should_learn_gets_a_gradient(image_update, pixel_width):
+    head = _head(4, 2, image_update=image_update, pixel_width=pixel_width)
+    embed = PatchEmbedding(24, head, (4, 4))
     embedding = embed(torch.randn(2, 16, 24), torch.rand(2, 3, 64, 64))
     head(embedding, torch.randn(3, 32), torch.tensor([0, 1, 1])).square().mean().backward()
     for name, parameter in [*head.named_parameters(), *embed.named_parameters()]:

@@ -1,6 +1,7 @@
 """Losses by hand, the schedule, the two stages, and that a segmenter learns."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,12 +9,14 @@ from torch.testing import assert_close
 
 from harness.backbone.segmenter import Answer, Query
 from harness.batches import Batch
-from harness.recipe import TrainingConfig
+from harness.errors import DataError
+from harness.recipe import CurriculumConfig, TrainingConfig
 from harness.training import (
     CurvePoint,
     Trainer,
     dice_loss,
     losses,
+    of_families,
     resolve_precision,
     warmup_cosine,
 )
@@ -36,7 +39,7 @@ def _batch(logits: torch.Tensor, targets: torch.Tensor, inside: torch.Tensor) ->
     answer = Answer(logits, torch.zeros(count, 4), tokens)
     batch = Batch(
         features=None,
-        frames=None,
+        view=None,
         inside=inside,
         query=Query(ids, ids.bool()),
         image=torch.zeros(count, dtype=torch.long),
@@ -114,10 +117,35 @@ def test_the_llm_learns_in_the_second_stage_only():
         assert names
         return any(not torch.equal(first[name], second[name]) for name in names)
 
-    early = ("projector.", "llm.answers", "mask_head.mask_decoder.", "patch_embedding.", "prompt.")
+    early = ("projector.", "llm.answers", "mask_head.mask_decoder.", "image_embedding.", "prompt.")
     assert all(changed(part, before, aligned) for part in early)
     assert not changed("llm.model.", before, aligned)
     assert changed("llm.model.", aligned, trained)
+
+
+def test_a_curriculum_asks_its_families_first():
+    class Seen(FixedBatches):
+        def training(self, examples, num_expressions, generator):
+            seen.append({one.family for example in examples for one in example.expressions})
+            return super().training(examples, num_expressions, generator)
+
+    seen: list[set[str]] = []
+    segmenter = tiny_segmenter()
+    batches = Seen(segmenter.llm)
+    examples = [
+        replace(one, expressions=(one.expressions[0], replace(one.expressions[1], family="texture")))
+        for one in batches.examples
+    ]
+    curriculum = CurriculumConfig(steps=2, families=("attribute",))
+    config = TrainingConfig(steps=3, batch_images=2, curriculum=curriculum, learning_rate=1e-3)
+    Trainer(segmenter, batches, config, torch.Generator().manual_seed(0), lambda *_: None).run(examples)
+    assert seen == [{"attribute"}, {"attribute"}, {"attribute", "texture"}]
+
+
+def test_a_curriculum_of_a_family_that_is_not_there_is_refused():
+    examples = FixedBatches(tiny_segmenter().llm).examples
+    with pytest.raises(DataError, match=r"no training expression is of the family 'colour'; known: "):
+        of_families(examples, ["colour"])
 
 
 def test_precision_is_what_the_hardware_does_well():

@@ -27,6 +27,7 @@ from harness.backbone.config import VisionConfig
 from harness.backbone.vision import RANDOM, VisionEncoder, load_vision_encoder, names
 from harness.backbone.weights import resolve
 from harness.cache import VARIABLE
+from harness.encodings import PatchCache
 from harness.errors import WeightsError
 
 TINY: dict[str, Any] = {
@@ -215,3 +216,25 @@ def test_a_family_that_is_not_understood_is_refused(folder: Path) -> None:
     ViTModel(ViTConfig(**TINY)).save_pretrained(folder)
     with pytest.raises(WeightsError, match="family 'vit'; known vision encoders: dinov2"):
         load_vision_encoder(VisionConfig(name=str(folder), frame=56))
+
+
+def test_an_earlier_block_gives_what_dinov2_gives_as_its_intermediate_layer(folder: Path) -> None:
+    whole, first = (load_vision_encoder(VisionConfig(name=str(folder), frame=56, layer=layer)) for layer in (None, 1))
+    frame = torch.rand(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        states = whole.model((frame - whole.mean) / whole.std, output_hidden_states=True).hidden_states
+        torch.testing.assert_close(first(frame), whole.model.layernorm(states[1])[:, 1:])
+        torch.testing.assert_close(whole(frame), whole.model.layernorm(states[2])[:, 1:])
+
+
+def test_blocks_do_not_share_a_cache(folder: Path) -> None:
+    folders = {
+        PatchCache(load_vision_encoder(VisionConfig(name=str(folder), frame=56, layer=layer)), 56).folder
+        for layer in (None, 1, 2)
+    }
+    assert len(folders) == 2, "the last block is the same by either name"
+
+
+def test_a_block_that_is_not_there_is_refused(folder: Path) -> None:
+    with pytest.raises(WeightsError, match=r"layer=3, but .* has 2 blocks; use 1 to 2"):
+        load_vision_encoder(VisionConfig(name=str(folder), frame=56, layer=3))

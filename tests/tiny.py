@@ -37,7 +37,7 @@ def tiny_segmenter(
     dims = Dims(vision=VISION, language=llm.width, grid=GRID, frame=FRAME, decoder=mask_head.width, max_superpixels=6)
     settings = settings or {"tokens": 4}
     built = kind(kind.Config(**settings), dims)
-    return Segmenter(built, llm, PatchEmbedding(VISION, mask_head.width, GRID), mask_head)
+    return Segmenter(built, llm, PatchEmbedding(VISION, mask_head, GRID), mask_head)
 
 
 def tiny_features(num_images: int, generator: torch.Generator) -> tuple[VisualFeatures, Tensor]:

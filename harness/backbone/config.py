@@ -16,6 +16,9 @@ class VisionConfig(BackboneConfig):
 
     name: str = Field(description="weight name (`--list encoders`), hub id or folder")
     frame: int = Field(default=224, ge=32, le=2048, description="side of the square frame, in pixels")
+    layer: int | None = Field(
+        default=None, ge=1, description="block whose patches are taken, counted from 1; left out, the last"
+    )
 
 
 class LoRAConfig(BackboneConfig):
@@ -60,12 +63,37 @@ class LLMConfig(BackboneConfig):
 
 
 class MaskHeadConfig(BackboneConfig):
-    """SAM's prompt encoder and mask decoder, trained with the rest; SAM itself has width 256, mlp_width 2048."""
+    """SAM's prompt encoder and mask decoder, trained with the rest.
 
-    width: int = Field(default=256, ge=32, description="P, width of the decoder and of the prompt embedding")
-    depth: int = Field(default=2, ge=1, description="two-way attention blocks")
-    mlp_width: int = Field(default=2048, ge=32)
-    heads: int = Field(default=8, ge=1)
+    `scratch` learns from nothing on the vision encoder's patches; any other name is a SAM, whose decoder begins as it
+    is and looks at that SAM's own frozen image embedding.
+    """
+
+    name: str = Field(default="scratch", description="scratch, sam-scenes, sam-vit-b|l|h or a SAM checkpoint's path")
+    width: int | None = Field(
+        default=None, ge=32, description="P, of the decoder and of the prompt embedding; scratch only, 256 as in SAM"
+    )
+    depth: int | None = Field(default=None, ge=1, description="two-way attention blocks; scratch only, 2 as in SAM")
+    mlp_width: int | None = Field(default=None, ge=32, description="scratch only, 2048 as in SAM")
+    heads: int | None = Field(default=None, ge=1, description="scratch only, 8 as in SAM")
+    pixel_width: int | None = Field(
+        default=None,
+        ge=4,
+        description="numbers a pixel is known by; scratch only, width / 8 as in SAM, which is few where expressions "
+        "share their pixels (image_update: false)",
+    )
     image_update: bool = Field(
         default=True, description="whether the image looks back at each prompt, as in SAM; false is far cheaper"
     )
+
+    @model_validator(mode="after")
+    def _settings_take_effect(self) -> "MaskHeadConfig":
+        if self.name == "scratch":
+            return self
+        sizes = ("width", "depth", "mlp_width", "heads", "pixel_width")
+        ignored = [key for key in sizes if getattr(self, key) is not None]
+        if ignored:
+            raise ValueError(f"{', '.join(ignored)} cannot take effect on the pretrained mask head {self.name!r}")
+        if not self.image_update:
+            raise ValueError(f"image_update: false would cut the pretrained mask head {self.name!r} apart; remove it")
+        return self

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+from segment_anything.modeling.common import LayerNorm2d
+from segment_anything.modeling.mask_decoder import MLP
 from torch import Tensor, nn
 
 from harness.backbone.config import MaskHeadConfig
@@ -27,7 +29,7 @@ class ImageEmbedding:
 
     Args:
         coarse: (B, P, g, g).
-        details: features at 2g and 4g, (B, P/4, 2g, 2g) and (B, P/8, 4g, 4g); None for SAM's own embedding.
+        details: features at 2g and 4g, in SAM (B, P/4, 2g, 2g) and (B, P/8, 4g, 4g); None for SAM's own embedding.
     """
 
     coarse: Tensor
@@ -41,12 +43,13 @@ class PatchEmbedding(nn.Module):
     small objects their edges.
     """
 
-    def __init__(self, vision_width: int, width: int, grid: tuple[int, int]) -> None:
+    def __init__(self, vision_width: int, mask_head: "MaskHead", grid: tuple[int, int]) -> None:
         super().__init__()
         self.grid = grid
-        self.neck = nn.Sequential(nn.Linear(vision_width, width), nn.LayerNorm(width))
-        self.stem_fine = nn.Conv2d(3, width // 8, 5, stride=2, padding=2)
-        self.stem_middle = nn.Sequential(nn.GELU(), nn.Conv2d(width // 8, width // 4, 3, stride=2, padding=1))
+        middle, fine = mask_head.detail_widths
+        self.neck = nn.Sequential(nn.Linear(vision_width, mask_head.width), nn.LayerNorm(mask_head.width))
+        self.stem_fine = nn.Conv2d(3, fine, 5, stride=2, padding=2)
+        self.stem_middle = nn.Sequential(nn.GELU(), nn.Conv2d(fine, middle, 2, stride=2))
 
     def forward(self, patches: Tensor, frames: Tensor) -> ImageEmbedding:
         """patches (B, N, C), frames (B, 3, R, R) in 0..1 -> embedding of side g = grid."""
@@ -56,6 +59,14 @@ class PatchEmbedding(nn.Module):
         size = (2 * UPSCALE * height, 2 * UPSCALE * width)
         fine = self.stem_fine(F.interpolate(frames, size, mode="bilinear", antialias=True) - 0.5)
         return ImageEmbedding(coarse, (self.stem_middle(fine), fine))
+
+
+class SamEmbedding(nn.Module):
+    """Where there is a SAM: its own image embedding, which comes frozen from the cache."""
+
+    def forward(self, patches: Tensor, view: Tensor) -> ImageEmbedding:  # noqa: ARG002 - what any embedding is given
+        """view (B, P, g, g) -> the same."""
+        return ImageEmbedding(view)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +113,12 @@ class MaskHead(nn.Module):
     def width(self) -> int:
         """P."""
         return self.mask_decoder.transformer_dim
+
+    @property
+    def detail_widths(self) -> tuple[int, int]:
+        """How many numbers a cell of 2g and a pixel of 4g have, in SAM P/4 and P/8."""
+        first, _, _, second, _ = self.mask_decoder.output_upscaling
+        return first.out_channels, second.out_channels
 
     def positional_encoding(self, side: int) -> Tensor:
         """(P, side, side): the coordinates in which the decoder thinks, on a grid of that many cells a side."""
@@ -179,7 +196,7 @@ class MaskHead(nn.Module):
         )
 
     def _upscale(self, keys: Tensor, details: tuple[Tensor, Tensor] | None, image: Tensor | None) -> Tensor:
-        """(X, N, P) -> (X, N, 4, 4, P/8): a patch's 2 x 2 cells, and of each its 2 x 2 pixels.
+        """(X, N, P) -> (X, N, 4, 4, P/8 or the pixel width): a patch's 2 x 2 cells, and of each its 2 x 2 pixels.
 
         A transposed convolution whose kernel is its stride is a linear map of each position, so nothing needs to be
         put back into an image between the two of them. `image` says whose details each row of `keys` takes.
@@ -211,19 +228,33 @@ def _spread(convolution: nn.Module, values: Tensor) -> Tensor:
 
 
 def build_mask_head(config: MaskHeadConfig, grid: tuple[int, int], frame: int) -> MaskHead:
-    """A mask head from scratch, of segment-anything's own classes."""
+    """A mask head from scratch, of segment-anything's own classes, with SAM's sizes where none are given."""
+    width, heads = config.width or 256, config.heads or 8
     prompt_encoder = PromptEncoder(
-        embed_dim=config.width,
-        image_embedding_size=grid,
-        input_image_size=(frame, frame),
-        mask_in_chans=16,
+        embed_dim=width, image_embedding_size=grid, input_image_size=(frame, frame), mask_in_chans=16
     )
     transformer = TwoWayTransformer(
-        depth=config.depth, embedding_dim=config.width, mlp_dim=config.mlp_width, num_heads=config.heads
+        depth=config.depth or 2, embedding_dim=width, mlp_dim=config.mlp_width or 2048, num_heads=heads
     )
-    decoder = MaskDecoder(transformer_dim=config.width, transformer=transformer, num_multimask_outputs=0)
+    decoder = MaskDecoder(transformer_dim=width, transformer=transformer, num_multimask_outputs=0)
+    if config.pixel_width is not None:
+        _widen(decoder, config.pixel_width)
     initialise(decoder)
     return MaskHead(prompt_encoder, decoder, image_update=config.image_update)
+
+
+def _widen(decoder: MaskDecoder, width: int) -> None:
+    """Pixels of `width` numbers from the first step of upscaling on, and kernels to match."""
+    decoder.output_upscaling = nn.Sequential(
+        nn.ConvTranspose2d(decoder.transformer_dim, width, kernel_size=2, stride=2),
+        LayerNorm2d(width),
+        nn.GELU(),
+        nn.ConvTranspose2d(width, width, kernel_size=2, stride=2),
+        nn.GELU(),
+    )
+    decoder.output_hypernetworks_mlps = nn.ModuleList(
+        MLP(decoder.transformer_dim, decoder.transformer_dim, width, 3) for _ in decoder.output_hypernetworks_mlps
+    )
 
 
 def initialise(decoder: MaskDecoder) -> None:

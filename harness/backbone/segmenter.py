@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from harness.backbone.llm import LanguageModel
 from harness.backbone.packing import pack
-from harness.backbone.sam import MaskHead, PatchEmbedding
+from harness.backbone.sam import MaskHead, PatchEmbedding, SamEmbedding
 from projectors import Projector, VisualFeatures, VisualTokens
 
 
@@ -52,12 +52,16 @@ class Segmenter(nn.Module):
     """One trained model of a cell; everything but the projector is the same in every arm of a study."""
 
     def __init__(
-        self, projector: Projector, llm: LanguageModel, patch_embedding: PatchEmbedding, mask_head: MaskHead
+        self,
+        projector: Projector,
+        llm: LanguageModel,
+        image_embedding: PatchEmbedding | SamEmbedding,
+        mask_head: MaskHead,
     ) -> None:
         super().__init__()
         self.projector = projector
         self.llm = llm
-        self.patch_embedding = patch_embedding
+        self.image_embedding = image_embedding
         self.mask_head = mask_head
         hidden, out = nn.Linear(llm.width, llm.width), nn.Linear(llm.width, mask_head.width)
         self.prompt = nn.Sequential(hidden, nn.ReLU(), out)
@@ -65,13 +69,13 @@ class Segmenter(nn.Module):
             # SAM's own tokens have unit variance; a prompt that starts weaker than they are is ignored for long.
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
-    def forward(self, features: VisualFeatures, frames: Tensor, query: Query) -> Answer:
-        """Features of B images, their frames (B, 3, R, R) in 0..1, and what is asked of them."""
+    def forward(self, features: VisualFeatures, view: Tensor, query: Query) -> Answer:
+        """Features of B images, what else their masks are drawn from (see `Batch.view`), and what is asked of them."""
         tokens = self.projector(features)
         states = self.read(tokens, query)
         image = repeat(torch.arange(len(query.ids), device=states.device), "b -> b e", e=query.ids.shape[1])
         return Answer(
-            mask_logits=self.segment(features.patches, frames, states, image[query.real]),
+            mask_logits=self.segment(features.patches, view, states, image[query.real]),
             answer_logits=self.llm.answer_logits(states),
             tokens=tokens,
         )
@@ -84,9 +88,9 @@ class Segmenter(nn.Module):
         last = repeat(packed.last, "b e -> b e d", d=states.shape[-1])
         return states.gather(1, last)[query.real]
 
-    def segment(self, patches: Tensor, frames: Tensor, states: Tensor, image: Tensor) -> Tensor:
+    def segment(self, patches: Tensor, view: Tensor, states: Tensor, image: Tensor) -> Tensor:
         """States (M, D), each of one of the B images, to mask logits (M, h, w)."""
-        embedding = self.patch_embedding(patches, frames)
+        embedding = self.image_embedding(patches, view)
         return self.mask_head(embedding, self.prompt(states), image)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

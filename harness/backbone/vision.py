@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -32,11 +33,18 @@ RANDOM_SEED = 0
 class VisionEncoder(nn.Module):
     """Patches of a frozen encoder, its last LayerNorm applied, without CLS and register tokens.
 
+    Patches of an earlier block take the same LayerNorm, as in DINOv2's `get_intermediate_layers`; the blocks behind it
+    are dropped.
+
     Args:
         model: a ViT of transformers whose sequence is [CLS], registers, patches.
         frame: side R of the square frame, in pixels.
         record: which weights it has.
+        layer: the block whose patches are taken, from 1; None for the last.
         mean, std: per channel, what the frame is normalised with.
+
+    Raises:
+        WeightsError: the frame does not divide into patches, or the model has no such block.
     """
 
     mean: Tensor
@@ -47,6 +55,7 @@ class VisionEncoder(nn.Module):
         model: PreTrainedModel,
         frame: int,
         record: WeightsRecord,
+        layer: int | None = None,
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
     ) -> None:
@@ -58,6 +67,14 @@ class VisionEncoder(nn.Module):
                 f"vision_encoder.frame={frame} is no multiple of the {patch_size} px patch of {record.name!r}; "
                 f"use {lower} or {lower + patch_size}"
             )
+        encoder: Any = model.encoder
+        blocks: nn.ModuleList = encoder.layer
+        if layer is not None and layer > len(blocks):
+            raise WeightsError(
+                f"vision_encoder.layer={layer}, but {record.name!r} has {len(blocks)} blocks; use 1 to {len(blocks)}"
+            )
+        encoder.layer = blocks[:layer]
+        self.layer = len(encoder.layer)
         self.model = model.requires_grad_(False).eval()
         self.weights = record
         self.patch_size = patch_size
@@ -96,8 +113,8 @@ def load_vision_encoder(config: VisionConfig) -> VisionEncoder:
     """The encoder of this name, on the CPU in float32.
 
     Raises:
-        WeightsError: its weights cannot be had or do not load strictly, its family is not known, or the frame does not
-            divide into its patches.
+        WeightsError: its weights cannot be had or do not load strictly, its family is not known, the frame does not
+            divide into its patches, or it has no such block.
     """
     if config.name.startswith(RANDOM):
         return _random(config)
@@ -105,7 +122,7 @@ def load_vision_encoder(config: VisionConfig) -> VisionEncoder:
     folder = _as_folder(record)
     model = _load_known(folder, record.name)
     mean, std = _normalisation(folder)
-    return VisionEncoder(model, config.frame, record, mean, std)
+    return VisionEncoder(model, config.frame, record, config.layer, mean, std)
 
 
 def _as_folder(record: WeightsRecord) -> Path:
@@ -147,4 +164,4 @@ def _random(config: VisionConfig) -> VisionEncoder:
     for key, value in model.state_dict().items():
         digest.update(key.encode() + value.numpy().tobytes())
     record = WeightsRecord(config.name, "random", f"seed {RANDOM_SEED}", digest.hexdigest())
-    return VisionEncoder(model, config.frame, record)
+    return VisionEncoder(model, config.frame, record, config.layer)

@@ -1,7 +1,7 @@
 """Superpixel sources: one file, one source, one name in YAML.
 
 A file of this folder that has a `Config` and a `segment` is a source; nothing else needs to know of it. One that asks a
-pretrained model says which, by `weights(config)`.
+pretrained model says which, by `weights(config)`, and where it keeps what it asked, by `pool(config)`.
 """
 
 import pkgutil
@@ -33,8 +33,13 @@ def get(name: str) -> Source:
     if name not in names():
         raise HarnessError(f"no superpixel source {name!r}; {suggest(name, names())}")
     module = import_module(f"{__name__}.{name}")
-    return Source(name, module.Config, module.segment, getattr(module, "weights", _no_weights))
+    weights, pool = getattr(module, "weights", _no_weights), getattr(module, "pool", _no_pool)
+    return Source(name, module.Config, module.segment, weights, pool)
 
 
 def _no_weights(_: SourceConfig) -> tuple[WeightsRecord, ...]:
     return ()
+
+
+def _no_pool(_: SourceConfig) -> None:
+    return None

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from harness.backbone.weights import WeightsRecord
 from harness.data.example import Example
+from harness.superpixels.candidates import CandidateCache
 
 
 class SourceConfig(BaseModel):
@@ -33,9 +34,11 @@ class Source:
         Config: its settings.
         segment: (config, example) -> (h, w) int16, a partition of the image with the ids 0..S-1, every one present.
         weights: (config) -> the frozen models that decide what comes out, beside the image and the settings.
+        pool: (config) -> the cached candidates that it chooses from; None for a source that keeps nothing.
     """
 
     name: str
     Config: type[SourceConfig]
     segment: Callable[[Any, Example], np.ndarray]
     weights: Callable[[Any], tuple[WeightsRecord, ...]]
+    pool: Callable[[Any], CandidateCache | None]
