@@ -56,6 +56,19 @@ def _llms() -> list[Line]:
     return [("tiny", "trained from scratch; give width, layers and heads", ""), *_weights("llm")]
 
 
+def _mask_heads() -> list[Line]:
+    from harness.backbone.weights import CHECKPOINTS, SHIPPED
+
+    shipped = [(name, f"sha256 {sha256[:12]}", "ships with this package") for name, (_, sha256) in SHIPPED.items()]
+    meta = [(name, f"sha256 {found.sha256[:12]}", f"hub {found.repository}") for name, found in CHECKPOINTS.items()]
+    return [
+        ("scratch", "trained from scratch on the vision encoder's patches; give its sizes", ""),
+        *shipped,
+        *meta,
+        ("path/to/file", "any checkpoint of a SAM, .pth or .safetensors", "path"),
+    ]
+
+
 LISTS: dict[str, Callable[[], list[Line]]] = {
     "projectors": _projectors,
     "superpixels": _superpixels,
@@ -63,6 +76,7 @@ LISTS: dict[str, Callable[[], list[Line]]] = {
     "metrics": _metrics,
     "encoders": lambda: _weights("encoder"),
     "llms": _llms,
+    "mask_heads": _mask_heads,
 }
 
 

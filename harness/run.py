@@ -16,7 +16,7 @@ from harness.records import METRICS, Row, RunFolder
 from harness.study import Cell, Study, load
 
 RESULT_COLUMNS = ("giou", "giou_shuffled", "giou_random_object", "fp_rate", "tokens", "latency_ms")
-LIST_KINDS = ("projectors", "superpixels", "datasets", "metrics", "encoders", "llms")
+LIST_KINDS = ("projectors", "superpixels", "datasets", "metrics", "encoders", "llms", "mask_heads")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

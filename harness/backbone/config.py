@@ -69,7 +69,7 @@ class MaskHeadConfig(BackboneConfig):
     is and looks at that SAM's own frozen image embedding.
     """
 
-    name: str = Field(default="scratch", description="scratch, sam-scenes, sam-vit-b|l|h or a SAM checkpoint's path")
+    name: str = Field(default="scratch", description="`--list mask_heads`: scratch, a SAM by name, or its checkpoint")
     width: int | None = Field(
         default=None, ge=32, description="P, of the decoder and of the prompt embedding; scratch only, 256 as in SAM"
     )

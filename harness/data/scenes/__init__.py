@@ -52,6 +52,9 @@ class Config(BaseModel):
     validation_images: int = Field(default=100, ge=1)
     test_images: int = Field(default=200, ge=1)
     expressions_per_image: int = Field(default=8, ge=1, le=12)
+    train_expressions_per_image: int | None = Field(
+        default=None, ge=1, le=36, description="in the training split, more of the same shares; left out, as elsewhere"
+    )
 
     @field_validator("domains")
     @classmethod
@@ -104,11 +107,14 @@ class _Split(Sequence[Example]):
         config, key = self._config, _key(self._config, self._split, index)
         domain = config.domains[index % len(config.domains)]
         graph = scene_graph(config, self._split, index)
+        count = config.expressions_per_image
+        if self._split == "train" and config.train_expressions_per_image is not None:
+            count = config.train_expressions_per_image
         return Example(
             image_id=f"scenes-{config.version}/{domain}-{config.seed}/{self._split}/{index:06d}",
             image=render(graph, DOMAINS[domain], Dice((*key, _PAINT, list(DOMAINS).index(domain)))),
             objects=graph.ids,
-            expressions=expressions(graph, config.expressions_per_image, Dice((*key, _WORDS))),
+            expressions=expressions(graph, count, Dice((*key, _WORDS))),
             attributes=tuple(ObjectFacts(one.look.elongation, one.occlusion, one.visible) for one in graph.objects),
         )
 
