@@ -19,11 +19,11 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from harness.assembly import Assembly, assemble, default_device, load_examples, prepare
+from harness.assembly import Assembly, assemble, load_examples, prepare
 from harness.batches import Batch
 from harness.cell import seed_everything
-from harness.cost import synchronize
 from harness.data.example import Example
+from harness.device import default_device, synchronize
 from harness.environment import describe_environment
 from harness.features import PatchCache
 from harness.progress import progress_on

@@ -19,6 +19,7 @@ from harness.backbone.vision import VisionEncoder, load_vision_encoder
 from harness.backbone.weights import WeightsRecord
 from harness.batches import BatchMaker
 from harness.data.example import Example
+from harness.device import default_device
 from harness.encodings import frozen_sam
 from harness.features import PatchCache, SamCache, SuperpixelCache
 from harness.progress import Progress
@@ -137,8 +138,3 @@ def prepare(batches: BatchMaker, examples: Sequence[Example], progress: Progress
         batches.sam.ensure(examples, lambda done, total: progress.note(f"SAM embeddings {done}/{total}"))
     if batches.superpixels is not None:
         batches.superpixels.ensure(examples, lambda done, total: progress.note(f"superpixels {done}/{total}"))
-
-
-def default_device() -> torch.device:
-    """CUDA where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -12,8 +12,9 @@ import pandas as pd
 import torch
 
 from harness import metrics
-from harness.assembly import Assembly, assemble, default_device, load_examples, prepare
+from harness.assembly import Assembly, assemble, load_examples, prepare
 from harness.cost import Cost, PeakMemory, measure, num_parameters
+from harness.device import default_device
 from harness.environment import describe_environment
 from harness.errors import HarnessError
 from harness.evaluation import Evaluator

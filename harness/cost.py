@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from harness.backbone.segmenter import Segmenter
 from harness.batches import BatchMaker
 from harness.data.example import Example
+from harness.device import synchronize
 from harness.frame import Frame, to_tensor
 from harness.training import autocast
 from projectors import VisualFeatures
@@ -145,12 +146,6 @@ def count_flops(pipeline: Pipeline) -> dict[str, int]:
 def num_parameters(module: nn.Module, *, learning_only: bool = False) -> int:
     """How many numbers a module holds, or only those that learn."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not learning_only)
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for what was queued on an accelerator."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 class PeakMemory:

@@ -17,6 +17,7 @@ from harness.backbone.sam_model import LoadedSam, load_sam
 from harness.backbone.vision import VisionEncoder
 from harness.cache import OnProgress, cache_folder, image_key
 from harness.data.example import Example
+from harness.device import default_device
 from harness.files import write_atomically
 from harness.frame import Frame, to_tensor
 
@@ -97,5 +98,5 @@ class SamCache(EncodingCache):
 
 @lru_cache(maxsize=1)
 def frozen_sam(name: str) -> LoadedSam:
-    """A SAM that only answers, loaded once for all who ask."""
-    return load_sam(name)
+    """A SAM that only answers, loaded once for all who ask, on the default device."""
+    return load_sam(name).to(default_device())
