@@ -4,7 +4,8 @@
 
 1. Packed against one at a time: the same expressions of the same images in one optimiser step, once with the visual
    tokens of an image shared by its expressions, once with every expression in a row of its own, as LISA and GLaMM do.
-2. Cached against computed: the same packed step with patches read from the cache and with the vision encoder run.
+2. Cached against computed: the same packed step with what is frozen read from the cache and made anew, for an arm
+   without superpixels (the vision encoder) and for one with SAM's (the vision encoder, SAM, its candidates).
 
 Rounds alternate between the ways that are compared, so that a drifting clock touches both; medians are printed.
 """
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
@@ -25,7 +27,7 @@ from harness.cell import seed_everything
 from harness.data.example import Example
 from harness.device import default_device, synchronize
 from harness.environment import describe_environment
-from harness.features import PatchCache
+from harness.features import PatchCache, SuperpixelCache
 from harness.progress import progress_on
 from harness.study import CellSpec, load
 from harness.training import autocast, losses
@@ -39,6 +41,19 @@ class ComputedPatches(PatchCache):
     def load(self, examples: Sequence[Example]) -> Tensor:
         """(B, N, C), computed now."""
         return self.encode(examples)
+
+
+class ComputedSuperpixels(SuperpixelCache):
+    """Superpixels as they would be without a cache: SAM is asked at every step."""
+
+    def load(self, examples: Sequence[Example]) -> Tensor:
+        """(B, R, R), computed now."""
+        pool = self.pool
+        if pool is not None:
+            for example in examples:
+                pool.embeddings.encode([example])
+                pool.propose(example)
+        return torch.from_numpy(np.stack([self.cut(example) for example in examples])).long()
 
 
 class Step:
@@ -113,46 +128,78 @@ def compare(title: str, ways: dict[str, list[float]], num_expressions: int, diff
     return "\n".join(lines)
 
 
+class Bench:
+    """One arm of a study, ready to take steps on a fixed set of expressions."""
+
+    def __init__(self, study: str, arm: str | None, rounds: int) -> None:
+        loaded = load(Path(study))
+        self.arm = arm or loaded.settings.baseline
+        self.spec = next(cell.spec for cell in loaded.cells() if cell.arm == self.arm)
+        self.rounds = rounds
+        self.count = self.spec.training.expressions_per_image
+        seed_everything(0)
+        training = load_examples(self.spec, "train")
+        self.examples = [training[i] for i in range(self.spec.training.batch_images)]
+        self.assembly = assemble(self.spec, training, default_device())
+        prepare(self.assembly.batches, self.examples, progress_on(Console()))
+        self.assembly.segmenter.train()
+        self.step = Step(self.assembly, self.spec)
+
+    @property
+    def title(self) -> str:
+        """What is measured."""
+        return f"{len(self.examples)} images x {self.count} expressions, arm {self.arm!r}"
+
+    def packed_against_alone(self) -> str:
+        """Comparison 1."""
+        step, examples, count = self.step, self.examples, self.count
+        difference = (step.masks(step.packed(examples, count)) - step.masks(step.alone(examples, count))).abs().max()
+        packed, alone = alternate(
+            lambda: step.run(lambda: step.packed(examples, count)),
+            lambda: step.run(lambda: step.alone(examples, count)),
+            self.rounds,
+        )
+        ways = {"packed": packed, "one at a time": alone}
+        return compare("packed against one at a time", ways, len(examples) * count, float(difference))
+
+    def cached_against_computed(self) -> str:
+        """Comparison 2."""
+        step, examples, batches = self.step, self.examples, self.assembly.batches
+        cached = (batches.patches, batches.superpixels)
+        computed = (
+            ComputedPatches(cached[0].encoder, cached[0].frame),
+            cached[1] and ComputedSuperpixels(cached[1].source.name, cached[1].config, cached[1].frame),
+        )
+        reference = step.masks(step.packed(examples, self.count))
+
+        def use(caches: tuple[PatchCache, SuperpixelCache | None]) -> None:
+            batches.patches, batches.superpixels = caches
+
+        def run_with(caches: tuple[PatchCache, SuperpixelCache | None]) -> None:
+            use(caches)
+            step.run(lambda: step.packed(examples, self.count))
+
+        use(computed)
+        difference = (step.masks(step.packed(examples, self.count)) - reference).abs().max()
+        with_cache, without = alternate(lambda: run_with(cached), lambda: run_with(computed), self.rounds)
+        use(cached)
+        ways = {"cached": with_cache, "computed": without}
+        return compare("feature cache against none", ways, len(examples) * self.count, float(difference))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Builds the baseline arm of a study and prints the two comparisons."""
+    """Prints the comparisons."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.split("\n")[0])
-    parser.add_argument("--study", default="studies/sspe_sweep.yaml", help="its baseline arm is measured")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args(arguments)
-
-    study = load(Path(options.study))
-    spec = next(cell.spec for cell in study.cells() if cell.arm == study.settings.baseline)
-    training = spec.training
-    seed_everything(0)
-    examples = [load_examples(spec, "train")[i] for i in range(training.batch_images)]
-    assembly = assemble(spec, load_examples(spec, "train"), default_device())
-    prepare(assembly.batches, examples, progress_on(Console()))
-    assembly.segmenter.train()
-    step, count = Step(assembly, spec), training.expressions_per_image
-    total = training.batch_images * count
     print(hardware())
-    print(f"{training.batch_images} images x {count} expressions, arm {study.settings.baseline!r}\n")
-
-    difference = float((step.masks(step.packed(examples, count)) - step.masks(step.alone(examples, count))).abs().max())
-    packed, alone = alternate(
-        lambda: step.run(lambda: step.packed(examples, count)),
-        lambda: step.run(lambda: step.alone(examples, count)),
-        options.rounds,
-    )
-    print(compare("packed against one at a time", {"packed": packed, "one at a time": alone}, total, difference))
-
-    cached = assembly.batches.patches
-    computed = ComputedPatches(cached.encoder, cached.frame)
-    reference = step.masks(step.packed(examples, count))
-
-    def run_with(patches: PatchCache) -> None:
-        assembly.batches.patches = patches
-        step.run(lambda: step.packed(examples, count))
-
-    assembly.batches.patches = computed
-    difference = float((step.masks(step.packed(examples, count)) - reference).abs().max())
-    with_cache, without = alternate(lambda: run_with(cached), lambda: run_with(computed), options.rounds)
-    print(compare("feature cache against none", {"cached": with_cache, "computed": without}, total, difference))
+    pooling = Bench("studies/sspe_sweep.yaml", None, options.rounds)
+    print(f"\n{pooling.title}")
+    print(pooling.packed_against_alone())
+    print(pooling.cached_against_computed())
+    superpixels = Bench("studies/granularity_sweep.yaml", "sam_default", max(1, options.rounds // 3))
+    print(f"\n{superpixels.title}")
+    print(superpixels.cached_against_computed())
 
 
 if __name__ == "__main__":
