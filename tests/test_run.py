@@ -45,8 +45,16 @@ def test_a_missing_study_is_told(tmp_path, capsys):
 def test_lists_name_what_there_is(kind, capsys):
     assert run.main(["--list", kind]) == 0
     printed = capsys.readouterr().out
-    known = {"projectors": "svp", "superpixels": "felzenszwalb", "datasets": "scenes", "metrics": "giou"}
-    assert known.get(kind, {"encoders": "dinov2-small", "llms": "tiny"}.get(kind)) in printed
+    known = {
+        "projectors": "svp",
+        "superpixels": "felzenszwalb",
+        "encoders": "dinov2-small",
+        "llms": "tiny",
+        "mask_heads": "sam-scenes",
+        "datasets": "scenes",
+        "metrics": "giou",
+    }
+    assert known[kind] in printed
 
 
 def test_the_plan_says_unknown_until_something_comparable_has_run(tmp_path, capsys):
