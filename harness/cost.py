@@ -9,7 +9,8 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,19 +129,28 @@ def measure(segmenter: Segmenter, batches: BatchMaker, example: Example, repeats
 
 def count_flops(pipeline: Pipeline) -> dict[str, int]:
     """FLOPs of each stage of one run."""
-    learning = [p for p in pipeline.segmenter.parameters() if p.requires_grad]
+    marks: dict[str, int] = {}
+    with counting_flops(pipeline.segmenter) as counter:
+        pipeline.run(lambda name: marks.update({name: counter.get_total_flops()}))
+    before = [0, *[marks[name] for name in STAGES]]
+    return {name: marks[name] - earlier for name, earlier in zip(STAGES, before, strict=False)}
+
+
+@contextmanager
+def counting_flops(module: nn.Module) -> Iterator[FlopCounterMode]:
+    """Counts what runs inside, of matrix products and convolutions; attention as the products that it is made of."""
+    learning = [p for p in module.parameters() if p.requires_grad]
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     for parameter in learning:
         parameter.requires_grad_(False)  # the counter hooks the backward of whatever could have one
-    marks: dict[str, int] = {}
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        pipeline.run(lambda name: marks.update({name: counter.get_total_flops()}))
-    torch.backends.mha.set_fastpath_enabled(fused)
-    for parameter in learning:
-        parameter.requires_grad_(True)
-    before = [0, *[marks[name] for name in STAGES]]
-    return {name: marks[name] - earlier for name, earlier in zip(STAGES, before, strict=False)}
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            yield counter
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
 
 def num_parameters(module: nn.Module, *, learning_only: bool = False) -> int:

@@ -6,9 +6,11 @@ Shape letters used in the whole project:
     T  visual tokens              D  width of the LLM
     S  superpixels                R  side of the square frame, in pixels
     P  width of the mask decoder
+    A  attention heads of the vision encoder
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -36,6 +38,7 @@ class Dims:
         frame: R, side of the frame in pixels; superpixel label maps have this resolution.
         decoder: P, width of the mask decoder's dense positional encoding.
         max_superpixels: S at most, over all images of the data; 0 where the study has no superpixels.
+        vision_blocks: blocks of the vision encoder that the patches went through.
     """
 
     vision: int
@@ -44,6 +47,7 @@ class Dims:
     frame: int
     decoder: int
     max_superpixels: int = 0
+    vision_blocks: int = 0
 
     @property
     def num_patches(self) -> int:
@@ -60,12 +64,18 @@ class VisualFeatures:
         patch_mask: (B, N) bool, False where a patch lies wholly in the padding of the frame.
         superpixels: (B, R, R) int64 label map, 0..S-1 per image, -1 in the padding; None unless in `Projector.needs`.
         decoder_pe: (P, h, w), the mask decoder's dense positional encoding of the frame; None unless needed.
+        keys: (B, A, N, C / A), what the patches offer as keys in the vision encoder's last block; None unless needed.
+        cls_query: (B, A, C / A), what CLS asks there; None unless needed.
+        layers: (B, K, N, C), the patches as they leave each block of `Projector.needs_layers`; None unless needed.
     """
 
     patches: Tensor
     patch_mask: Tensor
     superpixels: Tensor | None = None
     decoder_pe: Tensor | None = None
+    keys: Tensor | None = None
+    cls_query: Tensor | None = None
+    layers: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +113,14 @@ class Projector(nn.Module, ABC):
 
     Config: ClassVar[type[ProjectorConfig]]
     needs: frozenset[str] = frozenset()
-    """Optional fields of VisualFeatures that must be filled: any of "superpixels", "decoder_pe". Ask the instance, not
-    the class: what is needed may depend on the configuration."""
+    """Optional fields of VisualFeatures that must be filled: any of "superpixels", "decoder_pe", "keys", "cls_query".
+    Ask the instance, not the class: what is needed may depend on the configuration."""
+    needs_layers: tuple[int, ...] = ()
+    """Blocks of the vision encoder, counted from 1, whose patches `VisualFeatures.layers` must hold, in this order."""
+    official_names: ClassVar[Mapping[str, str]] = {}
+    """How a parameter's name begins in the authors' release -> how it begins here; empty where none were published."""
+    official_prefix: ClassVar[str] = ""
+    """What stands before these names in a whole checkpoint of the authors."""
 
     def __init__(self, config: ProjectorConfig, dims: Dims) -> None:
         super().__init__()
@@ -119,6 +135,28 @@ class Projector(nn.Module, ABC):
     @abstractmethod
     def forward(self, features: VisualFeatures) -> VisualTokens:
         """One batch of images to visual tokens; images of a batch never influence one another."""
+
+    def load_official(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Load weights as the authors published them, strictly, named as in their module or in a whole checkpoint.
+
+        Raises:
+            ProjectorError: no weights were published, or names or shapes are not those of this configuration.
+        """
+        if not self.official_names:
+            raise ProjectorError(f"{type(self).__name__} has no official weights; train it")
+        renamed = {self._own_name(name): value for name, value in state_dict.items()}
+        try:
+            self.load_state_dict(renamed)
+        except RuntimeError as error:
+            raise ProjectorError(
+                f"these are no official weights of {type(self).__name__} as configured: {error}"
+            ) from None
+
+    def _own_name(self, name: str) -> str:
+        """The name here of a parameter of the release; a name that the release does not have stays as it is."""
+        bare = name.removeprefix(self.official_prefix)
+        begins = max((start for start in self.official_names if bare.startswith(start)), key=len, default="")
+        return self.official_names.get(begins, "") + bare.removeprefix(begins)
 
     def late_modules(self) -> tuple[nn.Module, ...]:
         """Parts that stay as initialised in the first training stage and learn in the second, with the LoRA."""

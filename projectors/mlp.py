@@ -1,8 +1,11 @@
 """MLP: every patch becomes one visual token.
 
-Source: LLaVA-1.5, https://arxiv.org/abs/2310.03744, section 3.3 (`mlp2x_gelu`).
+Source: LLaVA-1.5, https://arxiv.org/abs/2310.03744, section 3.3 (`mlp2x_gelu`); haotian-liu/LLaVA@c121f04.
+Licence: Apache-2.0.
 Differs from the paper: patches in the padding of the frame give no token.
 """
+
+from typing import ClassVar
 
 import torch
 from einops import repeat
@@ -16,6 +19,9 @@ from projectors.registry import register
 @register
 class MLP(Projector):
     """The uncompressed reference: as many tokens as patches, one after another, row by row."""
+
+    official_names: ClassVar = {"": "project."}
+    official_prefix = "model.mm_projector."
 
     class Config(ProjectorConfig):
         depth: int = Field(default=2, ge=1, le=8, description="linear layers, with GELU between them")

@@ -1,6 +1,8 @@
 """Pooling: average the patches of each cell of a coarse grid, then project.
 
-Source: DeCo, https://arxiv.org/abs/2405.20985, section 3 (adaptive average pooling, then `mlp2x_gelu`).
+Source: DeCo, https://arxiv.org/abs/2405.20985, section 3 (adaptive average pooling, then `mlp2x_gelu`);
+yaolinli/DeCo@103416e.
+Licence: BSD-3-Clause.
 Differs from the paper: padding does not enter the averages, and a cell that holds nothing else gives no token; a token
 count that is not a square is refused, where DeCo's code rounds it down.
 """

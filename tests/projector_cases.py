@@ -1,35 +1,21 @@
-"""Small backbones, images and configurations that the projector tests share."""
+"""A small backbone and images that the projector tests share."""
 
+import dataclasses
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import projectors
 from projectors import Dims, Projector, VisualFeatures
 
 # Neither the frame nor the grid divides evenly by what the projectors lay over them.
-DIMS = Dims(vision=24, language=20, grid=(6, 6), frame=45, decoder=16, max_superpixels=7)
+DIMS = Dims(vision=24, language=20, grid=(6, 6), frame=45, decoder=16, max_superpixels=7, vision_blocks=4)
 
-_SSPE = {"name": "sspe", "blocks": 2, "queries": 3, "heads": 2, "width": 16, "resolution": 7}
-_SSA = {"name": "ssa", "heads": 2, "width": 16}
-VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "mlp": [{}, {"depth": 1}],
-    "pooling": [{"tokens": 9}, {"tokens": 16}, {"tokens": 36}],
-    "svp": [
-        {"aggregation": "none", "position": "none"},
-        {"aggregation": "none", "position": "bbox_mlp"},
-        {"aggregation": "none", "position": "decoder_pe"},
-        {"aggregation": "none", "position": _SSPE},
-        {"aggregation": _SSA, "position": "none"},
-        {"aggregation": _SSA, "position": _SSPE},
-        {"aggregation": _SSA, "position": {**_SSPE, "keys": "decoder_pe"}},
-        {"aggregation": {**_SSA, "key_position": "patch"}, "position": _SSPE},
-        {"aggregation": {**_SSA, "key_position": "patch"}, "position": "decoder_pe"},
-    ],
-}
-# A projector that nobody listed is tested with its defaults.
-CASES = [(name, settings) for name in projectors.names() for settings in VARIANTS.get(name, [{}])]
-IDS = [f"{name}-{index}" for index, (name, _) in enumerate(CASES)]
+OPTIONAL = ("superpixels", "decoder_pe", "keys", "cls_query")
+HEADS = 3
+"""A, of the vision encoder."""
 
 
 def build(name: str, settings: dict[str, Any], dims: Dims = DIMS) -> Projector:
@@ -59,16 +45,31 @@ def features(batch: int = 3) -> VisualFeatures:
         region[:] = (at[..., None, :] - seeds).square().sum(-1).argmin(-1)
         region[4:6, 3:5] = 7
         region.copy_(region.unique(return_inverse=True)[1])
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    patches, head = noise(batch, height * width, DIMS.vision), DIMS.vision // HEADS
     return VisualFeatures(
-        patches=torch.randn(batch, height * width, DIMS.vision, generator=generator, dtype=torch.float64),
+        patches=patches,
         patch_mask=patch_mask.flatten(1),
         superpixels=superpixels,
         decoder_pe=torch.rand(DIMS.decoder, 11, 11, generator=generator, dtype=torch.float64) * 2 - 1,
+        keys=noise(batch, HEADS, height * width, head),
+        cls_query=noise(batch, HEADS, head),
+        layers=noise(batch, DIMS.vision_blocks, height * width, DIMS.vision),
     )
 
 
-def one_image(batch: VisualFeatures, index: int) -> VisualFeatures:
-    """An image of a batch as a batch of its own."""
-    at = slice(index, index + 1)
-    assert batch.superpixels is not None
-    return VisualFeatures(batch.patches[at], batch.patch_mask[at], batch.superpixels[at], batch.decoder_pe)
+def given(batch: VisualFeatures, projector: Projector) -> VisualFeatures:
+    """Only what the projector asked for."""
+    missing = {field: None for field in OPTIONAL if field not in projector.needs}
+    at = [block - 1 for block in projector.needs_layers]
+    return replace(batch, **missing, layers=None if batch.layers is None or not at else batch.layers[:, at])
+
+
+def images(batch: VisualFeatures, at: slice) -> VisualFeatures:
+    """Some images of a batch as a batch of their own."""
+    shared = {"decoder_pe"}
+    fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch) if field.name not in shared}
+    return replace(batch, **{name: value[at] for name, value in fields.items() if value is not None})
