@@ -22,12 +22,14 @@ from rich.console import Console
 from torch import Tensor
 
 from harness.assembly import Assembly, assemble, load_examples, prepare
+from harness.backbone.vision import Encoding
 from harness.batches import Batch
 from harness.cell import seed_everything
 from harness.data.example import Example
 from harness.device import default_device, synchronize
+from harness.encodings import VisionCache
 from harness.environment import describe_environment
-from harness.features import PatchCache, SuperpixelCache
+from harness.features import SuperpixelCache
 from harness.progress import progress_on
 from harness.study import CellSpec, load
 from harness.training import autocast, losses
@@ -35,12 +37,12 @@ from harness.training import autocast, losses
 WARM_UP = 2
 
 
-class ComputedPatches(PatchCache):
+class ComputedVision(VisionCache):
     """Patches as they would be without a cache: the encoder runs at every step."""
 
-    def load(self, examples: Sequence[Example]) -> Tensor:
-        """(B, N, C), computed now."""
-        return self.encode(examples)
+    def load(self, examples: Sequence[Example]) -> Encoding:
+        """Computed now."""
+        return Encoding(self.patches.encode(examples))
 
 
 class ComputedSuperpixels(SuperpixelCache):
@@ -165,17 +167,17 @@ class Bench:
     def cached_against_computed(self) -> str:
         """Comparison 2."""
         step, examples, batches = self.step, self.examples, self.assembly.batches
-        cached = (batches.patches, batches.superpixels)
+        cached = (batches.vision, batches.superpixels)
         computed = (
-            ComputedPatches(cached[0].encoder, cached[0].frame),
+            ComputedVision(cached[0].encoder, cached[0].frame),
             cached[1] and ComputedSuperpixels(cached[1].source.name, cached[1].config, cached[1].frame),
         )
         reference = step.masks(step.packed(examples, self.count))
 
-        def use(caches: tuple[PatchCache, SuperpixelCache | None]) -> None:
-            batches.patches, batches.superpixels = caches
+        def use(caches: tuple[VisionCache, SuperpixelCache | None]) -> None:
+            batches.vision, batches.superpixels = caches
 
-        def run_with(caches: tuple[PatchCache, SuperpixelCache | None]) -> None:
+        def run_with(caches: tuple[VisionCache, SuperpixelCache | None]) -> None:
             use(caches)
             step.run(lambda: step.packed(examples, self.count))
 

@@ -20,8 +20,8 @@ from harness.backbone.weights import WeightsRecord
 from harness.batches import BatchMaker
 from harness.data.example import Example
 from harness.device import default_device
-from harness.encodings import frozen_sam
-from harness.features import PatchCache, SamCache, SuperpixelCache
+from harness.encodings import SamCache, VisionCache, frozen_sam
+from harness.features import SuperpixelCache
 from harness.progress import Progress
 from harness.study import CellSpec
 from projectors import Dims
@@ -80,6 +80,7 @@ def assemble(spec: CellSpec, training: Sequence[Example], device: torch.device) 
         frame=spec.vision_encoder.frame,
         decoder=mask_head.width,
         max_superpixels=max_superpixels,
+        vision_blocks=encoder.layer,
     )
     projector = _projector(spec, dims)
     segmenter = Segmenter(projector, llm, image_embedding, mask_head).to(device)
@@ -88,7 +89,12 @@ def assemble(spec: CellSpec, training: Sequence[Example], device: torch.device) 
         decoder_pe = mask_head.positional_encoding(spec.vision_encoder.frame // DECODER_PE_STRIDE)
     batches = BatchMaker(
         llm,
-        PatchCache(encoder, spec.vision_encoder.frame),
+        VisionCache(
+            encoder,
+            spec.vision_encoder.frame,
+            has_attention=bool(projector.needs & {"keys", "cls_query"}),
+            layers=projector.needs_layers,
+        ),
         superpixels if "superpixels" in projector.needs else None,
         decoder_pe,
         encoder.grid,
@@ -133,7 +139,7 @@ def _superpixels(spec: CellSpec) -> tuple[SuperpixelCache | None, int]:
 
 def prepare(batches: BatchMaker, examples: Sequence[Example], progress: Progress) -> None:
     """Fills the caches for these images, so that training only reads."""
-    batches.patches.ensure(examples, lambda done, total: progress.note(f"patches {done}/{total}"))
+    batches.vision.ensure(examples, lambda done, total: progress.note(f"patches {done}/{total}"))
     if batches.sam is not None:
         batches.sam.ensure(examples, lambda done, total: progress.note(f"SAM embeddings {done}/{total}"))
     if batches.superpixels is not None:

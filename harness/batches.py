@@ -1,7 +1,7 @@
 """Turns examples into the tensors that a segmenter takes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -10,8 +10,10 @@ from torch import Tensor
 
 from harness.backbone.llm import REJ, SEG, LanguageModel
 from harness.backbone.segmenter import Query
+from harness.backbone.vision import Encoding
 from harness.data.example import Example, Expression
-from harness.features import PatchCache, SamCache, SuperpixelCache
+from harness.encodings import SamCache, VisionCache
+from harness.features import SuperpixelCache
 from harness.frame import Frame, to_tensor
 from projectors import VisualFeatures
 
@@ -45,7 +47,7 @@ class BatchMaker:
 
     Args:
         llm: whose tokenizer and vocabulary the prompts use.
-        patches: the vision encoder's cache.
+        vision: what the projector reads of the vision encoder.
         superpixels: the source's cache, or None where the projector needs no superpixels.
         decoder_pe: (P, h, w) the mask decoder's positional encoding, or None where the projector needs none.
         grid: (H, W) of the patches.
@@ -55,7 +57,7 @@ class BatchMaker:
     def __init__(
         self,
         llm: LanguageModel,
-        patches: PatchCache,
+        vision: VisionCache,
         superpixels: SuperpixelCache | None,
         decoder_pe: Tensor | None,
         grid: tuple[int, int],
@@ -63,7 +65,7 @@ class BatchMaker:
         sam: SamCache | None = None,
     ) -> None:
         self.llm = llm
-        self.patches = patches
+        self.vision = vision
         self.superpixels = superpixels
         self.decoder_pe = decoder_pe
         self.grid = grid
@@ -80,7 +82,7 @@ class BatchMaker:
 
     def make(self, examples: Sequence[Example], chosen: Sequence[Sequence[Expression]]) -> Batch:
         """These expressions of these images, in this order."""
-        frames = [Frame.of(example.image, self.patches.frame) for example in examples]
+        frames = [Frame.of(example.image, self.vision.frame) for example in examples]
         targets = [
             frame.place_mask(example.mask(expression))
             for example, frame, asked in zip(examples, frames, chosen, strict=True)
@@ -103,17 +105,19 @@ class BatchMaker:
     def features(self, examples: Sequence[Example], frames: Sequence[Frame]) -> VisualFeatures:
         """What the projector sees of these images."""
         superpixels = None if self.superpixels is None else self.superpixels.load(examples).to(self.device)
-        return VisualFeatures(
-            patches=self.patches.load(examples).to(self.device),
-            patch_mask=torch.from_numpy(np.stack([frame.patch_mask(self.grid) for frame in frames])).to(self.device),
-            superpixels=superpixels,
-            decoder_pe=self.decoder_pe,
-        )
+        patch_mask = torch.from_numpy(np.stack([frame.patch_mask(self.grid) for frame in frames])).to(self.device)
+        return self.see(self.vision.load(examples), patch_mask, superpixels)
+
+    def see(self, encoding: Encoding, patch_mask: Tensor, superpixels: Tensor | None) -> VisualFeatures:
+        """What the projector sees of images that are encoded and cut."""
+        asked = {field.name: getattr(encoding, field.name) for field in fields(encoding)}
+        given = {name: value.float().to(self.device) for name, value in asked.items() if value is not None}
+        return VisualFeatures(**given, patch_mask=patch_mask, superpixels=superpixels, decoder_pe=self.decoder_pe)
 
     @property
     def mask_frame(self) -> int:
         """Side of the frame that masks are drawn in, in pixels: SAM's own, or else the vision encoder's."""
-        return self.patches.frame if self.sam is None else self.sam.frame
+        return self.vision.frame if self.sam is None else self.sam.frame
 
     def view(self, examples: Sequence[Example], frames: Sequence[Frame]) -> Tensor:
         """What masks are drawn from beside the patches: pixels (B, 3, R, R) in 0..1, or SAM's embeddings."""

@@ -25,7 +25,6 @@ from harness.data.example import Example
 from harness.device import synchronize
 from harness.frame import Frame, to_tensor
 from harness.training import autocast
-from projectors import VisualFeatures
 
 STAGES = ("vision", "sam", "superpixels", "projector", "llm", "mask")
 WARM_UP = 3
@@ -54,7 +53,7 @@ class Pipeline:
         self.segmenter = segmenter
         self.batches = batches
         self.example = example
-        self.frame = Frame.of(example.image, batches.patches.frame)
+        self.frame = Frame.of(example.image, batches.vision.frame)
         self.mask_frame = Frame.of(example.image, batches.mask_frame)
         self.candidates = None if batches.superpixels is None else batches.superpixels.pool
         # One embedding serves the mask head and the superpixels where both are of the same SAM.
@@ -68,8 +67,7 @@ class Pipeline:
 
     def run(self, stage: Callable[[str], None]) -> Tensor:
         """One run; calls `stage(name)` as each stage ends."""
-        encoder = self.batches.patches.encoder
-        patches = encoder(self.pixels).float()
+        encoding = self.batches.vision.compute(self.pixels)
         stage("vision")
         view = self.pixels
         for cache in self.sams.values():
@@ -84,13 +82,13 @@ class Pipeline:
             cut = self.batches.superpixels.cut(self.example)
             labels = torch.from_numpy(cut).long().unsqueeze(0).to(self.batches.device)
         stage("superpixels")
-        features = VisualFeatures(patches, self.patch_mask, labels, self.batches.decoder_pe)
+        features = self.batches.see(encoding, self.patch_mask, labels)
         tokens = self.segmenter.projector(features)
         stage("projector")
         states = self.segmenter.read(tokens, self.query)
         self.segmenter.llm.answer_logits(states)
         stage("llm")
-        masks = self.mask_frame.restore(self.segmenter.segment(patches, view, states, self.first))
+        masks = self.mask_frame.restore(self.segmenter.segment(features.patches, view, states, self.first))
         stage("mask")
         return masks
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from harness.backbone.sam_model import LoadedSam, load_sam
-from harness.backbone.vision import VisionEncoder
+from harness.backbone.vision import Encoding, VisionEncoder
 from harness.cache import OnProgress, cache_folder, image_key
 from harness.data.example import Example
 from harness.device import default_device
@@ -61,21 +61,100 @@ class EncodingCache(ABC):
 class PatchCache(EncodingCache):
     """Patches of the frozen vision encoder, (N, C) an image; the encoder runs for images not in the cache only."""
 
-    def __init__(self, encoder: VisionEncoder, frame: int, batch_images: int = 16) -> None:
+    kind = "patches"
+
+    def __init__(self, encoder: VisionEncoder, frame: int, batch_images: int = 16, **identity: object) -> None:
         self.encoder = encoder
-        identity = {
+        identity |= {
             "model": encoder.model_id,
             "weights": encoder.weights.sha256,
             "layer": encoder.layer,
             "preprocessing": encoder.preprocessing_id,
         }
-        super().__init__("patches", identity, frame, batch_images)
+        super().__init__(self.kind, identity, frame, batch_images)
 
     def encode(self, examples: Sequence[Example]) -> Tensor:
         """Patches (B, N, C)."""
-        frames = to_tensor([Frame.of(e.image, self.frame).place_image(e.image) for e in examples])
         with torch.inference_mode():
-            return self.encoder(frames.to(next(self.encoder.parameters()).device)).float().cpu()
+            return self.encoder(self._frames(examples)).float().cpu()
+
+    def _frames(self, examples: Sequence[Example]) -> Tensor:
+        frames = to_tensor([Frame.of(e.image, self.frame).place_image(e.image) for e in examples])
+        return frames.to(next(self.encoder.parameters()).device)
+
+
+class AttentionCache(PatchCache):
+    """What CLS asks in the encoder's last block and the patches' keys, (A, 1 + N, C / A) an image, CLS first."""
+
+    kind = "attention"
+
+    def encode(self, examples: Sequence[Example]) -> Tensor:
+        """(B, A, 1 + N, C / A)."""
+        with torch.inference_mode():
+            encoding = self.encoder.encode(self._frames(examples), has_attention=True)
+        assert encoding.cls_query is not None
+        assert encoding.keys is not None
+        return torch.cat([encoding.cls_query[:, :, None], encoding.keys], dim=2).float().cpu()
+
+
+class LayerCache(PatchCache):
+    """Patches as they leave some of the encoder's blocks, (K, N, C) an image.
+
+    Args:
+        layers: these blocks, counted from 1.
+    """
+
+    kind = "layers"
+
+    def __init__(self, encoder: VisionEncoder, frame: int, layers: tuple[int, ...]) -> None:
+        self.layers = layers
+        super().__init__(encoder, frame, layers=layers)
+
+    def encode(self, examples: Sequence[Example]) -> Tensor:
+        """(B, K, N, C)."""
+        with torch.inference_mode():
+            layers = self.encoder.encode(self._frames(examples), layers=self.layers).layers
+        assert layers is not None
+        return layers.float().cpu()
+
+
+class VisionCache:
+    """What a projector reads of the vision encoder: patches, and only where it asks, attention and earlier blocks.
+
+    Args:
+        has_attention: whether it reads keys and the query of CLS.
+        layers: the earlier blocks that it reads, counted from 1.
+    """
+
+    def __init__(
+        self, encoder: VisionEncoder, frame: int, *, has_attention: bool = False, layers: tuple[int, ...] = ()
+    ) -> None:
+        self.encoder = encoder
+        self.frame = frame
+        self.patches = PatchCache(encoder, frame)
+        self.attention = AttentionCache(encoder, frame) if has_attention else None
+        self.layers = LayerCache(encoder, frame, layers) if layers else None
+
+    def ensure(self, examples: Sequence[Example], on_progress: OnProgress) -> None:
+        """Computes what is missing for these images."""
+        for cache in (self.patches, self.attention, self.layers):
+            if cache is not None:
+                cache.ensure(examples, on_progress)
+
+    def load(self, examples: Sequence[Example]) -> Encoding:
+        """Of images that `ensure` has seen, on the CPU."""
+        attention = None if self.attention is None else self.attention.load(examples)
+        return Encoding(
+            patches=self.patches.load(examples),
+            keys=None if attention is None else attention[:, :, 1:],
+            cls_query=None if attention is None else attention[:, :, 0],
+            layers=None if self.layers is None else self.layers.load(examples),
+        )
+
+    def compute(self, frames: Tensor) -> Encoding:
+        """The same of frames (B, 3, R, R), computed now, in one run of the encoder, on its device."""
+        layers = () if self.layers is None else self.layers.layers
+        return self.encoder.encode(frames, has_attention=self.attention is not None, layers=layers)
 
 
 class SamCache(EncodingCache):

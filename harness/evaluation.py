@@ -59,7 +59,7 @@ class Evaluator:
         for start in range(0, len(examples), self.batch_images):
             chunk = [examples[i] for i in range(start, min(start + self.batch_images, len(examples)))]
             asked = texts[start : start + self.batch_images]
-            frames = [Frame.of(example.image, self.batches.patches.frame) for example in chunk]
+            frames = [Frame.of(example.image, self.batches.vision.frame) for example in chunk]
             query = self.batches.query(asked)
             with autocast(self.precision, self.batches.device):
                 features = self.batches.features(chunk, frames)

@@ -18,13 +18,10 @@ from harness import superpixels
 from harness.backbone.weights import WeightsRecord
 from harness.cache import OnProgress, cache_folder, image_key
 from harness.data.example import Example
-from harness.encodings import PatchCache, SamCache
 from harness.files import write_atomically
 from harness.frame import Frame
 from harness.superpixels.candidates import CandidateCache
 from harness.superpixels.partition import compact
-
-__all__ = ["PatchCache", "SamCache", "SuperpixelCache"]
 
 
 class SuperpixelCache:

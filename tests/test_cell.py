@@ -109,7 +109,7 @@ def test_a_cell_is_the_same_twice(cells, folder):
 
 def test_a_second_cell_computes_no_patches_again(cells, folder, monkeypatch):
     run_cell(cells["pooling"], folder, quiet())
-    monkeypatch.setattr("harness.features.PatchCache.encode", None)
+    monkeypatch.setattr("harness.encodings.PatchCache.encode", None)
     row = run_cell(cells["decoder_pe"], folder, quiet())
     assert row["status"] == "done", row["reason"]
 

@@ -1,5 +1,6 @@
 """The vision encoder: read exactly out of its file, frozen, and worth being called pretrained."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import skimage.data
 import skimage.transform
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from onnx import helper, numpy_helper
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -27,8 +29,10 @@ from harness.backbone.config import VisionConfig
 from harness.backbone.vision import RANDOM, VisionEncoder, load_vision_encoder, names
 from harness.backbone.weights import resolve
 from harness.cache import VARIABLE
-from harness.encodings import PatchCache
+from harness.encodings import PatchCache, VisionCache
 from harness.errors import WeightsError
+from harness.frame import Frame, to_tensor
+from tests.tiny import two_objects
 
 TINY: dict[str, Any] = {
     "hidden_size": 32,
@@ -238,3 +242,36 @@ def test_blocks_do_not_share_a_cache(folder: Path) -> None:
 def test_a_block_that_is_not_there_is_refused(folder: Path) -> None:
     with pytest.raises(WeightsError, match=r"layer=3, but .* has 2 blocks; use 1 to 2"):
         load_vision_encoder(VisionConfig(name=str(folder), frame=56, layer=3))
+
+
+@torch.no_grad()
+def test_attention_and_layers_are_those_of_the_blocks_asked_for(folder: Path) -> None:
+    encoder = load_vision_encoder(VisionConfig(name=str(folder), frame=56))
+    frames = torch.rand(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    found = encoder.encode(frames, has_attention=True, layers=(2, 1))
+    model: Any = encoder.model
+    states = [model.embeddings((frames - encoder.mean) / encoder.std)]
+    for block in model.encoder.layer:
+        states.append(block(states[-1]))
+    last = model.encoder.layer[1]
+    seen = last.norm1(states[1])
+    keys, query = (
+        rearrange(part(seen), "b n (a k) -> b a n k", a=2) for part in (last.attention.k_proj, last.attention.q_proj)
+    )
+    torch.testing.assert_close(found.keys, keys[:, :, 1:])
+    torch.testing.assert_close(found.cls_query, query[:, :, 0])
+    torch.testing.assert_close(found.layers, torch.stack([states[2][:, 1:], states[1][:, 1:]], dim=1))
+    torch.testing.assert_close(found.patches, encoder(frames))
+    assert encoder.encode(frames).keys is None
+
+
+def test_what_is_read_from_the_cache_is_what_the_encoder_gives(folder: Path) -> None:
+    encoder = load_vision_encoder(VisionConfig(name=str(folder), frame=56))
+    cache = VisionCache(encoder, 56, has_attention=True, layers=(1,))
+    examples = [two_objects(0), two_objects(1)]
+    cache.ensure(examples, lambda done, total: None)  # noqa: ARG005
+    frames = to_tensor([Frame.of(example.image, 56).place_image(example.image) for example in examples])
+    with torch.inference_mode():
+        computed = cache.compute(frames)
+    for name, value in asdict(cache.load(examples)).items():
+        torch.testing.assert_close(value, asdict(computed)[name], atol=2e-3, rtol=2e-3)  # kept in float16

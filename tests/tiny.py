@@ -11,6 +11,7 @@ from harness.backbone.config import LLMConfig, MaskHeadConfig
 from harness.backbone.llm import LanguageModel, build_llm
 from harness.backbone.sam import PatchEmbedding, build_mask_head
 from harness.backbone.segmenter import Query, Segmenter
+from harness.backbone.vision import Encoding
 from harness.batches import BatchMaker
 from harness.data.example import Example, Expression
 from projectors import Dims, VisualFeatures
@@ -67,16 +68,16 @@ class FixedBatches(BatchMaker):
 
 
 class PatchesOfTwo:
-    """The part of a patch cache that batches use, over patches that are at hand."""
+    """The part of a vision cache that batches use, over patches that are at hand."""
 
     frame = FRAME
 
     def __init__(self, patches: Tensor) -> None:
         self.patches = patches
 
-    def load(self, examples: Sequence[Example]) -> Tensor:
+    def load(self, examples: Sequence[Example]) -> Encoding:
         """By the number at the end of an image's name."""
-        return torch.stack([self.patches[int(example.image_id[-1])] for example in examples])
+        return Encoding(torch.stack([self.patches[int(example.image_id[-1])] for example in examples]))
 
 
 def two_objects(number: int) -> Example:

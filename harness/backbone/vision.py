@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,23 @@ ARCHITECTURES = {"dinov2-small": dinov2_onnx.small}
 RANDOM = "random-"
 """Before a packaged name: the same architecture with random weights, an arm of its own and never a fallback."""
 RANDOM_SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """What a vision encoder makes of B frames; the fields are those of `projectors.VisualFeatures`.
+
+    Args:
+        patches: (B, N, C).
+        keys: (B, A, N, C / A), of the last block that runs; None unless asked for.
+        cls_query: (B, A, C / A), of the same block; None unless asked for.
+        layers: (B, K, N, C), as they leave the blocks asked for; None unless asked for.
+    """
+
+    patches: Tensor
+    keys: Tensor | None = None
+    cls_query: Tensor | None = None
+    layers: Tensor | None = None
 
 
 class VisionEncoder(nn.Module):
@@ -100,8 +119,39 @@ class VisionEncoder(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Frames (B, 3, R, R) in 0..1 -> patches (B, N, C)."""
-        output = self.model(pixel_values=(frames - self.mean) / self.std)
-        return output.last_hidden_state[:, self.num_prefix_tokens :]
+        return self.encode(frames).patches
+
+    def encode(self, frames: Tensor, *, has_attention: bool = False, layers: Sequence[int] = ()) -> Encoding:
+        """Frames (B, 3, R, R) in 0..1 -> patches, and in the same run what else is asked for.
+
+        Args:
+            has_attention: also the keys and the query of CLS in the last block.
+            layers: also the patches as they leave these blocks, counted from 1, without the last LayerNorm.
+        """
+        asked: list[Tensor] = []
+        projections = self._projections() if has_attention else ()
+        hooks = [layer.register_forward_hook(lambda _m, _i, output: asked.append(output)) for layer in projections]
+        try:
+            output = self.model(pixel_values=(frames - self.mean) / self.std, output_hidden_states=bool(layers))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        prefix, heads = self.num_prefix_tokens, self.model.config.num_attention_heads
+        query, keys = (
+            (rearrange(values, "b n (a k) -> b a n k", a=heads) for values in asked) if asked else (None, None)
+        )
+        return Encoding(
+            patches=output.last_hidden_state[:, prefix:],
+            keys=None if keys is None else keys[:, :, prefix:],
+            cls_query=None if query is None else query[:, :, 0],
+            layers=torch.stack([output.hidden_states[k][:, prefix:] for k in layers], dim=1) if layers else None,
+        )
+
+    def _projections(self) -> tuple[nn.Module, nn.Module]:
+        """The query and the key projection of the last block."""
+        parts = dict(self.model.encoder.layer[-1].named_modules())
+        query, key = (next(parts[name] for name in parts if name.endswith(end)) for end in ("q_proj", "k_proj"))
+        return query, key
 
 
 def names() -> list[str]:

@@ -135,7 +135,9 @@ class _GridCells(nn.Module):
     def __init__(self, width: int, resolution: int) -> None:
         super().__init__()
         centres = (torch.arange(resolution) + 0.5) / resolution
-        frequencies = torch.pi * resolution ** torch.linspace(0, 1, width // 4)
+        # transformers' from_pretrained can leave torch with a linspace that ignores `with torch.device(...)`.
+        exponents = torch.linspace(0, 1, width // 4, device=centres.device)
+        frequencies = torch.pi * resolution**exponents
         angles = einsum(centres, frequencies, "r, f -> r f")
         waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
         rows = repeat(waves, "h f -> (h w) f", w=resolution)
