@@ -13,27 +13,49 @@ from harness import data, superpixels
 from harness.errors import HarnessError
 from harness.records import METRICS
 
-Line = tuple[str, str, str]
-"""Name, what it is, where it comes from."""
+Line = tuple[str, ...]
+"""What stands in each column."""
+COLUMNS = ("what it is", "source")
+PROJECTOR_COLUMNS = ("tokens", "parameters", "GFLOPs", "reads beside patches", "what it is, source and licence")
+
+_NUMBERS = PROJECTOR_COLUMNS[:3]
+_REFERENCE = (
+    "Defaults at vision width 1024, LLM width 4096, 24 x 24 patches after 24 blocks, and an image of 40 superpixels; "
+    "FLOPs are multiply-adds times two, of matrix products and convolutions."
+)
 
 
-def _described(name: str, module: ModuleType | None) -> Line:
+def _described(module: ModuleType | None) -> Line:
     """The first line of a module's docstring, and its `Source:`."""
     text = inspect.cleandoc(module.__doc__ or "") if module else ""
-    source = re.search(r"^Source: (.+?)\.?(?=\n\n|\nDiffers|\Z)", text, re.MULTILINE | re.DOTALL)
-    return name, text.partition("\n")[0], " ".join(source[1].split()) if source else ""
+    return text.partition("\n")[0], _entry("Source", text)
+
+
+def _entry(title: str, text: str) -> str:
+    """What a docstring says under a title that begins a line, up to the next one."""
+    found = re.search(rf"^{title}: (.+?)\.?(?=\n\n|\n[A-Z][a-z ]+: |\nDiffers|\Z)", text, re.MULTILINE | re.DOTALL)
+    return " ".join(found[1].split()) if found else ""
 
 
 def _projectors() -> list[Line]:
-    return [_described(name, inspect.getmodule(projectors.get(name))) for name in projectors.names()]
+    from harness.yardstick import measured
+
+    lines: list[Line] = []
+    for name in projectors.names():
+        text = inspect.cleandoc(str(getattr(inspect.getmodule(projectors.get(name)), "__doc__", "")))
+        cost = measured(name)
+        numbers = (str(cost.tokens), f"{cost.parameters:,}", f"{cost.flops / 1e9:.2f}", ", ".join(cost.needs))
+        about = f"{text.partition(chr(10))[0]} {_entry('Source', text)}. {_entry('Licence', text)}."
+        lines.append((name, *numbers, about))
+    return lines
 
 
 def _superpixels() -> list[Line]:
-    return [_described(name, inspect.getmodule(superpixels.get(name).segment)) for name in superpixels.names()]
+    return [(name, *_described(inspect.getmodule(superpixels.get(name).segment))) for name in superpixels.names()]
 
 
 def _datasets() -> list[Line]:
-    return [_described(name, data.get(name)) for name in data.names()]
+    return [(name, *_described(data.get(name))) for name in data.names()]
 
 
 def _metrics() -> list[Line]:
@@ -81,14 +103,15 @@ LISTS: dict[str, Callable[[], list[Line]]] = {
 
 
 def listing(kind: str) -> Table:
-    """One of `LISTS` as a table.
+    """One of `LISTS` as a table; projectors with their costs on one reference backbone.
 
     Raises:
         HarnessError: a file that the list is made from is not what it should be.
     """
-    table = Table(box=None, pad_edge=False)
-    for column in (kind, "what it is", "source"):
-        table.add_column(column, overflow="fold")
+    is_measured = kind == "projectors"
+    table = Table(box=None, pad_edge=False, caption_justify="left", caption=_REFERENCE if is_measured else None)
+    for column in (kind, *(PROJECTOR_COLUMNS if is_measured else COLUMNS)):
+        table.add_column(column, overflow="fold", justify="right" if column in _NUMBERS else "left")
     try:
         lines = LISTS[kind]()
     except projectors.ProjectorError as error:

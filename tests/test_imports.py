@@ -16,7 +16,7 @@ LEVELS = (
     ("harness.execution", "harness.listing", "harness.plan"),
     ("harness.search", "harness.tracking", "harness.worker"),
     ("harness.cell",),
-    ("harness.assembly", "harness.gallery"),
+    ("harness.assembly", "harness.gallery", "harness.yardstick"),
     ("harness.cost",),
     ("harness.progress",),
     ("harness.study",),

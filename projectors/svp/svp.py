@@ -1,8 +1,8 @@
 """SVP: one visual token per superpixel of the image.
 
 Source: SVP, https://arxiv.org/abs/2509.13676 (superpixel means, plus a position embedding, refined by SSA, then a
-2-layer MLP); parts in `sspe.py` and `ssa.py`. Written from the paper.
-Licence: none of the authors' code was used.
+2-layer MLP); parts in `sspe.py` and `ssa.py`.
+Licence: written from the paper, without the authors' code.
 Differs from the paper, or is not in the sources we have: superpixels are averaged by the exact share of each patch that
 they cover, so that one smaller than a patch still has a token; patches pass a layer norm first, because those of
 DINOv2 and of CLIP differ widely in scale; what no superpixel covers is expected to be superpixels of its own; every
