@@ -135,7 +135,7 @@ class Bench:
 
     def __init__(self, study: str, arm: str | None, rounds: int) -> None:
         loaded = load(Path(study))
-        self.arm = arm or loaded.settings.baseline
+        self.arm = arm or loaded.settings.baseline[0]
         self.spec = next(cell.spec for cell in loaded.cells() if cell.arm == self.arm)
         self.rounds = rounds
         self.count = self.spec.training.expressions_per_image

@@ -136,10 +136,12 @@ def _keys(tree: Tree | None) -> list[str]:
 
 
 def _names(study: Tree, arms: Mapping[str, Tree]) -> Iterator[str]:
-    """Arms that are named outside `arms`, and seeds and searched arms that are named twice."""
+    """Arms that are named outside `arms`, and seeds, searched arms and baselines that are named twice."""
     search = study.get("search")
     searched = search.get("arms") if search is not None else None
-    for tree in _items(searched) + [tree for tree in (study.get("baseline"),) if tree is not None]:
+    baseline = study.get("baseline")
+    named = _items(baseline) or ([baseline] if baseline is not None else [])
+    for tree in _items(searched) + named:
         if isinstance(tree.value, str) and tree.value not in arms:
             yield f"{tree.spot}: there is no arm {tree.value!r}; {suggest(tree.value, arms)}"
     for claim in _items(study.get("claims")):
@@ -147,7 +149,7 @@ def _names(study: Tree, arms: Mapping[str, Tree]) -> Iterator[str]:
             arm = claim.get(key)
             if arm is not None and isinstance(arm.value, str) and arm.value not in arms:
                 yield f"{arm.spot}: there is no arm {arm.value!r}; {suggest(arm.value, arms)}"
-    for listed in (study.get("seeds"), searched):
+    for listed in (study.get("seeds"), searched, baseline):
         seen: list[Any] = []
         for tree in _items(listed):
             if tree.plain() in seen:

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from harness.claims import Claim
 
@@ -44,6 +44,11 @@ class Search(BaseModel):
     space: dict[str, Values] = Field(min_length=1, description="dotted path in the cell -> choices, or low and high")
 
 
+def _several(value: object) -> object:
+    """One stands for a list of one."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
 class StudySettings(BaseModel):
     """The top level of a study file, preset and overrides merged in."""
 
@@ -63,7 +68,9 @@ class StudySettings(BaseModel):
     objectives: dict[str, Literal["maximize", "minimize"]] = Field(
         min_length=1, description="metric -> maximize or minimize"
     )
-    baseline: str = Field(description="the arm that the others are compared with")
+    baseline: Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1)] = Field(
+        description="the arm that the others are compared with, or several; figures and the gallery show the first"
+    )
     margin: float = Field(default=0.01, gt=0, lt=1, description="smallest difference in gIoU that matters in practice")
     claims: tuple[Claim, ...] = ()
 

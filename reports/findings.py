@@ -20,7 +20,7 @@ DEFAULT_MARGIN = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A variant against the baseline; `num_comparisons` is the size of the Holm family."""
+    """A variant against a baseline; `num_comparisons` is the size of the Holm family."""
 
     difference: Difference
     adjusted_p: float
@@ -35,12 +35,12 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """An arm at one search point: its score, what it costs (means over seeds), and how it compares."""
+    """An arm at one search point: its score, what it costs (means over seeds), and how it compares with baselines."""
 
     name: str
     score: Estimate
     means: dict[str, float]
-    comparison: Comparison | None
+    against: dict[str, Comparison]
     is_on_front: bool
     front_share: float
 
@@ -55,11 +55,21 @@ class Findings:
     samples: pd.DataFrame
     panel: Panel
     variants: tuple[Variant, ...]
-    baseline: str | None
+    baselines: tuple[str, ...]
     margin: float
     judgements: tuple[Judgement, ...]
     environment: dict[str, Any]
     importance: dict[str, Any] | None
+
+    @property
+    def baseline(self) -> str | None:
+        """The first baseline, which figures and the gallery show; None where none has a finished cell."""
+        return next(iter(self.baselines), None)
+
+    @property
+    def num_comparisons(self) -> int:
+        """Size of the Holm family."""
+        return max((each.num_comparisons for variant in self.variants for each in variant.against.values()), default=0)
 
     @property
     def best(self) -> Variant | None:
@@ -97,7 +107,9 @@ def load(folder: Path) -> Findings:
     study = YAML(typ="safe").load(folder / "study.resolved.yaml")
     panel = Panel(results, samples)
     margin = float(study.get("margin") or DEFAULT_MARGIN)
-    baseline = next(iter(panel.variants_of(study.get("baseline") or "")), None)
+    named = study.get("baseline") or ()
+    found = [panel.variants_of(arm) for arm in ([named] if isinstance(named, str) else named)]
+    baselines = tuple(variants[0] for variants in found if variants)
     claims = [Claim.model_validate(claim) for claim in study.get("claims") or []]
     return Findings(
         folder=folder,
@@ -105,8 +117,8 @@ def load(folder: Path) -> Findings:
         results=results,
         samples=samples,
         panel=panel,
-        variants=_variants(panel, results, baseline, margin),
-        baseline=baseline,
+        variants=_variants(panel, results, baselines, margin),
+        baselines=baselines,
         margin=margin,
         judgements=tuple(judge_claims(claims, panel, margin)),
         environment=_json(folder / "environment.json") or {},
@@ -118,7 +130,7 @@ def _json(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def _variants(panel: Panel, results: pd.DataFrame, baseline: str | None, margin: float) -> tuple[Variant, ...]:
+def _variants(panel: Panel, results: pd.DataFrame, baselines: tuple[str, ...], margin: float) -> tuple[Variant, ...]:
     done = results[results["status"] == "done"]
     names = pd.Series([variant_name(*pair) for pair in zip(done["arm"], done["point"], strict=True)], index=done.index)
     measured = [metric for metric in METRICS if metric in done]
@@ -128,21 +140,22 @@ def _variants(panel: Panel, results: pd.DataFrame, baseline: str | None, margin:
     shares = panel.front_share(costs)
     points = np.array([[scores[name].value, -costs[name]] for name in panel.variants]).reshape(-1, 2)
     on_front = dict(zip(panel.variants, is_on_front(points).tolist(), strict=True))
-    comparisons = _comparisons(panel, baseline, margin)
+    comparisons = _comparisons(panel, baselines, margin)
     return tuple(
-        Variant(name, scores[name], means[name], comparisons.get(name), on_front[name], shares.get(name, float("nan")))
+        Variant(name, scores[name], means[name], comparisons[name], on_front[name], shares.get(name, float("nan")))
         for name in panel.variants
     )
 
 
-def _comparisons(panel: Panel, baseline: str | None, margin: float) -> dict[str, Comparison]:
-    """Every other variant against the baseline in gIoU: the study's family of tests."""
-    if baseline is None:
-        return {}
-    others = [name for name in panel.variants if name != baseline]
-    differences = [panel.compare(name, baseline) for name in others]
-    adjusted = holm([difference.p for difference in differences])
-    return {
-        name: Comparison(difference, p, len(others), judge(difference, p, margin))
-        for name, difference, p in zip(others, differences, adjusted, strict=True)
-    }
+def _comparisons(panel: Panel, baselines: tuple[str, ...], margin: float) -> dict[str, dict[str, Comparison]]:
+    """Every variant against every baseline in gIoU, by both names; each pair is one test of the study's family."""
+    pairs = [(name, baseline) for baseline in baselines for name in panel.variants if name != baseline]
+    tests = list(dict.fromkeys(frozenset(pair) for pair in pairs))
+    differences = {pair: panel.compare(*pair) for pair in pairs}
+    first = {test: next(pair for pair in pairs if frozenset(pair) == test) for test in tests}
+    adjusted = dict(zip(tests, holm([differences[first[test]].p for test in tests]), strict=True))
+    comparisons: dict[str, dict[str, Comparison]] = {name: {} for name in panel.variants}
+    for (name, baseline), difference in differences.items():
+        p = adjusted[frozenset((name, baseline))]
+        comparisons[name][baseline] = Comparison(difference, p, len(tests), judge(difference, p, margin))
+    return comparisons

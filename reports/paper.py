@@ -15,13 +15,21 @@ _Make = Callable[[Variant], Cell]
 
 def all_tables(findings: Findings) -> list[Table]:
     """Every table of a report, in the order of the page."""
-    makers = (main_table, family_table, comparison_table, control_table, cost_table)
-    tables = [make(findings) for make in makers] if findings.variants else []
-    return [*tables, *([unfinished_table(findings)] if len(findings.unfinished) else [])]
+    unfinished = [unfinished_table(findings)] if len(findings.unfinished) else []
+    if not findings.variants:
+        return unfinished
+    return [
+        main_table(findings),
+        family_table(findings),
+        *(comparison_table(findings, baseline) for baseline in findings.baselines),
+        control_table(findings),
+        cost_table(findings),
+        *unfinished,
+    ]
 
 
 def main_table(findings: Findings) -> Table:
-    """What a paper would print: cost, quality with its controls, and the difference from the baseline."""
+    """What a paper would print: cost, quality with its controls, and the difference from each baseline."""
     score = partial(_estimate, findings, is_brief=True)
     columns: list[tuple[Column, _Make]] = [
         (Column("tokens", "tokens"), _mean("tokens", 1)),
@@ -33,17 +41,27 @@ def main_table(findings: Findings) -> Table:
         (Column("ciou", "cIoU", True), score("ciou")),
         (Column("precision_at_50", "P@0.5", True), score("precision_at_50")),
         (Column("fp_rate", "FP rate", False), score("fp_rate")),
-        (Column("difference", "Δ gIoU"), _difference),
-        (Column("holm_p", "Holm p"), _adjusted_p),
-        (Column("verdict", "verdict", is_text=True), lambda variant: Cell(_verdict(findings, variant))),
+        *(column for baseline in findings.baselines for column in _compared(findings, baseline)),
     ]
+    baselines = " and ".join(findings.baselines) or "no baseline"
     caption = (
         f"Means over seeds; 95% intervals by bootstrap over images and seeds. Δ and the verdict compare gIoU with "
-        f"{findings.baseline or 'no baseline'} (margin {findings.margin:g}). shuffled: gIoU with expressions swapped "
-        f"between images. {_chance(findings)}FLOPs and latency are of one image with one expression. "
-        "Intervals of all scores are in the CSV."
+        f"{baselines} (margin {findings.margin:g}). shuffled: gIoU with expressions swapped between images. "
+        f"{_chance(findings)}FLOPs and latency are of one image with one expression. Intervals of all scores are in "
+        "the CSV."
     )
     return _table("main", "Main result", caption, columns, findings)
+
+
+def _compared(findings: Findings, baseline: str) -> list[tuple[Column, _Make]]:
+    """The difference from one baseline in brief; its name is in the headings where there are several."""
+    is_alone = len(findings.baselines) == 1
+    key, heading = ("", "Δ gIoU") if is_alone else (f"_{baseline}", f"Δ to {baseline}")
+    return [
+        (Column(f"difference{key}", heading), partial(_difference, baseline)),
+        (Column(f"holm_p{key}", "Holm p"), partial(_adjusted_p, baseline)),
+        (Column(f"verdict{key}", "verdict", is_text=True), partial(_verdict, baseline)),
+    ]
 
 
 def family_table(findings: Findings) -> Table:
@@ -60,26 +78,27 @@ def family_table(findings: Findings) -> Table:
     return _table("families", "By family of expression", caption, columns, findings)
 
 
-def comparison_table(findings: Findings) -> Table:
-    """The statistics behind the verdicts."""
+def comparison_table(findings: Findings, baseline: str) -> Table:
+    """The statistics behind the verdicts against one baseline."""
     columns: list[tuple[Column, _Make]] = [
         (Column("seeds", "seeds"), lambda variant: _count(variant.score.num_seeds)),
         (Column("expressions", "expressions"), lambda variant: _count(variant.score.num_expressions)),
         (Column("giou", "gIoU", True), lambda variant: _scored(variant.score)),
         (Column("seed_sd", "sd over seeds"), lambda variant: _number(variant.score.seed_sd, 4)),
-        (Column("difference", "Δ gIoU"), _difference),
-        (Column("p", "p"), lambda variant: _p(variant.comparison.difference.p if variant.comparison else None)),
-        (Column("holm_p", "Holm p"), _adjusted_p),
-        (Column("minimum_detectable", "MDE"), _minimum_detectable),
+        (Column("difference", "Δ gIoU"), partial(_difference, baseline)),
+        (Column("p", "p"), partial(_plain_p, baseline)),
+        (Column("holm_p", "Holm p"), partial(_adjusted_p, baseline)),
+        (Column("minimum_detectable", "MDE"), partial(_minimum_detectable, baseline)),
         (Column("front_share", "on the front"), _front_share),
-        (Column("verdict", "verdict", is_text=True), lambda variant: Cell(_verdict(findings, variant))),
+        (Column("verdict", "verdict", is_text=True), partial(_verdict, baseline)),
     ]
     caption = (
-        "p: paired permutation over images; Holm over all comparisons with the baseline; MDE: smallest true difference "
-        "found with 80% power at the family's level; on the front: share of resamples in which nothing has both a "
-        "higher gIoU and no more tokens."
+        f"p: paired permutation over images; Holm over all {findings.num_comparisons} comparisons of the study; MDE: "
+        "smallest true difference found with 80% power at the family's level; on the front: share of resamples in "
+        "which nothing has both a higher gIoU and no more tokens."
     )
-    return _table("comparisons", f"Against the baseline, {findings.baseline or DASH}", caption, columns, findings)
+    name = "comparisons" if len(findings.baselines) == 1 else f"comparisons_{baseline}"
+    return _table(name, f"Against {baseline}", caption, columns, findings)
 
 
 def control_table(findings: Findings) -> Table:
@@ -180,30 +199,39 @@ def _p(value: float | None) -> Cell:
     return Cell(p_value(value), value)
 
 
-def _difference(variant: Variant) -> Cell:
-    if variant.comparison is None or is_missing(variant.comparison.difference.delta):
+def _difference(baseline: str, variant: Variant) -> Cell:
+    comparison = variant.against.get(baseline)
+    if comparison is None or is_missing(comparison.difference.delta):
         return Cell(DASH)
-    apart = variant.comparison.difference
+    apart = comparison.difference
     note = between(apart.low, apart.high, signed=True)
     return Cell(fixed(apart.delta, signed=True), apart.delta, apart.low, apart.high, note)
 
 
-def _adjusted_p(variant: Variant) -> Cell:
-    return _p(variant.comparison.adjusted_p if variant.comparison else None)
+def _plain_p(baseline: str, variant: Variant) -> Cell:
+    comparison = variant.against.get(baseline)
+    return _p(comparison.difference.p if comparison else None)
 
 
-def _minimum_detectable(variant: Variant) -> Cell:
-    return _number(variant.comparison.minimum_detectable if variant.comparison else None, 3)
+def _adjusted_p(baseline: str, variant: Variant) -> Cell:
+    comparison = variant.against.get(baseline)
+    return _p(comparison.adjusted_p if comparison else None)
+
+
+def _minimum_detectable(baseline: str, variant: Variant) -> Cell:
+    comparison = variant.against.get(baseline)
+    return _number(comparison.minimum_detectable if comparison else None, 3)
 
 
 def _front_share(variant: Variant) -> Cell:
     return Cell(percent(variant.front_share), None if is_missing(variant.front_share) else variant.front_share)
 
 
-def _verdict(findings: Findings, variant: Variant) -> str:
-    if variant.comparison is None:
-        return "baseline" if variant.name == findings.baseline else DASH
-    return str(variant.comparison.verdict)
+def _verdict(baseline: str, variant: Variant) -> Cell:
+    comparison = variant.against.get(baseline)
+    if comparison is None:
+        return Cell("baseline" if variant.name == baseline else DASH)
+    return Cell(str(comparison.verdict))
 
 
 def _chance(findings: Findings) -> str:

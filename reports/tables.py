@@ -65,9 +65,9 @@ class Table:
     def latex(self) -> str:
         """A booktabs table; best in bold."""
         texts = pd.DataFrame([[_latex(cell) for cell in row] for row in self.rows])
-        texts.columns = pd.Index([_escape(column.heading) for column in self.columns])
         bold = [["bfseries: ;" if cell.is_best else "" for cell in row] for row in self.rows]
-        styler = texts.style.hide(axis="index")
+        headings = [_escape(column.heading) for column in self.columns]
+        styler = texts.style.hide(axis="index").relabel_index(headings, axis="columns")
         if bold:
             styler = styler.apply(lambda frame: pd.DataFrame(bold, frame.index, frame.columns), axis=None)
         return styler.to_latex(

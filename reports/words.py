@@ -8,7 +8,7 @@ import numpy as np
 from harness.claims import Finding, Judgement
 from harness.stats import Verdict
 from reports import granularity
-from reports.findings import Findings, Variant
+from reports.findings import Comparison, Findings, Variant
 from reports.numbers import between, fixed, is_missing, p_value, percent
 
 _METRIC_NAMES = {"giou": "gIoU", "giou_teacher_forced": "teacher-forced gIoU", "ciou": "cIoU", "fp_rate": "FP rate",
@@ -23,7 +23,7 @@ def answers(findings: Findings) -> list[str]:
         return ["No cell finished, so there is nothing to say about the question."]
     return [
         _best(findings, best),
-        *_verdicts(findings),
+        *(sentence for baseline in findings.baselines for sentence in _verdicts(findings, baseline)),
         *_front(findings),
         *_weakest_family(findings, best),
         *granularity.answers(findings),
@@ -61,18 +61,22 @@ def _best(findings: Findings, best: Variant) -> str:
         shown = f"{fixed(best.score.value)} {between(best.score.low, best.score.high)}"
         return f"{best.name} is the only arm with a finished cell: gIoU {shown}."
     score = f"{best.name} has the highest gIoU, {fixed(best.score.value)} {between(best.score.low, best.score.high)}"
-    if best.comparison is None:
-        return f"{score}{', and is the baseline' if best.name == findings.baseline else ''}."
-    apart = best.comparison.difference
+    if not best.against:
+        return f"{score}{', and is the baseline' if best.name in findings.baselines else ''}."
+    apart = _list([_difference(baseline, comparison) for baseline, comparison in best.against.items()])
+    return f"{score}: {apart}. It is the highest of {len(findings.variants)}, so its score leans high."
+
+
+def _difference(baseline: str, comparison: Comparison) -> str:
+    apart = comparison.difference
     return (
-        f"{score}: {fixed(apart.delta, signed=True)} {between(apart.low, apart.high, signed=True)} against "
-        f"{findings.baseline} (Holm p {p_value(best.comparison.adjusted_p)}; {best.comparison.verdict}). "
-        f"It is the highest of {len(findings.variants)}, so its score leans high."
+        f"{fixed(apart.delta, signed=True)} {between(apart.low, apart.high, signed=True)} against {baseline} "
+        f"(Holm p {p_value(comparison.adjusted_p)}; {comparison.verdict})"
     )
 
 
-def _verdicts(findings: Findings) -> Iterator[str]:
-    compared = [(variant, variant.comparison) for variant in findings.variants if variant.comparison is not None]
+def _verdicts(findings: Findings, baseline: str) -> Iterator[str]:
+    compared = [(variant, variant.against[baseline]) for variant in findings.variants if baseline in variant.against]
     wording = {
         Verdict.BETTER: "Better than {baseline}: {names}.",
         Verdict.WORSE: "Worse than {baseline}: {names}.",
@@ -84,7 +88,7 @@ def _verdicts(findings: Findings) -> Iterator[str]:
         chosen = [(variant, comparison) for variant, comparison in compared if comparison.verdict is verdict]
         if chosen:
             yield sentence.format(
-                baseline=findings.baseline,
+                baseline=baseline,
                 margin=findings.margin,
                 names=_list([variant.name for variant, _ in chosen]),
                 detectable=fixed(max(comparison.minimum_detectable for _, comparison in chosen)),

@@ -157,6 +157,24 @@ def test_gallery_follows_its_rules_and_shows_every_arm(run: Path):
     assert names == ["target", "36 superpixels", *(variant.name for variant in findings.variants)]
 
 
+def test_several_baselines_are_one_family_of_tests(tmp_path: Path):
+    results, samples = tables(num_images=6, num_seeds=2)
+    folder = write_run(tmp_path / "two", results, samples, num_gallery=0)
+    study = folder / "study.resolved.yaml"
+    study.write_text(study.read_text().replace("baseline: pooling", "baseline: [pooling, no_position]"))
+    findings = load(folder)
+    others = len(findings.variants) - 1
+    assert findings.num_comparisons == 2 * others - 1, "each pair is one test, whichever way round"
+    pooling, none = (next(v for v in findings.variants if v.name == name) for name in ("pooling", "no_position"))
+    there, back = none.against["pooling"], pooling.against["no_position"]
+    assert there.difference.delta == pytest.approx(-back.difference.delta)
+    assert there.adjusted_p == back.adjusted_p
+    reports.build(folder)
+    columns = pd.read_csv(folder / "report" / "tables" / "main.csv").columns
+    assert {"difference_pooling", "difference_no_position", "verdict_no_position"} <= set(columns)
+    assert (folder / "report" / "tables" / "comparisons_no_position.md").exists()
+
+
 def test_a_report_needs_neither_gallery_nor_importance_nor_claims(tmp_path: Path):
     results, samples = tables(num_images=6, num_seeds=1)
     folder = write_run(tmp_path / "bare", results, samples, num_gallery=0)
