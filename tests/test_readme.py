@@ -1,0 +1,57 @@
+"""What the README tells a newcomer to do works, word for word."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SECTION = (ROOT / "README.md").read_text().partition("## Add a projector")[2].partition("\n## ")[0]
+
+
+def block(language: str) -> str:
+    found = re.search(rf"```{language}\n(.+?)```", SECTION, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of what a newcomer edits, with the two files that the README gives."""
+    for folder in ("projectors", "studies"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    (tmp_path / "projectors" / "strided.py").write_text(block("python"))
+    (tmp_path / "studies" / "strided.yaml").write_text(block("yaml"))
+    return tmp_path
+
+
+def test_the_projector_of_the_readme_is_short() -> None:
+    lines = [line for line in block("python").splitlines() if line.strip()]
+    assert len(lines) <= 40
+
+
+def test_the_projector_of_the_readme_becomes_an_arm_that_runs(checkout: Path) -> None:
+    small = [
+        "seeds=[0]",
+        "base.training.steps=2",
+        "base.training.curriculum=null",
+        "base.training.warmup_steps=0",
+        "base.training.batch_images=2",
+        "base.data.train_images=2",
+        "base.data.test_images=1",
+        "base.evaluation.latency_repeats=1",
+    ]
+    options = [word for setting in small for word in ("--set", setting)]
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.run", "studies/strided.yaml", *options],
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(checkout), str(ROOT)])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"strided +1 of 1|strided.*1 of 1", done.stdout), done.stdout
