@@ -177,5 +177,9 @@ class SamCache(EncodingCache):
 
 @lru_cache(maxsize=1)
 def frozen_sam(name: str) -> LoadedSam:
-    """A SAM that only answers, loaded once for all who ask, on the default device."""
-    return load_sam(name).to(default_device())
+    """A SAM that only answers, loaded once for all who ask, on the default device; compiled where that is a GPU."""
+    device = default_device()
+    model = load_sam(name).to(device)
+    if device.type == "cuda":
+        model.sam.image_encoder.compile()
+    return model

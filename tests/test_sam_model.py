@@ -11,8 +11,10 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
+from segment_anything.modeling import ImageEncoderViT
 from torch.testing import assert_close
 
+from harness.backbone.fused_attention import fuse_attention
 from harness.backbone.sam_model import BUILDERS, LoadedSam, build_sam_scenes, load_sam
 from harness.backbone.weights import CHECKPOINTS, SHIPPED, WeightsRecord, resolve, sha256_of
 from harness.cache import VARIABLE
@@ -165,3 +167,28 @@ def test_the_shipped_weights_segment_as_well_as_the_model_card_says() -> None:
     for kind, value in means(rows).items():
         # 24 of the card's 200 images, some 130 objects: three standard errors of their mean.
         assert value == pytest.approx(said[kind], abs=3 * np.std([row[kind] for row in rows]) / len(rows) ** 0.5)
+
+
+@pytest.mark.parametrize("use_rel_pos", [True, False])
+@torch.no_grad()
+def test_fused_attention_gives_what_upstream_gives(use_rel_pos: bool) -> None:
+    torch.manual_seed(0)
+    encoder = ImageEncoderViT(
+        img_size=48,
+        patch_size=8,
+        embed_dim=24,
+        depth=2,
+        num_heads=3,
+        out_chans=8,
+        use_rel_pos=use_rel_pos,
+        window_size=4,
+        global_attn_indexes=(1,),
+    )
+    encoder.double().eval()
+    for parameter in encoder.parameters():
+        parameter.normal_(std=0.5)
+    frames = torch.randn(2, 3, 48, 48, dtype=torch.float64)
+    expected, names = encoder(frames), encoder.state_dict().keys()
+    fuse_attention(encoder)
+    assert_close(encoder(frames), expected)
+    assert encoder.state_dict().keys() == names

@@ -20,6 +20,7 @@ from segment_anything import sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
 
+from harness.backbone.fused_attention import fuse_attention
 from harness.backbone.strict import refuse_misfits
 from harness.backbone.weights import WeightsRecord, resolve
 from harness.errors import WeightsError
@@ -42,6 +43,7 @@ class LoadedSam(nn.Module):
     def __init__(self, sam: Sam, record: WeightsRecord) -> None:
         super().__init__()
         self.sam = sam.requires_grad_(False).eval()
+        fuse_attention(self.sam.image_encoder)
         self.record = record
 
     @property
