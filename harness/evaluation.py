@@ -102,15 +102,18 @@ def sample_rows(example: Example, prediction: Prediction) -> Iterator[dict[str, 
         target = example.mask(expression)
         forced = prediction.masks[number]
         mask = forced & prediction.answered[number]
+        forced_pixels = count(forced, target)
         yield {
             "image_id": example.image_id,
             "expression_id": number,
             "text": expression.text,
             "family": expression.family,
             "iou": _overlap(mask, target),
-            "iou_teacher_forced": _overlap(forced, target),
+            "iou_teacher_forced": float(iou(forced_pixels["intersection"], forced_pixels["union"])),
             **{name: int(pixels) for name, pixels in count(mask, target).items()},
             "answered": bool(prediction.answered[number]),
+            "intersection_teacher_forced": int(forced_pixels["intersection"]),
+            "predicted_area_teacher_forced": int(forced_pixels["predicted_area"]),
             **_facts(example, expression),
             "height": height,
             "width": width,

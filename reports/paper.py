@@ -5,6 +5,7 @@ from functools import partial
 
 from harness.panel import variant_name
 from harness.stats import Estimate
+from reports.evaluators import evaluator_table
 from reports.findings import Findings, Variant
 from reports.numbers import DASH, between, count, fixed, is_missing, p_value, percent
 from reports.tables import Cell, Column, Table, mark_best
@@ -23,6 +24,7 @@ def all_tables(findings: Findings) -> list[Table]:
         family_table(findings),
         *(comparison_table(findings, baseline) for baseline in findings.baselines),
         control_table(findings),
+        evaluator_table(findings),
         cost_table(findings),
         *unfinished,
     ]

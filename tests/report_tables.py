@@ -108,6 +108,7 @@ def _samples(name: str, seed: int, offsets: np.ndarray, boxes: np.ndarray, sizes
                 "family": family, "split": "test", "iou": iou, "iou_teacher_forced": min(1.0, iou + 0.01),
                 "intersection": intersection, "union": union, "predicted_area": int(prediction.sum()),
                 "target_area": int(target.sum()), "answered": bool(prediction.any()), "elongation": 1.0,
+                "intersection_teacher_forced": intersection, "predicted_area_teacher_forced": int(prediction.sum()),
                 "occlusion": 0.0,
                 "prediction_rle": _encode(prediction), "target_rle": _encode(target), "height": SIDE, "width": SIDE,
             }
