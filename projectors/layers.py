@@ -1,8 +1,31 @@
-"""Blocks that two or more projectors use."""
+"""Blocks and checks that two or more projectors use."""
+
+from math import isqrt
+from typing import Annotated
 
 import torch
 from einops import rearrange
+from pydantic import AfterValidator
 from torch import Tensor, nn
+
+from projectors.contract import Dims, IncompatibleError
+
+
+def _is_square(count: int) -> int:
+    side = isqrt(count)
+    if side**2 != count:
+        raise ValueError(f"{count} is not a square number; use {side**2} or {(side + 1) ** 2}")
+    return count
+
+
+SquareCount = Annotated[int, AfterValidator(_is_square)]
+"""Of a `Config`: tokens that form a square grid."""
+
+
+def require_superpixels(dims: Dims, projector: str) -> None:
+    """Raises IncompatibleError where the study names no source of superpixels."""
+    if not dims.max_superpixels:
+        raise IncompatibleError(f"{projector} needs superpixels, and the study names no source; set base.superpixels")
 
 
 def mlp(input_dim: int, output_dim: int, depth: int) -> nn.Sequential:

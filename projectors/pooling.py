@@ -11,12 +11,12 @@ from math import isqrt
 
 import torch
 from einops import einsum, rearrange
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from projectors.contract import Dims, IncompatibleError, Projector, ProjectorConfig, VisualFeatures, VisualTokens
-from projectors.layers import mlp
+from projectors.layers import SquareCount, mlp
 from projectors.registry import register
 
 
@@ -27,15 +27,9 @@ class Pooling(Projector):
     cells: Tensor
 
     class Config(ProjectorConfig):
-        tokens: int = Field(default=144, ge=1, description="visual tokens of an unpadded image; a square number")
-
-        @field_validator("tokens")
-        @classmethod
-        def _is_square(cls, tokens: int) -> int:
-            side = isqrt(tokens)
-            if side**2 != tokens:
-                raise ValueError(f"tokens={tokens} is not a square number; use {side**2} or {(side + 1) ** 2}")
-            return tokens
+        tokens: SquareCount = Field(
+            default=144, ge=1, description="visual tokens of an unpadded image; a square number"
+        )
 
     def __init__(self, config: Config, dims: Dims) -> None:
         super().__init__(config, dims)

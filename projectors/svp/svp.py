@@ -14,8 +14,8 @@ from einops import rearrange, repeat
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from projectors.contract import Dims, IncompatibleError, Projector, ProjectorConfig, VisualFeatures, VisualTokens
-from projectors.layers import mlp, pool_by_area
+from projectors.contract import Dims, Projector, ProjectorConfig, VisualFeatures, VisualTokens
+from projectors.layers import mlp, pool_by_area, require_superpixels
 from projectors.registry import register
 from projectors.svp.parts import AggregationConfig, NoPosition, PositionConfig, build_aggregation, build_position
 from projectors.svp.regions import Regions
@@ -40,8 +40,7 @@ class SVP(Projector):
 
     def __init__(self, config: Config, dims: Dims) -> None:
         super().__init__(config, dims)
-        if not dims.max_superpixels:
-            raise IncompatibleError("svp needs superpixels, and the study names no source; set base.superpixels")
+        require_superpixels(dims, "svp")
         self.norm = nn.LayerNorm(dims.vision)
         self.position = build_position(config.position, dims)
         self.aggregation = build_aggregation(config.aggregation, dims)

@@ -1,0 +1,188 @@
+"""SVA: each token reads its own window of the patches, told by their mean what else is in the image.
+
+Source: Cambrian-1, https://arxiv.org/abs/2406.16860, section 3 (Spatial Vision Aggregator);
+cambrian-mllm/cambrian@539ffc3.
+Licence: Apache-2.0.
+Differs from the paper: one vision encoder, and no further aggregators inside the LLM; without several encoders there is
+nothing to choose from in windows of one patch, as those of the released 576 tokens on a 24x24 grid, so they are
+refused, and 144 tokens with windows of 2x2 stand in for them.
+Differs from the release: padding does not enter the mean of the image, a window that holds nothing else gives no token,
+and no token marks the end of a row; the grid need not be square.
+"""
+
+from collections.abc import Mapping
+from math import gcd, isqrt
+from typing import ClassVar
+
+import torch
+from einops import rearrange, repeat
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from projectors.contract import Dims, IncompatibleError, Projector, ProjectorConfig, VisualFeatures, VisualTokens
+from projectors.layers import SquareCount, mlp
+from projectors.registry import register
+
+MAX_DEPTH = 12
+_LAYER_NAMES = {
+    "pos_embed_0": "position",
+    "proj_context.": "context.",
+    "proj_in.": "merge.",
+    "cross_attn.q_proj.0.": "query_norm.",
+    "cross_attn.q_proj.1.": "query.",
+    "cross_attn.k_proj_0.0.": "norms.",
+    "cross_attn.k_proj_0.1.": "key.",
+    "cross_attn.v_proj_0.1.": "value.",
+    "cross_attn.o_proj.": "output.",
+    "norm.": "norm.",
+    "proj_out.linear_1.": "mlp.0.",
+    "proj_out.linear_2.": "mlp.2.",
+}
+
+
+@register
+class SVA(Projector):
+    """A grid of tokens whose queries start alike and differ by what lies in their windows."""
+
+    official_names: ClassVar = {
+        "vision_query": "query",
+        "mm_projector_aux_0.": "encode.",
+        "mm_projector.": "project.",
+        **{
+            f"vision_sampler_0.layers.{layer}.{theirs}": f"layers.{layer}.{ours}"
+            for layer in range(MAX_DEPTH)
+            for theirs, ours in _LAYER_NAMES.items()
+        },
+    }
+    official_prefix = "model."
+
+    class Config(ProjectorConfig):
+        tokens: SquareCount = Field(
+            default=144, ge=1, description="visual tokens of an unpadded image; a square number"
+        )
+        depth: int = Field(default=3, ge=1, le=MAX_DEPTH, description="layers, each reading the window once")
+        width: int = Field(default=1024, ge=1, description="of queries, keys and values, all heads together")
+        heads: int = Field(default=16, ge=1)
+
+        @model_validator(mode="after")
+        def _heads_divide_width(self) -> "SVA.Config":
+            if self.width % self.heads:
+                raise ValueError(f"heads={self.heads} does not divide width={self.width}")
+            return self
+
+    def __init__(self, config: Config, dims: Dims) -> None:
+        super().__init__(config, dims)
+        self.side = isqrt(config.tokens)
+        height, width = dims.grid
+        sides = [side for side in range(1, gcd(height, width) + 1) if not height % side and not width % side]
+        allowed = [side**2 for side in sides if side**2 < dims.num_patches]
+        if config.tokens not in allowed:
+            raise IncompatibleError(
+                f"tokens={config.tokens} does not cut the {height}x{width} patch grid into {self.side}x{self.side} "
+                f"equal windows of two patches or more; use {', '.join(map(str, allowed))}"
+            )
+        self.window = (height // self.side, width // self.side)
+        self.encode = nn.Sequential(*mlp(dims.vision, config.width, depth=2), nn.LayerNorm(config.width))
+        self.query = nn.Parameter(torch.randn(1, config.width) * config.width**-0.5)
+        num_places = self.window[0] * self.window[1]
+        self.layers = nn.ModuleList(_Layer(config.width, config.heads, num_places) for _ in range(config.depth))
+        self.project = mlp(config.width, dims.language, depth=2)
+
+    @property
+    def max_tokens(self) -> int:
+        """The configured number, for an image without padding."""
+        return self.side**2
+
+    def forward(self, features: VisualFeatures) -> VisualTokens:
+        """patches (B, N, C) -> embeds (B, T, D), the T windows row by row."""
+        real = features.patch_mask[..., None]
+        patches = self.encode(features.patches)
+        context = (patches * real).sum(dim=1, keepdim=True) / real.sum(dim=1, keepdim=True)
+        windows, readable = self._windows(patches), self._windows(real)[..., 0]
+        mask = readable.any(dim=-1)
+        # An empty window must read something: a softmax over nothing is not a number.
+        readable = readable | ~mask[..., None]
+        queries = repeat(self.query, "1 e -> b t e", b=len(patches), t=self.max_tokens)
+        for layer in self.layers:
+            queries = layer(queries, context, windows, readable)
+        embeds = self.project(queries) * mask[..., None]
+        return VisualTokens(embeds, mask, self._cells(real.device) * features.patch_mask[:, None])
+
+    def load_official(self, state_dict: Mapping[str, Tensor]) -> None:
+        """As for every projector; the release has a norm of its own for keys and for values."""
+        merged = dict(state_dict)
+        for name, of_keys in state_dict.items():
+            of_values = merged.get(name.replace(".k_proj_0.0.", ".v_proj_0.0."), of_keys)
+            if ".k_proj_0.0." in name and of_values is not of_keys and of_values.shape == of_keys.shape:
+                merged[name] = torch.stack([of_keys, of_values])
+                del merged[name.replace(".k_proj_0.0.", ".v_proj_0.0.")]
+        super().load_official(merged)
+
+    def _windows(self, values: Tensor) -> Tensor:
+        """(B, N, E) -> (B, T, N / T, E)."""
+        y, x = self.window
+        return rearrange(values, "b (i y j x) e -> b (i j) (y x) e", i=self.side, y=y, j=self.side, x=x)
+
+    def _cells(self, device: torch.device) -> Tensor:
+        """(T, N), 1 where a patch lies in a token's window."""
+        y, x = self.window
+        return repeat(torch.eye(self.max_tokens, device=device), "t (i j) -> t (i y j x)", i=self.side, y=y, x=x)
+
+
+class _Layer(nn.Module):
+    """Each query, merged with the image's mean, reads its window; an MLP of what it holds then is added to it."""
+
+    def __init__(self, width: int, heads: int, num_places: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.context = nn.Linear(width, width, bias=False)
+        self.merge = nn.Linear(2 * width, width, bias=False)
+        self.position = nn.Parameter(torch.randn(num_places, width))
+        self.query_norm = nn.LayerNorm(width)
+        self.norms = _KeyValueNorm(width)
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.output = nn.Linear(width, width, bias=False)
+        self.norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, width, bias=False), nn.GELU(), nn.Linear(width, width, bias=False))
+
+    def forward(self, queries: Tensor, context: Tensor, windows: Tensor, readable: Tensor) -> Tensor:
+        """One round of reading.
+
+        Args:
+            queries: (B, T, E).
+            context: (B, 1, E), the mean of the image.
+            windows: (B, T, K, E), the K patches of each window.
+            readable: (B, T, K) bool, False where a patch must not be read; never for all of a window.
+
+        Returns:
+            (B, T, E).
+        """
+        context = self.context(context).expand(-1, queries.shape[1], -1)
+        merged = self.merge(torch.cat([queries, context], dim=-1))
+        for_keys, for_values = self.norms(windows + self.position)
+        query = rearrange(self.query(self.query_norm(merged)), "b t (h e) -> (b t) h 1 e", h=self.heads)
+        key, value = (
+            rearrange(states, "b t k (h e) -> (b t) h k e", h=self.heads)
+            for states in (self.key(for_keys), self.value(for_values))
+        )
+        read = F.scaled_dot_product_attention(query, key, value, attn_mask=rearrange(readable, "b t k -> (b t) 1 1 k"))
+        attended = merged + self.output(rearrange(read, "(b t) h 1 e -> b t (h e)", b=len(queries)))
+        return queries + self.mlp(self.norm(attended))
+
+
+class _KeyValueNorm(nn.Module):
+    """The layer norms of keys and of values in one, because both are of the same patches; row 0 is the keys'."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, width))
+        # The keys' half cancels in the softmax and never learns; it is kept because the release has it.
+        self.bias = nn.Parameter(torch.zeros(2, width))
+
+    def forward(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., E) -> what keys and what values are made from, each (..., E)."""
+        normalised = F.layer_norm(patches, patches.shape[-1:])
+        return normalised * self.weight[0] + self.bias[0], normalised * self.weight[1] + self.bias[1]
