@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from harness.assembly import Assembly, assemble, load_examples, prepare
+from harness.assembly import Assembly, assemble, load_examples, prepare, words_of
 from harness.backbone.vision import Encoding
 from harness.batches import Batch
 from harness.cell import seed_everything
@@ -142,7 +142,7 @@ class Bench:
         seed_everything(0)
         training = load_examples(self.spec, "train")
         self.examples = [training[i] for i in range(self.spec.training.batch_images)]
-        self.assembly = assemble(self.spec, training, default_device())
+        self.assembly = assemble(self.spec, words_of(training), default_device())
         prepare(self.assembly.batches, self.examples, progress_on(Console()))
         self.assembly.segmenter.train()
         self.step = Step(self.assembly, self.spec)

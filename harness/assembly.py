@@ -1,6 +1,6 @@
 """Puts the parts of one cell together, untrained: data, caches, projector, LLM, mask head."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
@@ -61,15 +61,22 @@ def load_examples(spec: CellSpec, split: str) -> Sequence[Example]:
     return _examples(spec.data["name"], source.Config(**settings), split)
 
 
-def assemble(spec: CellSpec, training: Sequence[Example], device: torch.device) -> Assembly:
+def words_of(examples: Sequence[Example]) -> list[str]:
+    """Every word of these examples' expressions, sorted."""
+    return sorted({word for example in examples for each in example.expressions for word in each.text.split()})
+
+
+def assemble(spec: CellSpec, words: Iterable[str], device: torch.device) -> Assembly:
     """Everything a cell trains, on its device.
+
+    Args:
+        words: of the training expressions, from which an LLM from scratch takes its vocabulary.
 
     Raises:
         IncompatibleError: the projector cannot work on this backbone.
         WeightsError: a pretrained part cannot be had.
     """
     encoder = vision_encoder(spec.vision_encoder)
-    words = {word for example in training for expression in example.expressions for word in expression.text.split()}
     llm = build_llm(spec.llm, words)
     mask_head, image_embedding, sam = _mask_head(spec, encoder)
     superpixels, max_superpixels = _superpixels(spec)

@@ -12,12 +12,14 @@ import pandas as pd
 import torch
 
 from harness import metrics
-from harness.assembly import Assembly, assemble, load_examples, prepare
+from harness.assembly import Assembly, assemble, load_examples, prepare, words_of
+from harness.checkpoint import save
 from harness.cost import Cost, PeakMemory, measure, num_parameters
 from harness.device import default_device
 from harness.environment import describe_environment
 from harness.errors import HarnessError
 from harness.evaluation import Evaluator
+from harness.files import replace_file
 from harness.gallery import save_gallery
 from harness.progress import Progress
 from harness.records import Row, RunFolder
@@ -73,13 +75,15 @@ def train_and_score(cell: Cell, folder: RunFolder, progress: Progress) -> tuple[
     training = load_examples(spec, "train")
     testing = load_examples(spec, spec.evaluation.split)
     generator = seed_everything(cell.seed)
-    assembly = assemble(spec, training, device)
+    words = words_of(training)
+    assembly = assemble(spec, words, device)
     prepare(assembly.batches, [*training, *testing], progress)
 
     clock = time.perf_counter()
     trainer = Trainer(assembly.segmenter, assembly.batches, spec.training, generator, progress.step)
     curve = trainer.run(training)
     train_seconds = time.perf_counter() - clock
+    replace_file(folder.checkpoint(cell.id), lambda path: save(path, cell, assembly, words))
 
     clock = time.perf_counter()
     progress.note("scoring")

@@ -110,6 +110,10 @@ class RunFolder:
         self.importance = path / "importance.json"
         self.report = path / "report" / "index.html"
 
+    def checkpoint(self, cell: str) -> Path:
+        """Where a trained cell is kept."""
+        return self.cells / f"{cell}.safetensors"
+
     def write_cell(self, row: Row, samples: pd.DataFrame | None = None) -> None:
         """Keeps what a cell produced; its row comes last, so that a row is a cell that lost nothing."""
         if samples is not None:

@@ -8,54 +8,12 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from transformers import Dinov2Config, Dinov2Model
 
 from harness import assembly
 from harness.cell import run_cell
 from harness.encodings import frozen_sam
-from harness.records import METRICS, SAMPLE_COLUMNS, RunFolder
-from harness.study import load
+from harness.records import METRICS, SAMPLE_COLUMNS
 from tests.small_study import quiet
-
-STUDY = """
-question: Does a cell run?
-base:
-  data: {{name: scenes, train_images: 6, validation_images: 1, test_images: 3, expressions_per_image: 4}}
-  vision_encoder: {{name: {encoder}, frame: 56}}
-  llm: {{name: tiny, width: 32, layers: 1, heads: 2, visual_attention: bidirectional, template: "{{expression}} ."}}
-  mask_head: {{name: scratch, width: 32, depth: 1, mlp_width: 32, heads: 4, image_update: false}}
-  superpixels: {{name: grid, count: 6}}
-  training: {{steps: 3, alignment_steps: 1, batch_images: 2, expressions_per_image: 3, warmup_steps: 1}}
-  evaluation: {{latency_repeats: 1, gallery_images: 2}}
-arms:
-  pooling: {{projector: {{name: pooling, tokens: 4}}}}
-  finer: {{projector: {{name: pooling, tokens: 36}}}}
-  sspe: {{projector: {{name: svp, aggregation: ssa, position: {{name: sspe, width: 16, resolution: 4}}}}}}
-  decoder_pe: {{projector: {{name: svp, position: decoder_pe}}}}
-  sam: {{projector: {{name: svp, position: decoder_pe}}, superpixels: {{name: sam}}, mask_head: sam-scenes}}
-seeds: [0]
-objectives: {{giou: maximize}}
-baseline: pooling
-"""
-
-
-@pytest.fixture
-def cells(tmp_path, monkeypatch):
-    """The study's cells by arm, with an encoder of two layers written as transformers writes one."""
-    monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path / "cache"))
-    assembly.vision_encoder.cache_clear()
-    torch.manual_seed(0)
-    config = Dinov2Config(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14)
-    Dinov2Model(config).save_pretrained(tmp_path / "encoder")
-    path = tmp_path / "study.yaml"
-    path.write_text(STUDY.format(encoder=tmp_path / "encoder"))
-    yield {cell.arm: cell for cell in load(path).cells()}
-    assembly.vision_encoder.cache_clear()
-
-
-@pytest.fixture
-def folder(tmp_path) -> RunFolder:
-    return RunFolder(tmp_path / "run")
 
 
 def test_a_sam_cuts_the_image_and_draws_the_masks(cells, folder):
@@ -71,7 +29,8 @@ def test_a_sam_cuts_the_image_and_draws_the_masks(cells, folder):
 
 def test_a_mask_head_of_a_sam_starts_as_that_sam(cells):
     spec = cells["sam"].spec
-    parts = assembly.assemble(spec, assembly.load_examples(spec, "train"), torch.device("cpu"))
+    words = assembly.words_of(assembly.load_examples(spec, "train"))
+    parts = assembly.assemble(spec, words, torch.device("cpu"))
     head, sam = parts.segmenter.mask_head, frozen_sam("sam-scenes").sam
     for name, value in sam.mask_decoder.state_dict().items():
         assert torch.equal(head.mask_decoder.state_dict()[name], value)

@@ -12,10 +12,11 @@ MACHINERY = {"__init__", "contract", "layers", "registry"}
 PROJECTOR_FILES = {path.stem for path in (ROOT / "projectors").iterdir()} - MACHINERY
 
 LEVELS = (
-    ("harness.run",),
+    ("harness.predict", "harness.run"),
     ("harness.execution", "harness.listing", "harness.plan"),
     ("harness.search", "harness.tracking", "harness.worker"),
     ("harness.cell",),
+    ("harness.checkpoint",),
     ("harness.assembly", "harness.gallery", "harness.yardstick"),
     ("harness.cost",),
     ("harness.progress",),

@@ -1,0 +1,84 @@
+"""A trained cell is kept, read back as it was, and used on any image."""
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from harness import assembly, predict
+from harness.assembly import load_examples
+from harness.cell import run_cell
+from harness.checkpoint import load
+from harness.errors import WeightsError
+from harness.evaluation import Evaluator
+from tests.small_study import quiet
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def checkpoint(cells, folder):
+    """A cell trained for three steps."""
+    row = run_cell(cells["pooling"], folder, quiet())
+    assert row["status"] == "done", row["reason"]
+    return folder.checkpoint(cells["pooling"].id)
+
+
+@pytest.fixture
+def photograph(tmp_path):
+    path = tmp_path / "astronaut.png"
+    Image.fromarray(skimage.data.astronaut()[:200]).save(path)
+    return path
+
+
+def test_a_cell_read_back_scores_what_it_scored(checkpoint, cells, folder):
+    trained = load(checkpoint, CPU)
+    assert (trained.arm, trained.seed, trained.spec) == ("pooling", 0, cells["pooling"].spec)
+    testing = load_examples(trained.spec, "test")
+    parts, precision = trained.assembly, trained.spec.training.precision
+    samples, _ = Evaluator(parts.segmenter, parts.batches, 16, precision).score(testing)
+    assert samples["iou"].mean() == pytest.approx(folder.row(cells["pooling"].id)["giou"], abs=1e-6)
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(checkpoint, tmp_path):
+    save_file(load_file(checkpoint), tmp_path / "bare.safetensors")
+    with pytest.raises(WeightsError, match="is no checkpoint of a cell"):
+        load(tmp_path / "bare.safetensors", CPU)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(WeightsError, match="cannot be read"):
+        load(checkpoint, CPU)
+
+
+def test_other_pretrained_weights_are_refused(checkpoint, tmp_path):
+    path = tmp_path / "encoder" / "model.safetensors"
+    state = load_file(path)
+    state["layernorm.weight"] += 1
+    save_file(state, path, {"format": "pt"})
+    assembly.vision_encoder.cache_clear()
+    with pytest.raises(WeightsError, match="restore the weights"):
+        load(checkpoint, CPU)
+
+
+def test_a_photograph_gets_a_mask_and_an_overlay(checkpoint, photograph, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = [str(checkpoint), "--image", str(photograph), "--out", str(out)]
+    assert predict.main([*command, "--expression", "the red circle"]) == 0
+    mask, overlay = (np.asarray(Image.open(out / f"astronaut.{kind}.png")) for kind in ("mask", "overlay"))
+    assert mask.shape == (200, 512)
+    assert set(np.unique(mask)) <= {0, 255}
+    assert overlay.shape == (200, 512, 3)
+    assert np.array_equal(overlay[mask == 0], skimage.data.astronaut()[:200][mask == 0])
+    assert "on a photograph it shows that the path" in capsys.readouterr().out
+
+
+def test_a_word_that_was_never_read_is_told_with_those_that_were(checkpoint, photograph, capsys):
+    assert predict.main([str(checkpoint), "--image", str(photograph), "--expression", "the astronaut"]) == 2
+    assert "never read 'astronaut'; it knows: " in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_image_is_told(checkpoint, tmp_path, capsys):
+    (tmp_path / "no.png").write_text("nothing")
+    assert predict.main([str(checkpoint), "--image", str(tmp_path / "no.png"), "--expression", "the red circle"]) == 2
+    assert "cannot be read as an image" in capsys.readouterr().err
