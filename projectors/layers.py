@@ -1,12 +1,14 @@
 """Blocks and checks that two or more projectors use."""
 
-from math import isqrt
+from collections.abc import Mapping
+from math import gcd, isqrt
 from typing import Annotated
 
 import torch
 from einops import rearrange
 from pydantic import AfterValidator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from projectors.contract import Dims, IncompatibleError
 
@@ -66,3 +68,92 @@ def pool_by_area(patches: Tensor, areas: Tensor) -> Tensor:
     total = areas.sum(dim=-1, keepdim=True)
     weights = areas / total.where(total > 0, 1)
     return weights.to(patches.dtype) @ patches
+
+
+class GridAverage(nn.Module):
+    """Means over the cells of a coarse grid, of what is real; a cell that holds nothing else is empty.
+
+    Raises:
+        IncompatibleError: the grid of cells is finer than that of the patches.
+    """
+
+    cells: Tensor
+
+    def __init__(self, grid: tuple[int, int], num_cells: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.side = isqrt(num_cells)
+        if self.side > min(grid):
+            raise IncompatibleError(
+                f"tokens={num_cells} asks for a {self.side}x{self.side} grid of tokens, finer than the "
+                f"{grid[0]}x{grid[1]} patch grid; use at most {min(grid) ** 2}"
+            )
+        # What one patch adds to the mean of each cell; cells overlap where the grids do not divide.
+        added = self._mean(torch.eye(grid[0] * grid[1])[..., None])
+        self.register_buffer("cells", rearrange((added > 0).float(), "n t 1 -> t n"), persistent=False)
+
+    def forward(self, values: Tensor, patch_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """values (B, N, E), patch_mask (B, N) -> means (B, T, E), zero where empty, and (B, T) bool, False there."""
+        real = patch_mask[..., None].to(values.dtype)
+        share = self._mean(real)
+        return self._mean(values * real) / share.where(share > 0, 1), share[..., 0] > 0
+
+    def regions(self, patch_mask: Tensor) -> Tensor:
+        """(B, T, N), 1 where a real patch is counted to a cell."""
+        return self.cells * patch_mask[:, None]
+
+    def _mean(self, values: Tensor) -> Tensor:
+        maps = rearrange(values, "b (h w) e -> b e h w", h=self.grid[0])
+        return rearrange(F.adaptive_avg_pool2d(maps, self.side), "b e i j -> b (i j) e")
+
+
+def blocks_of(dims: Dims, scale: int, lowest: int = 1) -> dict[str, int]:
+    """Sizes by which einops takes the grid apart into s x s blocks, for "b (h i w j) c".
+
+    Raises:
+        IncompatibleError: the scale does not divide the grid.
+    """
+    height, width = dims.grid
+    if height % scale or width % scale:
+        allowed = [side for side in range(lowest, gcd(height, width) + 1) if not gcd(height, width) % side]
+        raise IncompatibleError(
+            f"scale={scale} does not divide the {height}x{width} patch grid; "
+            f"use {', '.join(map(str, allowed)) or 'another frame, as no scale fits'}"
+        )
+    return {"h": height // scale, "w": width // scale, "i": scale, "j": scale}
+
+
+class KeyValueNorm(nn.Module):
+    """The layer norms of keys and of values, joined: the first half of each parameter is the keys'.
+
+    The keys' bias cancels in the softmax and never learns; releases have it, so it is kept.
+    """
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(2 * width))
+        self.bias = nn.Parameter(torch.zeros(2 * width))
+
+    def forward(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., E) each -> (..., E) each."""
+        (key_weight, value_weight), (key_bias, value_bias) = self.weight.chunk(2), self.bias.chunk(2)
+        return (
+            F.layer_norm(keys, keys.shape[-1:], key_weight, key_bias, self.eps),
+            F.layer_norm(values, values.shape[-1:], value_weight, value_bias, self.eps),
+        )
+
+    @staticmethod
+    def join(state_dict: Mapping[str, Tensor], keys: str, values: str) -> dict[str, Tensor]:
+        """A release's weights with the two norms, told apart by `keys` and `values` in their names, made one."""
+        joined = dict(state_dict)
+        for name, of_keys in state_dict.items():
+            other = name.replace(keys, values)
+            if other != name and other in joined and joined[other].shape == of_keys.shape:
+                joined[name] = torch.cat([of_keys, joined.pop(other)])
+        return joined
+
+
+def one_region_a_patch(patch_mask: Tensor) -> Tensor:
+    """(B, N) bool -> (B, N, N), for projectors that give each real patch a token."""
+    return torch.diag_embed(patch_mask.float())

@@ -7,12 +7,10 @@ Differs from the paper: patches in the padding of the frame give no token.
 
 from typing import ClassVar
 
-import torch
-from einops import repeat
 from pydantic import Field
 
 from projectors.contract import Dims, Projector, ProjectorConfig, VisualFeatures, VisualTokens
-from projectors.layers import mlp
+from projectors.layers import mlp, one_region_a_patch
 from projectors.registry import register
 
 
@@ -39,6 +37,4 @@ class MLP(Projector):
         """patches (B, N, C) -> embeds (B, N, D)."""
         mask = features.patch_mask
         embeds = self.project(features.patches) * mask[..., None]
-        identity = torch.eye(mask.shape[1], device=mask.device)
-        regions = repeat(identity, "t n -> b t n", b=len(mask)) * mask[..., None]
-        return VisualTokens(embeds, mask, regions)
+        return VisualTokens(embeds, mask, one_region_a_patch(mask))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from projectors.contract import Dims, IncompatibleError, Projector, ProjectorConfig, VisualFeatures, VisualTokens
-from projectors.layers import SquareCount, mlp
+from projectors.layers import KeyValueNorm, SquareCount, mlp
 from projectors.registry import register
 
 MAX_DEPTH = 12
@@ -111,13 +111,7 @@ class SVA(Projector):
 
     def load_official(self, state_dict: Mapping[str, Tensor]) -> None:
         """As for every projector; the release has a norm of its own for keys and for values."""
-        merged = dict(state_dict)
-        for name, of_keys in state_dict.items():
-            of_values = merged.get(name.replace(".k_proj_0.0.", ".v_proj_0.0."), of_keys)
-            if ".k_proj_0.0." in name and of_values is not of_keys and of_values.shape == of_keys.shape:
-                merged[name] = torch.stack([of_keys, of_values])
-                del merged[name.replace(".k_proj_0.0.", ".v_proj_0.0.")]
-        super().load_official(merged)
+        super().load_official(KeyValueNorm.join(state_dict, ".k_proj_0.0.", ".v_proj_0.0."))
 
     def _windows(self, values: Tensor) -> Tensor:
         """(B, N, E) -> (B, T, N / T, E)."""
@@ -140,7 +134,7 @@ class _Layer(nn.Module):
         self.merge = nn.Linear(2 * width, width, bias=False)
         self.position = nn.Parameter(torch.randn(num_places, width))
         self.query_norm = nn.LayerNorm(width)
-        self.norms = _KeyValueNorm(width)
+        self.norms = KeyValueNorm(width, 1e-5)
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
@@ -162,7 +156,8 @@ class _Layer(nn.Module):
         """
         context = self.context(context).expand(-1, queries.shape[1], -1)
         merged = self.merge(torch.cat([queries, context], dim=-1))
-        for_keys, for_values = self.norms(windows + self.position)
+        placed = windows + self.position
+        for_keys, for_values = self.norms(placed, placed)
         query = rearrange(self.query(self.query_norm(merged)), "b t (h e) -> (b t) h 1 e", h=self.heads)
         key, value = (
             rearrange(states, "b t k (h e) -> (b t) h k e", h=self.heads)
@@ -171,18 +166,3 @@ class _Layer(nn.Module):
         read = F.scaled_dot_product_attention(query, key, value, attn_mask=rearrange(readable, "b t k -> (b t) 1 1 k"))
         attended = merged + self.output(rearrange(read, "(b t) h 1 e -> b t (h e)", b=len(queries)))
         return queries + self.mlp(self.norm(attended))
-
-
-class _KeyValueNorm(nn.Module):
-    """The layer norms of keys and of values in one, because both are of the same patches; row 0 is the keys'."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(2, width))
-        # The keys' half cancels in the softmax and never learns; it is kept because the release has it.
-        self.bias = nn.Parameter(torch.zeros(2, width))
-
-    def forward(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """(..., E) -> what keys and what values are made from, each (..., E)."""
-        normalised = F.layer_norm(patches, patches.shape[-1:])
-        return normalised * self.weight[0] + self.bias[0], normalised * self.weight[1] + self.bias[1]

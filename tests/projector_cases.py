@@ -19,10 +19,10 @@ HEADS = 3
 
 
 def build(name: str, settings: dict[str, Any], dims: Dims = DIMS) -> Projector:
-    """The projector with weights that do not depend on what ran before."""
+    """The projector as it is used, with weights that do not depend on what ran before."""
     torch.manual_seed(0)
     projector = projectors.get(name)
-    return projector(projector.Config(**settings), dims).double()
+    return projector(projector.Config(**settings), dims).double().eval()
 
 
 def features(batch: int = 3) -> VisualFeatures:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from einops import rearrange
 from pydantic import ValidationError
 
 import projectors
@@ -84,9 +85,15 @@ def test_an_image_gives_the_same_tokens_alone_and_in_a_batch(name: str, settings
 @every_case
 def test_what_stands_in_the_padding_changes_nothing(name: str, settings: dict[str, Any]) -> None:
     batch = features()
-    other = batch.patches.where(batch.patch_mask[..., None], torch.full_like(batch.patches, 100.0))
+    read = {"patches": batch.patches, "keys": batch.keys, "layers": batch.layers}
+    masks = {"patches": "b n -> b n 1", "keys": "b n -> b 1 n 1", "layers": "b n -> b 1 n 1"}
+    other = {
+        field: value.where(rearrange(batch.patch_mask, masks[field]), torch.full_like(value, 100.0))
+        for field, value in read.items()
+        if value is not None
+    }
     before = _tokens(name, settings, batch)
-    after = _tokens(name, settings, replace(batch, patches=other))
+    after = _tokens(name, settings, replace(batch, **other))
     assert torch.equal(before.mask, after.mask)
     torch.testing.assert_close(before.embeds, after.embeds)
 
@@ -98,12 +105,16 @@ def test_the_same_seed_gives_the_same_tokens(name: str, settings: dict[str, Any]
 
 @every_case
 def test_patches_reach_the_tokens(name: str, settings: dict[str, Any]) -> None:
+    """As they leave the last block, or an earlier one that the projector reads."""
     batch = features()
-    patches = batch.patches.clone().requires_grad_()
-    tokens = _tokens(name, settings, replace(batch, patches=patches))
+    assert batch.layers is not None
+    patches, layers = (value.clone().requires_grad_() for value in (batch.patches, batch.layers))
+    tokens = _tokens(name, settings, replace(batch, patches=patches, layers=layers))
     tokens.embeds.square().sum().backward()
     assert patches.grad is not None
     reached = patches.grad.abs().sum(-1) > 0
+    if layers.grad is not None:
+        reached = reached | (layers.grad.abs().sum((1, -1)) > 0)
     assert torch.equal(reached, batch.patch_mask)
 
 
@@ -189,6 +200,15 @@ def test_a_bare_name_stands_for_its_defaults() -> None:
 )
 def test_svp_asks_only_for_what_its_position_reads(settings: dict[str, Any], needs: set[str]) -> None:
     assert build("svp", settings).needs == needs
+
+
+def test_mqt_draws_even_numbers_of_queries_in_training() -> None:
+    projector = build("mqt", {"tokens": 5, "max_queries": 16, "heads": 3}).train()
+    torch.manual_seed(0)
+    counts = {projector(features()).embeds.shape[1] for _ in range(200)}
+    assert counts == set(range(2, 17, 2))
+    all_of_them = build("mqt", {"tokens": 16, "max_queries": 16, "heads": 3})(features()).embeds
+    torch.testing.assert_close(projector.eval()(features()).embeds, all_of_them[:, :5])
 
 
 def test_sspe_tells_superpixels_apart_before_training() -> None:

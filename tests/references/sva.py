@@ -51,8 +51,8 @@ def _read(layer: Any, query: Tensor, context: Tensor, places: list[tuple[int, Te
     for place, patch in places:
         at = patch + layer.position[place]
         normalised = (at - at.mean()) / (at.var(correction=0) + 1e-5) ** 0.5
-        keys.append(layer.key.weight @ (layer.norms.weight[0] * normalised + layer.norms.bias[0]))
-        values.append(layer.value.weight @ (layer.norms.weight[1] * normalised + layer.norms.bias[1]))
+        keys.append(layer.key.weight @ (layer.norms.weight.chunk(2)[0] * normalised + layer.norms.bias.chunk(2)[0]))
+        values.append(layer.value.weight @ (layer.norms.weight.chunk(2)[1] * normalised + layer.norms.bias.chunk(2)[1]))
     asked = layer.query.weight @ layer_norm(layer.query_norm, merged)
     read = attend(asked, torch.stack(keys), torch.stack(values), layer.heads)
     attended = layer_norm(layer.norm, merged + layer.output.weight @ read)
