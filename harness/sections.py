@@ -10,13 +10,13 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 import projectors
-from harness import data, superpixels
+from harness import data, superpixels, yardstick
 from harness.backbone.config import LLMConfig, MaskHeadConfig, VisionConfig
 from harness.errors import HarnessError, suggest
 from harness.recipe import EvaluationConfig, TrainingConfig
 from harness.yaml_errors import validate
 from harness.yaml_tree import Spot, Tree, merge
-from projectors import Dims, IncompatibleError, ProjectorError
+from projectors import IncompatibleError, ProjectorError
 
 
 class CellSpec(BaseModel):
@@ -150,7 +150,8 @@ def _match_superpixels(resolved: dict[str, Any], tree: Tree, asked_by: Tree | No
 def projector_needs(projector: dict[str, Any]) -> frozenset[str] | None:
     """What this projector reads beside patches; None where it cannot tell without its real backbone.
 
-    Needs may depend on settings, so a projector is built to be asked, without memory and on typical sizes.
+    Needs may depend on settings, so a projector is built to be asked, without memory and on the reference backbone,
+    which every default fits.
     """
     settings = {key: value for key, value in projector.items() if key != "name"}
     return _needs(projector["name"], json.dumps(settings, sort_keys=True))
@@ -160,9 +161,8 @@ def projector_needs(projector: dict[str, Any]) -> frozenset[str] | None:
 def _needs(name: str, settings: str) -> frozenset[str] | None:
     projector = projectors.get(name)
     config = projector.Config.model_validate_json(settings)
-    dims = Dims(vision=768, language=768, grid=(16, 16), frame=224, decoder=256, max_superpixels=64)
     try:
         with torch.device("meta"):
-            return projector(config, dims).needs
+            return projector(config, yardstick.DIMS).needs
     except IncompatibleError:
         return None
