@@ -183,7 +183,7 @@ def compare_overlap(examples: Sequence[Example], model: str) -> str:
 
 def _overlaps(name: str, config: Any, examples: Sequence[Example]) -> tuple[list[float], list[int]]:
     labels = [superpixels.get(name).segment(config, example) for example in examples]
-    overlaps = [mean_best_overlap(cut, one.objects) for cut, one in zip(labels, examples, strict=True)]
+    overlaps = [mean_best_overlap(cut, one.id_map()) for cut, one in zip(labels, examples, strict=True)]
     return overlaps, [int(cut.max()) + 1 for cut in labels]
 
 

@@ -26,7 +26,7 @@ class Batch:
         features: what the projector sees.
         view: what masks are drawn from beside the patches: frames (B, 3, R, R) in 0..1 for a mask head from scratch,
             SAM's embeddings (B, P, g, g) for one of a SAM.
-        inside: (B, R, R) float, 1 on the image, 0 in the padding.
+        inside: (B, R, R) float, 1 where the image is judged, 0 in the padding and where it is ignored.
         query: the prompts, (B, E, L).
         image: (M,) which image an expression is asked of.
         answers: (M,) index of the right answer word.
@@ -88,7 +88,7 @@ class BatchMaker:
             for example, frame, asked in zip(examples, frames, chosen, strict=True)
             for expression in asked
         ]
-        inside = np.stack([frame.inside() for frame in frames])
+        inside = np.stack([frame.place_mask(example.judged()) for example, frame in zip(examples, frames, strict=True)])
         has_target = torch.tensor([bool(expression.targets) for asked in chosen for expression in asked])
         answers = torch.where(has_target, SEG, REJ) + self.llm.vocabulary
         image = torch.tensor([i for i, asked in enumerate(chosen) for _ in asked])

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from pycocotools import mask as coco_mask
 
 from harness.backbone.llm import SEG
 from harness.backbone.segmenter import Segmenter
 from harness.batches import BatchMaker
-from harness.data.example import Example, Expression
+from harness.data.example import Example, Expression, encode
 from harness.frame import Frame
 from harness.metrics import count, iou
 from harness.training import autocast
@@ -91,34 +90,34 @@ class Evaluator:
         for example, pair, prediction in zip(examples, pairs, self.predict(examples, texts), strict=True):
             masks = prediction.masks & prediction.answered[:, None, None]
             for (own, _), mask in zip(pair, masks, strict=True):
-                scores.append(_overlap(mask, example.mask(own)))
+                scores.append(_overlap(mask & example.judged(), example.mask(own) & example.judged()))
         return float(np.mean(scores))
 
 
 def sample_rows(example: Example, prediction: Prediction) -> Iterator[dict[str, Any]]:
     """Counts and masks of each expression of one image, in the columns of `harness.records.SAMPLE_COLUMNS`."""
-    height, width = example.objects.shape
+    (height, width), judged = example.size, example.judged()
     for number, expression in enumerate(example.expressions):
         target = example.mask(expression)
         forced = prediction.masks[number]
         mask = forced & prediction.answered[number]
-        forced_pixels = count(forced, target)
+        forced_pixels = count(forced & judged, target & judged)
         yield {
             "image_id": example.image_id,
             "expression_id": number,
             "text": expression.text,
             "family": expression.family,
-            "iou": _overlap(mask, target),
+            "iou": _overlap(mask & judged, target & judged),
             "iou_teacher_forced": float(iou(forced_pixels["intersection"], forced_pixels["union"])),
-            **{name: int(pixels) for name, pixels in count(mask, target).items()},
+            **{name: int(pixels) for name, pixels in count(mask & judged, target & judged).items()},
             "answered": bool(prediction.answered[number]),
             "intersection_teacher_forced": int(forced_pixels["intersection"]),
             "predicted_area_teacher_forced": int(forced_pixels["predicted_area"]),
             **_facts(example, expression),
             "height": height,
             "width": width,
-            "prediction_rle": _rle(mask),
-            "target_rle": _rle(target),
+            "prediction_rle": encode(mask)["counts"].decode(),
+            "target_rle": encode(target)["counts"].decode(),
         }
 
 
@@ -135,8 +134,3 @@ def _facts(example: Example, expression: Expression) -> dict[str, float | None]:
         "elongation": max((fact.elongation for fact in facts), default=None),
         "occlusion": max((fact.occlusion for fact in facts), default=None),
     }
-
-
-def _rle(mask: np.ndarray) -> str:
-    """COCO's compressed run-length encoding of an (h, w) mask."""
-    return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode()

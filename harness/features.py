@@ -17,7 +17,7 @@ from torch import Tensor
 from harness import superpixels
 from harness.backbone.weights import WeightsRecord
 from harness.cache import OnProgress, cache_folder, image_key
-from harness.data.example import Example
+from harness.data.example import Example, encode_ids
 from harness.files import write_atomically
 from harness.frame import Frame
 from harness.superpixels.candidates import CandidateCache
@@ -73,7 +73,7 @@ class SuperpixelCache:
         seen = replace(
             example,
             image=frame.resize(example.image, Image.Resampling.BILINEAR),
-            objects=frame.resize(example.objects, Image.Resampling.NEAREST),
+            objects=encode_ids(frame.resize(example.id_map(), Image.Resampling.NEAREST)),
         )
         return frame.place_labels(self.source.segment(self.config, seen))
 
@@ -83,5 +83,5 @@ class SuperpixelCache:
 
     def _path(self, example: Example) -> Path:
         # The ground truth is part of what an oracle sees, so it is part of the name.
-        objects = hashlib.sha256(np.ascontiguousarray(example.objects).tobytes()).hexdigest()[:8]
+        objects = hashlib.sha256(b" ".join(one["counts"] for one in example.objects)).hexdigest()[:8]
         return self.folder / f"{image_key(example.image)}-{objects}.npy"

@@ -19,8 +19,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from pycocotools import mask as coco_mask
 
-from harness.data.example import Example
+from harness.data.example import Example, encode
 
 THRESHOLDS = (50, 60, 70, 80, 90)
 """Percent of IoU at which precision is reported; below the first, a non-empty answer is the wrong object."""
@@ -95,20 +96,14 @@ def score(samples: pd.DataFrame) -> dict[str, float]:
 def random_object_giou(examples: Sequence[Example]) -> float:
     """Expected gIoU of answering each expression with one visible object, drawn uniformly: chance for a perfect cutter.
 
-    Objects do not overlap in the id map, so the IoU of an object with a target of several is its share of the target,
-    and the mean over the K objects of an image is 1 / K, whatever the target. Without a target it is 0, except in an
-    image without objects, where there is nothing to draw and the empty mask is right.
+    In an image without objects there is nothing to draw, and the empty mask is right.
     """
     expected = []
     for example in examples:
-        visible = np.unique(example.objects)
-        visible = visible[visible > 0]
+        visible = [one for one in example.objects if coco_mask.area(one)]
         for expression in example.expressions:
-            has_target = bool(np.isin(visible, expression.targets).any())
-            if len(visible) == 0:
-                expected.append(1.0)
-            else:
-                expected.append(1 / len(visible) if has_target else 0.0)
+            target = encode(example.mask(expression))
+            expected.append(float(coco_mask.iou(visible, [target], [0]).mean()) if visible else 1.0)
     return float(np.mean(expected)) if expected else math.nan
 
 

@@ -73,7 +73,7 @@ def _example(path: Path, texts: Sequence[str], trained: Trained) -> Example:
         if unread:
             words = ", ".join(sorted(word for word in known if word[0].isalpha()))
             raise HarnessError(f"the LLM of this cell never read {', '.join(map(repr, unread))}; it knows: {words}")
-    return Example(path.stem, image, np.zeros(image.shape[:2], np.uint8), expressions)
+    return Example(path.stem, image, (), expressions)
 
 
 def _predict(trained: Trained, example: Example, out: Path) -> list[str]:

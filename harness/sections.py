@@ -10,13 +10,13 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 import projectors
-from harness import data, superpixels, yardstick
+from harness import data, superpixels
 from harness.backbone.config import LLMConfig, MaskHeadConfig, VisionConfig
 from harness.errors import HarnessError, suggest
 from harness.recipe import EvaluationConfig, TrainingConfig
 from harness.yaml_errors import validate
 from harness.yaml_tree import Spot, Tree, merge
-from projectors import IncompatibleError, ProjectorError
+from projectors import REFERENCE_DIMS, IncompatibleError, ProjectorError
 
 
 class CellSpec(BaseModel):
@@ -163,6 +163,6 @@ def _needs(name: str, settings: str) -> frozenset[str] | None:
     config = projector.Config.model_validate_json(settings)
     try:
         with torch.device("meta"):
-            return projector(config, yardstick.DIMS).needs
+            return projector(config, REFERENCE_DIMS).needs
     except IncompatibleError:
         return None

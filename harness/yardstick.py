@@ -11,12 +11,11 @@ from torch import Tensor
 
 import projectors
 from harness.cost import counting_flops, num_parameters
-from projectors import Dims, Projector, VisualFeatures
+from projectors import REFERENCE_DIMS, Projector, VisualFeatures
 
 HEADS = 16
 SUPERPIXELS = (5, 8)
 """Rows and columns of the superpixels: 40, as many as SAM's have on average in the paper."""
-DIMS = Dims(vision=1024, language=4096, grid=(24, 24), frame=336, decoder=256, max_superpixels=40, vision_blocks=24)
 DECODER_GRID = 64
 """Side of the decoder's dense positional encoding, as SAM's at 1024 px."""
 
@@ -47,11 +46,13 @@ def measured(name: str) -> Yardstick:
     """
     kind = projectors.get(name)
     with torch.device("meta"):
-        projector = kind(kind.Config(), DIMS)
+        projector = kind(kind.Config(), REFERENCE_DIMS)
     parameters = num_parameters(projector)
     # Buffers hold what a constructor computed, so a projector that has some is built again where they have values.
     projector = (
-        kind(kind.Config(), DIMS) if any(True for _ in projector.buffers()) else projector.to_empty(device="cpu")
+        kind(kind.Config(), REFERENCE_DIMS)
+        if any(True for _ in projector.buffers())
+        else projector.to_empty(device="cpu")
     )
     for parameter in projector.parameters():
         parameter.zero_()
@@ -69,21 +70,21 @@ def measured(name: str) -> Yardstick:
 def given(projector: Projector) -> VisualFeatures:
     """An image of 40 even superpixels, whose patches are alike inside each, and what else the projector asks for."""
     generator = torch.Generator().manual_seed(0)
-    labels = _cells(DIMS.frame, DIMS.frame)
-    patch_labels = _cells(*DIMS.grid).flatten()
-    patches = torch.randn(DIMS.max_superpixels, DIMS.vision, generator=generator)[patch_labels]
+    labels = _cells(REFERENCE_DIMS.frame, REFERENCE_DIMS.frame)
+    patch_labels = _cells(*REFERENCE_DIMS.grid).flatten()
+    patches = torch.randn(REFERENCE_DIMS.max_superpixels, REFERENCE_DIMS.vision, generator=generator)[patch_labels]
     patches = patches + 0.1 * torch.randn(patches.shape, generator=generator)
-    head = DIMS.vision // HEADS
+    head = REFERENCE_DIMS.vision // HEADS
     asked: dict[str, Tensor] = {
         "superpixels": labels[None],
-        "decoder_pe": torch.rand(DIMS.decoder, DECODER_GRID, DECODER_GRID, generator=generator),
+        "decoder_pe": torch.rand(REFERENCE_DIMS.decoder, DECODER_GRID, DECODER_GRID, generator=generator),
         "keys": patches.unflatten(-1, (HEADS, head)).transpose(0, 1)[None],
         "cls_query": torch.randn(1, HEADS, head, generator=generator),
     }
     layers = repeat(patches, "n c -> 1 k n c", k=len(projector.needs_layers)) if projector.needs_layers else None
     return VisualFeatures(
         patches=patches[None],
-        patch_mask=torch.ones(1, DIMS.num_patches, dtype=torch.bool),
+        patch_mask=torch.ones(1, REFERENCE_DIMS.num_patches, dtype=torch.bool),
         layers=layers,
         **{field: value for field, value in asked.items() if field in projector.needs},
     )

@@ -1,6 +1,7 @@
 """Visual projectors: one file, one projector, one name in YAML. Knows torch; knows nothing of the harness."""
 
 from projectors.contract import (
+    REFERENCE_DIMS,
     Dims,
     IncompatibleError,
     Projector,
@@ -12,6 +13,7 @@ from projectors.contract import (
 from projectors.registry import get, names, register
 
 __all__ = [
+    "REFERENCE_DIMS",
     "Dims",
     "IncompatibleError",
     "Projector",

@@ -55,6 +55,12 @@ class Dims:
         return self.grid[0] * self.grid[1]
 
 
+REFERENCE_DIMS = Dims(
+    vision=1024, language=4096, grid=(24, 24), frame=336, decoder=256, max_superpixels=40, vision_blocks=24
+)
+"""CLIP-L or DINOv2-L at 336 px before an LLM of width 4096, with 40 superpixels: every projector's defaults fit it."""
+
+
 @dataclass(frozen=True, slots=True)
 class VisualFeatures:
     """One batch of images as a projector sees it.

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.data.example import Example, Expression
+from harness.data.example import Example, Expression, encode_ids
 from harness.metrics import count, iou, mean_best_overlap, random_object_giou, score
 
 
@@ -134,7 +134,7 @@ def test_a_score_that_no_expression_speaks_to_is_nan() -> None:
 
 def example(objects: np.ndarray, *targets: tuple[int, ...]) -> Example:
     expressions = tuple(Expression(f"{ids}", "all", ids) for ids in targets)
-    return Example("id", np.zeros((*objects.shape, 3), np.uint8), objects, expressions)
+    return Example("id", np.zeros((*objects.shape, 3), np.uint8), encode_ids(objects), expressions)
 
 
 def test_a_random_object_scores_what_a_loop_over_objects_scores() -> None:
@@ -145,7 +145,8 @@ def test_a_random_object_scores_what_a_loop_over_objects_scores() -> None:
     examples.append(example(np.array([[0, 1], [3, 3]]), (1,), (2,), (1, 3)))
     expected = []
     for one in examples:
-        objects = [one.objects == k for k in range(1, one.objects.max() + 1) if (one.objects == k).any()]
+        ids = one.id_map()
+        objects = [ids == k for k in range(1, ids.max() + 1) if (ids == k).any()]
         for expression in one.expressions:
             target = one.mask(expression)
             expected.append(np.mean([(o & target).sum() / (o | target).sum() for o in objects]))

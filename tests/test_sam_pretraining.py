@@ -1,5 +1,6 @@
 """The training of sam-scenes: what it is asked, what it is told, and that a killed run goes on where it was."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,6 +126,13 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     again = train(TINY, tmp_path / "killed")
     assert_close(again.sam.state_dict(), whole.sam.state_dict(), rtol=0, atol=0)
     assert len((tmp_path / "killed" / "curve.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_model_in_training_is_measured_more_than_once(tmp_path: Path) -> None:
+    train(Options(steps=2, images=1, prompts=2, validation_images=1), tmp_path, minutes_between=0)
+    lines = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(0 <= line["box"] <= 1 for line in lines)
 
 
 def test_a_step_moves_every_parameter_that_prompts_reach() -> None:

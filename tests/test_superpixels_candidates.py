@@ -31,7 +31,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 def _propose(settings: PoolSettings, image: np.ndarray = IMAGE) -> Candidates:
-    embedding = SamCache(SAM).encode([Example("noise", image, image[..., 0], ())])[0]
+    embedding = SamCache(SAM).encode([Example("noise", image, (), ())])[0]
     return propose(MaskHead(SAM.sam.prompt_encoder, SAM.sam.mask_decoder), embedding, Frame.of(image, SIDE), settings)
 
 
@@ -113,7 +113,7 @@ def test_boxes_and_areas_are_those_of_the_masks():
 
 
 def test_an_image_is_encoded_and_asked_about_once(monkeypatch):
-    example = Example("noise", IMAGE[:40], np.zeros((40, SIDE), np.uint8), ())
+    example = Example("noise", IMAGE[:40], (), ())
     told: list[tuple[int, int]] = []
     CandidateCache(SamCache(SAM), SETTINGS).ensure([example], lambda *done: told.append(done))
     monkeypatch.setattr(SamCache, "encode", None)

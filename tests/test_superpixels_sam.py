@@ -96,7 +96,7 @@ def test_superpixels_of_other_weights_are_other_files(tmp_path, monkeypatch):
 def test_superpixels_of_the_image_as_loaded_are_brought_to_the_frame(tmp_path, monkeypatch):
     monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path))
     config = Config(model=checkpoint(tmp_path, 0), pool_points_per_side=2, points_per_side=2)
-    wide = Example("wide", EXAMPLE.image[:112], EXAMPLE.objects[:112], ())
+    wide = Example("wide", EXAMPLE.image[:112], (), ())
     cache = SuperpixelCache("sam", config, 56)
     cache.ensure([wide], lambda *_: None)
     labels = cache.load([wide])[0]

@@ -3,7 +3,8 @@
 import pytest
 
 import projectors
-from harness.yardstick import DIMS, given, measured
+from harness.yardstick import given, measured
+from projectors import REFERENCE_DIMS
 from tests.projector_cases import OPTIONAL
 
 
@@ -16,8 +17,8 @@ def test_the_mlp_costs_what_its_layers_multiply():
 @pytest.mark.parametrize("name", projectors.names())
 def test_every_projector_is_measured_with_what_it_reads(name):
     cost = measured(name)
-    assert 1 <= cost.tokens <= DIMS.num_patches + 1
+    assert 1 <= cost.tokens <= REFERENCE_DIMS.num_patches + 1
     assert cost.flops > 0
-    projector = projectors.get(name)(projectors.get(name).Config(), DIMS)
+    projector = projectors.get(name)(projectors.get(name).Config(), REFERENCE_DIMS)
     features = given(projector)
     assert {field for field in OPTIONAL if getattr(features, field) is not None} == projector.needs

@@ -13,7 +13,7 @@ from harness.backbone.sam import PatchEmbedding, build_mask_head
 from harness.backbone.segmenter import Query, Segmenter
 from harness.backbone.vision import Encoding
 from harness.batches import BatchMaker
-from harness.data.example import Example, Expression
+from harness.data.example import Example, Expression, encode_ids
 from projectors import Dims, VisualFeatures
 
 GRID, FRAME, VISION = (4, 4), 32, 24
@@ -88,4 +88,4 @@ def two_objects(number: int) -> Example:
     image = np.zeros((FRAME, FRAME, 3), np.uint8)
     image[objects == 1, 0] = image[objects == 2, 2] = 255
     expressions = (Expression("the red square", "attribute", (1,)), Expression("the blue square", "attribute", (2,)))
-    return Example(f"two-{number}", image, objects, expressions)
+    return Example(f"two-{number}", image, encode_ids(objects), expressions)

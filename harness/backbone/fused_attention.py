@@ -43,7 +43,8 @@ class FusedAttention(nn.Module):
 
 
 def fuse_attention(encoder: ImageEncoderViT) -> None:
-    """Exchanges the attention of every block, in place."""
+    """Exchanges the attention of every block, in place; those that are exchanged stay."""
     blocks: Any = encoder.blocks
     for block in blocks:
-        block.attn = FusedAttention(block.attn)
+        if not isinstance(block.attn, FusedAttention):
+            block.attn = FusedAttention(block.attn)

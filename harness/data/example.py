@@ -1,8 +1,14 @@
 """What every dataset yields: an image, the referring expressions about it, and the mask each one refers to."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from pycocotools import mask as coco_mask
+
+Rle = dict[str, Any]
+"""A mask in COCO's compressed run-length encoding: size [h, w] and counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +18,7 @@ class Expression:
     Attributes:
         text: lower case words, separated by single spaces.
         family: the kind of expression, by which scores are grouped; "all" where a dataset has no families.
-        targets: ids in `Example.objects`, ascending; empty when the expression refers to nothing in the image.
+        targets: ids of objects, ascending; empty when the expression refers to nothing in the image.
     """
 
     text: str
@@ -42,17 +48,51 @@ class Example:
     Attributes:
         image_id: unique and stable across runs.
         image: (h, w, 3) uint8 RGB.
-        objects: (h, w) integer id map: 0 is background, k > 0 the visible pixels of object k.
+        objects: the visible pixels of object k at position k - 1; they may overlap.
         expressions: in the order in which results number them.
         attributes: facts about object k at position k - 1; empty where a dataset has none.
+        ignored: pixels that are neither trained on nor scored.
     """
 
     image_id: str
     image: np.ndarray
-    objects: np.ndarray
+    objects: tuple[Rle, ...]
     expressions: tuple[Expression, ...]
     attributes: tuple[ObjectFacts, ...] = ()
+    ignored: Rle | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) in pixels."""
+        height, width = self.image.shape[:2]
+        return height, width
 
     def mask(self, expression: Expression) -> np.ndarray:
         """The union of the visible masks of the expression's targets, (h, w) bool."""
-        return np.isin(self.objects, expression.targets)
+        return union([self.objects[k - 1] for k in expression.targets], self.size)
+
+    def judged(self) -> np.ndarray:
+        """(h, w) bool, False where a pixel is ignored."""
+        return ~union([] if self.ignored is None else [self.ignored], self.size)
+
+    def id_map(self) -> np.ndarray:
+        """(h, w) int16, 0 is background; where objects overlap, the later one is seen."""
+        ids = np.zeros(self.size, np.int16)
+        for k, one in enumerate(self.objects, start=1):
+            ids[coco_mask.decode(one) > 0] = k
+        return ids
+
+
+def encode(mask: np.ndarray) -> Rle:
+    """The run-length encoding of an (h, w) bool mask."""
+    return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+
+
+def encode_ids(ids: np.ndarray) -> tuple[Rle, ...]:
+    """The objects of an (h, w) id map, in which 0 is background."""
+    return tuple(encode(ids == k) for k in range(1, int(ids.max(initial=0)) + 1))
+
+
+def union(masks: Sequence[Rle], size: tuple[int, int]) -> np.ndarray:
+    """(h, w) bool of masks that have this size; all False without any."""
+    return coco_mask.decode(coco_mask.merge(list(masks))).astype(bool) if masks else np.zeros(size, bool)

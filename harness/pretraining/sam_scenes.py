@@ -24,6 +24,7 @@ from segment_anything.modeling import Sam
 from segment_anything.modeling.prompt_encoder import PositionEmbeddingRandom
 from torch import Tensor, nn
 
+from harness.backbone.fused_attention import fuse_attention
 from harness.backbone.sam import initialise
 from harness.backbone.sam_model import LoadedSam, build_sam_scenes, load_sam
 from harness.backbone.weights import WeightsRecord
@@ -93,6 +94,7 @@ class Trainer:
         self.options = options
         self.sam = build_sam_scenes()
         _initialise(self.sam)
+        fuse_attention(self.sam.image_encoder)
         self.dense = DenseHead(self.sam.mask_decoder.transformer_dim)
         matrices = _hidden_matrices(self.sam)
         others = [p for p in [*self.sam.parameters(), *self.dense.parameters()] if not any(p is m for m in matrices)]
@@ -110,10 +112,11 @@ class Trainer:
         first = self.step * options.images
         examples = [scene("train", options.seed, first + i) for i in range(options.images)]
         embeddings = self._embed(examples)
-        dense = self.dense.loss(embeddings, np.stack([example.objects for example in examples]))
+        objects = [example.id_map() for example in examples]
+        dense = self.dense.loss(embeddings, np.stack(objects))
         is_early = self.step < CORRECTIONS_FROM * options.steps
         rounds = 1 if is_early else int(dice.choice(LAST_ROUNDS, p=LAST_ROUND_CHANCES))
-        losses = [self._prompt(e, x.objects, rounds, dice) for e, x in zip(embeddings, examples, strict=True)]
+        losses = [self._prompt(one, ids, rounds, dice) for one, ids in zip(embeddings, objects, strict=True)]
         masks = torch.stack(losses).mean()
         (masks + DENSE_WEIGHT * dense).backward()
         self._update()

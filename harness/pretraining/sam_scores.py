@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pycocotools import mask as coco_mask
 from segment_anything.modeling import Sam
 from torch import Tensor
 
@@ -54,8 +55,8 @@ def restored(logits: Tensor, side: int) -> np.ndarray:
 
 def object_masks(example: Example) -> np.ndarray:
     """(K, h, w) bool, the visible part of every object."""
-    ids = np.unique(example.objects[example.objects > 0])
-    return example.objects[None] == ids[:, None, None]
+    masks = np.stack([coco_mask.decode(one) for one in example.objects]).astype(bool)
+    return masks[masks.any((1, 2))]
 
 
 def measure(model: LoadedSam, examples: Sequence[Example]) -> list[dict[str, float | str]]:

@@ -56,7 +56,7 @@ def sheet(images: dict[str, np.ndarray], source: Source, columns: dict[str, Sour
     """A row an image, a column a granularity, the image itself first; under each tile its title and its count."""
     rows = []
     for name, image in images.items():
-        example = Example(name, image, np.zeros(image.shape[:2], np.uint8), ())
+        example = Example(name, image, (), ())
         row = [(_zoomed(image), name)]
         for title, config in columns.items():
             labels = source.segment(config, example).astype(np.int64)

@@ -19,7 +19,7 @@ def segment(config: Config, example: Example) -> np.ndarray:
     Raises:
         HarnessError: more objects than superpixels.
     """
-    objects = example.objects.astype(np.int16)
+    objects = example.id_map()
     num_objects = len(np.unique(objects[objects > 0]))
     background = objects == 0
     parts, num_parts = ndimage.label(background)

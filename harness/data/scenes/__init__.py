@@ -10,7 +10,7 @@ from typing import Literal, overload
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from harness.data.example import Example, ObjectFacts
+from harness.data.example import Example, ObjectFacts, encode_ids
 from harness.data.scenes.dice import Dice
 from harness.data.scenes.draw import DOMAINS, render
 from harness.data.scenes.grammar import FAMILIES, expressions
@@ -113,7 +113,7 @@ class _Split(Sequence[Example]):
         return Example(
             image_id=f"scenes-{config.version}/{domain}-{config.seed}/{self._split}/{index:06d}",
             image=render(graph, DOMAINS[domain], Dice((*key, _PAINT, list(DOMAINS).index(domain)))),
-            objects=graph.ids,
+            objects=encode_ids(graph.ids),
             expressions=expressions(graph, count, Dice((*key, _WORDS))),
             attributes=tuple(ObjectFacts(one.look.elongation, one.occlusion, one.visible) for one in graph.objects),
         )
