@@ -53,7 +53,7 @@ def compare_pool(sam: LoadedSam, examples: Sequence[Example], settings: PoolSett
     embeddings = {example.image_id: cache.encode([example])[0] for example in examples}
 
     def ours(example: Example) -> Candidates:
-        frame = Frame.of(example.image, sam.frame)
+        frame = Frame.of(example.size, sam.frame)
         found = propose(head, embeddings[example.image_id], frame, settings)
         return found.select(suppress_duplicates(found))
 

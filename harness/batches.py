@@ -82,7 +82,7 @@ class BatchMaker:
 
     def make(self, examples: Sequence[Example], chosen: Sequence[Sequence[Expression]]) -> Batch:
         """These expressions of these images, in this order."""
-        frames = [Frame.of(example.image, self.vision.frame) for example in examples]
+        frames = [Frame.of(example.size, self.vision.frame) for example in examples]
         targets = [
             frame.place_mask(example.mask(expression))
             for example, frame, asked in zip(examples, frames, chosen, strict=True)

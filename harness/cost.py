@@ -53,8 +53,8 @@ class Pipeline:
         self.segmenter = segmenter
         self.batches = batches
         self.example = example
-        self.frame = Frame.of(example.image, batches.vision.frame)
-        self.mask_frame = Frame.of(example.image, batches.mask_frame)
+        self.frame = Frame.of(example.size, batches.vision.frame)
+        self.mask_frame = Frame.of(example.size, batches.mask_frame)
         self.candidates = None if batches.superpixels is None else batches.superpixels.pool
         # One embedding serves the mask head and the superpixels where both are of the same SAM.
         proposing = [] if self.candidates is None else [self.candidates.embeddings]

@@ -79,7 +79,7 @@ class PatchCache(EncodingCache):
             return self.encoder(self._frames(examples)).float().cpu()
 
     def _frames(self, examples: Sequence[Example]) -> Tensor:
-        frames = to_tensor([Frame.of(e.image, self.frame).place_image(e.image) for e in examples])
+        frames = to_tensor([Frame.of(e.size, self.frame).place_image(e.image) for e in examples])
         return frames.to(next(self.encoder.parameters()).device)
 
 
@@ -167,7 +167,7 @@ class SamCache(EncodingCache):
 
     def encode(self, examples: Sequence[Example]) -> Tensor:
         """Embeddings (B, P, g, g)."""
-        placed = [Frame.of(example.image, self.frame) for example in examples]
+        placed = [Frame.of(example.size, self.frame) for example in examples]
         frames = to_tensor([frame.place_image(e.image) for frame, e in zip(placed, examples, strict=True)])
         inside = np.stack([frame.inside() for frame in placed])
         device = next(self.model.parameters()).device

@@ -58,7 +58,7 @@ class Evaluator:
         for start in range(0, len(examples), self.batch_images):
             chunk = [examples[i] for i in range(start, min(start + self.batch_images, len(examples)))]
             asked = texts[start : start + self.batch_images]
-            frames = [Frame.of(example.image, self.batches.vision.frame) for example in chunk]
+            frames = [Frame.of(example.size, self.batches.vision.frame) for example in chunk]
             query = self.batches.query(asked)
             with autocast(self.precision, self.batches.device):
                 features = self.batches.features(chunk, frames)
@@ -67,7 +67,7 @@ class Evaluator:
             says_seg = answer.answer_logits.argmax(-1) == SEG + self.segmenter.llm.vocabulary
             tokens = answer.tokens.mask.sum(1).tolist()
             masks = answer.mask_logits.split(sizes)
-            drawn = [Frame.of(example.image, self.batches.mask_frame) for example in chunk]
+            drawn = [Frame.of(example.size, self.batches.mask_frame) for example in chunk]
             for frame, logits, answered, num_tokens in zip(drawn, masks, says_seg.split(sizes), tokens, strict=True):
                 yield Prediction((frame.restore(logits) > 0).cpu().numpy(), answered.cpu().numpy(), num_tokens)
 

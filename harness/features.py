@@ -66,13 +66,13 @@ class SuperpixelCache:
         A source with a model of its own has a frame of its own too: it sees the image as it was loaded, so that its
         model's encoding serves all frames, and its superpixels are brought to this one.
         """
-        frame = Frame.of(example.image, self.frame)
+        frame = Frame.of(example.size, self.frame)
         if self.weights:
             labels = self.source.segment(self.config, example)
             return frame.place_labels(compact(frame.resize(labels.astype(np.int32), Image.Resampling.NEAREST)))
         seen = replace(
             example,
-            image=frame.resize(example.image, Image.Resampling.BILINEAR),
+            picture=frame.resize(example.image, Image.Resampling.BILINEAR),
             objects=encode_ids(frame.resize(example.id_map(), Image.Resampling.NEAREST)),
         )
         return frame.place_labels(self.source.segment(self.config, seen))

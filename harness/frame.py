@@ -31,9 +31,9 @@ class Frame:
     original_width: int
 
     @classmethod
-    def of(cls, image: np.ndarray, side: int) -> "Frame":
-        """The frame of an image (h, w, 3)."""
-        height, width = image.shape[:2]
+    def of(cls, size: tuple[int, ...], side: int) -> "Frame":
+        """The frame of an image of this size (h, w)."""
+        height, width = size
         scale = side / max(height, width)
         return cls(side, max(1, round(height * scale)), max(1, round(width * scale)), height, width)
 

@@ -47,7 +47,7 @@ class EvaluationConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    split: Literal["validation", "test"] = "test"
+    split: str = Field(default="test", description="of the data; not the one that is trained on")
     batch_images: int = Field(default=16, ge=1, description="images scored at a time")
     latency_repeats: int = Field(default=10, ge=1, description="timed runs of one image with one expression")
     gallery_images: int = Field(default=24, ge=0, description="images kept for the report's gallery")

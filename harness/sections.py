@@ -66,6 +66,8 @@ MODELS: dict[str, type[BaseModel]] = {
     "evaluation": EvaluationConfig,
 }
 SECTIONS = tuple(CellSpec.model_fields)
+TRAIN = "train"
+"""The split that training reads, in every dataset."""
 OPTIONAL = frozenset({"mask_head", "evaluation", "superpixels"})
 
 
@@ -87,6 +89,7 @@ def resolve(tree: Tree, problems: list[str], superpixels_asked_by: Tree | None =
     resolved = {section: _resolve_section(section, tree.get(section), mistakes) for section in SECTIONS}
     if not mistakes:
         _match_superpixels(resolved, tree, superpixels_asked_by, mistakes)
+        _match_split(resolved, tree, mistakes)
     problems.extend(mistakes)
     return None if mistakes else CellSpec.model_construct(**resolved)
 
@@ -145,6 +148,21 @@ def _match_superpixels(resolved: dict[str, Any], tree: Tree, asked_by: Tree | No
         resolved["superpixels"] = None
         if asked_by is not None and asked_by.value is not None:
             problems.append(f"{asked_by.spot}: cannot take effect, projector {name} needs no superpixels; remove it")
+
+
+def _match_split(resolved: dict[str, Any], tree: Tree, problems: list[str]) -> None:
+    """What is scored is a split of the data, and not the one that is trained on."""
+    settings = resolved["data"]
+    config = data.get(settings["name"]).Config.model_validate(settings)
+    split, allowed = resolved["evaluation"].split, [name for name in config.splits if name != TRAIN]
+    if TRAIN not in config.splits:
+        place = tree.get("data") or tree
+        problems.append(
+            f"{place.spot}: {settings['name']} has no split {TRAIN!r} here, which training reads; give it one"
+        )
+    if split not in allowed:
+        place = (tree.get("evaluation") or tree).get("split") or tree.get("data") or tree
+        problems.append(f"{place.spot}: {settings['name']} has no split {split!r} to score; {suggest(split, allowed)}")
 
 
 def projector_needs(projector: dict[str, Any]) -> frozenset[str] | None:

@@ -64,7 +64,7 @@ def test_a_loaded_sam_is_frozen(random_sam: LoadedSam) -> None:
 
 def test_an_image_smaller_than_its_frame_is_embedded_as_sam_does(random_sam: LoadedSam) -> None:
     image = np.random.default_rng(0).integers(0, 256, (120, 200, 3), np.uint8)
-    frame = Frame.of(image, random_sam.frame)
+    frame = Frame.of(image.shape[:2], random_sam.frame)
     framed = frame.place_image(image)
     inside = torch.from_numpy(frame.place_mask(np.ones(image.shape[:2], bool)))[None]
     ours = random_sam.embed(to_tensor([framed]), inside)

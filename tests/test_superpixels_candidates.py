@@ -32,7 +32,9 @@ def _own_cache(tmp_path, monkeypatch):
 
 def _propose(settings: PoolSettings, image: np.ndarray = IMAGE) -> Candidates:
     embedding = SamCache(SAM).encode([Example("noise", image, (), ())])[0]
-    return propose(MaskHead(SAM.sam.prompt_encoder, SAM.sam.mask_decoder), embedding, Frame.of(image, SIDE), settings)
+    return propose(
+        MaskHead(SAM.sam.prompt_encoder, SAM.sam.mask_decoder), embedding, Frame.of(image.shape[:2], SIDE), settings
+    )
 
 
 @pytest.mark.parametrize("max_box_iou", [1.0, 0.7])
@@ -71,7 +73,7 @@ def test_the_masks_of_the_trained_sam_are_those_of_the_generator_too():
         stability_score_offset=asked.stability_offset,
     )
     head = MaskHead(sam.sam.prompt_encoder, sam.sam.mask_decoder)
-    ours = propose(head, SamCache(sam).encode([example])[0], Frame.of(example.image, sam.frame), asked)
+    ours = propose(head, SamCache(sam).encode([example])[0], Frame.of(example.size, sam.frame), asked)
     ours = ours.select(suppress_duplicates(ours))
     theirs = np.stack([one["segmentation"] for one in upstream.generate(example.image)])
     assert len(ours) == len(theirs) >= 3

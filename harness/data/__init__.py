@@ -1,7 +1,7 @@
 """Datasets: images, words and masks. The files of this folder are the datasets, by name.
 
-A dataset is a module with `Config` (a pydantic model whose first field is its name) and `load(config, split)`, which
-returns a sequence of `Example`.
+A dataset is a module with `Config` (a pydantic model with its name and its `splits`) and `load(config, split)`, which
+returns a sequence of `Example`; one that is published also has `check(root)`, which yields `Finding`s.
 """
 
 import pkgutil
@@ -10,7 +10,7 @@ from types import ModuleType
 
 from harness.errors import DataError, suggest
 
-_MACHINERY = {"example"}
+_MACHINERY = {"checking", "coco_file", "example", "pickled", "referrals"}
 
 
 def names() -> list[str]:

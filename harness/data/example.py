@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from pycocotools import mask as coco_mask
+
+from harness.errors import DataError
 
 Rle = dict[str, Any]
 """A mask in COCO's compressed run-length encoding: size [h, w] and counts."""
@@ -41,13 +45,47 @@ class ObjectFacts:
     area: int
 
 
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image that is read each time it is looked at, because a dataset's images together fit no memory.
+
+    Attributes:
+        path: of the file.
+        height, width: in pixels, as the annotations say.
+    """
+
+    path: Path
+    height: int
+    width: int
+
+    def read(self) -> np.ndarray:
+        """(h, w, 3) uint8 RGB.
+
+        Raises:
+            DataError: the file is missing, damaged, or of another size.
+        """
+        if not self.path.exists():
+            raise DataError(f"{self.path} is missing; fetch the images that the annotations name, or mend the path")
+        try:
+            with Image.open(self.path) as file:
+                image = np.asarray(file.convert("RGB"))
+        except OSError as error:
+            raise DataError(f"{self.path} is no whole image ({error}); fetch it again") from None
+        if image.shape[:2] != (self.height, self.width):
+            raise DataError(
+                f"{self.path} has {image.shape[1]} x {image.shape[0]} pixels, but its annotations are for "
+                f"{self.width} x {self.height}; take the image in its original size"
+            )
+        return image
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
     """One image with its referring expressions.
 
     Attributes:
         image_id: unique and stable across runs.
-        image: (h, w, 3) uint8 RGB.
+        picture: the image, in memory or in a file.
         objects: the visible pixels of object k at position k - 1; they may overlap.
         expressions: in the order in which results number them.
         attributes: facts about object k at position k - 1; empty where a dataset has none.
@@ -55,16 +93,27 @@ class Example:
     """
 
     image_id: str
-    image: np.ndarray
+    picture: np.ndarray | ImageFile
     objects: tuple[Rle, ...]
     expressions: tuple[Expression, ...]
     attributes: tuple[ObjectFacts, ...] = ()
     ignored: Rle | None = None
 
     @property
+    def image(self) -> np.ndarray:
+        """(h, w, 3) uint8 RGB.
+
+        Raises:
+            DataError: it is in a file that cannot be read.
+        """
+        return self.picture if isinstance(self.picture, np.ndarray) else self.picture.read()
+
+    @property
     def size(self) -> tuple[int, int]:
         """(h, w) in pixels."""
-        height, width = self.image.shape[:2]
+        if isinstance(self.picture, ImageFile):
+            return self.picture.height, self.picture.width
+        height, width = self.picture.shape[:2]
         return height, width
 
     def mask(self, expression: Expression) -> np.ndarray:

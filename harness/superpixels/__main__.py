@@ -87,7 +87,7 @@ def read(path: Path, side: int) -> np.ndarray:
             image = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
     except (OSError, UnidentifiedImageError) as error:
         raise HarnessError(f"{path} cannot be read as an image: {error}") from error
-    return Frame.of(image, side).resize(image, Image.Resampling.LANCZOS)
+    return Frame.of(image.shape[:2], side).resize(image, Image.Resampling.LANCZOS)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -205,7 +205,7 @@ class CandidateCache:
         """The candidates of one image whose embedding is known, computed now."""
         device = next(self.head.parameters()).device
         embedding = self.embeddings.load([example])[0].to(device)
-        return propose(self.head, embedding, Frame.of(example.image, self.embeddings.frame), self.settings)
+        return propose(self.head, embedding, Frame.of(example.size, self.embeddings.frame), self.settings)
 
     def load(self, example: Example) -> Candidates:
         """Of an image that `ensure` has seen."""

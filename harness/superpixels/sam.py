@@ -157,7 +157,7 @@ def _split(labels: np.ndarray, finest: np.ndarray, features: np.ndarray, config:
 def _features(embeddings: SamCache, example: Example) -> np.ndarray:
     """(h, w, F) principal components of SAM's embedding, brought to the image's size."""
     embeddings.ensure([example], lambda *_: None)
-    frame = Frame.of(example.image, embeddings.frame)
+    frame = Frame.of(example.size, embeddings.frame)
     at_pixels = frame.restore(principal_components(embeddings.load([example])[0], frame))
     return rearrange(at_pixels, "f h w -> h w f").numpy().astype(np.float64)
 

@@ -56,6 +56,11 @@ class Config(BaseModel):
         default=None, ge=1, le=36, description="in the training split, more of the same shares; left out, as elsewhere"
     )
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The first is trained on."""
+        return SPLITS
+
     @field_validator("domains")
     @classmethod
     def _named_once(cls, domains: tuple[str, ...]) -> tuple[str, ...]:
@@ -112,7 +117,7 @@ class _Split(Sequence[Example]):
             count = config.train_expressions_per_image
         return Example(
             image_id=f"scenes-{config.version}/{domain}-{config.seed}/{self._split}/{index:06d}",
-            image=render(graph, DOMAINS[domain], Dice((*key, _PAINT, list(DOMAINS).index(domain)))),
+            picture=render(graph, DOMAINS[domain], Dice((*key, _PAINT, list(DOMAINS).index(domain)))),
             objects=encode_ids(graph.ids),
             expressions=expressions(graph, count, Dice((*key, _WORDS))),
             attributes=tuple(ObjectFacts(one.look.elongation, one.occlusion, one.visible) for one in graph.objects),

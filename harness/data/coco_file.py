@@ -1,0 +1,158 @@
+"""COCO's instance annotations: which masks an image has, and what is wrong with a file that does not say so.
+
+Source: https://cocodataset.org/#format-data; polygons that overlap one another: `getMask` of lichengunc/refer@e3bbaa3,
+which sums them, and LISA's loader, where a sum of two is neither object nor background.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from harness.data.example import ImageFile, Rle, encode
+from harness.errors import DataError
+
+GroundTruth = Literal["union", "lisa_sum"]
+"""What a pixel of two polygons of one annotation is: the object's, or, as in LISA's loader, background."""
+MIN_POLYGON = 6
+"""Numbers of a polygon; pycocotools takes four for a box."""
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """One object of an image.
+
+    Attributes:
+        mask: its pixels.
+        has_overlap: whether polygons of it cover the same pixels, so that `GroundTruth` makes a difference.
+        is_crowd: whether it is a region of several, which COCO does not count as an object.
+    """
+
+    mask: Rle
+    has_overlap: bool
+    is_crowd: bool
+
+
+class InstanceFile:
+    """An `instances.json`: images and annotations by id; masks are made when asked for.
+
+    Raises:
+        DataError: the file is missing, not whole, or not of this format.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        content = read_json(path)
+        try:
+            self._images: dict[int, Mapping[str, Any]] = {int(one["id"]): one for one in content["images"]}
+            self._annotations: dict[int, Mapping[str, Any]] = {int(one["id"]): one for one in content["annotations"]}
+            self._of_image: dict[int, list[int]] = defaultdict(list)
+            for key, one in sorted(self._annotations.items()):
+                self._of_image[int(one["image_id"])].append(key)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path} is no COCO instance file: it needs lists `images` and `annotations` whose entries have an id "
+                f"({type(error).__name__}: {error})"
+            ) from None
+
+    @property
+    def image_ids(self) -> list[int]:
+        """Of all images, ascending."""
+        return sorted(self._images)
+
+    def annotations_of(self, image_id: int) -> list[int]:
+        """Ids of the annotations of an image, ascending."""
+        return list(self._of_image.get(image_id, ()))
+
+    def field(self, annotation_id: int, name: str) -> Any:
+        """What an annotation says under this name; None where it says nothing."""
+        return self._annotation(annotation_id).get(name)
+
+    def image(self, image_id: int, folder: Path) -> ImageFile:
+        """Where an image lies, and its size.
+
+        Raises:
+            DataError: the file lists no such image.
+        """
+        try:
+            entry = self._images[image_id]
+            return ImageFile(folder / entry["file_name"], int(entry["height"]), int(entry["width"]))
+        except KeyError as error:
+            raise DataError(f"{self.path}: image {image_id} lacks {error}; take the file that belongs to it") from None
+
+    def annotation(self, annotation_id: int, ground_truth: GroundTruth) -> Annotation:
+        """An annotation with its mask.
+
+        Raises:
+            DataError: there is none, or it is no polygon and no run-length encoding of its image.
+        """
+        entry = self._annotation(annotation_id)
+        size = self.image(int(entry["image_id"]), Path())
+        try:
+            mask, has_overlap = mask_of(entry["segmentation"], size.height, size.width, ground_truth)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{self.path}: annotation {annotation_id} has no mask that can be read: {error}") from None
+        return Annotation(mask, has_overlap, bool(entry.get("iscrowd", 0)))
+
+    def _annotation(self, annotation_id: int) -> Mapping[str, Any]:
+        if annotation_id not in self._annotations:
+            raise DataError(f"{self.path}: there is no annotation {annotation_id}; take the file that belongs to it")
+        return self._annotations[annotation_id]
+
+
+def mask_of(segmentation: Any, height: int, width: int, ground_truth: GroundTruth) -> tuple[Rle, bool]:
+    """The mask of polygons or of one or more run-length encodings, and whether its parts overlap.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    parts = _parts(segmentation, height, width)
+    whole = coco_mask.merge(parts)
+    has_overlap = int(np.sum(coco_mask.area(parts))) > int(coco_mask.area(whole))
+    if has_overlap and ground_truth == "lisa_sum":
+        whole = encode(coco_mask.decode(parts).sum(axis=2) == 1)
+    return whole, has_overlap
+
+
+def _parts(segmentation: Any, height: int, width: int) -> list[Rle]:
+    if isinstance(segmentation, Mapping):
+        return [_from_rle(segmentation, height, width)]
+    if not isinstance(segmentation, Sequence) or isinstance(segmentation, str) or not segmentation:
+        raise ValueError(f"found {segmentation!r:.60}; a list of polygons or an encoding with `counts` is allowed")
+    if isinstance(segmentation[0], Mapping):
+        return [_from_rle(one, height, width) for one in segmentation]
+    for polygon in segmentation:
+        if len(polygon) < MIN_POLYGON or len(polygon) % 2:
+            raise ValueError(f"a polygon of {len(polygon)} numbers; three points or more, x and y of each, are allowed")
+    return coco_mask.frPyObjects([list(map(float, polygon)) for polygon in segmentation], height, width)
+
+
+def _from_rle(encoding: Mapping[str, Any], height: int, width: int) -> Rle:
+    size = [int(side) for side in encoding["size"]]
+    if size != [height, width]:
+        raise ValueError(f"an encoding for {size[1]} x {size[0]} pixels; the image has {width} x {height}")
+    counts = encoding["counts"]
+    if isinstance(counts, Sequence) and not isinstance(counts, str | bytes):
+        if sum(counts) != height * width:
+            raise ValueError(f"an encoding of {sum(counts)} pixels; the image has {height * width}")
+        return coco_mask.frPyObjects({"size": size, "counts": list(counts)}, height, width)
+    return {"size": size, "counts": counts.encode() if isinstance(counts, str) else counts}
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        DataError: it is missing or not whole.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; `python -m harness.data check` says where it comes from") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is no whole JSON file ({error}); fetch it again") from None

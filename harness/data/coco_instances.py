@@ -1,0 +1,71 @@
+"""Any COCO-format instance file whose annotations carry an expression, or several, in a field of their own.
+
+Annotations of one image that carry the same expression are meant together.
+
+Source: https://cocodataset.org/#format-data.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from harness.data.coco_file import GroundTruth, InstanceFile
+from harness.data.example import Example
+from harness.data.referrals import Masks, Ref, examples
+from harness.errors import DataError, suggest
+
+
+class Config(BaseModel):
+    """An instance file a split, and what they have in common."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["coco_instances"] = "coco_instances"
+    annotations: dict[str, Path] = Field(min_length=1, description="instance file by split; training reads `train`")
+    images: Path = Field(description="folder that the file names of images begin at")
+    column: str = Field(default="expression", description="field of an annotation: a text or a list of texts")
+    ground_truth: GroundTruth | None = Field(
+        default=None, description="what overlapping polygons of an annotation are; must be said where some overlap"
+    )
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """As the files are named."""
+        return tuple(self.annotations)
+
+
+def load(config: Config, split: str) -> Sequence[Example]:
+    """The examples of a split, by ascending image id; annotations without expressions are objects that none is about.
+
+    Raises:
+        DataError: a file is missing or not what its format promises, no annotation carries an expression, or there is
+            no such split.
+    """
+    if split not in config.annotations:
+        raise DataError(f"data.annotations names no file for {split!r}; {suggest(split, config.annotations)}")
+    path = config.annotations[split]
+    refs = _refs(InstanceFile(path), config.column)
+    if not refs:
+        raise DataError(f"{path}: no annotation has a text under {config.column!r}; name their field in data.column")
+    return examples(refs, Masks(path, config.images, config.ground_truth))
+
+
+def _refs(instances: InstanceFile, column: str) -> list[Ref]:
+    refs = []
+    for image_id in instances.image_ids:
+        meant: dict[str, list[int]] = {}
+        for annotation_id in instances.annotations_of(image_id):
+            for text in _texts(instances, annotation_id, column):
+                meant.setdefault(" ".join(text.lower().split()), []).append(annotation_id)
+        refs += [Ref(image_id, tuple(ids), (text,)) for text, ids in meant.items()]
+    return refs
+
+
+def _texts(instances: InstanceFile, annotation_id: int, column: str) -> list[str]:
+    given: Any = instances.field(annotation_id, column)
+    texts = given if isinstance(given, list) else [] if given is None else [given]
+    if not all(isinstance(text, str) for text in texts):
+        raise DataError(f"{instances.path}: annotation {annotation_id}: {column} is {given!r:.60}; texts are allowed")
+    return texts

@@ -1,0 +1,142 @@
+"""ReasonSeg: sentences that must be reasoned about, with polygons of targets and of what is not judged.
+
+Each image `x.jpg` has a `x.json` beside it: {shapes: [{label, points}], text: [...], is_sentence}. Shapes are drawn
+from the largest to the smallest, so that a small one is seen in a large one; those labelled `flag` mean nothing.
+
+Source: LISA, https://arxiv.org/abs/2308.00692; dvlab-research/LISA@3cb2d43, `get_mask_from_json`, drawn with OpenCV as
+there. An evaluation of LISA asks the first sentence of an image only; here every sentence counts.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+from harness.data.checking import Finding
+from harness.data.example import Example, Expression, ImageFile, encode
+from harness.errors import DataError, suggest
+
+PUBLISHED = {"train": 239, "val": 200, "test": 779}
+"""Images."""
+SOURCE = "ReasonSeg is linked from https://github.com/dvlab-research/LISA"
+_TARGET, _IGNORED = 1, 255
+
+
+class Config(BaseModel):
+    """Where ReasonSeg lies."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["reasonseg"] = "reasonseg"
+    root: Path = Field(description="folder that holds ReasonSeg/train, val and test")
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The first is trained on."""
+        return tuple(PUBLISHED)
+
+
+def load(config: Config, split: str) -> Sequence[Example]:
+    """The examples of a split, by file name; a family is `long` for a sentence and `short` for a phrase.
+
+    Raises:
+        DataError: a file is missing or not what its format promises, or there is no such split.
+    """
+    if split not in config.splits:
+        raise DataError(f"reasonseg has no split {split!r}; {suggest(split, config.splits)}")
+    folder = config.root / "ReasonSeg" / split
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        raise DataError(f"{folder} holds no annotations; {SOURCE}")
+    return [_example(path, split) for path in paths]
+
+
+def check(root: Path) -> Iterator[Finding]:
+    """What lies under `root`, held against what is published."""
+    config = Config(root=root)
+    for split, published in PUBLISHED.items():
+        try:
+            found = load(config, split)
+        except DataError as error:
+            yield Finding(f"reasonseg {split}", False, str(error))
+            continue
+        text = f"{len(found)} images, {sum(len(one.expressions) for one in found)} sentences"
+        is_right = len(found) == published
+        yield Finding(
+            f"reasonseg {split}",
+            is_right,
+            f"{text}, images as published" if is_right else f"{text}; published are {published} images; {SOURCE}",
+        )
+
+
+def _example(path: Path, split: str) -> Example:
+    annotation = _read(path)
+    picture = _picture(path.with_suffix(".jpg"))
+    try:
+        values = _draw(annotation["shapes"], picture.height, picture.width)
+        family = "long" if annotation["is_sentence"] else "short"
+        texts = [" ".join(str(text).lower().split()) for text in annotation["text"]]
+    except (KeyError, TypeError, ValueError, AttributeError, cv2.error) as error:
+        raise DataError(
+            f"{path} is no annotation of ReasonSeg ({type(error).__name__}: {error}); it needs shapes with label and "
+            "points, text and is_sentence"
+        ) from None
+    has_target = bool((values == _TARGET).any())
+    return Example(
+        image_id=f"reasonseg/{split}/{path.stem}",
+        picture=picture,
+        objects=(encode(values == _TARGET),) if has_target else (),
+        expressions=tuple(Expression(text, family, (1,) if has_target else ()) for text in texts),
+        ignored=encode(values == _IGNORED) if (values == _IGNORED).any() else None,
+    )
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        text = content.decode("cp1252", errors="replace")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is no whole JSON file ({error}); fetch it again") from None
+
+
+def _picture(path: Path) -> ImageFile:
+    """An image with the size that it says it has; only its head is read."""
+    try:
+        with Image.open(path) as image:
+            return ImageFile(path, image.height, image.width)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read as an image ({error}); {SOURCE}") from None
+
+
+def _draw(shapes: Sequence[Mapping[str, Any]], height: int, width: int) -> np.ndarray:
+    """(h, w) uint8: 0, `_TARGET` or `_IGNORED`."""
+    drawn = [
+        (_IGNORED if "ignore" in shape["label"].lower() else _TARGET, _polygon(shape["points"], height, width))
+        for shape in shapes
+        if shape["label"].lower() != "flag"
+    ]
+    values = np.zeros((height, width), np.uint8)
+    # As the release sorts: descending by area, equal ones in reverse.
+    order = np.argsort([int(mask.sum()) for _, mask in drawn])[::-1]
+    for index in order:
+        value, mask = drawn[index]
+        values[mask] = value
+    return values
+
+
+def _polygon(points: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
+    """(h, w) bool, the outline included."""
+    corners = [np.array(points, np.int32)]
+    mask = np.zeros((height, width), np.uint8)
+    cv2.polylines(mask, corners, True, 1, 1)
+    cv2.fillPoly(mask, corners, 1)
+    return mask > 0

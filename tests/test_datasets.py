@@ -1,0 +1,275 @@
+"""Datasets in their official formats load to exactly the masks and sentences that were written, or say why not."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from harness.data import coco_instances, grefcoco, reasonseg, ref_zom, refer
+from harness.data.__main__ import main
+from harness.data.coco_file import mask_of
+from harness.errors import DataError
+from tests import datasets
+
+SPLITS = ["train", "val", "testA", "testB"]
+MADE = datasets.made()
+SQUARE = np.zeros((8, 8), bool)
+SQUARE[2:6, 2:6] = True
+OVERLAP = [[0, 0, 4, 0, 4, 4, 0, 4], [2, 2, 6, 2, 6, 6, 2, 6]]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    datasets.write_refer(tmp_path, MADE, SPLITS)
+    return tmp_path
+
+
+def refcoco(root: Path, **settings: object) -> refer.Config:
+    return refer.Config.model_validate({"root": root, "dataset": "refcoco", "split_by": "unc", **settings})
+
+
+def edit(path: Path, change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(("split", "number"), [(split, i) for i, split in enumerate(SPLITS)])
+def test_refcoco_has_the_masks_and_sentences_that_were_written(root: Path, split: str, number: int) -> None:
+    (example,) = refer.load(refcoco(root), split)
+    scene = MADE[number]
+    assert example.image_id == f"coco/{101 + number}"
+    assert np.array_equal(example.image, scene.image)
+    expected = [
+        (text, scene.mask(one))
+        for one in scene.expressions
+        if len(one.targets) == 1
+        for text in (one.text, f"the caf\xe9's {one.text}")
+    ]
+    assert [one.text for one in example.expressions] == [text for text, _ in expected]
+    for one, (_, mask) in zip(example.expressions, expected, strict=True):
+        assert np.array_equal(example.mask(one), mask)
+    assert {one.family for one in example.expressions} == {"single"}
+
+
+@pytest.mark.parametrize(("dataset", "place"), [(grefcoco, "grefcoco"), (ref_zom, "ref-zom")])
+def test_expressions_about_several_objects_and_none(tmp_path: Path, dataset, place: str) -> None:
+    if dataset is grefcoco:
+        datasets.write_grefcoco(tmp_path, MADE, SPLITS)
+        config = grefcoco.Config(root=tmp_path)
+    else:
+        refs = datasets.refs(MADE, ["train", "test", "test", "test"], as_lists=True)
+        for ref in refs:
+            # The release marks a ref without target by its source, whatever its annotations say.
+            ref["source"] = "zero" if ref["no_target"] else "one"
+            ref["ann_id"] = (
+                [101001] if ref["no_target"] and ref["image_id"] == 101 else [i for i in ref["ann_id"] if i > 0]
+            )
+        datasets.write_refs(tmp_path / place, "refs(final).p", tmp_path, MADE, refs)
+        config = ref_zom.Config(root=tmp_path, images=Path(datasets.IMAGES))
+    (example,) = dataset.load(config, "train")
+    families = {0: "no_target", 1: "single"}
+    for one, scene in zip(example.expressions[::2], MADE[0].expressions, strict=True):
+        assert np.array_equal(example.mask(one), MADE[0].mask(scene))
+        assert one.family == families.get(len(scene.targets), "multi")
+    assert "no_target" in {one.family for one in example.expressions}
+
+
+def test_polygons_are_filled_as_pycocotools_fills_them() -> None:
+    polygon = [[2.0, 2.0, 6.0, 2.0, 6.0, 6.0, 2.0, 6.0]]
+    mask, has_overlap = mask_of(polygon, 8, 8, "union")
+    assert np.array_equal(coco_mask.decode(mask) > 0, SQUARE)
+    assert not has_overlap
+
+
+def test_pixels_of_two_polygons_are_the_objects_or_background() -> None:
+    union, has_overlap = mask_of(OVERLAP, 8, 8, "union")
+    lisa, _ = mask_of(OVERLAP, 8, 8, "lisa_sum")
+    assert has_overlap
+    assert coco_mask.area(union) == 16 + 16 - 4
+    assert coco_mask.area(lisa) == 16 + 16 - 2 * 4
+
+
+def test_overlapping_polygons_need_a_word_on_what_they_mean(root: Path) -> None:
+    path = root / "refcoco" / "instances.json"
+    key = pickle.loads((root / "refcoco" / "refs(unc).p").read_bytes())[0]["ann_id"]
+    edit(path, lambda content: next(a for a in content["annotations"] if a["id"] == key).update(segmentation=OVERLAP))
+    with pytest.raises(DataError, match=rf"polygons of annotation {key} overlap .* set data.ground_truth to union .*"):
+        refer.load(refcoco(root), "train")
+    areas = {
+        mode: refer.load(refcoco(root, ground_truth=mode), "train")[0].mask(example.expressions[0]).sum()
+        for mode in ("union", "lisa_sum")
+        for example in refer.load(refcoco(root, ground_truth=mode), "train")
+    }
+    assert areas == {"union": 28, "lisa_sum": 24}
+
+
+def test_a_crowd_is_no_object(root: Path) -> None:
+    path = root / "refcoco" / "instances.json"
+    crowd = datasets.annotation(1, 101, datasets.runs(np.ones(MADE[0].size, bool)), is_crowd=1)
+    before = len(refer.load(refcoco(root), "train")[0].objects)
+    edit(path, lambda content: content["annotations"].insert(0, crowd))
+    (example,) = refer.load(refcoco(root), "train")
+    assert len(example.objects) == before == len(MADE[0].objects)
+    assert np.array_equal(example.mask(example.expressions[0]), MADE[0].mask(_first_single(0)))
+
+
+def _first_single(number: int):
+    return next(one for one in MADE[number].expressions if len(one.targets) == 1)
+
+
+def test_a_pickle_that_would_run_something_is_refused(root: Path) -> None:
+    class Malicious:
+        def __reduce__(self):
+            return os.system, ("touch " + str(root / "ran"),)
+
+    (root / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps([Malicious()]))
+    with pytest.raises(DataError, match=r"refs\(unc\).p is a pickle that asks for posix.system"):
+        refer.load(refcoco(root), "train")
+    assert not (root / "ran").exists()
+
+
+def test_text_of_python_2_is_latin_1(root: Path) -> None:
+    path = root / "refcoco" / "refs(unc).p"
+    # As Python 2 wrote {"sent": "caf\xe9"}: byte strings, which Python 3 itself no longer writes.
+    sentence = b"(dS'sent'\nS'caf\\xe9'\ns"
+    path.write_bytes(
+        b"(lp0\n(dS'image_id'\nI101\nsS'ann_id'\nI101001\nsS'split'\nS'train'\nsS'sentences'\n(l" + sentence + b"asa."
+    )
+    (example,) = refer.load(refcoco(root), "train")
+    assert [one.text for one in example.expressions] == ["caf\xe9"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda root: _cut(root / "refcoco" / "refs(unc).p"), r"refs\(unc\).p is no whole pickle"),
+        (lambda root: _cut(root / "refcoco" / "instances.json"), r"instances.json is no whole JSON file"),
+        (lambda root: (root / "refcoco" / "instances.json").unlink(), r"instances.json is missing"),
+        (lambda root: _drop_annotations(root), r"image 101 has no annotation 10100\d, which a sentence is about"),
+        (lambda root: _spoil_polygon(root), r"no mask that can be read: a polygon of 4 numbers"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_one_sentence(root: Path, spoil, sentence: str) -> None:
+    spoil(root)
+    with pytest.raises(DataError, match=sentence) as raised:
+        refer.load(refcoco(root), "train")
+    assert "\n" not in str(raised.value)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _drop_annotations(root: Path) -> None:
+    edit(root / "refcoco" / "instances.json", lambda content: content.update(annotations=[]))
+
+
+def _spoil_polygon(root: Path) -> None:
+    edit(
+        root / "refcoco" / "instances.json",
+        lambda content: content["annotations"][0].update(segmentation=[[1, 2, 3, 4]]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda path: path.unlink(), "is missing"),
+        (lambda path: _cut(path), "is no whole image"),
+        (lambda path: path.write_bytes(b"no image"), "is no whole image"),
+    ],
+)
+def test_an_image_that_cannot_be_read_is_told_when_it_is_looked_at(root: Path, spoil, sentence: str) -> None:
+    (example,) = refer.load(refcoco(root), "train")
+    spoil(example.picture.path)
+    with pytest.raises(DataError, match=sentence):
+        _ = example.image
+
+
+def test_an_image_of_another_size_than_its_annotations_is_refused(root: Path) -> None:
+    path = root / "refcoco" / "instances.json"
+    edit(path, lambda content: content.update(annotations=[]) or content["images"][0].update(height=100))
+    refs = [{"image_id": 101, "ann_id": [-1], "split": "train", "sentences": [{"sent": "nothing"}]}]
+    (root / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
+    (example,) = refer.load(refcoco(root), "train")
+    with pytest.raises(DataError, match="has 224 x 224 pixels, but its annotations are for 224 x 100"):
+        _ = example.image
+
+
+def test_any_instance_file_with_a_column_of_expressions(tmp_path: Path) -> None:
+    images = datasets.write_images(tmp_path / "images", MADE[:1])
+    content = datasets.instances(MADE[:1], images)
+    content["annotations"][0]["said"] = "one Thing"
+    content["annotations"][1]["said"] = ["one  thing", "another"]
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(content))
+    config = coco_instances.Config(annotations={"train": path}, images=tmp_path / "images", column="said")
+    (example,) = coco_instances.load(config, "train")
+    assert [(one.text, one.targets) for one in example.expressions] == [("one thing", (1, 2)), ("another", (2,))]
+    with pytest.raises(DataError, match="no annotation has a text under 'expression'; name their field"):
+        coco_instances.load(config.model_copy(update={"column": "expression"}), "train")
+
+
+def test_reasonseg_draws_small_shapes_over_large_ones_and_keeps_what_is_ignored_apart(tmp_path: Path) -> None:
+    shapes = [
+        {"label": "ignore", "points": [[3, 3], [5, 3], [5, 5], [3, 5]]},
+        {"label": "flag", "points": [[0, 0], [9, 0], [9, 9], [0, 9]]},
+        {"label": "target", "points": [[1, 1], [8, 1], [8, 8], [1, 8]]},
+    ]
+    content = {"shapes": shapes, "text": ["Why  not?", "what then"], "is_sentence": True}
+    datasets.write_reasonseg(tmp_path, "a", np.zeros((10, 12, 3), np.uint8), content)
+    (example,) = reasonseg.load(reasonseg.Config(root=tmp_path), "test")
+    ignored = np.zeros((10, 12), bool)
+    ignored[3:6, 3:6] = True
+    target = np.zeros((10, 12), bool)
+    target[1:9, 1:9] = True
+    assert [(one.text, one.family) for one in example.expressions] == [("why not?", "long"), ("what then", "long")]
+    assert np.array_equal(example.mask(example.expressions[0]), target & ~ignored)
+    assert np.array_equal(example.judged(), ~ignored)
+
+
+def test_reasonseg_in_another_encoding_and_without_shapes(tmp_path: Path) -> None:
+    image = np.zeros((10, 12, 3), np.uint8)
+    content = {"shapes": [], "text": ["the caf\xe9"], "is_sentence": False}
+    datasets.write_reasonseg(tmp_path, "a", image, content, encoding="cp1252")
+    (example,) = reasonseg.load(reasonseg.Config(root=tmp_path), "test")
+    assert [(one.text, one.targets) for one in example.expressions] == [("the caf\xe9", ())]
+    datasets.write_reasonseg(tmp_path, "b", image, {"text": [], "is_sentence": True})
+    with pytest.raises(DataError, match=r"b.json is no annotation of ReasonSeg \(KeyError: 'shapes'\)"):
+        reasonseg.load(reasonseg.Config(root=tmp_path), "test")
+
+
+def test_a_split_that_is_not_there_is_told_with_those_that_are(root: Path) -> None:
+    with pytest.raises(DataError, match=r"has no split 'test'; did you mean testB or testA"):
+        refer.load(refcoco(root), "test")
+
+
+def test_check_holds_counts_against_what_is_published(root: Path, capsys) -> None:
+    assert main(["check", "refer", "--root", str(root)]) == 2
+    said = capsys.readouterr().out
+    assert "!! refcoco (unc) testA: " in said
+    assert "published are 5657 sentences, 1975 refs, 750 images" in said
+    assert "ok refcoco (unc): all 4 image files are there" in said
+    assert "refcoco+ (unc)" in said
+    assert "missing; annotations: refcoco.zip" in said
+
+
+def test_check_is_content_where_all_is_as_published(root: Path, capsys, monkeypatch) -> None:
+    found = refer._read(refcoco(root))
+    monkeypatch.setattr(refer, "PUBLISHED", {("refcoco", "unc"): {split: found.counts(split) for split in SPLITS}})
+    monkeypatch.setattr(refer, "SPLITS", {("refcoco", "unc"): tuple(SPLITS)})
+    assert main(["check", "refer", "--root", str(root)]) == 0
+    assert "as published" in capsys.readouterr().out
+    (root / datasets.IMAGES / "COCO_train2014_000000000103.png").unlink()
+    assert main(["check", "refer", "--root", str(root)]) == 2
+    assert "1 of 4 image files are missing, the first" in capsys.readouterr().out
+
+
+def test_check_knows_which_datasets_are_published(capsys) -> None:
+    assert main(["check", "scenes", "--root", "."]) == 2
+    assert "there is nothing published to hold 'scenes' against; known: grefcoco, " in capsys.readouterr().err
