@@ -24,7 +24,11 @@ __all__ = ["COLUMNS", "FAMILIES", "METRICS", "SAMPLE_COLUMNS", "Metric", "Row", 
 Row = dict[str, Any]
 """A row of results.parquet; a column that was not measured is None or left out."""
 
-FAMILIES = ("attribute", "texture", "absolute", "relation", "ordinal", "group", "absent")
+FAMILIES = (
+    *("attribute", "texture", "absolute", "relation", "ordinal", "group", "absent"),
+    *("single", "multi", "no_target", "short", "long"),
+)
+"""Kinds of expressions: those of scenes, those of gRefCOCO and its like, those of ReasonSeg."""
 
 
 @dataclass(frozen=True, slots=True)

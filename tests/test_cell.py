@@ -3,6 +3,7 @@
 import json
 import math
 from copy import deepcopy
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from harness import assembly
 from harness.cell import run_cell
 from harness.encodings import frozen_sam
 from harness.records import METRICS, SAMPLE_COLUMNS
+from tests import datasets
 from tests.small_study import quiet
 
 
@@ -38,6 +40,24 @@ def test_a_mask_head_of_a_sam_starts_as_that_sam(cells):
     assert "mask_decoder.output_hypernetworks_mlps.0.layers.0.weight" in learning
     assert not any(name.startswith("prompt_encoder") for name in learning)
     assert not any(value.requires_grad for value in sam.parameters())
+
+
+@pytest.mark.parametrize("arm", ["pooling", "sspe"])
+def test_a_cell_trains_and_scores_on_files_in_an_official_format(cells, folder, tmp_path, arm):
+    datasets.write_refer(tmp_path / "refer", datasets.made(), ["train", "train", "val", "testA"])
+    place = {"root": str(tmp_path / "refer"), "dataset": "refcoco", "split_by": "unc"}
+    spec = cells[arm].spec.model_copy(
+        update={
+            "data": {"name": "refer", "images": datasets.IMAGES, "ground_truth": None, **place},
+            "evaluation": cells[arm].spec.evaluation.model_copy(update={"split": "val"}),
+        }
+    )
+    row = run_cell(replace(cells[arm], spec=spec), folder, quiet())
+    assert row["status"] == "done", row["reason"]
+    assert row["giou_single"] == row["giou"]
+    samples = pd.read_parquet(folder.cells / f"{row['cell']}.samples.parquet")
+    assert set(samples["image_id"]) == {"coco/103"}
+    assert set(samples["split"]) == {"val"}
 
 
 @pytest.mark.parametrize("arm", ["pooling", "sspe", "decoder_pe"])

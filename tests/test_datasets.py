@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from harness.data import coco_instances, grefcoco, reasonseg, ref_zom, refer
+from harness.data import coco_instances, grefcoco, mix, reasonseg, ref_zom, refer
 from harness.data.__main__ import main
 from harness.data.coco_file import mask_of
 from harness.errors import DataError
@@ -273,3 +273,21 @@ def test_check_is_content_where_all_is_as_published(root: Path, capsys, monkeypa
 def test_check_knows_which_datasets_are_published(capsys) -> None:
     assert main(["check", "scenes", "--root", "."]) == 2
     assert "there is nothing published to hold 'scenes' against; known: grefcoco, " in capsys.readouterr().err
+
+
+def test_a_mix_trains_on_no_image_that_a_part_keeps_for_scoring(tmp_path: Path) -> None:
+    """What RefCOCO trains on, gRefCOCO tests in part, and the other way round."""
+    examples = datasets.made(6)
+    datasets.write_refer(tmp_path, examples, ["train", "train", "val", "testA", "testB", "testB"])
+    datasets.write_grefcoco(tmp_path, examples, ["val", "train", "testA", "testB", "train", "train"])
+    place = {"root": str(tmp_path)}
+    part = {"name": "refer", "dataset": "refcoco", "split_by": "unc", **place}
+    config = mix.Config.model_validate({"train": [part, {"name": "grefcoco", **place}], "score": part})
+    assert config.splits == ("train", "val", "testA", "testB")
+    assert [one.image_id for one in mix.load(config, "train")] == ["coco/102", "coco/102"]
+    assert [one.image_id for one in mix.load(config, "val")] == ["coco/103"]
+
+
+def test_a_mix_names_the_part_that_there_is_not() -> None:
+    with pytest.raises(ValueError, match="no dataset 'refcoko'"):
+        mix.Config.model_validate({"train": [{"name": "refcoko"}], "score": {"name": "scenes"}})

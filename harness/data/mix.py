@@ -1,0 +1,67 @@
+"""Several datasets trained on together; no image that any of them keeps for scoring is among the training images.
+
+RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO share COCO's images, and what one trains on another tests on.
+
+Source: the overlap of their splits, https://arxiv.org/abs/1511.02283, section 3, and LISA's training mix.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from harness import data
+from harness.data.example import Example
+from harness.errors import HarnessError
+
+
+def _resolved(settings: dict[str, Any]) -> dict[str, Any]:
+    try:
+        found = data.get(str(settings.get("name")))
+    except HarnessError as error:
+        raise ValueError(str(error)) from None
+    return found.Config.model_validate(settings).model_dump(mode="json")
+
+
+Part = Annotated[dict[str, Any], AfterValidator(_resolved)]
+
+
+class Config(BaseModel):
+    """Datasets by what they are for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["mix"] = "mix"
+    train: tuple[Part, ...] = Field(min_length=1, description="datasets whose training images are trained on")
+    score: Part = Field(description="dataset whose other splits are scored")
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Training, and what the scored dataset keeps for scoring."""
+        return ("train", *_kept_back(self.score))
+
+
+def load(config: Config, split: str) -> Sequence[Example]:
+    """The examples of the parts one after another, or of a split of the scored dataset.
+
+    Raises:
+        DataError: a file is missing or not what its format promises, or there is no such split.
+    """
+    if split != "train":
+        return _load(config.score, split)
+    kept_back = {
+        example.image_id
+        for part in (*config.train, config.score)
+        for name in _kept_back(part)
+        for example in _load(part, name)
+    }
+    return [one for part in config.train for one in _load(part, "train") if one.image_id not in kept_back]
+
+
+def _kept_back(part: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(name for name in data.get(part["name"]).Config.model_validate(part).splits if name != "train")
+
+
+def _load(part: dict[str, Any], split: str) -> Sequence[Example]:
+    dataset = data.get(part["name"])
+    return dataset.load(dataset.Config.model_validate(part), split)
