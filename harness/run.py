@@ -62,9 +62,11 @@ def _run(options: argparse.Namespace) -> int:
     study = load(options.study, options.set)
     folder = RunFolder(options.out or Path("runs") / study.name)
     if options.plan:
+        from harness.needs import verdict
         from harness.plan import make_plan, plan_table
 
         console.print(plan_table(study, make_plan(study, folder)))
+        console.print(verdict([cell.spec for cell in study.cells()]), soft_wrap=True)
         return 0
     if options.report_only:
         folder.write_if_changed(folder.study, study.resolved())

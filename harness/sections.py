@@ -68,6 +68,7 @@ MODELS: dict[str, type[BaseModel]] = {
 SECTIONS = tuple(CellSpec.model_fields)
 TRAIN = "train"
 """The split that training reads, in every dataset."""
+IS_MISSING = "is missing; give it in the arm, in base, or in the preset that base extends"
 OPTIONAL = frozenset({"mask_head", "evaluation", "superpixels"})
 
 
@@ -82,7 +83,7 @@ def resolve(tree: Tree, problems: list[str], superpixels_asked_by: Tree | None =
         f"{value.spot}: unknown key; {suggest(key, SECTIONS)}" for key, value in tree.items() if key not in SECTIONS
     ]
     mistakes += [
-        f"{tree.spot}: section {section} is missing; give it in the arm, in base, or in the preset that base extends"
+        f"{tree.spot}: section {section} {IS_MISSING}"
         for section in SECTIONS
         if section not in OPTIONAL and tree.get(section) is None
     ]

@@ -12,13 +12,14 @@ from typing import Any
 
 from harness.errors import StudyError, suggest
 from harness.records import METRICS
-from harness.sections import SECTIONS, resolve, set_values
+from harness.sections import IS_MISSING, SECTIONS, resolve, set_values
 from harness.study_schema import StudySettings, grid
 from harness.yaml_errors import validate
 from harness.yaml_tree import Spot, Tree, merge, parse, read
 
 PRESET_KEYS = ("base", "objectives", "seeds")
 _NO_ASSIGNMENT = "is not of the form key=value, as in training.steps=100"
+_EXTENDS = "extends="
 
 
 def read_study(path: Path, overrides: Sequence[str]) -> tuple[StudySettings, dict[str, Tree]]:
@@ -30,8 +31,14 @@ def read_study(path: Path, overrides: Sequence[str]) -> tuple[StudySettings, dic
     problems: list[str] = []
     tree = read(path, problems)
     if tree is not None:
-        tree = _override(_extend(tree, path, problems), overrides, problems)
-        settings, arms = _check(tree, problems)
+        presets = [given for given in overrides if given.startswith(_EXTENDS)]
+        others = [given for given in overrides if given not in presets]
+        extended = _extend(_choose_preset(tree, presets), path, problems)
+        is_whole = not problems
+        settings, arms = _check(_override(extended, others, problems), problems)
+        if not is_whole:
+            # What a preset that cannot be read would have given is not missing.
+            problems = [problem for problem in problems if not problem.endswith(IS_MISSING)]
         if settings is not None and not problems:
             return settings, arms
     raise StudyError(sorted(dict.fromkeys(problems), key=_order))
@@ -41,6 +48,14 @@ def _order(problem: str) -> tuple[str, int]:
     """Problems are told file by file, from the top down."""
     place = re.match(r"(.*?):(\d+): ", problem)
     return (place[1], int(place[2])) if place else (problem.partition(":")[0], 0)
+
+
+def _choose_preset(study: Tree, presets: Sequence[str]) -> Tree:
+    """`--set extends=FILE` in place of the preset that the study names; the same study then has another backbone."""
+    for given in presets:
+        chosen = Tree.of(given.removeprefix(_EXTENDS), Spot(f"--set {given}"))
+        study = replace(merge(study, Tree.nest(["extends"], chosen)), spot=study.spot)
+    return study
 
 
 def _extend(study: Tree, path: Path, problems: list[str]) -> Tree:

@@ -13,7 +13,7 @@ PROJECTOR_FILES = {path.stem for path in (ROOT / "projectors").iterdir()} - MACH
 
 LEVELS = (
     ("harness.predict", "harness.run"),
-    ("harness.execution", "harness.listing", "harness.plan"),
+    ("harness.execution", "harness.listing", "harness.needs", "harness.plan"),
     ("harness.search", "harness.tracking", "harness.worker"),
     ("harness.cell",),
     ("harness.checkpoint",),

@@ -79,6 +79,27 @@ def test_a_mistake_is_told_once_though_every_arm_inherits_it(tmp_path):
     assert len(problems(tmp_path, STUDY, PRESET.replace("steps: 10", "steps: 0"))) == 1
 
 
+def test_a_missing_preset_is_one_mistake(tmp_path):
+    [problem] = problems(tmp_path, STUDY.replace("presets/small", "presets/smal"))
+    assert "did you mean presets/small.yaml?" in problem
+
+
+def test_another_preset_is_chosen_on_the_command_line(tmp_path):
+    path = write_study(tmp_path)
+    (tmp_path / "presets" / "longer.yaml").write_text(PRESET.replace("steps: 10", "steps: 20"))
+    study = load(path, ["extends=presets/longer.yaml"])
+    assert {cell.spec.training.steps for cell in study.cells() if cell.arm != "sspe"} == {20}
+    [problem] = problems(tmp_path, STUDY, overrides=("extends=presets/long.yaml",))
+    assert problem.startswith("--set extends=presets/long.yaml: there is no file")
+
+
+def test_what_is_scored_is_a_split_of_the_data_and_not_the_one_trained_on(tmp_path):
+    assert {cell.spec.evaluation.split for cell in load(write_study(tmp_path), ["evaluation.split=validation"]).cells()}
+    for split in ("train", "testA"):
+        [problem] = problems(tmp_path, STUDY, overrides=(f"evaluation.split={split}",))
+        assert problem.startswith(f"--set evaluation.split={split}: scenes has no split '{split}' to score; ")
+
+
 def test_a_preset_gives_no_arms(tmp_path):
     [problem] = problems(tmp_path, STUDY, PRESET + "arms: {}\n")
     assert problem == "presets/small.yaml:6: arms: a preset may only give base, objectives, seeds; move it to the study"

@@ -190,13 +190,17 @@ def _from_hub(name: str, repository: str, revision: str | None) -> WeightsRecord
 
 def _snapshot(repository: str, revision: str | None, *, is_local: bool) -> Path:
     """The folder of a hub repository's files, which is named after the commit."""
+    weights = ["*.safetensors", "*.bin"]
     if not is_local:
         # snapshot_download asks the same, but waits for ever where nothing answers.
-        revision = huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=HUB_TIMEOUT_S).sha
+        info = huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=HUB_TIMEOUT_S)
+        revision = info.sha
+        # Many repositories hold the same weights in both formats; Vicuna's has only the older one.
+        weights = weights[:1] if any(one.rfilename.endswith(".safetensors") for one in info.siblings or ()) else weights
     folder = huggingface_hub.snapshot_download(
         repository,
         revision=revision,
-        allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"],
+        allow_patterns=["*.json", "*.model", "*.txt", "*.jinja", *weights],
         local_files_only=is_local,
         etag_timeout=HUB_TIMEOUT_S,
     )

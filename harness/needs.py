@@ -1,0 +1,123 @@
+"""What the pretrained weights of a study ask of a machine, known before anything is fetched."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub
+
+from harness.backbone.weights import CHECKPOINTS, HUB_ID, PACKAGED, SHIPPED
+from harness.cache import cache_dir
+from harness.environment import accelerator, memory_gib
+from harness.study import CellSpec
+
+FLOAT32_BYTES = 4
+"""A number of a weight in memory; bfloat16 comes by autocast."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What is known of weights without having them.
+
+    Args:
+        parameters: of the part that is used: of CLIP and of Qwen2-VL, the vision tower.
+        download_bytes: of the files that are fetched.
+    """
+
+    parameters: int
+    download_bytes: int
+
+
+PUBLISHED = {
+    "dinov2-small": Published(22_056_192, 90_210_194),
+    "smollm2-135m": Published(134_515_008, 92_871_040),
+    "sam-scenes": Published(1_910_084, 0),
+    "sam-vit-b": Published(93_735_472, 375_042_383),
+    "sam-vit-l": Published(312_342_832, 1_249_524_607),
+    "sam-vit-h": Published(641_090_608, 2_564_550_879),
+    "facebook/dinov2-large": Published(304_368_640, 1_217_474_560),
+    "openai/clip-vit-large-patch14-336": Published(303_507_456, 1_711_776_772),
+    "lmsys/vicuna-7b-v1.5": Published(6_738_415_616, 13_476_831_232),
+    "Qwen/Qwen2.5-7B-Instruct": Published(7_615_616_512, 15_231_233_024),
+    "Qwen/Qwen2-VL-7B-Instruct": Published(631_183_360, 16_582_750_208),
+}
+"""Counts are those of the architectures, bytes those of the numbers as published, without headers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """One pretrained part.
+
+    Args:
+        is_here: whether nothing has to be fetched.
+        published: None for weights that are not among `PUBLISHED`.
+    """
+
+    name: str
+    is_here: bool
+    published: Published | None
+
+    def __str__(self) -> str:
+        if self.is_here:
+            return f"{self.name} (here)"
+        size = "of unknown size" if self.published is None else f"{self.published.download_bytes / 1e9:.1f} GB"
+        return f"{self.name} ({size} to fetch)"
+
+
+def needs_of(specs: Iterable[CellSpec]) -> list[Need]:
+    """The pretrained parts that these cells hold, each once."""
+    names = dict.fromkeys(name for spec in specs for name in _names(spec))
+    return [Need(name, _is_here(name), PUBLISHED.get(name)) for name in names]
+
+
+def _names(spec: CellSpec) -> list[str]:
+    sam = (spec.superpixels or {}).get("model")
+    named = [spec.vision_encoder.name, spec.llm.name, spec.mask_head.name, *([sam] if sam else [])]
+    return [name for name in named if name not in {"tiny", "scratch"} and not name.startswith("random-")]
+
+
+def _is_here(name: str) -> bool:
+    if name in SHIPPED or Path(name).expanduser().exists():
+        return True
+    if name in PACKAGED:
+        return (cache_dir() / "weights" / name / Path(PACKAGED[name].member).name).exists()
+    if name in CHECKPOINTS:
+        own = cache_dir() / "weights" / name / Path(CHECKPOINTS[name].member).name
+        return own.exists() or _is_cached(CHECKPOINTS[name].repository, CHECKPOINTS[name].member)
+    hub_id = HUB_ID.fullmatch(name)
+    return hub_id is not None and _is_cached(hub_id["repository"], "config.json")
+
+
+def _is_cached(repository: str, file: str) -> bool:
+    return isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str | os.PathLike)
+
+
+def verdict(specs: Iterable[CellSpec]) -> str:
+    """What is fetched, what memory the weights of the largest cell take, and whether this machine has as much."""
+    specs = list(specs)
+    needs = {need.name: need for need in needs_of(specs)}
+    if not needs:
+        return "no pretrained weights"
+    parts = ", ".join(map(str, needs.values()))
+    asked = max(_memory_gib([needs[name] for name in dict.fromkeys(_names(spec))]) for spec in specs)
+    unknown = [need.name for need in needs.values() if need.published is None]
+    beside = f" beside {', '.join(unknown)}, whose size is unknown" if unknown else ""
+    where, has = _memory()
+    if has is None:
+        judged = "how much this machine has is unknown"
+    elif asked > has:
+        judged = f"{where} has {has:.1f} GiB: this machine cannot run it"
+    else:
+        judged = f"{where} has {has:.1f} GiB, of which training takes more than the weights"
+    return f"weights: {parts}; in float32 a cell's take {asked:.1f} GiB{beside}; {judged}"
+
+
+def _memory_gib(needs: Iterable[Need]) -> float:
+    return sum(FLOAT32_BYTES * need.published.parameters for need in needs if need.published) / 2**30
+
+
+def _memory() -> tuple[str, float | None]:
+    """Where cells run, and how much it holds."""
+    device = accelerator()
+    return (device["device"], device["device_memory_gib"]) if "cuda" in device else ("the CPU", memory_gib())

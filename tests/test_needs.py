@@ -1,0 +1,61 @@
+"""What a study's weights ask of a machine is told before anything is fetched."""
+
+from pathlib import Path
+
+import pytest
+
+from harness import needs
+from harness.backbone.weights import CHECKPOINTS, PACKAGED, SHIPPED
+from harness.study import load
+
+STUDY = Path(__file__).parent.parent / "studies" / "refcoco_paper.yaml"
+
+
+def specs(preset: str):
+    return [cell.spec for cell in load(STUDY, [f"extends=presets/{preset}.yaml"]).cells()]
+
+
+@pytest.fixture
+def _a_small_machine(monkeypatch, tmp_path):
+    monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(needs, "accelerator", lambda: {"device": "cpu"})
+    monkeypatch.setattr(needs, "memory_gib", lambda: 16.0)
+
+
+@pytest.mark.usefixtures("_a_small_machine")
+@pytest.mark.parametrize("preset", ["paper", "paper-clip", "qwen2-vl"])
+def test_the_papers_scale_is_more_than_a_laptop_has(preset):
+    said = needs.verdict(specs(preset))
+    assert "sam-vit-h (2.6 GB to fetch)" in said
+    assert said.endswith("the CPU has 16.0 GiB: this machine cannot run it")
+
+
+@pytest.mark.usefixtures("_a_small_machine")
+def test_weights_are_counted_once_and_in_float32():
+    said = needs.verdict(specs("paper"))
+    parameters = 304_368_640 + 6_738_415_616 + 641_090_608
+    assert f"in float32 a cell's take {4 * parameters / 2**30:.1f} GiB" in said
+
+
+@pytest.mark.usefixtures("_a_small_machine")
+def test_an_accelerator_is_where_cells_run(monkeypatch):
+    monkeypatch.setattr(needs, "accelerator", lambda: {"device": "H100", "cuda": "13", "device_memory_gib": 80.0})
+    assert needs.verdict(specs("paper")).endswith("H100 has 80.0 GiB, of which training takes more than the weights")
+
+
+@pytest.mark.usefixtures("_a_small_machine")
+def test_what_is_here_is_not_fetched_and_what_is_unknown_is_said(tmp_path):
+    weights = tmp_path / "weights" / "dinov2-small"
+    weights.mkdir(parents=True)
+    (weights / Path(PACKAGED["dinov2-small"].member).name).touch()
+    found = [
+        spec.model_copy(update={"llm": spec.llm.model_copy(update={"name": "owner/model"})}) for spec in specs("small")
+    ]
+    said = needs.verdict(found)
+    assert "dinov2-small (here), owner/model (of unknown size to fetch)" in said
+    assert "beside owner/model, whose size is unknown" in said
+
+
+def test_every_weight_that_has_a_name_of_ours_has_a_size():
+    assert {*PACKAGED, *SHIPPED, *CHECKPOINTS} <= set(needs.PUBLISHED)
