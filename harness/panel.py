@@ -76,7 +76,7 @@ class Panel:
 
     def __init__(self, results: pd.DataFrame, samples: pd.DataFrame, seed: int = 0) -> None:
         self._seed = seed
-        self._estimates: dict[tuple[str, str, str | None], Estimate] = {}
+        self._estimates: dict[tuple[str, str, str | None, str | None], Estimate] = {}
         done = results[results["status"] == "done"]
         names = dict(zip(done["cell"], (variant_name(arm, point) for arm, point in _points(done)), strict=True))
         samples = samples[samples["cell"].isin(names)]
@@ -86,6 +86,7 @@ class Panel:
         self._samples = dict(tuple(samples.groupby("variant", sort=False)))
         self._points = {variant_name(arm, point): (arm, json.loads(point or "{}")) for arm, point in _points(done)}
         self.variants = [variant for variant in dict.fromkeys(names.values()) if variant in self._samples]
+        self.domains = sorted({*samples["domain"]} - {""})
         self.families = [family for family in dict.fromkeys(samples["family"]) if isinstance(family, str)]
 
     def variants_of(self, arm: str, at: Mapping[str, object] | None = None) -> list[str]:
@@ -97,15 +98,17 @@ class Panel:
                 kept.append(variant)
         return kept
 
-    def estimate(self, variant: str, metric: str = "giou", family: str | None = None) -> Estimate:
-        """The score of one variant with its interval."""
-        key = (variant, metric, family)
+    def estimate(
+        self, variant: str, metric: str = "giou", family: str | None = None, domain: str | None = None
+    ) -> Estimate:
+        """The score of one variant with its interval, on all expressions or on those of a family or a domain."""
+        key = (variant, metric, family, domain)
         if key not in self._estimates:
             self._estimates[key] = self._estimate(*key)
         return self._estimates[key]
 
-    def _estimate(self, variant: str, metric: str, family: str | None) -> Estimate:
-        scores = self._scores(variant, metric, family)
+    def _estimate(self, variant: str, metric: str, family: str | None, domain: str | None) -> Estimate:
+        scores = self._scores(variant, metric, family, domain)
         if scores.empty:
             nan = float("nan")
             return Estimate(nan, nan, nan, nan, num_seeds=0, num_images=0, num_expressions=0)
@@ -124,7 +127,7 @@ class Panel:
 
     def replicates(self, variant: str, metric: str = "giou") -> np.ndarray:
         """Bootstrap replicates of a score, (RESAMPLES,); the same draws for every variant with as many seeds."""
-        return self._replicates(self._sums(self._scores(variant, metric, None)))
+        return self._replicates(self._sums(self._scores(variant, metric)))
 
     def front_share(self, costs: dict[str, float], metric: str = "giou") -> dict[str, float]:
         """Share of resamples in which a variant is on the Pareto front of metric (up) and cost (down)."""
@@ -158,10 +161,12 @@ class Panel:
             num_expressions=left.num_expressions,
         )
 
-    def _scores(self, variant: str, metric: str, family: str | None) -> pd.DataFrame:
+    def _scores(self, variant: str, metric: str, family: str | None = None, domain: str | None = None) -> pd.DataFrame:
         samples = self._samples[variant]
         if family is not None:
             samples = samples[samples["family"] == family]
+        if domain is not None:
+            samples = samples[samples["domain"] == domain]
         numerator, denominator = _parts(samples, metric)
         return samples[_KEYS].assign(numerator=numerator.astype(float), denominator=denominator.astype(float))
 

@@ -93,7 +93,7 @@ COLUMNS = (*IDENTITY, *PROVENANCE, *METRICS, *DOCUMENTS)
 """Order of the columns of results.parquet; what a cell adds beyond them comes last."""
 
 SAMPLE_COLUMNS = (
-    *("cell", "arm", "seed", "image_id", "expression_id", "text", "family", "split"),
+    *("cell", "arm", "seed", "image_id", "expression_id", "text", "family", "domain", "split"),
     *("iou", "iou_teacher_forced", "intersection", "union", "predicted_area", "target_area", "answered"),
     *("intersection_teacher_forced", "predicted_area_teacher_forced"),
     *("elongation", "occlusion", "height", "width", "prediction_rle", "target_rle"),

@@ -1,6 +1,6 @@
 """The tables of a report: the main one, families, comparisons, controls, costs, and cells without a result."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from harness.panel import variant_name
@@ -22,6 +22,7 @@ def all_tables(findings: Findings) -> list[Table]:
     return [
         main_table(findings),
         family_table(findings),
+        *([domain_table(findings)] if len(findings.panel.domains) > 1 else []),
         *(comparison_table(findings, baseline) for baseline in findings.baselines),
         control_table(findings),
         evaluator_table(findings),
@@ -68,16 +69,34 @@ def _compared(findings: Findings, baseline: str) -> list[tuple[Column, _Make]]:
 
 def family_table(findings: Findings) -> Table:
     """gIoU by family of expression."""
+    columns, sizes = _by_group(findings, findings.families, lambda variant, family: (variant, "giou", family))
+    caption = f"gIoU by family of expression with 95% intervals. Expressions per family: {sizes}."
+    return _table("families", "By family of expression", caption, columns, findings)
+
+
+def domain_table(findings: Findings) -> Table:
+    """gIoU by what the image looks like."""
+    domains = findings.panel.domains
+    columns, sizes = _by_group(findings, domains, lambda variant, domain: (variant, "giou", None, domain))
+    caption = f"gIoU by visual domain of the image with 95% intervals. Expressions per domain: {sizes}."
+    return _table("domains", "By visual domain", caption, columns, findings)
+
+
+def _by_group(
+    findings: Findings, groups: Sequence[str], asked: Callable[[str, str], tuple[str | None, ...]]
+) -> tuple[list[tuple[Column, _Make]], str]:
+    """A column a group, and how many expressions each has; `asked` says what of the panel is estimated."""
     columns: list[tuple[Column, _Make]] = []
     sizes = []
-    for family in findings.families:
-        estimates = {
-            variant.name: findings.panel.estimate(variant.name, "giou", family) for variant in findings.variants
-        }
-        sizes.append(f"{family} {max(estimate.num_expressions for estimate in estimates.values())}")
-        columns.append((Column(family, family, True), lambda variant, known=estimates: _scored(known[variant.name])))  # type: ignore[misc]
-    caption = f"gIoU by family of expression with 95% intervals. Expressions per family: {', '.join(sizes)}."
-    return _table("families", "By family of expression", caption, columns, findings)
+    for group in groups:
+        known = {each.name: findings.panel.estimate(*asked(each.name, group)) for each in findings.variants}  # type: ignore[arg-type]
+        sizes.append(f"{group} {max(estimate.num_expressions for estimate in known.values())}")
+        columns.append((Column(group, group, True), partial(_of, known)))
+    return columns, ", ".join(sizes)
+
+
+def _of(known: Mapping[str, Estimate], variant: Variant) -> Cell:
+    return _scored(known[variant.name])
 
 
 def comparison_table(findings: Findings, baseline: str) -> Table:

@@ -254,3 +254,15 @@ def test_counts_have_three_digits_and_a_scale(value: float | None, text: str):
 def test_numbers_that_do_not_exist_are_a_dash():
     assert [fixed(None), fixed(np.nan), p_value(np.nan), fixed(np.inf)] == [DASH] * 4
     assert [p_value(0.0001), p_value(0.0341), fixed(-0.05, signed=True)] == ["<0.001", "0.034", "\u22120.050"]
+
+
+def test_domains_have_a_table_where_there_are_several(tmp_path: Path) -> None:
+    results, samples = tables(num_images=12)
+    assert "domains" not in {table.name for table in all_tables(load(write_run(tmp_path / "one", results, samples)))}
+    samples["domain"] = np.where(samples["image_id"].rank(method="dense") % 2 == 0, "night", "studio")
+    found = load(write_run(tmp_path / "two", results, samples))
+    [table] = [table for table in all_tables(found) if table.name == "domains"]
+    assert [column.key for column in table.columns] == ["arm", "night", "studio"]
+    done = samples.merge(results[["cell", "status"]], on="cell")
+    pooling = done[(done["arm"] == "pooling") & (done["domain"] == "night")]
+    assert table.rows[0][1].value == pytest.approx(pooling.groupby("seed")["iou"].mean().mean())

@@ -178,3 +178,11 @@ def test_contact_sheet_is_drawn(tmp_path: Path) -> None:
     with Image.open(path) as sheet:
         assert sheet.width > 4 * SIDE
         assert len(sheet.getcolors(maxcolors=2**24) or ()) > 1000
+
+
+def test_the_test_split_may_show_other_domains_than_the_training() -> None:
+    config = Config(domains=("studio",), test_domains=("night", "sketch"), train_images=2, test_images=3)
+    assert [example.domain for example in load(config, "train")] == ["studio", "studio"]
+    assert [example.domain for example in load(config, "test")] == ["night", "sketch", "night"]
+    [studio, *_] = load(config.model_copy(update={"test_domains": None}), "test")
+    assert np.array_equal(studio.id_map(), load(config, "test")[0].id_map())

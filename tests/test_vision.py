@@ -270,7 +270,7 @@ def test_what_is_read_from_the_cache_is_what_the_encoder_gives(folder: Path) -> 
     cache = VisionCache(encoder, 56, has_attention=True, layers=(1,))
     examples = [two_objects(0), two_objects(1)]
     cache.ensure(examples, lambda done, total: None)  # noqa: ARG005
-    frames = to_tensor([Frame.of(example.image, 56).place_image(example.image) for example in examples])
+    frames = to_tensor([Frame.of(example.size, 56).place_image(example.image) for example in examples])
     with torch.inference_mode():
         computed = cache.compute(frames)
     for name, value in asdict(cache.load(examples)).items():

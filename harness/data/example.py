@@ -90,6 +90,7 @@ class Example:
         expressions: in the order in which results number them.
         attributes: facts about object k at position k - 1; empty where a dataset has none.
         ignored: pixels that are neither trained on nor scored.
+        domain: what the image looks like, by which scores are grouped; empty where a dataset knows of one only.
     """
 
     image_id: str
@@ -98,6 +99,7 @@ class Example:
     expressions: tuple[Expression, ...]
     attributes: tuple[ObjectFacts, ...] = ()
     ignored: Rle | None = None
+    domain: str = ""
 
     @property
     def image(self) -> np.ndarray:

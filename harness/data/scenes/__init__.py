@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 SPLITS = ("train", "validation", "test")
+Domain = Literal["studio", "canvas", "sketch", "night"]
 _PAINT, _SCENE, _WORDS, _QUESTIONS = range(
     4
 )  # separate streams, so that a change to one part leaves the others as they are
@@ -45,8 +46,11 @@ class Config(BaseModel):
     name: Literal["scenes"] = "scenes"
     version: Literal[1] = 1
     seed: int = Field(default=0, ge=0, lt=2**32, description="another seed gives other scenes in every split")
-    domains: tuple[Literal["studio", "canvas", "sketch", "night"], ...] = Field(
+    domains: tuple[Domain, ...] = Field(
         default=("studio",), min_length=1, description="visual domains, taken in turn by the images of a split"
+    )
+    test_domains: tuple[Domain, ...] | None = Field(
+        default=None, min_length=1, description="of the test split; left out, those of the others"
     )
     train_images: int = Field(default=800, ge=1)
     validation_images: int = Field(default=100, ge=1)
@@ -61,10 +65,10 @@ class Config(BaseModel):
         """The first is trained on."""
         return SPLITS
 
-    @field_validator("domains")
+    @field_validator("domains", "test_domains")
     @classmethod
-    def _named_once(cls, domains: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(domains)) < len(domains):
+    def _named_once(cls, domains: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if domains is not None and len(set(domains)) < len(domains):
             raise ValueError(f"names a domain twice: {', '.join(domains)}; name each once")
         return domains
 
@@ -110,7 +114,8 @@ class _Split(Sequence[Example]):
 
     def _make(self, index: int) -> Example:
         config, key = self._config, _key(self._config, self._split, index)
-        domain = config.domains[index % len(config.domains)]
+        domains = config.test_domains if self._split == "test" and config.test_domains else config.domains
+        domain = domains[index % len(domains)]
         graph = scene_graph(config, self._split, index)
         count = config.expressions_per_image
         if self._split == "train" and config.train_expressions_per_image is not None:
@@ -120,6 +125,7 @@ class _Split(Sequence[Example]):
             picture=render(graph, DOMAINS[domain], Dice((*key, _PAINT, list(DOMAINS).index(domain)))),
             objects=encode_ids(graph.ids),
             expressions=expressions(graph, count, Dice((*key, _WORDS))),
+            domain=domain,
             attributes=tuple(ObjectFacts(one.look.elongation, one.occlusion, one.visible) for one in graph.objects),
         )
 
