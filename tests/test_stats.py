@@ -21,7 +21,8 @@ def table(scores: dict[str, np.ndarray]) -> Panel:
         for (seed, image, number), iou in np.ndenumerate(values):
             samples.append({"cell": f"{arm}{seed}", "arm": arm, "seed": seed, "image_id": f"i{image:03d}",
                             "expression_id": number, "family": "all", "domain": "", "iou": iou,
-                            "intersection": iou * 100, "union": 100, "predicted_area": 100, "target_area": 100})  # fmt: skip
+                            "intersection": iou * 100, "union": 100,
+                            "predicted_area": 100, "target_area": 100})  # fmt: skip
         results.extend(
             {"cell": f"{arm}{seed}", "arm": arm, "point": "{}", "seed": seed, "status": "done"}
             for seed in range(len(values))

@@ -1,0 +1,107 @@
+"""C-Abstractor: convolutions among the patches, an average over a coarse grid, convolutions among its cells.
+
+Source: Honeybee, https://arxiv.org/abs/2312.06742, section 3.2; kakaobrain/honeybee@68a8d84,
+honeybee/projectors/projectors.py and configs/model_config/c-abs.yaml.
+Licence: Apache-2.0; the authors' weights are CC-BY-NC-4.0.
+Differs from the release: padding is zero to the convolutions, as what lies beyond the grid, and enters no mean, and a
+cell that holds nothing else gives no token; the grid need not be square. The release reads the encoder's last block,
+here as for every projector the one that the study names.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import ClassVar
+
+import torch
+from einops import rearrange
+from pydantic import Field
+from timm.layers import LayerNorm2d
+from timm.models.regnet import Bottleneck, RegStage
+from torch import Tensor, nn
+
+from projectors.contract import Dims, Projector, ProjectorConfig, VisualFeatures, VisualTokens
+from projectors.layers import GridAverage, SquareCount
+from projectors.registry import register
+
+_STD = 0.02
+
+
+@register
+class CAbstractor(Projector):
+    """Keeps where things are, as convolutions do; a patch reaches as many tokens as convolutions lie on its way."""
+
+    official_names: ClassVar = {
+        "pos_emb": "positions",
+        "net.0.": "among_patches.",
+        "net.2.": "among_cells.",
+        "readout.": "project.",
+    }
+    official_prefix = "abstractor."
+
+    class Config(ProjectorConfig):
+        tokens: SquareCount = Field(
+            default=144, ge=1, description="visual tokens of an unpadded image; a square number"
+        )
+        depth: int = Field(default=3, ge=1, description="blocks before the average, and as many after it")
+        width: int = Field(default=1024, ge=4, description="channels of the convolutions")
+
+    def __init__(self, config: Config, dims: Dims) -> None:
+        super().__init__(config, dims)
+        stage = partial(RegStage, stride=1, dilation=1, act_layer=nn.SiLU, norm_layer=LayerNorm2d)
+        self.positions = nn.Parameter(torch.empty(1, dims.num_patches, dims.vision))
+        self.among_patches = stage(config.depth, dims.vision, config.width)
+        self.average = GridAverage(dims.grid, config.tokens)
+        self.among_cells = stage(config.depth, config.width, config.width)
+        self.project = nn.Sequential(
+            nn.Linear(config.width, dims.language), nn.SiLU(), nn.Linear(dims.language, dims.language)
+        )
+        self.apply(_initialise)
+        nn.init.trunc_normal_(self.positions, std=_STD)
+
+    @property
+    def max_tokens(self) -> int:
+        """The configured number, for an image without padding."""
+        return self.average.side**2
+
+    def forward(self, features: VisualFeatures) -> VisualTokens:
+        """patches (B, N, C) -> embeds (B, T, D), the T cells row by row."""
+        patches = _convolve(
+            self.among_patches, features.patches + self.positions, features.patch_mask, self.dims.grid[0]
+        )
+        cells, mask = self.average(patches, features.patch_mask)
+        cells = _convolve(self.among_cells, cells, mask, self.average.side)
+        return VisualTokens(
+            self.project(cells) * mask[..., None], mask, self.average.regions(features.patch_mask) * mask[..., None]
+        )
+
+    def load_official(self, state_dict: Mapping[str, Tensor]) -> None:
+        """As for every projector; older releases have a position for CLS in front, which nothing reads."""
+        name = next((name for name in state_dict if name.removeprefix(self.official_prefix) == "pos_emb"), None)
+        if name is not None and state_dict[name].shape[1] == self.positions.shape[1] + 1:
+            state_dict = {**state_dict, name: state_dict[name][:, 1:]}
+        super().load_official(state_dict)
+
+
+def _convolve(stage: nn.Module, values: Tensor, mask: Tensor, height: int) -> Tensor:
+    """The blocks of a stage over a grid, values (B, N, E) and mask (B, N) -> (B, N, E')."""
+    maps = rearrange(values, "b (h w) e -> b e h w", h=height)
+    real = rearrange(mask, "b (h w) -> b 1 h w", h=height)
+    for block in stage.children():
+        maps = _masked(block, maps, real)
+    return rearrange(maps, "b e h w -> b (h w) e")
+
+
+def _masked(block: Bottleneck, maps: Tensor, real: Tensor) -> Tensor:
+    """The block's own forward, but that padding reaches neither the 3x3 convolution nor the mean that gates."""
+    inner = block.conv2(block.conv1(maps) * real)
+    mean = (inner * real).sum((2, 3), keepdim=True) / real.sum((2, 3), keepdim=True)
+    inner = inner * block.se.gate(block.se.fc2(block.se.act(block.se.fc1(mean))))
+    return block.act3(block.conv3(inner) + block.downsample(maps))
+
+
+def _initialise(module: nn.Module) -> None:
+    """As the release does to whatever its model holds."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.normal_(module.weight, std=_STD)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
