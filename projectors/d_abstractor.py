@@ -1,0 +1,125 @@
+"""D-Abstractor: queries, each at its place of the image, gather patches from around it by deformable attention.
+
+Source: Honeybee, https://arxiv.org/abs/2312.06742, section 3.2; kakaobrain/honeybee@68a8d84,
+honeybee/projectors/dabs.py and configs/model_config/d-abs.yaml, with the layers of Deformable DETR in transformers.
+Licence: Apache-2.0; the authors' weights are CC-BY-NC-4.0.
+Differs from the release: runs in any precision and on any device, where the release casts to float32 on CUDA; padding
+is zero to the attention, as what lies beyond the grid, and enters no mean, and a query whose cell holds nothing else
+is no token and is not read by the others; the grid need not be square. The release reads the encoder's last block,
+here as for every projector the one that the study names.
+"""
+
+from typing import ClassVar
+
+import torch
+from einops import rearrange, repeat
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from transformers import DeformableDetrConfig
+from transformers.models.deformable_detr.modeling_deformable_detr import DeformableDetrDecoderLayer
+
+from projectors.contract import Dims, Projector, ProjectorConfig, VisualFeatures, VisualTokens
+from projectors.layers import GridAverage, SquareCount
+from projectors.registry import register
+
+MAX_DEPTH = 12
+_STD = 0.02
+_DROPOUT = 0.1
+_RENAMED = {"self_attn.out_proj.": "self_attn.o_proj.", "fc1.": "mlp.fc1.", "fc2.": "mlp.fc2."}
+
+
+@register
+class DAbstractor(Projector):
+    """A grid of tokens that may read from anywhere, and from few places each."""
+
+    official_names: ClassVar = {
+        "query_position_embeddings.weight": "queries",
+        "reference_points": "places",
+        "v_pos_emb": "positions",
+        "input_proj.0.": "enter.",
+        "output_proj.": "project.",
+        **{
+            f"layers.{layer}.{theirs}": f"layers.{layer}.{ours}"
+            for layer in range(MAX_DEPTH)
+            for theirs, ours in _RENAMED.items()
+        },
+    }
+    official_prefix = "abstractor."
+
+    class Config(ProjectorConfig):
+        tokens: SquareCount = Field(
+            default=144, ge=1, description="visual tokens of an unpadded image; a square number"
+        )
+        depth: int = Field(default=6, ge=1, le=MAX_DEPTH, description="layers of attention")
+        width: int = Field(default=1024, ge=1, description="of queries, keys and values, and between the linear layers")
+        heads: int = Field(default=8, ge=1)
+        points: int = Field(default=4, ge=1, description="places that a head of a query reads")
+
+        @model_validator(mode="after")
+        def _heads_divide_width(self) -> "DAbstractor.Config":
+            if self.width % self.heads:
+                raise ValueError(f"heads={self.heads} does not divide width={self.width}")
+            return self
+
+    def __init__(self, config: Config, dims: Dims) -> None:
+        super().__init__(config, dims)
+        width = config.width
+        self.average = GridAverage(dims.grid, config.tokens)
+        self.enter = nn.Identity() if width == dims.vision else nn.Linear(dims.vision, width)
+        self.positions = nn.Parameter(torch.empty(1, dims.num_patches, width))
+        self.queries = nn.Parameter(torch.empty(config.tokens, width))
+        self.places = nn.Parameter(_evenly_spaced(self.average.side, dims.grid))
+        layer = DeformableDetrConfig(
+            d_model=width,
+            decoder_attention_heads=config.heads,
+            decoder_ffn_dim=width,
+            decoder_n_points=config.points,
+            num_feature_levels=1,
+            dropout=_DROPOUT,
+            attn_implementation="sdpa",
+        )
+        self.layers = nn.ModuleList(DeformableDetrDecoderLayer(layer) for _ in range(config.depth))
+        self.project = nn.Linear(width, dims.language)
+        self.apply(_initialise)
+        nn.init.trunc_normal_(self.positions, std=_STD)
+        nn.init.normal_(self.queries, std=_STD)
+
+    @property
+    def max_tokens(self) -> int:
+        """The configured number, for an image without padding."""
+        return self.average.side**2
+
+    def forward(self, features: VisualFeatures) -> VisualTokens:
+        """patches (B, N, C) -> embeds (B, T, D), in the order of the cells at which the queries start."""
+        patches = self.enter(features.patches) + self.positions
+        pooled, mask = self.average(patches, features.patch_mask)
+        states = repeat(self.queries, "t e -> b t e", b=len(patches))
+        shape = torch.tensor([self.dims.grid], device=patches.device)
+        for layer in self.layers:
+            states = layer(
+                states,
+                object_queries_position_embeddings=pooled,
+                reference_points=rearrange(self.places, "1 t xy -> 1 t 1 xy"),
+                spatial_shapes=shape,
+                spatial_shapes_list=[self.dims.grid],
+                level_start_index=shape.new_zeros(1),
+                encoder_hidden_states=patches,
+                encoder_attention_mask=features.patch_mask,
+                attention_mask=rearrange(mask, "b t -> b 1 1 t"),
+            )
+        embeds = self.project(states) * mask[..., None]
+        return VisualTokens(embeds, mask, self.average.regions(features.patch_mask) * mask[..., None])
+
+
+def _evenly_spaced(side: int, grid: tuple[int, int]) -> Tensor:
+    """(1, T, 2): x and y in shares of the frame, row by row, from the middle of the first patch to that of the last."""
+    y, x = (torch.linspace(0.5, length - 0.5, side) / length for length in grid)
+    rows, columns = torch.meshgrid(y, x, indexing="ij")
+    return rearrange(torch.stack([columns, rows], dim=-1), "i j xy -> 1 (i j) xy")
+
+
+def _initialise(module: nn.Module) -> None:
+    """As the release does to whatever its model holds."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=_STD)
+        nn.init.zeros_(module.bias)
