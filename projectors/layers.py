@@ -157,3 +157,28 @@ class KeyValueNorm(nn.Module):
 def one_region_a_patch(patch_mask: Tensor) -> Tensor:
     """(B, N) bool -> (B, N, N), for projectors that give each real patch a token."""
     return torch.diag_embed(patch_mask.float())
+
+
+def sincos(side: int, width: int) -> Tensor:
+    """(side^2, width): sines and cosines of the column, then of the row, in waves from 1 to almost 10000 long."""
+    quarter = width // 4
+    waves = torch.arange(side)[:, None] * 10000 ** -(torch.arange(quarter) / quarter)
+    along = torch.cat([waves.sin(), waves.cos()], dim=-1)
+    columns, rows = along.expand(side, -1, -1), along[:, None].expand(-1, side, -1)
+    return rearrange(torch.cat([columns, rows], dim=-1), "i j c -> (i j) c")
+
+
+def resized(positions: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Positions of a square grid (T, E), read between its places: (1, H * W, E)."""
+    maps = rearrange(positions, "(h w) e -> 1 e h w", h=isqrt(len(positions)))
+    return rearrange(F.interpolate(maps, size=grid, mode="bicubic", align_corners=False), "1 e h w -> 1 (h w) e")
+
+
+def require_sincos_heads(heads: int, width: int, whose: str) -> None:
+    """Raises IncompatibleError where attention heads, or sines and cosines of rows and columns, do not fit a width."""
+    if width % heads or width % 4:
+        allowed = [count for count in range(1, width + 1) if not width % count and not width % 4]
+        raise IncompatibleError(
+            f"heads={heads} and 4, for sines and cosines of rows and columns, must divide the {whose} width of "
+            f"{width}; use {', '.join(map(str, allowed)) or 'another one'}"
+        )

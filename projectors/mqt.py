@@ -16,13 +16,11 @@ from math import isqrt
 from typing import ClassVar, Literal
 
 import torch
-from einops import rearrange
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from projectors.contract import Dims, IncompatibleError, Projector, ProjectorConfig, VisualFeatures, VisualTokens
-from projectors.layers import KeyValueNorm, SquareCount
+from projectors.contract import Dims, Projector, ProjectorConfig, VisualFeatures, VisualTokens
+from projectors.layers import KeyValueNorm, SquareCount, require_sincos_heads, resized, sincos
 from projectors.registry import register
 
 _EPS = 1e-6
@@ -65,17 +63,12 @@ class MQT(Projector):
     def __init__(self, config: Config, dims: Dims) -> None:
         super().__init__(config, dims)
         width = dims.vision
-        if width % config.heads or width % 4:
-            allowed = [heads for heads in range(1, width + 1) if not width % heads and not width % 4]
-            raise IncompatibleError(
-                f"heads={config.heads} and 4, for sines and cosines of rows and columns, must divide the vision "
-                f"encoder's width of {width}; use {', '.join(map(str, allowed)) or 'another encoder'}"
-            )
+        require_sincos_heads(config.heads, width, "vision encoder's")
         self.tokens, self.max_queries = config.tokens, config.max_queries
         self.draws = config.train_tokens == "random"
         self.reads_content = config.keys == "content"
         # Persistent, because the release has it among its weights.
-        self.register_buffer("positions", _sincos(isqrt(config.max_queries), width))
+        self.register_buffer("positions", sincos(isqrt(config.max_queries), width))
         self.queries = nn.Parameter(nn.init.trunc_normal_(torch.empty(config.max_queries, width), std=0.02))
         self.query_norm = nn.LayerNorm(width, eps=_EPS)
         self.norms = KeyValueNorm(width, _EPS)
@@ -91,10 +84,7 @@ class MQT(Projector):
     def forward(self, features: VisualFeatures) -> VisualTokens:
         """patches (B, N, C) -> embeds (B, T, D), in the order of the queries."""
         batch, count = len(features.patches), self._count()
-        side = isqrt(self.max_queries)
-        maps = rearrange(self.positions, "(h w) c -> 1 c h w", h=side)
-        places = F.interpolate(maps, size=self.dims.grid, mode="bicubic", align_corners=False)
-        places = rearrange(places, "1 c h w -> 1 (h w) c")
+        places = resized(self.positions, self.dims.grid)
         keys, values = self.norms(features.patches + places if self.reads_content else places, features.patches)
         queries = self.query_norm(self.queries[:count] + self.positions[:count])
         read, _ = self.attention(
@@ -115,12 +105,3 @@ class MQT(Projector):
         if self.training and self.draws:
             return 2 * int(torch.randint(1, self.max_queries // 2 + 1, (), device="cpu"))
         return self.tokens
-
-
-def _sincos(side: int, width: int) -> Tensor:
-    """(side^2, width): sines and cosines of the column, then of the row, in waves from 1 to almost 10000 long."""
-    quarter = width // 4
-    waves = torch.arange(side)[:, None] * 10000 ** -(torch.arange(quarter) / quarter)
-    along = torch.cat([waves.sin(), waves.cos()], dim=-1)
-    columns, rows = along.expand(side, -1, -1), along[:, None].expand(-1, side, -1)
-    return rearrange(torch.cat([columns, rows], dim=-1), "i j c -> (i j) c")

@@ -1,7 +1,6 @@
 """The Matryoshka query transformer, query by query and head by head; in training with a fixed number of tokens."""
 
 from collections.abc import Mapping
-from math import cos, floor, sin
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from projectors import VisualFeatures
-from tests.references.plain import HEIGHT, WIDTH, attend, layer_norm, linear_layers
+from tests.references.plain import HEIGHT, WIDTH, attend, layer_norm, linear_layers, resized_sincos, sincos
 
 HEADS, TOKENS = 3, 5
 """In every variant, because names and shapes of weights do not tell them."""
@@ -29,43 +28,22 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
     query_weight, key_weight, value_weight = projector.attention.in_proj_weight.split(width)
     query_bias, key_bias, value_bias = projector.attention.in_proj_bias.split(width)
     side = round(queries**0.5)
-    grid = [[_sincos(row, column, width) for column in range(side)] for row in range(side)]
     keys, values = [], []
     for n in range(HEIGHT * WIDTH):
         if not batch.patch_mask[image, n]:
             continue
-        place = sum(
-            down * across * grid[row][column]
-            for row, down in _cubic(n // WIDTH, side, HEIGHT)
-            for column, across in _cubic(n % WIDTH, side, WIDTH)
-        )
+        place = resized_sincos(n, side, width)
         if projector.config.keys == "content":
             place = place + batch.patches[image, n]
         keys.append(key_weight @ _half_norm(projector.norms, place, 0) + key_bias)
         values.append(value_weight @ _half_norm(projector.norms, batch.patches[image, n], 1) + value_bias)
     tokens = []
     for index in range(projector.config.tokens):
-        place = grid[index // side][index % side]
+        place = sincos(*divmod(index, side), width)
         asked = query_weight @ layer_norm(projector.query_norm, projector.queries[index] + place) + query_bias
         read = attend(asked, torch.stack(keys), torch.stack(values), projector.config.heads)
         tokens.append(projector.project.T @ linear_layers(projector.attention.out_proj, read))
     return tokens
-
-
-def _sincos(row: int, column: int, width: int) -> Tensor:
-    waves = [[at / 10000 ** (4 * k / width) for k in range(width // 4)] for at in (column, row)]
-    return torch.tensor([wave(angle) for angles in waves for wave in (sin, cos) for angle in angles]).double()
-
-
-def _cubic(at: int, length: int, new_length: int) -> list[tuple[int, float]]:
-    """Keys' cubic convolution with a = -0.75: which four positions a resized one reads, and how much of each."""
-    a, where = -0.75, (at + 0.5) * length / new_length - 0.5
-    taps = []
-    for position in range(floor(where) - 1, floor(where) + 3):
-        t = abs(where - position)
-        near, far = (a + 2) * t**3 - (a + 3) * t**2 + 1, a * (t**3 - 5 * t**2 + 8 * t - 4)
-        taps.append((min(max(position, 0), length - 1), near if t <= 1 else far))
-    return taps
 
 
 def _half_norm(norms: Any, value: Tensor, half: int) -> Tensor:

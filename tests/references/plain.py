@@ -1,5 +1,7 @@
 """Steps that references share: plain formulas on single vectors, with the weights of a module of ours."""
 
+from math import cos, floor, sin
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,3 +39,30 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
 def linear_flops(module: nn.Module, rows: int) -> int:
     """Of the linear layers that the module holds, each over `rows` vectors."""
     return sum(2 * rows * layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
+
+
+def resized_sincos(n: int, side: int, width: int) -> Tensor:
+    """The position of patch n, read between the places of a grid of side x side."""
+    terms = [
+        down * across * sincos(row, column, width)
+        for row, down in _cubic(n // WIDTH, side, HEIGHT)
+        for column, across in _cubic(n % WIDTH, side, WIDTH)
+    ]
+    return torch.stack(terms).sum(0)
+
+
+def sincos(row: int, column: int, width: int) -> Tensor:
+    """Sines and cosines of one place of a grid."""
+    waves = [[at / 10000 ** (4 * k / width) for k in range(width // 4)] for at in (column, row)]
+    return torch.tensor([wave(angle) for angles in waves for wave in (sin, cos) for angle in angles]).double()
+
+
+def _cubic(at: int, length: int, new_length: int) -> list[tuple[int, float]]:
+    """Keys' cubic convolution with a = -0.75: which four positions a resized one reads, and how much of each."""
+    a, where = -0.75, (at + 0.5) * length / new_length - 0.5
+    taps = []
+    for position in range(floor(where) - 1, floor(where) + 3):
+        t = abs(where - position)
+        near, far = (a + 2) * t**3 - (a + 3) * t**2 + 1, a * (t**3 - 5 * t**2 + 8 * t - 4)
+        taps.append((min(max(position, 0), length - 1), near if t <= 1 else far))
+    return taps

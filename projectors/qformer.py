@@ -1,0 +1,91 @@
+"""Q-Former: learned queries that read one another in every layer and the patches in every other one.
+
+Source: BLIP-2, https://arxiv.org/abs/2301.12597, section 3.1; salesforce/LAVIS@506965b,
+lavis/models/blip2_models/blip2.py and Qformer.py, as `Blip2QFormerModel` of transformers has it.
+Licence: BSD-3-Clause.
+Differs from the release: starts at random, where the release starts from BERT-base and was trained on 129 million
+images before it met an LLM, so that here it learns slowly; padding is not read; the layer norm that the release puts
+after its vision encoder (`ln_vision`) is the encoder's.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from transformers import Blip2QFormerConfig, Blip2QFormerModel
+
+from projectors.contract import Dims, Projector, ProjectorConfig, VisualFeatures, VisualTokens
+from projectors.registry import register
+
+MAX_DEPTH = 24
+_LAYERS = "Qformer.bert.encoder.layer."
+_OF_TEXT = re.compile(
+    r"Qformer\.(cls\.|bert\.embeddings\.(word_embeddings|position_embeddings|position_ids)"
+    r"|bert\.encoder\.layer\.\d+\.(intermediate|output)\.)"
+)
+"""What the release's Q-Former has for text, which never comes here."""
+
+
+@register
+class QFormer(Projector):
+    """A few tokens for the whole image; which token stands for what, training decides."""
+
+    official_names: ClassVar = {
+        "query_tokens": "queries",
+        "Qformer.bert.embeddings.LayerNorm.": "core.layernorm.",
+        _LAYERS: "core.encoder.layer.",
+        **{
+            f"{_LAYERS}{layer}.{part}.self.": f"core.encoder.layer.{layer}.{part}.attention."
+            for layer in range(MAX_DEPTH)
+            for part in ("attention", "crossattention")
+        },
+        **{f"{llm}_proj.": "project." for llm in ("llm", "opt", "t5")},
+    }
+
+    class Config(ProjectorConfig):
+        tokens: int = Field(default=32, ge=1, description="learned queries, each a visual token")
+        depth: int = Field(default=12, ge=1, le=MAX_DEPTH, description="layers")
+        reads_every: int = Field(default=2, ge=1, description="layers from one that reads the patches to the next")
+        width: int = Field(default=768, ge=1, description="of the queries; four times that between two linear layers")
+        heads: int = Field(default=12, ge=1)
+
+        @model_validator(mode="after")
+        def _heads_divide_width(self) -> "QFormer.Config":
+            if self.width % self.heads:
+                raise ValueError(f"heads={self.heads} does not divide width={self.width}")
+            return self
+
+    def __init__(self, config: Config, dims: Dims) -> None:
+        super().__init__(config, dims)
+        core = Blip2QFormerConfig(
+            hidden_size=config.width,
+            num_hidden_layers=config.depth,
+            num_attention_heads=config.heads,
+            intermediate_size=4 * config.width,
+            cross_attention_frequency=config.reads_every,
+            encoder_hidden_size=dims.vision,
+        )
+        self.queries = nn.Parameter(nn.init.normal_(torch.empty(1, config.tokens, config.width), std=0.02))
+        self.core = Blip2QFormerModel(core)
+        self.project = nn.Linear(config.width, dims.language)
+
+    @property
+    def max_tokens(self) -> int:
+        """The configured number."""
+        return self.queries.shape[1]
+
+    def forward(self, features: VisualFeatures) -> VisualTokens:
+        """patches (B, N, C) -> embeds (B, T, D), in the order of the queries."""
+        read = self.core(
+            query_embeds=self.queries.expand(len(features.patches), -1, -1),
+            encoder_hidden_states=features.patches,
+            encoder_attention_mask=features.patch_mask,
+        )
+        return VisualTokens.dense(self.project(read.last_hidden_state))
+
+    def load_official(self, state_dict: Mapping[str, Tensor]) -> None:
+        """As for every projector; what the release has for text is left out."""
+        super().load_official({name: value for name, value in state_dict.items() if not _OF_TEXT.match(name)})

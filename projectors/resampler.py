@@ -1,0 +1,106 @@
+"""Perceiver resampler: learned latents read patches and themselves together, layer by layer.
+
+Source: Flamingo, https://arxiv.org/abs/2204.14198, section 3.1; mlfoundations/open_flamingo@655f693,
+open_flamingo/src/helpers.py (`PerceiverResampler`), for single images.
+Licence: MIT.
+Differs from the release: padding is not read; a linear layer from the encoder's width to the LLM's follows, which the
+release does without, as its LLM reads the latents through cross-attention.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from einops import rearrange, repeat
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from projectors.contract import Dims, Projector, ProjectorConfig, VisualFeatures, VisualTokens
+from projectors.registry import register
+
+MAX_DEPTH = 12
+_LAYER_NAMES = {
+    "0.norm_media.": "patch_norm.",
+    "0.norm_latents.": "latent_norm.",
+    "0.to_q.": "query.",
+    "0.to_kv.": "key_value.",
+    "0.to_out.": "output.",
+    "1.": "mlp.",
+}
+
+
+@register
+class Resampler(Projector):
+    """A few tokens for the whole image; which token stands for what, training decides."""
+
+    official_names: ClassVar = {
+        "latents": "latents",
+        "norm.": "norm.",
+        **{
+            f"layers.{layer}.{theirs}": f"layers.{layer}.{ours}"
+            for layer in range(MAX_DEPTH)
+            for theirs, ours in _LAYER_NAMES.items()
+        },
+    }
+    official_prefix = "perceiver."
+
+    class Config(ProjectorConfig):
+        tokens: int = Field(default=64, ge=1, description="latents, each a visual token")
+        depth: int = Field(default=6, ge=1, le=MAX_DEPTH, description="layers, each reading patches and latents once")
+        heads: int = Field(default=8, ge=1)
+        head_width: int = Field(default=64, ge=1, description="of queries, keys and values of one head")
+
+    def __init__(self, config: Config, dims: Dims) -> None:
+        super().__init__(config, dims)
+        self.latents = nn.Parameter(torch.randn(config.tokens, dims.vision))
+        self.layers = nn.ModuleList(_Layer(dims.vision, config.heads, config.head_width) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(dims.vision)
+        self.project = nn.Linear(dims.vision, dims.language)
+
+    @property
+    def max_tokens(self) -> int:
+        """The configured number."""
+        return len(self.latents)
+
+    def forward(self, features: VisualFeatures) -> VisualTokens:
+        """patches (B, N, C) -> embeds (B, T, D), in the order of the latents."""
+        latents = repeat(self.latents, "t c -> b t c", b=len(features.patches))
+        readable = F.pad(features.patch_mask, (0, self.max_tokens), value=True)
+        for layer in self.layers:
+            latents = layer(latents, features.patches, readable)
+        return VisualTokens.dense(self.project(self.norm(latents)))
+
+    def load_official(self, state_dict: Mapping[str, Tensor]) -> None:
+        """As for every projector; `project`, which the release has not, stays as it is where it is not given."""
+        stays = {f"project.{name}": value for name, value in self.project.state_dict().items()}
+        super().load_official(stays | dict(state_dict))
+
+
+class _Layer(nn.Module):
+    """Latents read patches and latents, then an MLP is added."""
+
+    def __init__(self, width: int, heads: int, head_width: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.patch_norm = nn.LayerNorm(width)
+        self.latent_norm = nn.LayerNorm(width)
+        self.query = nn.Linear(width, heads * head_width, bias=False)
+        self.key_value = nn.Linear(width, 2 * heads * head_width, bias=False)
+        self.output = nn.Linear(heads * head_width, width, bias=False)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, 4 * width, bias=False),
+            nn.GELU(),
+            nn.Linear(4 * width, width, bias=False),
+        )
+
+    def forward(self, latents: Tensor, patches: Tensor, readable: Tensor) -> Tensor:
+        """latents (B, T, C), patches (B, N, C), readable (B, N + T) bool -> (B, T, C)."""
+        normed = self.latent_norm(latents)
+        sources = self.key_value(torch.cat([self.patch_norm(patches), normed], dim=1))
+        query = rearrange(self.query(normed), "b t (h e) -> b h t e", h=self.heads)
+        key, value = rearrange(sources, "b n (kv h e) -> kv b h n e", kv=2, h=self.heads)
+        read = F.scaled_dot_product_attention(query, key, value, attn_mask=rearrange(readable, "b n -> b 1 1 n"))
+        latents = latents + self.output(rearrange(read, "b h t e -> b t (h e)"))
+        return latents + self.mlp(latents)
