@@ -10,13 +10,13 @@ here as for every projector the one that the study names.
 
 from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
 from pydantic import Field
 from timm.layers import LayerNorm2d
-from timm.models.regnet import Bottleneck, RegStage
+from timm.models.regnet import RegStage
 from torch import Tensor, nn
 
 from projectors.contract import Dims, Projector, ProjectorConfig, VisualFeatures, VisualTokens
@@ -91,8 +91,8 @@ def _convolve(stage: nn.Module, values: Tensor, mask: Tensor, height: int) -> Te
     return rearrange(maps, "b e h w -> b (h w) e")
 
 
-def _masked(block: Bottleneck, maps: Tensor, real: Tensor) -> Tensor:
-    """The block's own forward, but that padding reaches neither the 3x3 convolution nor the mean that gates."""
+def _masked(block: Any, maps: Tensor, real: Tensor) -> Tensor:
+    """The forward of a `Bottleneck`, but that padding reaches neither the 3x3 convolution nor the mean that gates."""
     inner = block.conv2(block.conv1(maps) * real)
     mean = (inner * real).sum((2, 3), keepdim=True) / real.sum((2, 3), keepdim=True)
     inner = inner * block.se.gate(block.se.fc2(block.se.act(block.se.fc1(mean))))

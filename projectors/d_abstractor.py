@@ -76,8 +76,9 @@ class DAbstractor(Projector):
             decoder_n_points=config.points,
             num_feature_levels=1,
             dropout=_DROPOUT,
-            attn_implementation="sdpa",
         )
+        # Its own takes no mask of what is real and what is not.
+        layer._attn_implementation = "sdpa"
         self.layers = nn.ModuleList(DeformableDetrDecoderLayer(layer) for _ in range(config.depth))
         self.project = nn.Linear(width, dims.language)
         self.apply(_initialise)
