@@ -89,6 +89,10 @@ class Panel:
         self.domains = sorted({*samples["domain"]} - {""})
         self.families = [family for family in dict.fromkeys(samples["family"]) if isinstance(family, str)]
 
+    def arm_of(self, variant: str) -> str:
+        """The arm of which a variant is one search point."""
+        return self._points[variant][0]
+
     def variants_of(self, arm: str, at: Mapping[str, object] | None = None) -> list[str]:
         """The variants of an arm; `at` keeps the search points that have these settings, where the arm was searched."""
         kept = []

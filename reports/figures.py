@@ -12,7 +12,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from reports.findings import Findings
-from reports.frontier import COSTS, quality_against
+from reports.frontier import COSTS, budgets, quality_against, quality_by_budget
 from reports.numbers import is_missing
 from reports.style import Draw, render, styles
 
@@ -39,13 +39,19 @@ def draw_all(findings: Findings, folder: Path) -> list[Drawing]:
 def _figures(findings: Findings) -> Iterator[tuple[str, str, Draw]]:
     if not findings.variants:
         return
+    has_budgets = len(budgets(findings)) > 1
     for cost, label in COSTS.items():
+        if cost == "tokens" and has_budgets:
+            continue
         if any(not is_missing(variant.means.get(cost)) for variant in findings.variants):
             caption = (
                 f"gIoU against {label}. Bars are 95% intervals; points at the same place are set side by side; the "
                 "dashed line joins the Pareto front, whose arms are in bold."
             )
             yield f"giou_{cost}", caption, lambda found, cost=cost: quality_against(found, cost)  # type: ignore[misc]
+    if has_budgets:
+        caption = "gIoU by visual tokens, a line for each arm that was run at several budgets; bands and bars are 95%."
+        yield "budget", caption, quality_by_budget
     yield "families", "gIoU by family of expression with 95% intervals; the dotted line is the baseline.", families
     if findings.importance:
         method = findings.importance.get("method", "Optuna")

@@ -1,9 +1,12 @@
 """Quality against cost: every variant with its interval, the Pareto front through them, names beside them."""
 
+from itertools import cycle
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.ticker
 import numpy as np
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
@@ -22,7 +25,7 @@ def quality_against(findings: Findings, cost: str) -> Figure:
     pairs = [(variant, look) for variant, look in looked if not is_missing(variant.means.get(cost))]
     shown, looks = [variant for variant, _ in pairs], [look for _, look in pairs]
     costs = np.array([variant.means[cost] for variant in shown])
-    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    figure = Figure(figsize=(9, max(4.6, 0.3 * len(shown))), layout="constrained")
     axes = figure.add_subplot()
     scores = np.array([variant.score.value for variant in shown])
     front = np.flatnonzero(is_on_front(np.stack([scores, -costs], axis=-1)))
@@ -58,6 +61,44 @@ def quality_against(findings: Findings, cost: str) -> Figure:
     return figure
 
 
+def budgets(findings: Findings) -> dict[str, list[Variant]]:
+    """The arms that were run at three or more numbers of tokens, each with its variants by tokens."""
+    arms: dict[str, list[Variant]] = {}
+    for variant in findings.variants:
+        if not is_missing(variant.means.get("tokens")):
+            arms.setdefault(findings.panel.arm_of(variant.name), []).append(variant)
+    by_tokens = {arm: sorted(found, key=lambda variant: variant.means["tokens"]) for arm, found in arms.items()}
+    return {arm: found for arm, found in by_tokens.items() if len({each.means["tokens"] for each in found}) >= 3}
+
+
+def quality_by_budget(findings: Findings) -> Figure:
+    """A line with a band of intervals for each arm that was run at several budgets, a point for every other arm."""
+    curves = budgets(findings)
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    looks = {findings.panel.arm_of(v.name): look for v, look in zip(findings.variants, styles(findings), strict=True)}
+    palette = cycle(sns.color_palette("colorblind", 10))
+    for arm, found in curves.items():
+        color = next(palette)
+        tokens, scores = [each.means["tokens"] for each in found], [each.score for each in found]
+        axes.plot(tokens, [score.value for score in scores], marker=looks[arm].marker, color=color, label=arm)
+        lows, highs = [score.low for score in scores], [score.high for score in scores]
+        axes.fill_between(tokens, lows, highs, color=color, alpha=0.12, lw=0)
+    for variant in findings.variants:
+        arm = findings.panel.arm_of(variant.name)
+        if arm not in curves and not is_missing(variant.means.get("tokens")):
+            score, ink = variant.score, mpl.rcParams["text.color"]
+            errors = [[score.value - score.low], [score.high - score.value]]
+            at = variant.means["tokens"]
+            axes.errorbar(at, score.value, errors, color=ink, marker=looks[arm].marker, ls="none", label=variant.name)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
+    axes.set_xlabel(COSTS["tokens"])
+    axes.set_ylabel("gIoU")
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return figure
+
+
 def _side_by_side(costs: np.ndarray, spread: float) -> list[float]:
     """Points (1/72 inch) to shift each marker by, so that those of nearly the same cost do not hide each other."""
     shifts = np.zeros(len(costs))
@@ -72,7 +113,9 @@ def _label_beside(axes: Axes, shown: list[Variant], looks: list[Style], front: s
     bottom, top = axes.get_ylim()
     order = sorted(range(len(shown)), key=lambda place: shown[place].score.value)
     wanted = np.array([(shown[place].score.value - bottom) / (top - bottom) for place in order])
-    for place, start, height in zip(order, wanted, _push_apart(wanted, 0.064), strict=True):
+    for place, start, height in zip(
+        order, wanted, _push_apart(wanted, min(0.064, 1 / max(len(order) - 1, 1))), strict=True
+    ):
         look, variant = looks[place], shown[place]
         lines: Any = {"transform": axes.transAxes, "clip_on": False, "color": look.color}
         axes.plot([1.0, 1.03], [start, height], lw=0.9, **lines)

@@ -12,8 +12,9 @@ import pytest
 
 import reports
 from harness.errors import DataError
-from reports.figures import grid
+from reports.figures import draw_all, grid
 from reports.findings import load
+from reports.frontier import budgets
 from reports.gallery import exhibits
 from reports.numbers import DASH, count, fixed, p_value
 from reports.paper import all_tables, main_table, unfinished_table
@@ -266,3 +267,26 @@ def test_domains_have_a_table_where_there_are_several(tmp_path: Path) -> None:
     done = samples.merge(results[["cell", "status"]], on="cell")
     pooling = done[(done["arm"] == "pooling") & (done["domain"] == "night")]
     assert table.rows[0][1].value == pytest.approx(pooling.groupby("seed")["iou"].mean().mean())
+
+
+def test_budgets_have_a_figure_where_arms_were_run_at_several(tmp_path: Path) -> None:
+    results, samples = tables(num_images=12)
+    assert "budget" not in {
+        drawing.name for drawing in draw_all(load(write_run(tmp_path / "one", results, samples)), tmp_path)
+    }
+    runs = []
+    for tokens in (4, 16, 64):
+        renamed = results["cell"] + f"-{tokens}"
+        runs.append(
+            (
+                results.assign(cell=renamed, point=f'{{"projector.tokens": {tokens}}}', tokens=float(tokens)),
+                samples.assign(cell=samples["cell"] + f"-{tokens}"),
+            )
+        )
+    kept = ("pooling", "decoder_pe")
+    searched, scored = (pd.concat(frames) for frames in zip(*runs, strict=True))
+    found = load(write_run(tmp_path / "two", searched[searched["arm"].isin(kept)], scored[scored["arm"].isin(kept)]))
+    assert {arm: [each.means["tokens"] for each in variants] for arm, variants in budgets(found).items()} == {
+        arm: [4.0, 16.0, 64.0] for arm in kept
+    }
+    assert "budget" in {drawing.name for drawing in draw_all(found, tmp_path)}
