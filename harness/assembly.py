@@ -24,7 +24,7 @@ from harness.encodings import SamCache, VisionCache, frozen_sam
 from harness.features import SuperpixelCache
 from harness.progress import Progress
 from harness.study import CellSpec
-from projectors import Dims
+from projectors import Dims, IncompatibleError
 
 DECODER_PE_STRIDE = 4
 """Pixels of the frame to a cell of the decoder's positional encoding, as projectors see it."""
@@ -90,6 +90,11 @@ def assemble(spec: CellSpec, words: Iterable[str], device: torch.device) -> Asse
         vision_blocks=encoder.layer,
     )
     projector = _projector(spec, dims)
+    if "cls_query" in projector.needs and not encoder.has_cls:
+        raise IncompatibleError(
+            f"{spec.projector['name']} needs what CLS looks at, and {spec.vision_encoder.name!r} has no CLS token; "
+            "use an encoder that has one, as CLIP or DINOv2"
+        )
     segmenter = Segmenter(projector, llm, image_embedding, mask_head).to(device)
     decoder_pe = None
     if "decoder_pe" in projector.needs:

@@ -67,7 +67,7 @@ class Pipeline:
 
     def run(self, stage: Callable[[str], None]) -> Tensor:
         """One run; calls `stage(name)` as each stage ends."""
-        encoding = self.batches.vision.compute(self.pixels)
+        encoding = self.batches.vision.compute(self.pixels, [(self.frame.height, self.frame.width)])
         stage("vision")
         view = self.pixels
         for cache in self.sams.values():

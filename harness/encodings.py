@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,24 +77,31 @@ class PatchCache(EncodingCache):
     def encode(self, examples: Sequence[Example]) -> Tensor:
         """Patches (B, N, C)."""
         with torch.inference_mode():
-            return self.encoder(self._frames(examples)).float().cpu()
+            return self._encoding(examples).patches.float().cpu()
 
-    def _frames(self, examples: Sequence[Example]) -> Tensor:
-        frames = to_tensor([Frame.of(e.size, self.frame).place_image(e.image) for e in examples])
-        return frames.to(next(self.encoder.parameters()).device)
+    def _encoding(self, examples: Sequence[Example], **asked: Any) -> Encoding:
+        """What the encoder makes of these images, with what else is asked of it."""
+        placed = [Frame.of(example.size, self.frame) for example in examples]
+        frames = to_tensor([frame.place_image(e.image) for frame, e in zip(placed, examples, strict=True)])
+        sizes = [(frame.height, frame.width) for frame in placed]
+        return self.encoder.encode(frames.to(next(self.encoder.parameters()).device), sizes, **asked)
 
 
 class AttentionCache(PatchCache):
-    """What CLS asks in the encoder's last block and the patches' keys, (A, 1 + N, C / A) an image, CLS first."""
+    """The patches' keys in the encoder's last block, after what CLS asks there, where there is one.
+
+    (A, N, C / A) an image, (A, 1 + N, C / A) with CLS.
+    """
 
     kind = "attention"
 
     def encode(self, examples: Sequence[Example]) -> Tensor:
-        """(B, A, 1 + N, C / A)."""
+        """(B, A, N or 1 + N, C / A)."""
         with torch.inference_mode():
-            encoding = self.encoder.encode(self._frames(examples), has_attention=True)
-        assert encoding.cls_query is not None
+            encoding = self._encoding(examples, has_attention=True)
         assert encoding.keys is not None
+        if encoding.cls_query is None:
+            return encoding.keys.float().cpu()
         return torch.cat([encoding.cls_query[:, :, None], encoding.keys], dim=2).float().cpu()
 
 
@@ -113,7 +121,7 @@ class LayerCache(PatchCache):
     def encode(self, examples: Sequence[Example]) -> Tensor:
         """(B, K, N, C)."""
         with torch.inference_mode():
-            layers = self.encoder.encode(self._frames(examples), layers=self.layers).layers
+            layers = self._encoding(examples, layers=self.layers).layers
         assert layers is not None
         return layers.float().cpu()
 
@@ -144,17 +152,18 @@ class VisionCache:
     def load(self, examples: Sequence[Example]) -> Encoding:
         """Of images that `ensure` has seen, on the CPU."""
         attention = None if self.attention is None else self.attention.load(examples)
+        first_key = int(self.encoder.has_cls)
         return Encoding(
             patches=self.patches.load(examples),
-            keys=None if attention is None else attention[:, :, 1:],
-            cls_query=None if attention is None else attention[:, :, 0],
+            keys=None if attention is None else attention[:, :, first_key:],
+            cls_query=None if attention is None or not self.encoder.has_cls else attention[:, :, 0],
             layers=None if self.layers is None else self.layers.load(examples),
         )
 
-    def compute(self, frames: Tensor) -> Encoding:
-        """The same of frames (B, 3, R, R), computed now, in one run of the encoder, on its device."""
+    def compute(self, frames: Tensor, sizes: Sequence[tuple[int, int]]) -> Encoding:
+        """The same of frames (B, 3, R, R) with images of these sizes, computed now in one run, on its device."""
         layers = () if self.layers is None else self.layers.layers
-        return self.encoder.encode(frames, has_attention=self.attention is not None, layers=layers)
+        return self.encoder.encode(frames, sizes, has_attention=self.attention is not None, layers=layers)
 
 
 class SamCache(EncodingCache):

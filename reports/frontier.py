@@ -104,7 +104,7 @@ def _side_by_side(costs: np.ndarray, spread: float) -> list[float]:
     shifts = np.zeros(len(costs))
     for cost in np.unique(np.round(costs / spread, 2)):
         together = np.flatnonzero(np.round(costs / spread, 2) == cost)
-        shifts[together] = 11 * (np.arange(len(together)) - (len(together) - 1) / 2)
+        shifts[together] = min(11, 66 / len(together)) * (np.arange(len(together)) - (len(together) - 1) / 2)
     return shifts.tolist()
 
 

@@ -175,7 +175,7 @@ def test_random_weights_are_called_random_and_leave_the_random_state_alone(encod
 
 
 def test_a_frame_that_patches_do_not_fill_is_refused_with_the_nearest_that_they_do() -> None:
-    with pytest.raises(WeightsError, match=r"frame=230 is no multiple of the 14 px patch .*; use 224 or 238"):
+    with pytest.raises(WeightsError, match=r"frame=230 is no multiple of the 14 px .*; use 224 or 238"):
         load_vision_encoder(VisionConfig(name="dinov2-small", frame=230))
 
 
@@ -272,6 +272,6 @@ def test_what_is_read_from_the_cache_is_what_the_encoder_gives(folder: Path) -> 
     cache.ensure(examples, lambda done, total: None)  # noqa: ARG005
     frames = to_tensor([Frame.of(example.size, 56).place_image(example.image) for example in examples])
     with torch.inference_mode():
-        computed = cache.compute(frames)
+        computed = cache.compute(frames, [(56, 56)] * 2)
     for name, value in asdict(cache.load(examples)).items():
         torch.testing.assert_close(value, asdict(computed)[name], atol=2e-3, rtol=2e-3)  # kept in float16

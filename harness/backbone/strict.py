@@ -1,5 +1,6 @@
 """Checkpoints, loaded with no weight missing, none left over and none of another shape."""
 
+import re
 from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ def load_strictly(auto: Any, folder: Path, name: str, optional: Iterable[str] = 
     Args:
         auto: the Auto class of transformers that builds it.
         name: of the weights, for the message.
-        optional: weights that may be missing or left over, because only pre-training uses them.
+        optional: regular expressions of names that may be missing or left over, as nothing here uses them.
         settings: handed to `from_pretrained`.
 
     Raises:
@@ -36,11 +37,15 @@ def load_strictly(auto: Any, folder: Path, name: str, optional: Iterable[str] = 
     refuse_misfits(
         name,
         f"a {model.config.model_type}",
-        missing=set(loading["missing_keys"]) - set(optional),
-        unexpected=set(loading["unexpected_keys"]) - set(optional),
+        missing=_without(loading["missing_keys"], optional),
+        unexpected=_without(loading["unexpected_keys"], optional),
         reshaped={key[0] for key in loading["mismatched_keys"]},
     )
     return model
+
+
+def _without(names: Iterable[str], optional: Iterable[str]) -> set[str]:
+    return {name for name in names if not any(re.fullmatch(each, name) for each in optional)}
 
 
 def refuse_misfits(name: str, kind: str, *, missing: Set[str], unexpected: Set[str], reshaped: Set[str]) -> None:

@@ -4,8 +4,8 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -14,18 +14,12 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from harness.backbone import dinov2_onnx, weights
 from harness.backbone.config import VisionConfig
+from harness.backbone.families import FAMILIES, Family
 from harness.backbone.strict import load_strictly
 from harness.backbone.weights import WeightsRecord, resolve
 from harness.cache import cache_dir
 from harness.errors import WeightsError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-UNUSED = {
-    "dinov2": {"embeddings.mask_token"},
-    "dinov2_with_registers": {"embeddings.mask_token"},
-}
-"""Families that are understood (`model_type`), with what may be absent, because only pre-training uses it."""
 ARCHITECTURES = {"dinov2-small": dinov2_onnx.small}
 RANDOM = "random-"
 """Before a packaged name: the same architecture with random weights, an arm of its own and never a fallback."""
@@ -39,7 +33,7 @@ class Encoding:
     Args:
         patches: (B, N, C).
         keys: (B, A, N, C / A), of the last block that runs; None unless asked for.
-        cls_query: (B, A, C / A), of the same block; None unless asked for.
+        cls_query: (B, A, C / A), of the same block; None unless asked for, or where there is no CLS.
         layers: (B, K, N, C), as they leave the blocks asked for; None unless asked for.
     """
 
@@ -50,20 +44,21 @@ class Encoding:
 
 
 class VisionEncoder(nn.Module):
-    """Patches of a frozen encoder, its last LayerNorm applied, without CLS and register tokens.
+    """Patches of a frozen encoder as its last hidden state has them, without CLS and register tokens.
 
-    Patches of an earlier block take the same LayerNorm, as in DINOv2's `get_intermediate_layers`; the blocks behind it
-    are dropped.
+    Patches of an earlier block take what the family does after its last one, DINO's and SigLIP's layer norm, as in
+    DINOv2's `get_intermediate_layers`, and nothing in CLIP's, as in LLaVA; the blocks behind it are dropped.
 
     Args:
-        model: a ViT of transformers whose sequence is [CLS], registers, patches.
+        model: an encoder of transformers.
+        family: how it reads a frame.
         frame: side R of the square frame, in pixels.
         record: which weights it has.
         layer: the block whose patches are taken, from 1; None for the last.
-        mean, std: per channel, what the frame is normalised with.
+        normalisation: mean and standard deviation per channel; None for the family's.
 
     Raises:
-        WeightsError: the frame does not divide into patches, or the model has no such block.
+        WeightsError: the frame does not divide into what the encoder reads, or it has no such block.
     """
 
     mean: Tensor
@@ -72,33 +67,37 @@ class VisionEncoder(nn.Module):
     def __init__(
         self,
         model: PreTrainedModel,
+        family: Family,
         frame: int,
         record: WeightsRecord,
         layer: int | None = None,
-        mean: tuple[float, ...] = IMAGENET_MEAN,
-        std: tuple[float, ...] = IMAGENET_STD,
+        normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     ) -> None:
         super().__init__()
-        patch_size = model.config.patch_size
-        if frame % patch_size:
-            lower = max(frame // patch_size, 1) * patch_size
+        unit = family.unit(model.config)
+        if frame % unit:
+            lower = max(frame // unit, 1) * unit
             raise WeightsError(
-                f"vision_encoder.frame={frame} is no multiple of the {patch_size} px patch of {record.name!r}; "
-                f"use {lower} or {lower + patch_size}"
+                f"vision_encoder.frame={frame} is no multiple of the {unit} px that {record.name!r} reads at a time; "
+                f"use {lower} or {lower + unit}"
             )
-        encoder: Any = model.encoder
-        blocks: nn.ModuleList = encoder.layer
+        parent = model.get_submodule(family.blocks.rpartition(".")[0])
+        blocks = model.get_submodule(family.blocks)
+        assert isinstance(blocks, nn.ModuleList)
         if layer is not None and layer > len(blocks):
             raise WeightsError(
                 f"vision_encoder.layer={layer}, but {record.name!r} has {len(blocks)} blocks; use 1 to {len(blocks)}"
             )
-        encoder.layer = blocks[:layer]
-        self.layer = len(encoder.layer)
+        self.layer = layer or len(blocks)
+        setattr(parent, family.blocks.rpartition(".")[2], blocks[: self.layer])
         self.model = model.requires_grad_(False).eval()
+        self.family = family
         self.weights = record
-        self.patch_size = patch_size
-        self.grid = (frame // patch_size, frame // patch_size)
-        self.num_prefix_tokens = 1 + getattr(model.config, "num_register_tokens", 0)
+        self.patch_size = family.patch_size(model.config)
+        self.grid = (frame // self.patch_size, frame // self.patch_size)
+        self.frame_size = (frame, frame)
+        self.num_prefix_tokens = family.num_prefix_tokens(model.config)
+        mean, std = normalisation or family.normalisation
         self.register_buffer("mean", rearrange(torch.tensor(mean), "c -> c 1 1"), persistent=False)
         self.register_buffer("std", rearrange(torch.tensor(std), "c -> c 1 1"), persistent=False)
         self.preprocessing_id = f"mean {tuple(mean)} std {tuple(std)}"
@@ -106,7 +105,12 @@ class VisionEncoder(nn.Module):
     @property
     def width(self) -> int:
         """C, the width of a patch."""
-        return self.model.config.hidden_size
+        return self.family.width(self.model.config)
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether `Encoding.cls_query` can be had."""
+        return self.family.has_cls
 
     @property
     def model_id(self) -> str:
@@ -121,37 +125,65 @@ class VisionEncoder(nn.Module):
         """Frames (B, 3, R, R) in 0..1 -> patches (B, N, C)."""
         return self.encode(frames).patches
 
-    def encode(self, frames: Tensor, *, has_attention: bool = False, layers: Sequence[int] = ()) -> Encoding:
+    def encode(
+        self,
+        frames: Tensor,
+        sizes: Sequence[tuple[int, int]] | None = None,
+        *,
+        has_attention: bool = False,
+        layers: Sequence[int] = (),
+    ) -> Encoding:
         """Frames (B, 3, R, R) in 0..1 -> patches, and in the same run what else is asked for.
 
         Args:
-            has_attention: also the keys and the query of CLS in the last block.
-            layers: also the patches as they leave these blocks, counted from 1, without the last LayerNorm.
+            sizes: height and width in pixels of the image in each frame, from its upper left corner; None where they
+                fill their frames. Encoders of native resolution see no more than that.
+            has_attention: also the keys, and the query of CLS where there is one, in the last block, before any
+                rotation.
+            layers: also the patches as they leave these blocks, counted from 1, before whatever follows the last.
         """
-        asked: list[Tensor] = []
-        projections = self._projections() if has_attention else ()
-        hooks = [layer.register_forward_hook(lambda _m, _i, output: asked.append(output)) for layer in projections]
+        shapes = [self._shape(size) for size in sizes or [self.frame_size] * len(frames)]
+        blocks = self.model.get_submodule(self.family.blocks)
+        assert isinstance(blocks, nn.ModuleList)
+        watched = [*(blocks[layer - 1] for layer in layers)]
+        watched += self.family.projections(blocks[-1]) if has_attention else []
+        seen: dict[nn.Module, Tensor] = {}
+        hooks = [module.register_forward_hook(partial(_note, seen)) for module in watched]
         try:
-            output = self.model(pixel_values=(frames - self.mean) / self.std, output_hidden_states=bool(layers))
+            last = self.family.run(self.model, (frames - self.mean) / self.std, shapes)
         finally:
             for hook in hooks:
                 hook.remove()
-        prefix, heads = self.num_prefix_tokens, self.model.config.num_attention_heads
-        query, keys = (
-            (rearrange(values, "b n (a k) -> b a n k", a=heads) for values in asked) if asked else (None, None)
-        )
+        placed = [
+            self.family.arranged(states, self.model.config, shapes, self.grid)
+            for states in (last, *(seen[module] for module in watched))
+        ]
+        prefix, earlier = self.num_prefix_tokens, placed[1 : 1 + len(layers)]
+        query, keys = self._attention(torch.cat(placed[1 + len(layers) :], dim=-1)) if has_attention else (None, None)
         return Encoding(
-            patches=output.last_hidden_state[:, prefix:],
+            patches=placed[0][:, prefix:],
             keys=None if keys is None else keys[:, :, prefix:],
-            cls_query=None if query is None else query[:, :, 0],
-            layers=torch.stack([output.hidden_states[k][:, prefix:] for k in layers], dim=1) if layers else None,
+            cls_query=query[:, :, 0] if query is not None and self.has_cls else None,
+            layers=torch.stack([states[:, prefix:] for states in earlier], dim=1) if layers else None,
         )
 
-    def _projections(self) -> tuple[nn.Module, nn.Module]:
-        """The query and the key projection of the last block."""
-        parts = dict(self.model.encoder.layer[-1].named_modules())
-        query, key = (next(parts[name] for name in parts if name.endswith(end)) for end in ("q_proj", "k_proj"))
-        return query, key
+    def _attention(self, projected: Tensor) -> tuple[Tensor, Tensor]:
+        """What the last block projects (B, n, >= 2C) -> queries and keys (B, A, n, C / A)."""
+        query, key = projected[..., : 2 * self.width].chunk(2, dim=-1)
+        heads = self.family.heads(self.model.config)
+        return (
+            rearrange(query, "b n (a k) -> b a n k", a=heads),
+            rearrange(key, "b n (a k) -> b a n k", a=heads),
+        )
+
+    def _shape(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of patches that hold a pixel of an image of this height and width."""
+        return -(-size[0] // self.patch_size), -(-size[1] // self.patch_size)
+
+
+def _note(seen: dict[nn.Module, Tensor], module: nn.Module, _: object, output: Tensor | tuple[Tensor, ...]) -> None:
+    """A hook: what a module gave; of several things the first."""
+    seen[module] = output if isinstance(output, Tensor) else output[0]
 
 
 def names() -> list[str]:
@@ -170,9 +202,9 @@ def load_vision_encoder(config: VisionConfig) -> VisionEncoder:
         return _random(config)
     record = resolve(config.name)
     folder = _as_folder(record)
-    model = _load_known(folder, record.name)
-    mean, std = _normalisation(folder)
-    return VisionEncoder(model, config.frame, record, config.layer, mean, std)
+    family = _family_of(folder, record.name)
+    model = load_strictly(family.model, folder, record.name, family.unused, key_mapping=dict(family.renamed) or None)
+    return VisionEncoder(model, family, config.frame, record, config.layer, _normalisation(folder, family))
 
 
 def _as_folder(record: WeightsRecord) -> Path:
@@ -188,18 +220,19 @@ def _as_folder(record: WeightsRecord) -> Path:
     return converted
 
 
-def _load_known(folder: Path, name: str) -> PreTrainedModel:
-    family = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
-    if family not in UNUSED:
-        raise WeightsError(f"{name!r} is of the family {family!r}; known vision encoders: {', '.join(UNUSED)}")
-    return load_strictly(AutoModel, folder, name, optional=UNUSED[family])
+def _family_of(folder: Path, name: str) -> Family:
+    kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+    if kind not in FAMILIES:
+        raise WeightsError(f"{name!r} is of the family {kind!r}; known vision encoders: {', '.join(FAMILIES)}")
+    return FAMILIES[kind]
 
 
-def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the checkpoint's own preprocessing; DINOv2's, which are ImageNet's, by default."""
+def _normalisation(folder: Path, family: Family) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the checkpoint's own preprocessing, the family's by default."""
     path = folder / "preprocessor_config.json"
     given = json.loads(path.read_text()) if path.exists() else {}
-    return tuple(given.get("image_mean", IMAGENET_MEAN)), tuple(given.get("image_std", IMAGENET_STD))
+    mean, std = family.normalisation
+    return tuple(given.get("image_mean", mean)), tuple(given.get("image_std", std))
 
 
 def _random(config: VisionConfig) -> VisionEncoder:
@@ -214,4 +247,4 @@ def _random(config: VisionConfig) -> VisionEncoder:
     for key, value in model.state_dict().items():
         digest.update(key.encode() + value.numpy().tobytes())
     record = WeightsRecord(config.name, "random", f"seed {RANDOM_SEED}", digest.hexdigest())
-    return VisionEncoder(model, config.frame, record, config.layer)
+    return VisionEncoder(model, FAMILIES[model.config.model_type], config.frame, record, config.layer)

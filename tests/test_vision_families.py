@@ -1,0 +1,254 @@
+"""Every family of vision encoders: loaded strictly from its official format, and put right into the frame's grid."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    InternVLVisionConfig,
+    InternVLVisionModel,
+    PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Siglip2Config,
+    Siglip2Model,
+    SiglipConfig,
+    SiglipModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+from transformers.models.siglip2.image_processing_siglip2 import Siglip2ImageProcessor
+
+from harness.backbone.config import VisionConfig
+from harness.backbone.families import CLIP, HALF, IMAGENET
+from harness.backbone.vision import VisionEncoder, load_vision_encoder
+from harness.errors import WeightsError
+
+FRAME, PATCH, WIDTH = 56, 14, 32
+VIT: dict[str, Any] = {
+    "hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "image_size": 28, "patch_size": PATCH,
+}  # fmt: skip
+TEXT: dict[str, Any] = {
+    "hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+LLM: dict[str, Any] = {
+    **TEXT, "hidden_size": 24, "num_key_value_heads": 2,
+    "rope_parameters": {"rope_type": "default", "mrope_section": [2, 2, 2]},
+}  # fmt: skip
+NAFLEX = {key: value for key, value in VIT.items() if key != "image_size"} | {"num_patches": 16}
+QWEN2 = {"embed_dim": WIDTH, "hidden_size": 24, "depth": 2, "num_heads": 2, "patch_size": PATCH, "mlp_ratio": 2}
+QWEN2_5 = {
+    "hidden_size": WIDTH, "out_hidden_size": 24, "intermediate_size": 40, "depth": 2, "num_heads": 2,
+    "patch_size": PATCH, "window_size": 28, "fullatt_block_indexes": [1],
+}  # fmt: skip
+
+WHOLE: dict[str, Callable[[], PreTrainedModel]] = {
+    "dinov2": lambda: Dinov2Model(Dinov2Config(**VIT)),
+    "dinov2_with_registers": lambda: Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**VIT, num_register_tokens=3)),
+    "dinov3_vit": lambda: DINOv3ViTModel(DINOv3ViTConfig(**VIT, num_register_tokens=3)),
+    "clip": lambda: CLIPModel(CLIPConfig(vision_config=VIT, text_config=TEXT, projection_dim=8)),
+    "clip_vision_model": lambda: CLIPVisionModel(CLIPVisionConfig(**VIT)),
+    "siglip": lambda: SiglipModel(SiglipConfig(vision_config=VIT, text_config=TEXT)),
+    "siglip_vision_model": lambda: SiglipVisionModel(SiglipVisionConfig(**VIT)),
+}
+TILED: dict[str, Callable[[], PreTrainedModel]] = {
+    "internvl_vision": lambda: InternVLVisionModel(InternVLVisionConfig(**VIT)),
+}
+NATIVE: dict[str, Callable[[], PreTrainedModel]] = {
+    "siglip2": lambda: Siglip2Model(Siglip2Config(vision_config=NAFLEX, text_config=TEXT)),
+    "qwen2_vl": lambda: Qwen2VLForConditionalGeneration(Qwen2VLConfig(vision_config=QWEN2, text_config=LLM)),
+    "qwen2_5_vl": lambda: Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(vision_config=QWEN2_5, text_config=LLM)),
+}
+BUILT = WHOLE | TILED | NATIVE
+every_family = pytest.mark.parametrize("kind", BUILT)
+every_native = pytest.mark.parametrize("kind", NATIVE)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A small random checkpoint of each family, as `save_pretrained` writes it."""
+    found = {}
+    for kind, build in BUILT.items():
+        torch.manual_seed(0)
+        model = build().eval()
+        # Position tables and such start at zero in places, where a mistake would not show.
+        for parameter in model.parameters():
+            parameter.data += 0.05 * torch.randn_like(parameter)
+        found[kind] = tmp_path_factory.mktemp("families") / kind
+        model.save_pretrained(found[kind])
+    return found
+
+
+def encoder_of(folder: Path, **settings: Any) -> VisionEncoder:
+    return load_vision_encoder(VisionConfig(name=str(folder), frame=FRAME, **settings))
+
+
+def frames(count: int = 2) -> Tensor:
+    """uint8 values in 0..1, as a frame has them."""
+    pixels = torch.randint(0, 256, (count, 3, FRAME, FRAME), generator=torch.Generator().manual_seed(0))
+    return pixels / 255
+
+
+def normalised(encoder: VisionEncoder, given: Tensor) -> Tensor:
+    return (given - encoder.mean) / encoder.std
+
+
+@every_family
+@torch.no_grad()
+def test_a_checkpoint_of_the_family_gives_patches_in_the_grid(folders: dict[str, Path], kind: str) -> None:
+    encoder = encoder_of(folders[kind])
+    assert (encoder.width, encoder.grid, encoder.layer) == (WIDTH, (FRAME // PATCH, FRAME // PATCH), 2)
+    found = encoder.encode(frames(), has_attention=True, layers=(1, 2))
+    assert found.patches.shape == (2, 16, WIDTH)
+    assert found.keys is not None
+    assert found.keys.shape == (2, 2, 16, WIDTH // 2)
+    assert (found.cls_query is not None) == encoder.has_cls
+    assert found.layers is not None
+    assert found.layers.shape == (2, 2, 16, WIDTH)
+    assert found.patches.std() > 0.01
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+@torch.no_grad()
+def test_patches_are_those_of_the_model_without_cls_and_registers(folders: dict[str, Path], kind: str) -> None:
+    encoder = encoder_of(folders[kind])
+    model: Any = type(encoder.model).from_pretrained(folders[kind]).eval()
+    settings = {} if kind.startswith("dino") else {"interpolate_pos_encoding": True}
+    states = model(pixel_values=normalised(encoder, frames()), **settings).last_hidden_state
+    torch.testing.assert_close(encoder(frames()), states[:, -16:])
+
+
+@torch.no_grad()
+def test_an_earlier_block_of_clip_has_no_norm_after_it_as_in_llava(folders: dict[str, Path]) -> None:
+    encoder = encoder_of(folders["clip"], layer=1)
+    model: Any = CLIPVisionModel.from_pretrained(folders["clip"]).eval()
+    given = normalised(encoder, frames())
+    states = model(pixel_values=given, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(encoder(frames()), states[1][:, 1:])
+
+
+@torch.no_grad()
+def test_tiles_are_seen_alone_and_stand_where_they_were_cut(folders: dict[str, Path]) -> None:
+    encoder = encoder_of(folders["internvl_vision"])
+    model: Any = InternVLVisionModel.from_pretrained(folders["internvl_vision"]).eval()
+    given = frames(1)
+    found = encoder(given)[0].unflatten(0, encoder.grid)
+    for row in range(2):
+        for column in range(2):
+            tile = normalised(encoder, given[:, :, 28 * row : 28 * row + 28, 28 * column : 28 * column + 28])
+            expected = model(pixel_values=tile).last_hidden_state[0, 1:].unflatten(0, (2, 2))
+            torch.testing.assert_close(found[2 * row : 2 * row + 2, 2 * column : 2 * column + 2], expected)
+
+
+def test_a_frame_that_tiles_do_not_fill_is_refused(folders: dict[str, Path]) -> None:
+    with pytest.raises(WeightsError, match=r"no multiple of the 28 px .*; use 28 or 56"):
+        load_vision_encoder(VisionConfig(name=str(folders["internvl_vision"]), frame=42))
+
+
+@torch.no_grad()
+def test_naflex_sees_an_image_as_its_own_processor_cuts_it(folders: dict[str, Path]) -> None:
+    encoder = encoder_of(folders["siglip2"])
+    image = frames(1)[0, :, :28, :42]
+    given = torch.zeros(1, 3, FRAME, FRAME)
+    given[0, :, :28, :42] = image
+    cut = Siglip2ImageProcessor(patch_size=PATCH, max_num_patches=6, do_resize=False)(
+        [(image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()], return_tensors="pt"
+    )
+    states = encoder.model(**cut).last_hidden_state
+    found = encoder.encode(given, [(28, 42)]).patches[0].unflatten(0, encoder.grid)
+    torch.testing.assert_close(found[:2, :3].flatten(0, 1), states[0, :6], atol=1e-4, rtol=1e-4)
+    assert not found[2:].any()
+    assert not found[:, 3:].any()
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl"])
+@torch.no_grad()
+def test_qwen_sees_an_image_as_its_own_processor_cuts_it(folders: dict[str, Path], kind: str) -> None:
+    """Compared after the merger, whose input must be the four patches of each square, in its own order."""
+    encoder = encoder_of(folders[kind])
+    image = frames(1)[0, :, :28, :]
+    given = torch.zeros(1, 3, FRAME, FRAME)
+    given[0, :, :28] = image
+    processor = Qwen2VLImageProcessor(patch_size=PATCH, do_resize=False, image_mean=CLIP[0], image_std=CLIP[1])
+    cut = processor([(image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()], return_tensors="pt")
+    model: Any = encoder.model
+    expected = model(cut["pixel_values"], grid_thw=cut["image_grid_thw"]).pooler_output
+    found = encoder.encode(given, [(28, FRAME)]).patches[0].unflatten(0, encoder.grid)
+    squares = torch.stack([found[:2, :2].flatten(0, 1), found[:2, 2:].flatten(0, 1)]).flatten(0, 1)
+    torch.testing.assert_close(model.merger(squares), expected, atol=1e-4, rtol=1e-4)
+    assert not found[2:].any()
+
+
+@every_native
+@torch.no_grad()
+def test_an_image_of_native_resolution_is_the_same_beside_another(folders: dict[str, Path], kind: str) -> None:
+    encoder, given = encoder_of(folders[kind]), frames(3)
+    sizes = [(28, FRAME), (FRAME, 28), (FRAME, FRAME)]
+    together = encoder.encode(given, sizes, has_attention=True, layers=(1,))
+    for index in range(3):
+        alone = encoder.encode(given[index : index + 1], sizes[index : index + 1], has_attention=True, layers=(1,))
+        for name in ("patches", "keys", "layers"):
+            torch.testing.assert_close(getattr(alone, name)[0], getattr(together, name)[index], atol=1e-5, rtol=1e-5)
+
+
+@every_native
+@torch.no_grad()
+def test_native_resolution_does_not_see_the_padding(folders: dict[str, Path], kind: str) -> None:
+    encoder, given = encoder_of(folders[kind]), frames(1)
+    other = given.clone()
+    other[:, :, 28:] = 1 - other[:, :, 28:]
+    size = [(28, FRAME)]
+    assert torch.equal(encoder.encode(given, size).patches, encoder.encode(other, size).patches)
+    assert not torch.equal(encoder(given), encoder(other))
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("clip", CLIP), ("siglip", HALF), ("dinov3_vit", IMAGENET), ("qwen2_vl", CLIP), ("internvl_vision", IMAGENET)],
+)
+def test_a_checkpoint_without_preprocessing_takes_that_of_its_family(
+    folders: dict[str, Path], kind: str, expected: tuple[tuple[float, ...], tuple[float, ...]]
+) -> None:
+    encoder = encoder_of(folders[kind])
+    np.testing.assert_allclose(encoder.mean.flatten(), expected[0], rtol=1e-6)
+    np.testing.assert_allclose(encoder.std.flatten(), expected[1], rtol=1e-6)
+
+
+@every_family
+def test_a_weight_that_is_missing_or_left_over_is_refused(folders: dict[str, Path], kind: str, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((folders[kind] / name).read_bytes())
+    state = load_file(tmp_path / "model.safetensors")
+    of_vision = [key for key in state if "text_model" not in key and not key.startswith(("model.layers", "lm_head"))]
+    gone = next(
+        key for key in of_vision if key.endswith(("norm1.weight", "norm_before.weight", "layernorm_before.weight"))
+    )
+    save_file(
+        {key: value for key, value in state.items() if key != gone}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(WeightsError, match=f"missing: .*{gone.split('.')[-2]}"):
+        encoder_of(tmp_path)
+    beside = gone.replace(".weight", ".another")
+    save_file({**state, beside: torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(WeightsError, match=r"unexpected: .*\.another"):
+        encoder_of(tmp_path)
