@@ -85,10 +85,10 @@ class Pipeline:
         features = self.batches.see(encoding, self.patch_mask, labels)
         tokens = self.segmenter.projector(features)
         stage("projector")
-        states = self.segmenter.read(tokens, self.query)
-        self.segmenter.llm.answer_logits(states)
+        answering, seg = self.segmenter.read(tokens, self.query)
+        self.segmenter.llm.answer_logits(answering)
         stage("llm")
-        masks = self.mask_frame.restore(self.segmenter.segment(features.patches, view, states, self.first))
+        masks = self.mask_frame.restore(self.segmenter.segment(features.patches, view, seg, self.first))
         stage("mask")
         return masks
 

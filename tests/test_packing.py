@@ -17,10 +17,11 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
+@pytest.mark.parametrize("seg_state", ["predict", "own"])
 @pytest.mark.parametrize("visual_attention", ["causal", "bidirectional"])
-def test_packed_scores_equal_one_expression_at_a_time(generator, visual_attention):
+def test_packed_scores_equal_one_expression_at_a_time(generator, visual_attention, seg_state):
     torch.manual_seed(0)
-    segmenter = tiny_segmenter(visual_attention=visual_attention).eval()
+    segmenter = tiny_segmenter(visual_attention=visual_attention, seg_state=seg_state).eval()
     features, frames = tiny_features(2, generator)
     with torch.inference_mode():
         packed = segmenter(features, frames, ask(segmenter.llm, TEXTS))
@@ -53,7 +54,7 @@ def test_the_image_matters_to_an_expression(generator):
     features, _ = tiny_features(2, generator)
     query = ask(segmenter.llm, [["the star"], ["the star"]])
     with torch.inference_mode():
-        states = segmenter.read(segmenter.projector(features), query)
+        states, _ = segmenter.read(segmenter.projector(features), query)
     assert (states[0] - states[1]).abs().max() > 1e-3
 
 

@@ -20,19 +20,21 @@ GRID, FRAME, VISION = (4, 4), 32, 24
 WORDS = ["the", "red", "blue", "green", "square", "circle", "star", "left", "right", "of"]
 
 
-def tiny_llm(visual_attention: str = "bidirectional") -> LanguageModel:
+def tiny_llm(visual_attention: str = "bidirectional", seg_state: str = "predict") -> LanguageModel:
     """Two layers of width 32 over ten words."""
-    config = LLMConfig(
-        name="tiny", width=32, layers=2, heads=4, visual_attention=visual_attention, template="{expression} ."
-    )
+    read = {"visual_attention": visual_attention, "seg_state": seg_state}
+    config = LLMConfig(name="tiny", width=32, layers=2, heads=4, template="{expression} .", **read)
     return build_llm(config, WORDS)
 
 
 def tiny_segmenter(
-    projector: str = "pooling", visual_attention: str = "bidirectional", **settings: object
+    projector: str = "pooling",
+    visual_attention: str = "bidirectional",
+    seg_state: str = "predict",
+    **settings: object,
 ) -> Segmenter:
     """A whole segmenter on 4 x 4 patches of 8 pixels."""
-    llm = tiny_llm(visual_attention)
+    llm = tiny_llm(visual_attention, seg_state)
     mask_head = build_mask_head(MaskHeadConfig(width=32, depth=2, mlp_width=32, heads=4), GRID, FRAME)
     kind = projectors.get(projector)
     dims = Dims(vision=VISION, language=llm.width, grid=GRID, frame=FRAME, decoder=mask_head.width, max_superpixels=6)

@@ -38,7 +38,18 @@ class LLMConfig(BackboneConfig):
     layers: int | None = Field(default=None, ge=1, description="decoder layers; tiny only")
     heads: int | None = Field(default=None, ge=1, description="attention heads; tiny only")
     lora: LoRAConfig | None = Field(default=None, description="pretrained LLMs only")
+    quantization: Literal["4bit"] | None = Field(
+        default=None, description="of the frozen base, by bitsandbytes on CUDA; pretrained LLMs only"
+    )
     visual_attention: Literal["causal", "bidirectional"] = "causal"
+    seg_state: Literal["predict", "own"] = Field(
+        default="predict",
+        description="what prompts the mask decoder: the state that predicts [SEG], as in LISA, or that of [SEG] "
+        "itself, as in Sa2VA",
+    )
+    prompt: Literal["plain", "chat"] = Field(
+        default="plain", description="the template as it is, or as a user's turn in the tokenizer's chat template"
+    )
     template: str = Field(
         default="What is {expression} in this image? Please output segmentation mask.",
         description="the one fixed prompt; must contain {expression}",
@@ -53,8 +64,15 @@ class LLMConfig(BackboneConfig):
             missing = [key for key, value in sizes.items() if value is None]
             if missing:
                 raise ValueError(f"the LLM 'tiny' is built from scratch and needs {', '.join(missing)}")
-            if self.lora is not None:
-                raise ValueError("the LLM 'tiny' is trained whole; remove lora or name a pretrained LLM")
+            given = {"lora": self.lora, "quantization": self.quantization}
+            ignored = [key for key, value in given.items() if value is not None]
+            if self.prompt == "chat":
+                ignored.append("prompt: chat")
+            if ignored:
+                raise ValueError(
+                    f"the LLM 'tiny' is trained whole, on plain words; remove {', '.join(ignored)} or name a "
+                    "pretrained LLM"
+                )
         else:
             ignored = [key for key, value in sizes.items() if value is not None]
             if ignored:

@@ -1,30 +1,35 @@
 """The LLM: reads visual tokens and expressions, answers [SEG] or [REJ].
 
 Both answers are rows of their own beside the pretrained vocabulary, so that only they are trained and no tokenizer
-changes. The state that *predicts* the answer is what the mask decoder is prompted with.
+changes. Visual tokens stand before the whole prompt and come as the projector makes them; where a family scales its
+words (Gemma), it does so as it embeds them.
 
 Source: LISA, https://arxiv.org/abs/2308.00692 ([SEG] as mask); GSVA, https://arxiv.org/abs/2312.10103 ([REJ]).
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    LlamaConfig,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 
 from harness.backbone.config import LLMConfig, LoRAConfig
 from harness.backbone.strict import load_strictly
+from harness.backbone.tiny_llm import build_tiny
 from harness.backbone.weights import WeightsRecord, resolve
+from harness.errors import WeightsError
 
 SEG, REJ = 0, 1
 """Index of an answer among the two trained rows; in `answer_logits` they come after the vocabulary."""
@@ -60,13 +65,20 @@ class LanguageModel(nn.Module):
         self.tokenizer = tokenizer
         self.config = config
         self.weights = weights
+        shape: Any = model.config
+        self._shape = shape.get_text_config()
         head = model.get_output_embeddings().weight
         self.answers = nn.Parameter(torch.zeros(2, head.shape[1]).normal_(std=float(head.detach().float().std())))
+        self.own_seg: nn.Parameter | None = None
+        if config.seg_state == "own":
+            table: Any = model.get_input_embeddings()
+            words = table.weight.detach().float()
+            self.own_seg = nn.Parameter(torch.zeros(words.shape[1]).normal_(std=float(words.std())))
 
     @property
     def width(self) -> int:
         """D, the width of a token."""
-        return self.model.config.hidden_size
+        return int(self._shape.hidden_size)
 
     @property
     def vocabulary(self) -> int:
@@ -76,8 +88,22 @@ class LanguageModel(nn.Module):
     def prompts(self, expressions: list[str]) -> Prompts:
         """The fixed template around each expression, tokenised and padded on the right."""
         texts = [self.config.template.format(expression=expression) for expression in expressions]
-        encoded = self.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+        if self.config.prompt == "chat":
+            texts = [self._as_chat(text) for text in texts]
+        encoded = self.tokenizer(
+            # A chat template writes the special tokens itself.
+            texts,
+            add_special_tokens=self.config.prompt == "plain",
+            padding=True,
+            padding_side="right",
+            return_tensors="pt",
+        )
         return Prompts(encoded["input_ids"], encoded["attention_mask"].bool())
+
+    def _as_chat(self, text: str) -> str:
+        """What a user says, in the tokenizer's own template, up to where the model answers."""
+        said = [{"role": "user", "content": text}]
+        return str(self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids (..., L) -> embeddings (..., L, D)."""
@@ -93,14 +119,61 @@ class LanguageModel(nn.Module):
         """
         decoder = self.model.get_decoder()
         output = decoder(
-            inputs_embeds=embeds, attention_mask=attention.unsqueeze(1), position_ids=positions, use_cache=False
+            inputs_embeds=embeds,
+            attention_mask=self._masks(attention, positions),
+            position_ids=positions,
+            use_cache=False,
         )
         return output.last_hidden_state
+
+    def _masks(self, attention: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
+        """The mask (B, 1, Q, Q) that the family's layers take, or one for each kind of them.
+
+        Layers with a sliding window see no further than it by position, as they would of one expression alone; by
+        place in the sequence, expressions packed behind others would lose sight of the image.
+        """
+        config = self._shape
+        is_sliding = [kind == "sliding_attention" for kind in getattr(config, "layer_types", None) or ()]
+        window = getattr(config, "sliding_window", None)
+        if window is None or (is_sliding and not any(is_sliding)):
+            return self._as_taken(attention)
+        near = (positions[:, :, None] - positions[:, None]).abs() < window
+        if not is_sliding:
+            return self._as_taken(attention & near)
+        return {
+            "full_attention": self._as_taken(attention),
+            "sliding_attention": self._as_taken(attention & near),
+        }
+
+    def _as_taken(self, attention: Tensor) -> Tensor:
+        """(B, Q, Q) bool -> (B, 1, Q, Q); plain attention adds its mask to the scores."""
+        mask = attention.unsqueeze(1)
+        if self.model.config._attn_implementation != "eager":
+            return mask
+        return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
 
     def answer_logits(self, states: Tensor) -> Tensor:
         """states (M, D) -> (M, V + 2): the vocabulary, then [SEG], then [REJ]."""
         words = self.model.get_output_embeddings()(states)
-        return torch.cat([words, states @ self.answers.to(states.dtype).T], dim=-1)
+        logits = torch.cat([words, states @ self.answers.to(states.dtype).T], dim=-1)
+        cap = getattr(self._shape, "final_logit_softcapping", None)
+        return logits if cap is None else cap * (logits / cap).tanh()
+
+    def with_own_seg(self, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """[SEG] put behind every expression, as if the LLM had answered it.
+
+        Args:
+            words: (B, E, L, D) embedded prompts, padded on the right.
+            mask: (B, E, L) bool; an expression of no words gets none.
+
+        Returns:
+            The same of length L + 1.
+        """
+        assert self.own_seg is not None, "the configuration reads [SEG] where it is predicted"
+        words, longer = F.pad(words, (0, 0, 0, 1)), F.pad(mask, (0, 1))
+        length = mask.sum(dim=-1, keepdim=True)
+        is_seg = (torch.arange(longer.shape[-1], device=mask.device) == length) & (length > 0)
+        return torch.where(is_seg[..., None], self.own_seg.to(words.dtype), words), longer | is_seg
 
 
 def build_llm(config: LLMConfig, words: Iterable[str]) -> LanguageModel:
@@ -110,74 +183,63 @@ def build_llm(config: LLMConfig, words: Iterable[str]) -> LanguageModel:
         words: what the training expressions are made of; a pretrained LLM brings its own vocabulary.
 
     Raises:
-        WeightsError: the pretrained weights cannot be found or do not load strictly.
+        WeightsError: the pretrained weights cannot be found or do not load strictly, have no layers of the LoRA's
+            names or no chat template, or cannot be quantised here.
     """
     if config.name == "tiny":
-        return _build_tiny(config, words)
+        return LanguageModel(*build_tiny(config, words), config, weights=None)
     record = resolve(config.name)
-    model, tokenizer = _load_pretrained(record)
+    model, tokenizer = _load_pretrained(record, config)
     model.requires_grad_(False)
     if config.lora is not None:
-        _add_lora(model, config.lora)
+        _add_lora(model, config.lora, record.name)
     return LanguageModel(model, tokenizer, config, record)
 
 
-def _build_tiny(config: LLMConfig, words: Iterable[str]) -> LanguageModel:
-    template_words = config.template.format(expression="").split()
-    vocabulary = ["[PAD]", "[UNK]", *sorted({*words, *template_words})]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    assert config.width is not None
-    assert config.layers is not None
-    assert config.heads is not None
-    llama = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=config.width,
-        intermediate_size=3 * config.width,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        max_position_embeddings=4096,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=None,
-        tie_word_embeddings=True,
-        initializer_range=config.width**-0.5,
-        attention_bias=True,
-        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
-    )
-    model = AutoModelForCausalLM.from_config(llama, attn_implementation="sdpa")
-    _look_near_first(model)
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
-    return LanguageModel(model, wrapped, config, weights=None)
-
-
-def _look_near_first(model: PreTrainedModel) -> None:
-    """Half of the heads begin by looking at the words just before, so that a prompt's last state knows its words.
-
-    Queries and keys that share a bias attend, under rotary positions, the more the nearer they are. Without it a state
-    is at first the mean of everything before it, forty visual tokens and four words, and the words drown.
-    """
-    head_dim = model.config.hidden_size // model.config.num_attention_heads
-    for layer in model.model.layers:
-        for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
-            with torch.no_grad():
-                projection.bias[: projection.bias.shape[0] // (2 * head_dim) * head_dim] = 1.0
-
-
-def _load_pretrained(record: WeightsRecord) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The causal LM and its tokenizer, in float32, with no weight missing and none left over."""
+def _load_pretrained(record: WeightsRecord, config: LLMConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The causal LM and its tokenizer, in float32 or four bits, with no weight missing and none left over."""
     assert record.folder is not None
-    model = load_strictly(
-        AutoModelForCausalLM, record.folder, record.name, gguf_file=record.file, attn_implementation="sdpa"
-    )
     tokenizer = AutoTokenizer.from_pretrained(record.folder, gguf_file=record.file)
+    if config.prompt == "chat" and not tokenizer.chat_template:
+        raise WeightsError(f"the tokenizer of {record.name!r} has no chat template; use llm.prompt: plain")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer
+    shape: Any = AutoConfig.from_pretrained(record.folder, gguf_file=record.file)
+    # Fused attention cannot cap its scores.
+    is_capped = getattr(shape.get_text_config(), "attn_logit_softcapping", None) is not None
+    settings: dict[str, Any] = {"attn_implementation": "eager" if is_capped else "sdpa", "gguf_file": record.file}
+    if config.quantization == "4bit":
+        settings["quantization_config"] = _four_bits()
+    return load_strictly(AutoModelForCausalLM, record.folder, record.name, **settings), tokenizer
 
 
-def _add_lora(model: PreTrainedModel, config: LoRAConfig) -> None:
-    """Put the adapters into the model's own layers; they are what `requires_grad` afterwards."""
+def _four_bits() -> BitsAndBytesConfig:
+    """QLoRA's, https://arxiv.org/abs/2305.14314: NormalFloat, its constants quantised again, products in bfloat16."""
+    if not torch.cuda.is_available():
+        raise WeightsError("llm.quantization: 4bit needs a CUDA device, and there is none; leave it out")
+    if find_spec("bitsandbytes") is None:
+        raise WeightsError("llm.quantization: 4bit needs bitsandbytes; pip install bitsandbytes, or leave it out")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def _add_lora(model: PreTrainedModel, config: LoRAConfig, name: str) -> None:
+    """Put the adapters into the model's own layers; they are what `requires_grad` afterwards.
+
+    Raises:
+        WeightsError: a target is no linear layer of the model.
+    """
+    linear = {path.rpartition(".")[2] for path, part in model.named_modules() if isinstance(part, nn.Linear)}
+    unknown = set(config.targets) - linear
+    if unknown:
+        raise WeightsError(
+            f"llm.lora.targets names {', '.join(sorted(unknown))}, and {name!r} has no linear layers of that name; "
+            f"use {', '.join(sorted(linear - {'lm_head'}))}"
+        )
     get_peft_model(
         model,
         LoraConfig(

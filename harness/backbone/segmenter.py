@@ -72,21 +72,24 @@ class Segmenter(nn.Module):
     def forward(self, features: VisualFeatures, view: Tensor, query: Query) -> Answer:
         """Features of B images, what else their masks are drawn from (see `Batch.view`), and what is asked of them."""
         tokens = self.projector(features)
-        states = self.read(tokens, query)
-        image = repeat(torch.arange(len(query.ids), device=states.device), "b -> b e", e=query.ids.shape[1])
+        answering, seg = self.read(tokens, query)
+        image = repeat(torch.arange(len(query.ids), device=seg.device), "b -> b e", e=query.ids.shape[1])
         return Answer(
-            mask_logits=self.segment(features.patches, view, states, image[query.real]),
-            answer_logits=self.llm.answer_logits(states),
+            mask_logits=self.segment(features.patches, view, seg, image[query.real]),
+            answer_logits=self.llm.answer_logits(answering),
             tokens=tokens,
         )
 
-    def read(self, tokens: VisualTokens, query: Query) -> Tensor:
-        """The state that predicts the answer, (M, D), for each real expression."""
-        bidirectional = self.llm.config.visual_attention == "bidirectional"
-        packed = pack(tokens, self.llm.embed(query.ids), query.mask, bidirectional=bidirectional)
+    def read(self, tokens: VisualTokens, query: Query) -> tuple[Tensor, Tensor]:
+        """For each real expression the state that predicts the answer and that which prompts the mask, (M, D) each."""
+        config, words, mask = self.llm.config, self.llm.embed(query.ids), query.mask
+        if config.seg_state == "own":
+            words, mask = self.llm.with_own_seg(words, mask)
+        packed = pack(tokens, words, mask, bidirectional=config.visual_attention == "bidirectional")
         states = self.llm(packed.embeds, packed.attention, packed.positions)
         last = repeat(packed.last, "b e -> b e d", d=states.shape[-1])
-        return states.gather(1, last)[query.real]
+        seg = states.gather(1, last)[query.real]
+        return (states.gather(1, (last - 1).clamp(min=0))[query.real] if config.seg_state == "own" else seg), seg
 
     def segment(self, patches: Tensor, view: Tensor, states: Tensor, image: Tensor) -> Tensor:
         """States (M, D), each of one of the B images, to mask logits (M, h, w)."""
@@ -96,7 +99,10 @@ class Segmenter(nn.Module):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """What learns, by when: `early` in both stages, `late` only in the second (LLM or its LoRA, SSPE)."""
         late_modules: list[nn.Module] = [self.llm, *self.projector.late_modules()]
-        late = {id(p) for module in late_modules for p in module.parameters()} - {id(self.llm.answers)}
+        late = {id(p) for module in late_modules for p in module.parameters()} - {
+            id(self.llm.answers),
+            id(self.llm.own_seg),
+        }
         learning = [p for p in self.parameters() if p.requires_grad]
         return {
             "early": [p for p in learning if id(p) not in late],
