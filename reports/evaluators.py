@@ -25,14 +25,17 @@ def evaluator_table(findings: Findings) -> Table:
     columns = (
         Column("arm", "arm", is_text=True),
         *(Column(f"{preset}_{score}", f"{_PROPER[preset]} {_LABELS[score]}", True) for preset, score in shown),
+        Column("without_seg", "no [SEG]", False),
     )
     rows = []
     for variant in findings.variants:
         means = _means(findings, variant.name)
-        rows.append((Cell(variant.name), *(_cell(means[preset][score]) for preset, score in shown)))
+        scores = (_cell(means[preset][score]) for preset, score in shown)
+        rows.append((Cell(variant.name), *scores, _cell(_without_seg(findings, variant.name))))
     caption = (
         "The same predictions through the arithmetic of four published evaluators. LISA and LAVT are given [SEG]; ReLA "
-        "(IoUs in percent) and GSVA take no [SEG] as a rejection. Main result and claims use none of these."
+        "(IoUs in percent) and GSVA take no [SEG] as a rejection. no [SEG]: share of expressions with a target that "
+        "were answered without it, which everything but LISA and LAVT counts as no mask. Main result and claims use none."
     )
     return Table("evaluators", "As published evaluators count", caption, columns, mark_best(columns, rows))
 
@@ -43,6 +46,13 @@ def _means(findings: Findings, variant: str) -> Mapping[str, Mapping[str, float]
     counts = [Counts.of_samples(rows) for rows in cells]
     scores = {name: [preset(each) for each in counts] for name, preset in PRESETS.items()}
     return {name: {key: float(np.mean([s[key] for s in found])) for key in found[0]} for name, found in scores.items()}
+
+
+def _without_seg(findings: Findings, variant: str) -> float:
+    """Share of the expressions with a target to which the model itself did not say [SEG]."""
+    samples = findings.samples
+    asked = samples[samples["cell"].isin(findings.cells(variant)["cell"]) & (samples["target_area"] > 0)]
+    return float(1 - asked["answered"].astype(float).mean())
 
 
 def _cell(value: float) -> Cell:

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from harness import assembly
+from harness.backbone.config import LLMConfig, VisionConfig
 from harness.cell import run_cell
 from harness.encodings import frozen_sam
 from harness.records import METRICS, SAMPLE_COLUMNS
-from tests import datasets
+from tests import checkpoints, datasets
 from tests.small_study import quiet
 
 
@@ -118,3 +119,34 @@ def test_the_gallery_keeps_images_and_superpixels(cells, folder):
         with Image.open(folder.gallery / name) as picture:
             sizes.add(picture.size)
     assert sizes == {(224, 224), (56, 56)}
+
+
+@pytest.mark.parametrize("kind", checkpoints.ENCODERS)
+def test_a_cell_trains_and_scores_on_every_family_of_encoders(cells, folder, tmp_path, kind):
+    checkpoints.write_encoder(kind, tmp_path / kind)
+    _trains(cells["pooling"], folder, vision_encoder={"name": str(tmp_path / kind), "frame": 56})
+
+
+@pytest.mark.parametrize("kind", checkpoints.LLMS)
+def test_a_cell_trains_and_scores_on_every_family_of_llms(cells, folder, tmp_path, kind):
+    checkpoints.write_llm(kind, tmp_path / kind)
+    targets = ["qkv_proj"] if kind == "phi3" else ["q_proj", "v_proj"]
+    _trains(cells["pooling"], folder, llm={"name": str(tmp_path / kind), "lora": {"rank": 2, "targets": targets}})
+
+
+def test_a_projector_that_asks_cls_is_skipped_where_there_is_none(cells, folder, tmp_path):
+    checkpoints.write_encoder("siglip_vision_model", tmp_path / "siglip")
+    encoder = VisionConfig(name=str(tmp_path / "siglip"), frame=56)
+    spec = cells["pooling"].spec.model_copy(update={"vision_encoder": encoder, "projector": {"name": "prumerge"}})
+    row = run_cell(replace(cells["pooling"], spec=spec), folder, quiet())
+    assert row["status"] == "skipped"
+    assert "has no CLS token" in row["reason"]
+
+
+def _trains(cell, folder, **changed):
+    parts = {"vision_encoder": VisionConfig, "llm": LLMConfig}
+    spec = cell.spec.model_copy(update={part: parts[part](**settings) for part, settings in changed.items()})
+    row = run_cell(replace(cell, spec=spec), folder, quiet())
+    assert row["status"] == "done", row["reason"]
+    assert math.isfinite(json.loads(row["curve"])[-1]["loss"])
+    assert 0 <= row["giou"] <= 1

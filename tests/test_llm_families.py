@@ -1,78 +1,32 @@
 """Every family of causal LMs: loaded strictly, and packed expressions read as the family reads one alone."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Phi3Config,
-    Phi3ForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoModelForCausalLM
 
 from harness.backbone.config import LLMConfig, LoRAConfig
 from harness.backbone.llm import LanguageModel, build_llm
 from harness.backbone.packing import pack
 from harness.errors import WeightsError
 from projectors import VisualTokens
+from tests.checkpoints import LLMS, WIDTH, WORDS, write_llm
 
-WORDS = ["[PAD]", "[UNK]", "[BOS]", "the", "red", "square", "blue", "star", ".", "user", "assistant"]
-WIDTH, VISUAL = 32, 6
-SHAPE: dict[str, Any] = {
-    "vocab_size": len(WORDS), "hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1,
-}  # fmt: skip
-SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}
-BUILT: dict[str, Callable[[], PreTrainedModel]] = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE, tie_word_embeddings=True)),
-    "qwen2_sliding": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE, **SLIDING, use_sliding_window=True)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=16)),
-    "phi3": lambda: Phi3ForCausalLM(Phi3Config(**SHAPE, sliding_window=4)),
-    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**SHAPE, **SLIDING, head_dim=16, attn_logit_softcapping=2.0)),
-    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE, **SLIDING, head_dim=16)),
-}
+VISUAL = 6
 TEXTS = ["the red square", "the star", "the blue blue star"]
-every_family = pytest.mark.parametrize("kind", BUILT)
+every_family = pytest.mark.parametrize("kind", LLMS)
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A small random checkpoint of each family with a tokenizer that begins with BOS and knows a chat."""
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.post_processor = processors.TemplateProcessing(single="[BOS] $A", special_tokens=[("[BOS]", 2)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", eos_token="[UNK]", bos_token="[BOS]")
-    tokenizer.chat_template = (
-        "{{ bos_token }} {% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
-        "{% if add_generation_prompt %}assistant{% endif %}"
-    )
-    found = {}
-    for kind, build in BUILT.items():
-        torch.manual_seed(0)
-        model = build().eval()
-        for parameter in model.parameters():
-            parameter.data += 0.1 * torch.randn_like(parameter)
-        found[kind] = tmp_path_factory.mktemp("llms") / kind
-        model.save_pretrained(found[kind])
-        tokenizer.save_pretrained(found[kind])
+    found = {kind: tmp_path_factory.mktemp("llms") / kind for kind in LLMS}
+    for kind, folder in found.items():
+        write_llm(kind, folder)
     return found
 
 

@@ -1,6 +1,5 @@
 """Every family of vision encoders: loaded strictly from its official format, and put right into the frame's grid."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,31 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import (
-    CLIPConfig,
-    CLIPModel,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    Dinov2Config,
-    Dinov2Model,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersModel,
-    DINOv3ViTConfig,
-    DINOv3ViTModel,
-    InternVLVisionConfig,
-    InternVLVisionModel,
-    PreTrainedModel,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-    Siglip2Config,
-    Siglip2Model,
-    SiglipConfig,
-    SiglipModel,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
+from transformers import CLIPVisionModel, InternVLVisionModel
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.siglip2.image_processing_siglip2 import Siglip2ImageProcessor
 
@@ -41,61 +16,19 @@ from harness.backbone.config import VisionConfig
 from harness.backbone.families import CLIP, HALF, IMAGENET
 from harness.backbone.vision import VisionEncoder, load_vision_encoder
 from harness.errors import WeightsError
+from tests.checkpoints import ENCODERS, NATIVE, PATCH, WHOLE, WIDTH, write_encoder
 
-FRAME, PATCH, WIDTH = 56, 14, 32
-VIT: dict[str, Any] = {
-    "hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "image_size": 28, "patch_size": PATCH,
-}  # fmt: skip
-TEXT: dict[str, Any] = {
-    "hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50,
-    "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-LLM: dict[str, Any] = {
-    **TEXT, "hidden_size": 24, "num_key_value_heads": 2,
-    "rope_parameters": {"rope_type": "default", "mrope_section": [2, 2, 2]},
-}  # fmt: skip
-NAFLEX = {key: value for key, value in VIT.items() if key != "image_size"} | {"num_patches": 16}
-QWEN2 = {"embed_dim": WIDTH, "hidden_size": 24, "depth": 2, "num_heads": 2, "patch_size": PATCH, "mlp_ratio": 2}
-QWEN2_5 = {
-    "hidden_size": WIDTH, "out_hidden_size": 24, "intermediate_size": 40, "depth": 2, "num_heads": 2,
-    "patch_size": PATCH, "window_size": 28, "fullatt_block_indexes": [1],
-}  # fmt: skip
-
-WHOLE: dict[str, Callable[[], PreTrainedModel]] = {
-    "dinov2": lambda: Dinov2Model(Dinov2Config(**VIT)),
-    "dinov2_with_registers": lambda: Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**VIT, num_register_tokens=3)),
-    "dinov3_vit": lambda: DINOv3ViTModel(DINOv3ViTConfig(**VIT, num_register_tokens=3)),
-    "clip": lambda: CLIPModel(CLIPConfig(vision_config=VIT, text_config=TEXT, projection_dim=8)),
-    "clip_vision_model": lambda: CLIPVisionModel(CLIPVisionConfig(**VIT)),
-    "siglip": lambda: SiglipModel(SiglipConfig(vision_config=VIT, text_config=TEXT)),
-    "siglip_vision_model": lambda: SiglipVisionModel(SiglipVisionConfig(**VIT)),
-}
-TILED: dict[str, Callable[[], PreTrainedModel]] = {
-    "internvl_vision": lambda: InternVLVisionModel(InternVLVisionConfig(**VIT)),
-}
-NATIVE: dict[str, Callable[[], PreTrainedModel]] = {
-    "siglip2": lambda: Siglip2Model(Siglip2Config(vision_config=NAFLEX, text_config=TEXT)),
-    "qwen2_vl": lambda: Qwen2VLForConditionalGeneration(Qwen2VLConfig(vision_config=QWEN2, text_config=LLM)),
-    "qwen2_5_vl": lambda: Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(vision_config=QWEN2_5, text_config=LLM)),
-}
-BUILT = WHOLE | TILED | NATIVE
-every_family = pytest.mark.parametrize("kind", BUILT)
+FRAME = 56
+every_family = pytest.mark.parametrize("kind", ENCODERS)
 every_native = pytest.mark.parametrize("kind", NATIVE)
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A small random checkpoint of each family, as `save_pretrained` writes it."""
-    found = {}
-    for kind, build in BUILT.items():
-        torch.manual_seed(0)
-        model = build().eval()
-        # Position tables and such start at zero in places, where a mistake would not show.
-        for parameter in model.parameters():
-            parameter.data += 0.05 * torch.randn_like(parameter)
-        found[kind] = tmp_path_factory.mktemp("families") / kind
-        model.save_pretrained(found[kind])
+    found = {kind: tmp_path_factory.mktemp("families") / kind for kind in ENCODERS}
+    for kind, folder in found.items():
+        write_encoder(kind, folder)
     return found
 
 
