@@ -71,11 +71,25 @@ def _weights(kind: Any) -> list[Line]:
 
     packaged = ((name, PACKAGED[name]) for name in names(kind))
     lines = [(name, f"sha256 {found.sha256[:12]}", f"{found.package}=={found.version}") for name, found in packaged]
-    return [*lines, ("owner/name", "any model of the hub that transformers loads", "hub")]
+    return lines
+
+
+def _encoders() -> list[Line]:
+    from harness.backbone.families import FAMILIES
+    from harness.backbone.vision import ARCHITECTURES, RANDOM
+
+    random = [(f"{RANDOM}{name}", "the same architecture with random weights", "") for name in ARCHITECTURES]
+    families = f"checkpoints of transformers of the families {', '.join(FAMILIES)}"
+    return [*_weights("encoder"), *random, ("owner/name or folder", families, "hub or disk")]
 
 
 def _llms() -> list[Line]:
-    return [("tiny", "trained from scratch; give width, layers and heads", ""), *_weights("llm")]
+    loaded = "any causal LM that transformers loads"
+    return [
+        ("tiny", "trained from scratch; give width, layers and heads", ""),
+        *_weights("llm"),
+        ("owner/name or folder", loaded, "hub or disk"),
+    ]
 
 
 def _mask_heads() -> list[Line]:
@@ -96,7 +110,7 @@ LISTS: dict[str, Callable[[], list[Line]]] = {
     "superpixels": _superpixels,
     "datasets": _datasets,
     "metrics": _metrics,
-    "encoders": lambda: _weights("encoder"),
+    "encoders": _encoders,
     "llms": _llms,
     "mask_heads": _mask_heads,
 }
