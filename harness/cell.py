@@ -48,6 +48,7 @@ def run_cell(cell: Cell, folder: RunFolder, progress: Progress) -> Row:
         row |= {"status": "failed", "reason": traceback.format_exc()}
     row["wall_seconds"] = time.perf_counter() - clock
     folder.write_cell(row, samples)
+    folder.bookmark(cell.id).unlink(missing_ok=True)
     return row
 
 
@@ -79,10 +80,9 @@ def train_and_score(cell: Cell, folder: RunFolder, progress: Progress) -> tuple[
     assembly = assemble(spec, words, device)
     prepare(assembly.batches, [*training, *testing], progress)
 
-    clock = time.perf_counter()
-    trainer = Trainer(assembly.segmenter, assembly.batches, spec.training, generator, progress.step)
+    bookmark = folder.bookmark(cell.id)
+    trainer = Trainer(assembly.segmenter, assembly.batches, spec.training, generator, progress.step, bookmark)
     curve = trainer.run(training)
-    train_seconds = time.perf_counter() - clock
     replace_file(folder.checkpoint(cell.id), lambda path: save(path, cell, assembly, words))
 
     clock = time.perf_counter()
@@ -94,7 +94,7 @@ def train_and_score(cell: Cell, folder: RunFolder, progress: Progress) -> tuple[
     cost = measure(assembly.segmenter, assembly.batches, testing[0], spec.evaluation.latency_repeats, precision)
     save_gallery(folder, assembly.batches, testing[: spec.evaluation.gallery_images])
     row = {
-        "train_seconds": train_seconds,
+        "train_seconds": trainer.seconds,
         "eval_seconds": time.perf_counter() - clock,
         "num_images": len(testing),
         "num_expressions": len(samples),

@@ -70,8 +70,7 @@ def _weights(kind: Any) -> list[Line]:
     from harness.backbone.weights import PACKAGED, names
 
     packaged = ((name, PACKAGED[name]) for name in names(kind))
-    lines = [(name, f"sha256 {found.sha256[:12]}", f"{found.package}=={found.version}") for name, found in packaged]
-    return lines
+    return [(name, f"sha256 {found.sha256[:12]}", f"{found.package}=={found.version}") for name, found in packaged]
 
 
 def _encoders() -> list[Line]:

@@ -118,6 +118,10 @@ class RunFolder:
         """Where a trained cell is kept."""
         return self.cells / f"{cell}.safetensors"
 
+    def bookmark(self, cell: str) -> Path:
+        """Where a training that is under way is kept, so that it goes on after the process has died."""
+        return self.cells / f"{cell}.training.pt"
+
     def write_cell(self, row: Row, samples: pd.DataFrame | None = None) -> None:
         """Keeps what a cell produced; its row comes last, so that a row is a cell that lost nothing."""
         if samples is not None:

@@ -6,9 +6,11 @@ Source: LISA, https://arxiv.org/abs/2308.00692 (losses and their weights);
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +20,11 @@ from harness.backbone.segmenter import Answer, Segmenter
 from harness.batches import Batch, BatchMaker
 from harness.data.example import Example
 from harness.errors import DataError, suggest
+from harness.files import replace_file
 from harness.muon import Muon
 from harness.recipe import TrainingConfig
+
+SAVE_EVERY_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,23 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
 
 
+class Order:
+    """Which images each step sees: each image once before any comes again."""
+
+    def __init__(self, examples: Sequence[Example], batch_images: int, generator: torch.Generator) -> None:
+        self.examples = examples
+        self.size = min(batch_images, len(examples))
+        self.generator = generator
+        self.left: list[int] = []
+
+    def next(self) -> list[Example]:
+        """The images of the next step."""
+        if len(self.left) < self.size:
+            self.left = torch.randperm(len(self.examples), generator=self.generator).tolist()
+        drawn, self.left = self.left[: self.size], self.left[self.size :]
+        return [self.examples[i] for i in drawn]
+
+
 class Trainer:
     """Runs the two stages of one cell.
 
@@ -91,7 +113,9 @@ class Trainer:
         batches: turns examples into tensors on the segmenter's device.
         config: lengths and rates.
         generator: draws the order of images and expressions.
-        on_step: told (done, total, loss) after each step.
+        on_step: told (done, total, loss) after each step that the curve keeps.
+        bookmark: a file kept every two minutes, from which a training that was cut off goes on as if it had not been;
+            whoever names it removes it. None for none.
     """
 
     def __init__(
@@ -101,13 +125,19 @@ class Trainer:
         config: TrainingConfig,
         generator: torch.Generator,
         on_step: Callable[[int, int, float], None],
+        bookmark: Path | None = None,
     ) -> None:
         self.segmenter = segmenter
         self.batches = batches
         self.config = config
         self.generator = generator
         self.on_step = on_step
+        self.bookmark = bookmark
         self.curve: list[CurvePoint] = []
+        self.seconds = 0.0
+        self._step = 0
+        self._window: list[Losses] = []
+        self._saved_at = time.monotonic()
 
     def run(self, examples: Sequence[Example]) -> list[CurvePoint]:
         """Both stages over these examples; returns the training curve.
@@ -115,59 +145,108 @@ class Trainer:
         Raises:
             DataError: no expression is of a family that the curriculum begins with.
         """
-        groups = self.segmenter.parameter_groups()
+        config, groups = self.config, self.segmenter.parameter_groups()
         self.segmenter.train()
-        order = self._order(examples)
-        if self.config.alignment_steps:
-            for parameter in groups["late"]:
-                parameter.requires_grad_(False)
-            self._stage(groups["early"], order, self.config.alignment_steps)
-            for parameter in groups["late"]:
-                parameter.requires_grad_(True)
-        self._stage(groups["early"] + groups["late"], order, self.config.steps)
+        simple = of_families(examples, config.curriculum.families) if config.curriculum else examples
+        orders = [Order(shown, config.batch_images, self.generator) for shown in (simple, examples)]
+        saved = self._opened(orders, [*groups["early"], *groups["late"]])
+        self._stage(groups, ("early",), orders, range(config.alignment_steps), saved)
+        whole = range(config.alignment_steps, config.alignment_steps + config.steps)
+        self._stage(groups, ("early", "late"), orders, whole, saved)
         return self.curve
 
-    def _stage(self, parameters: list[nn.Parameter], order: Iterator[list[Example]], steps: int) -> None:
-        config = self.config
-        optimizers = build_optimizers(self.segmenter, parameters, config)
-        schedules = [warmup_cosine(optimizer, config.warmup_steps, steps) for optimizer in optimizers]
-        device = parameters[0].device
-        total = config.alignment_steps + config.steps
-        start = self.curve[-1].step if self.curve else 0
+    def _stage(
+        self,
+        groups: dict[str, list[nn.Parameter]],
+        learning: tuple[str, ...],
+        orders: list[Order],
+        steps: range,
+        saved: dict[str, Any] | None,
+    ) -> None:
+        """Those of these steps that are left, in which only the groups named learn."""
+        if self._step >= steps.stop:
+            return
+        for name, group in groups.items():
+            for parameter in group:
+                parameter.requires_grad_(name in learning)
+        parameters = [parameter for name in learning for parameter in groups[name]]
+        optimizers = build_optimizers(self.segmenter, parameters, self.config)
+        schedules = [warmup_cosine(optimizer, self.config.warmup_steps, len(steps)) for optimizer in optimizers]
+        if saved is not None and self._step > steps.start:
+            parts: list[Any] = [*optimizers, *schedules]
+            for part, state in zip(parts, saved["optimizers"], strict=True):
+                part.load_state_dict(state)
+        total = self.config.alignment_steps + self.config.steps
         every = max(1, total // 50)
-        window: list[Losses] = []
-        for step in range(start + 1, start + steps + 1):
-            batch = self.batches.training(next(order), config.expressions_per_image, self.generator)
-            with autocast(config.precision, device):
-                answer = self.segmenter(batch.features, batch.view, batch.query)
-            parts = losses(answer, batch)
-            parts.total.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-            for optimizer, schedule in zip(optimizers, schedules, strict=True):
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                schedule.step()
-            window.append(Losses(parts.answer.detach(), parts.bce.detach(), parts.dice.detach()))
-            if step % every == 0 or step == start + steps:
-                self.curve.append(_mean(step, window))
-                window.clear()
-                self.on_step(step, total, self.curve[-1].loss)
+        num_simple = self.config.curriculum.steps if self.config.curriculum else 0
+        while self._step < steps.stop:
+            started = time.perf_counter()
+            shown = orders[self._step >= num_simple].next()
+            self._window.append(self._update(shown, parameters, optimizers, schedules))
+            self._step += 1
+            self.seconds += time.perf_counter() - started
+            if self._step % every == 0 or self._step == steps.stop:
+                self.curve.append(_mean(self._step, self._window))
+                self._window.clear()
+                self.on_step(self._step, total, self.curve[-1].loss)
+            if self.bookmark is not None and time.monotonic() - self._saved_at >= SAVE_EVERY_SECONDS:
+                self._keep(orders, [*groups["early"], *groups["late"]], [*optimizers, *schedules])
 
-    def _order(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
-        """The batches of a whole training, those of the curriculum first."""
-        curriculum = self.config.curriculum
-        if curriculum is not None:
-            simple = of_families(examples, curriculum.families)
-            yield from islice(self._endless(simple), curriculum.steps)
-        yield from self._endless(examples)
+    def _update(
+        self,
+        examples: list[Example],
+        parameters: list[nn.Parameter],
+        optimizers: list[torch.optim.Optimizer],
+        schedules: list[torch.optim.lr_scheduler.LRScheduler],
+    ) -> Losses:
+        """One step over these images."""
+        batch = self.batches.training(examples, self.config.expressions_per_image, self.generator)
+        with autocast(self.config.precision, parameters[0].device):
+            answer = self.segmenter(batch.features, batch.view, batch.query)
+        parts = losses(answer, batch)
+        parts.total.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
+        return Losses(parts.answer.detach(), parts.bce.detach(), parts.dice.detach())
 
-    def _endless(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
-        """Batches of images, each image once before any comes again."""
-        size = min(self.config.batch_images, len(examples))
-        while True:
-            order = torch.randperm(len(examples), generator=self.generator).tolist()
-            for start in range(0, len(order) - size + 1, size):
-                yield [examples[i] for i in order[start : start + size]]
+    def _keep(self, orders: list[Order], parameters: list[nn.Parameter], optimizers: list[Any]) -> None:
+        """Writes the bookmark."""
+        state = {
+            "step": self._step,
+            "seconds": self.seconds,
+            "parameters": [parameter.detach() for parameter in parameters],
+            "optimizers": [part.state_dict() for part in optimizers],
+            "curve": [asdict(point) for point in self.curve],
+            "window": [[parts.answer, parts.bce, parts.dice] for parts in self._window],
+            "orders": [order.left for order in orders],
+            "generator": self.generator.get_state(),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all(),
+        }
+        assert self.bookmark is not None
+        replace_file(self.bookmark, lambda path: torch.save(state, path))
+        self._saved_at = time.monotonic()
+
+    def _opened(self, orders: list[Order], parameters: list[nn.Parameter]) -> dict[str, Any] | None:
+        """What the bookmark holds, everything but the optimisers put back; None where there is none."""
+        if self.bookmark is None or not self.bookmark.exists():
+            return None
+        state: dict[str, Any] = torch.load(self.bookmark, map_location="cpu", weights_only=True)
+        self._step, self.seconds = state["step"], state["seconds"]
+        self.curve = [CurvePoint(**point) for point in state["curve"]]
+        self._window = [Losses(*(part.to(parameters[0].device) for part in parts)) for parts in state["window"]]
+        with torch.no_grad():
+            for parameter, value in zip(parameters, state["parameters"], strict=True):
+                parameter.copy_(value)
+        for order, left in zip(orders, state["orders"], strict=True):
+            order.left = left
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["torch"])
+        torch.cuda.set_rng_state_all(state["cuda"])
+        return state
 
 
 def of_families(examples: Sequence[Example], families: Sequence[str]) -> list[Example]:

@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from harness.backbone.segmenter import Answer, Query
+from harness import training
+from harness.backbone.segmenter import Answer, Query, Segmenter
 from harness.batches import Batch
 from harness.errors import DataError
 from harness.recipe import CurriculumConfig, TrainingConfig
@@ -105,6 +107,45 @@ def test_a_segmenter_learns_what_it_is_shown():
 def test_training_is_the_same_twice():
     config = TrainingConfig(steps=5, batch_images=2, expressions_per_image=2, learning_rate=1e-3, warmup_steps=2)
     assert _train(config)[0] == _train(config)[0]
+
+
+@pytest.mark.parametrize("cut_at", [1, 2, 3, 5])
+def test_a_training_that_was_cut_off_goes_on_as_if_it_had_not_been(cut_at, tmp_path, monkeypatch):
+    """In the first stage, between the two, and in the second; with dropout's random numbers, which torch draws."""
+    monkeypatch.setattr(training, "SAVE_EVERY_SECONDS", 0.0)
+    curriculum = CurriculumConfig(steps=2, families=("attribute",))
+    config = TrainingConfig(
+        steps=4, alignment_steps=2, batch_images=1, expressions_per_image=1, curriculum=curriculum, optimizer="muon"
+    )
+
+    def trained(bookmark: Path | None, seed: int, cut_at: int | None = None) -> tuple[list[CurvePoint], Segmenter]:
+        torch.manual_seed(0)
+        segmenter = tiny_segmenter()
+        segmenter.prompt[1] = torch.nn.Dropout(0.5)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in segmenter.parameters():
+                parameter.add_(seed * parameter.requires_grad)
+        steps = 0
+
+        def on_step(*_: object) -> None:
+            nonlocal steps
+            steps += 1
+            if steps - 1 == cut_at:
+                raise KeyboardInterrupt
+
+        batches = FixedBatches(segmenter.llm)
+        trainer = Trainer(segmenter, batches, config, torch.Generator().manual_seed(seed), on_step, bookmark)
+        return trainer.run(batches.examples), segmenter
+
+    curve, expected = trained(None, seed=0)
+    bookmark = tmp_path / "cell.training.pt"
+    with pytest.raises(KeyboardInterrupt):
+        trained(bookmark, seed=0, cut_at=cut_at)
+    resumed, found = trained(bookmark, seed=1)
+    assert resumed == curve
+    for (name, value), other in zip(expected.named_parameters(), found.parameters(), strict=True):
+        assert torch.equal(value, other), name
 
 
 def test_the_llm_learns_in_the_second_stage_only():
