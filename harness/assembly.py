@@ -15,12 +15,14 @@ from harness.backbone.config import VisionConfig
 from harness.backbone.llm import build_llm
 from harness.backbone.sam import MaskHead, PatchEmbedding, SamEmbedding, build_mask_head
 from harness.backbone.segmenter import Segmenter
+from harness.backbone.strict import read_tensors
 from harness.backbone.vision import VisionEncoder, load_vision_encoder
-from harness.backbone.weights import WeightsRecord
+from harness.backbone.weights import WeightsRecord, resolve
 from harness.batches import BatchMaker
 from harness.data.example import Example
 from harness.device import default_device
 from harness.encodings import SamCache, VisionCache, frozen_sam
+from harness.errors import WeightsError
 from harness.features import SuperpixelCache
 from harness.progress import Progress
 from harness.study import CellSpec
@@ -89,7 +91,7 @@ def assemble(spec: CellSpec, words: Iterable[str], device: torch.device) -> Asse
         max_superpixels=max_superpixels,
         vision_blocks=encoder.layer,
     )
-    projector = _projector(spec, dims)
+    projector, official = _projector(spec, dims)
     if "cls_query" in projector.needs and not encoder.has_cls:
         raise IncompatibleError(
             f"{spec.projector['name']} needs what CLS looks at, and {spec.vision_encoder.name!r} has no CLS token; "
@@ -116,6 +118,7 @@ def assemble(spec: CellSpec, words: Iterable[str], device: torch.device) -> Asse
     weights = [encoder.weights] if llm.weights is None else [encoder.weights, llm.weights]
     weights += [] if sam is None else [sam.model.record]
     weights += superpixels.weights if superpixels is not None else ()
+    weights += official
     return Assembly(segmenter, batches, tuple(dict.fromkeys(weights)))
 
 
@@ -133,10 +136,20 @@ def _mask_head(
     return MaskHead(deepcopy(model.sam.prompt_encoder), decoder), SamEmbedding(), SamCache(model)
 
 
-def _projector(spec: CellSpec, dims: Dims) -> projectors.Projector:
-    projector = projectors.get(spec.projector["name"])
-    settings = {key: value for key, value in spec.projector.items() if key != "name"}
-    return projector(projector.Config(**settings), dims)
+def _projector(spec: CellSpec, dims: Dims) -> tuple[projectors.Projector, tuple[WeightsRecord, ...]]:
+    """The projector, and which of its authors' weights it begins with, if any."""
+    kind = projectors.get(spec.projector["name"])
+    config = kind.Config(**{key: value for key, value in spec.projector.items() if key != "name"})
+    projector = kind(config, dims)
+    if config.weights is None:
+        return projector, ()
+    record = resolve(config.weights)
+    if record.folder is None or record.file is None:
+        raise WeightsError(
+            f"projector.weights={config.weights!r} is no file; name the authors' own, as mm_projector.bin"
+        )
+    projector.load_official(read_tensors(record.folder / record.file, record.name))
+    return projector, (record,)
 
 
 def _superpixels(spec: CellSpec) -> tuple[SuperpixelCache | None, int]:

@@ -25,7 +25,7 @@ from harness.progress import Progress
 from harness.records import Row, RunFolder
 from harness.study import Cell
 from harness.training import Trainer
-from projectors import IncompatibleError
+from projectors import IncompatibleError, ProjectorError
 
 
 def run_cell(cell: Cell, folder: RunFolder, progress: Progress) -> Row:
@@ -42,7 +42,7 @@ def run_cell(cell: Cell, folder: RunFolder, progress: Progress) -> Row:
         row |= {"status": "done", "reason": "", **measured}
     except IncompatibleError as error:
         row |= {"status": "skipped", "reason": str(error)}
-    except HarnessError as error:
+    except (HarnessError, ProjectorError) as error:
         row |= {"status": "failed", "reason": str(error)}
     except Exception:
         row |= {"status": "failed", "reason": traceback.format_exc()}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 
@@ -109,6 +109,10 @@ class ProjectorConfig(BaseModel):
     """What a study may vary about a projector; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weights: str | None = Field(
+        default=None, description="file of the authors' weights to begin with, as they published it; none for random"
+    )
 
 
 class Projector(nn.Module, ABC):

@@ -143,6 +143,25 @@ def test_a_projector_that_asks_cls_is_skipped_where_there_is_none(cells, folder,
     assert "has no CLS token" in row["reason"]
 
 
+def test_a_projector_begins_with_the_weights_that_its_authors_published(cells, folder, tmp_path):
+    """In half precision and under their names, as LLaVA's mm_projector.bin."""
+    shapes = {"0.weight": (32, 24), "0.bias": (32,), "2.weight": (32, 32), "2.bias": (32,)}
+    published = {f"model.mm_projector.{name}": torch.randn(shape).half() for name, shape in shapes.items()}
+    torch.save(published, tmp_path / "mm_projector.bin")
+    settings = {"name": "mlp", "weights": str(tmp_path / "mm_projector.bin")}
+    cell = replace(cells["pooling"], spec=cells["pooling"].spec.model_copy(update={"projector": settings}))
+    parts = assembly.assemble(cell.spec, ["red"], torch.device("cpu"))
+    assert torch.equal(parts.segmenter.projector.project[0].weight, published["model.mm_projector.0.weight"].float())
+    row = run_cell(cell, folder, quiet())
+    assert row["status"] == "done", row["reason"]
+    assert str(tmp_path / "mm_projector.bin") in [weight["name"] for weight in json.loads(row["weights"])]
+    del published["model.mm_projector.2.bias"]
+    torch.save(published, tmp_path / "mm_projector.bin")
+    row = run_cell(cell, folder, quiet())
+    assert row["status"] == "failed"
+    assert row["reason"].startswith("these are no official weights of MLP as configured")
+
+
 def _trains(cell, folder, **changed):
     parts = {"vision_encoder": VisionConfig, "llm": LLMConfig}
     spec = cell.spec.model_copy(update={part: parts[part](**settings) for part, settings in changed.items()})

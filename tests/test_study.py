@@ -126,7 +126,7 @@ def test_overrides_reach_every_arm_and_their_mistakes_are_told(tmp_path):
 def test_a_new_name_drops_the_settings_of_the_old_one(tmp_path):
     study = load(write_study(tmp_path))
     specs = {cell.arm: cell.spec for cell in study.cells()}
-    assert specs["pooling"].projector == {"name": "pooling", "tokens": 4}
+    assert specs["pooling"].projector == {"name": "pooling", "tokens": 4, "weights": None}
     assert specs["bbox_mlp"].projector["position"]["name"] == "bbox_mlp"
     assert "blocks" not in specs["bbox_mlp"].projector["position"]
 

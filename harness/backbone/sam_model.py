@@ -8,20 +8,16 @@ Source: Segment Anything, https://arxiv.org/abs/2304.02643; segment-anything 1.0
 bfloat16 on a GPU as in SAM-Fast, https://github.com/pytorch-labs/segment-anything-fast.
 """
 
-import pickle
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from segment_anything import sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
 
 from harness.backbone.fused_attention import fuse_attention
-from harness.backbone.strict import refuse_misfits
+from harness.backbone.strict import read_tensors, refuse_misfits
 from harness.backbone.weights import WeightsRecord, resolve
 from harness.errors import WeightsError
 
@@ -136,7 +132,7 @@ def load_sam(name: str) -> LoadedSam:
         raise WeightsError(
             f"{name!r} is a folder; name the checkpoint file of a SAM in it (.pth as Meta writes it, or .safetensors)"
         )
-    state = _read(record.folder / record.file, name)
+    state = read_tensors(record.folder / record.file, name)
     patches = state.get("image_encoder.patch_embed.proj.weight")
     if patches is None or len(patches) not in BUILDERS:
         found = "no SAM image encoder" if patches is None else f"an image encoder of width {len(patches)}"
@@ -144,19 +140,6 @@ def load_sam(name: str) -> LoadedSam:
     sam = BUILDERS[len(patches)]()
     _load_strictly(sam, state, name)
     return LoadedSam(sam, record)
-
-
-def _read(path: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint; a .pth file is read without running what it may hold beside them."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise WeightsError(f"the weights {name!r} ({path}) cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"the weights {name!r} ({path}) are no table of tensors, as a SAM checkpoint is")
-    return state
 
 
 def _load_strictly(sam: Sam, state: dict[str, Tensor], name: str) -> None:

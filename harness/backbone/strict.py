@@ -1,5 +1,6 @@
 """Checkpoints, loaded with no weight missing, none left over and none of another shape."""
 
+import pickle
 import re
 from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
@@ -7,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -42,6 +46,23 @@ def load_strictly(auto: Any, folder: Path, name: str, optional: Iterable[str] = 
         reshaped={key[0] for key in loading["mismatched_keys"]},
     )
     return model
+
+
+def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint in one file; a .pth or .bin file is read without running what it may hold beside.
+
+    Raises:
+        WeightsError: it cannot be read, or is no table of tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise WeightsError(f"the weights {name!r} ({path}) cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"the weights {name!r} ({path}) are no table of tensors, as a checkpoint is")
+    return state
 
 
 def _without(names: Iterable[str], optional: Iterable[str]) -> set[str]:
