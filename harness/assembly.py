@@ -26,6 +26,7 @@ from harness.errors import WeightsError
 from harness.features import SuperpixelCache
 from harness.progress import Progress
 from harness.study import CellSpec
+from harness.training import resolve_precision
 from projectors import Dims, IncompatibleError
 
 DECODER_PE_STRIDE = 4
@@ -79,7 +80,8 @@ def assemble(spec: CellSpec, words: Iterable[str], device: torch.device) -> Asse
         WeightsError: a pretrained part cannot be had.
     """
     encoder = vision_encoder(spec.vision_encoder)
-    llm = build_llm(spec.llm, words)
+    is_half = resolve_precision(spec.training.precision, device) == "bfloat16"
+    llm = build_llm(spec.llm, words, torch.bfloat16 if is_half else torch.float32)
     mask_head, image_embedding, sam = _mask_head(spec, encoder)
     superpixels, max_superpixels = _superpixels(spec)
     dims = Dims(

@@ -118,10 +118,11 @@ def measure(segmenter: Segmenter, batches: BatchMaker, example: Example, repeats
             for name in STAGES:
                 stage_runs[name].append(laps[name] - before)
                 before = laps[name]
+        stage_flops = count_flops(pipeline)
     return Cost(
         latency_ms=1e3 * statistics.median(totals),
         stage_ms={name: 1e3 * statistics.median(runs) for name, runs in stage_runs.items()},
-        stage_flops=count_flops(pipeline),
+        stage_flops=stage_flops,
     )
 
 

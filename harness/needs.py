@@ -9,11 +9,13 @@ import huggingface_hub
 
 from harness.backbone.weights import CHECKPOINTS, HUB_ID, PACKAGED, SHIPPED
 from harness.cache import cache_dir
+from harness.device import default_device
 from harness.environment import accelerator, memory_gib
 from harness.study import CellSpec
+from harness.training import resolve_precision
 
-FLOAT32_BYTES = 4
-"""A number of a weight in memory; bfloat16 comes by autocast."""
+BYTES = {"float32": 4, "bfloat16": 2}
+"""A number of the LLM's base in memory, by precision; all else is held in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ def verdict(specs: Iterable[CellSpec]) -> str:
     if not needs:
         return "no pretrained weights"
     parts = ", ".join(map(str, needs.values()))
-    asked = max(_memory_gib([needs[name] for name in dict.fromkeys(_names(spec))]) for spec in specs)
+    asked = max(_memory_gib(spec, [needs[name] for name in dict.fromkeys(_names(spec))]) for spec in specs)
     unknown = [need.name for need in needs.values() if need.published is None]
     beside = f" beside {', '.join(unknown)}, whose size is unknown" if unknown else ""
     where, has = _memory()
@@ -110,11 +112,19 @@ def verdict(specs: Iterable[CellSpec]) -> str:
         judged = f"{where} has {has:.1f} GiB: this machine cannot run it"
     else:
         judged = f"{where} has {has:.1f} GiB, of which training takes more than the weights"
-    return f"weights: {parts}; in float32 a cell's take {asked:.1f} GiB{beside}; {judged}"
+    return f"weights: {parts}; a cell's take {asked:.1f} GiB{beside}; {judged}"
 
 
-def _memory_gib(needs: Iterable[Need]) -> float:
-    return sum(FLOAT32_BYTES * need.published.parameters for need in needs if need.published) / 2**30
+def _memory_gib(spec: CellSpec, needs: Iterable[Need]) -> float:
+    llm_bytes = BYTES[resolve_precision(spec.training.precision, default_device())]
+    return (
+        sum(
+            (llm_bytes if need.name == spec.llm.name else BYTES["float32"]) * need.published.parameters
+            for need in needs
+            if need.published
+        )
+        / 2**30
+    )
 
 
 def _memory() -> tuple[str, float | None]:

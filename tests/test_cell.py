@@ -134,6 +134,14 @@ def test_a_cell_trains_and_scores_on_every_family_of_llms(cells, folder, tmp_pat
     _trains(cells["pooling"], folder, llm={"name": str(tmp_path / kind), "lora": {"rank": 2, "targets": targets}})
 
 
+def test_a_cell_trains_on_a_base_in_half_precision(cells, folder, tmp_path):
+    checkpoints.write_llm("llama", tmp_path / "llama")
+    lora = {"rank": 2, "targets": ["q_proj"]}
+    training = cells["pooling"].spec.training.model_copy(update={"precision": "bfloat16"})
+    spec = cells["pooling"].spec.model_copy(update={"training": training})
+    _trains(replace(cells["pooling"], spec=spec), folder, llm={"name": str(tmp_path / "llama"), "lora": lora})
+
+
 def test_a_projector_that_asks_cls_is_skipped_where_there_is_none(cells, folder, tmp_path):
     checkpoints.write_encoder("siglip_vision_model", tmp_path / "siglip")
     encoder = VisionConfig(name=str(tmp_path / "siglip"), frame=56)

@@ -72,3 +72,19 @@ def test_a_weight_left_over_is_refused_in_a_sentence(folder: Path) -> None:
     change(folder, **{"model.norm.scale": torch.ones(32)})
     with pytest.raises(WeightsError, match=r"unexpected: model\.norm\.scale"):
         load(folder)
+
+
+def test_a_base_in_half_precision_reads_as_one_in_full_under_autocast(folder: Path) -> None:
+    config = LLMConfig(name=str(folder), lora=LoRAConfig(rank=2, targets=("q_proj",)), template="{expression} .")
+    states = []
+    for base in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        llm = build_llm(config, words=(), base=base).eval()
+        assert llm.model.get_input_embeddings().weight.dtype == base
+        assert {p.dtype for p in llm.parameters() if p.requires_grad} == {torch.float32}
+        ids = llm.prompts(["the red square"]).ids
+        causal = torch.ones(1, ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
+        with torch.autocast("cpu", torch.bfloat16):
+            read = llm(llm.embed(ids), causal, torch.arange(ids.shape[1])[None])
+            states.append(llm.answer_logits(read).float())
+    assert (states[0] - states[1]).norm() < 0.05 * states[0].norm()

@@ -21,6 +21,7 @@ def _a_small_machine(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(needs, "accelerator", lambda: {"device": "cpu"})
     monkeypatch.setattr(needs, "memory_gib", lambda: 16.0)
+    monkeypatch.setattr(needs, "resolve_precision", lambda *_: "float32")
 
 
 @pytest.mark.usefixtures("_a_small_machine")
@@ -32,10 +33,11 @@ def test_the_papers_scale_is_more_than_a_laptop_has(preset):
 
 
 @pytest.mark.usefixtures("_a_small_machine")
-def test_weights_are_counted_once_and_in_float32():
-    said = needs.verdict(specs("paper"))
-    parameters = 304_368_640 + 6_738_415_616 + 641_090_608
-    assert f"in float32 a cell's take {4 * parameters / 2**30:.1f} GiB" in said
+@pytest.mark.parametrize(("precision", "llm_bytes"), [("float32", 4), ("bfloat16", 2)])
+def test_weights_are_counted_once_as_this_machine_holds_them(precision, llm_bytes, monkeypatch):
+    monkeypatch.setattr(needs, "resolve_precision", lambda *_: precision)
+    asked = 4 * (304_368_640 + 641_090_608) + llm_bytes * 6_738_415_616
+    assert f"a cell's take {asked / 2**30:.1f} GiB" in needs.verdict(specs("paper"))
 
 
 @pytest.mark.usefixtures("_a_small_machine")

@@ -17,8 +17,15 @@ from transformers.utils import logging as transformers_logging
 from harness.errors import WeightsError
 
 
-def load_strictly(auto: Any, folder: Path, name: str, optional: Iterable[str] = (), **settings: Any) -> PreTrainedModel:
-    """A model in float32 from its folder.
+def load_strictly(
+    auto: Any,
+    folder: Path,
+    name: str,
+    optional: Iterable[str] = (),
+    dtype: torch.dtype = torch.float32,
+    **settings: Any,
+) -> PreTrainedModel:
+    """A model from its folder.
 
     Args:
         auto: the Auto class of transformers that builds it.
@@ -33,7 +40,7 @@ def load_strictly(auto: Any, folder: Path, name: str, optional: Iterable[str] = 
         model, loading = auto.from_pretrained(
             folder,
             local_files_only=True,
-            dtype=torch.float32,
+            dtype=dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below with the rest, in place of an exception of its own
             **settings,
