@@ -76,7 +76,7 @@ PACKAGED = {
 SHIPPED: dict[str, tuple[Path, str]] = {
     "sam-scenes": (
         Path(__file__).parent / "shipped" / "sam-scenes" / "model.safetensors",
-        "b8965d256e660574cf1a92063a77c1d25335b069fcc0cbca26b72f56b8e2f46a",
+        "9db4b8b773752b1630e54048518445280515df769b0aa822af17e3c41a9e590d",
     ),
 }
 """Files of this package, each with its sha256; a model card lies beside each."""

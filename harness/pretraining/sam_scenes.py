@@ -268,7 +268,7 @@ def main() -> None:
     """Trains, writes the model and measures it."""
     parser = argparse.ArgumentParser(prog="python -m harness.pretraining.sam_scenes", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint, the model and its scores")
-    parser.add_argument("--steps", type=int, default=1150, help="steps of 4 images")
+    parser.add_argument("--steps", type=int, default=4000, help="steps of 4 images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--validation-images", type=int, default=24)
     parser.add_argument("--test-images", type=int, default=200)
