@@ -32,9 +32,9 @@ class Scores:
 META = Scores(1.0, {"coarse": (0.88, 0.95), "default": (0.86, 0.92), "fine": (0.80, 0.88), "finest": (0.70, 0.80)})
 """FMA-WSSS's for the default, looser towards the finest; the coarse ones are those of SAM's own mask generator."""
 SCENES = Scores(0.25, {"coarse": (0.2, 0.8), "default": (0.2, 0.7), "fine": (0.2, 0.7), "finest": (0.2, 0.5)})
-"""sam-scenes never saw a point beside all objects, so what it predicts there means little, and its edges are softer; of
-its scores, stability tells good masks from bad. On 24 validation scenes of all domains no threshold of the default does
-better: mean best overlap .698 with these, .63 to .70 over predicted IoU .2 to .75 and stability .5 to .9."""
+"""sam-scenes never saw a point beside all objects, so what it predicts there means little, and its edges are softer. On
+24 validation scenes of all domains the default's mean best overlap is .852 with these, at 8 superpixels an image, and .79
+to .85 over predicted IoU .5 to .8 and rock-sand-water .05 to .8; above that, parts cut objects up (.65)."""
 
 
 def scores_of(model: str) -> Scores:
