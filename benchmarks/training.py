@@ -42,7 +42,8 @@ class ComputedVision(VisionCache):
 
     def load(self, examples: Sequence[Example]) -> Encoding:
         """Computed now."""
-        return Encoding(self.patches.encode(examples))
+        # Outside of inference mode a copy is a tensor that training may keep.
+        return Encoding(self.patches.encode(examples).clone())
 
 
 class ComputedSuperpixels(SuperpixelCache):
