@@ -20,7 +20,7 @@ from timm.models.regnet import RegStage
 from torch import Tensor, nn
 
 from projectors.contract import Dims, Projector, ProjectorConfig, VisualFeatures, VisualTokens
-from projectors.layers import GridAverage, SquareCount
+from projectors.layers import GridAverage, SquareCount, draw_normal
 from projectors.registry import register
 
 _STD = 0.02
@@ -55,7 +55,7 @@ class CAbstractor(Projector):
         self.project = nn.Sequential(
             nn.Linear(config.width, dims.language), nn.SiLU(), nn.Linear(dims.language, dims.language)
         )
-        self.apply(_initialise)
+        self.apply(draw_normal)
         nn.init.trunc_normal_(self.positions, std=_STD)
 
     @property
@@ -97,11 +97,3 @@ def _masked(block: Any, maps: Tensor, real: Tensor) -> Tensor:
     mean = (inner * real).sum((2, 3), keepdim=True) / real.sum((2, 3), keepdim=True)
     inner = inner * block.se.gate(block.se.fc2(block.se.act(block.se.fc1(mean))))
     return block.act3(block.conv3(inner) + block.downsample(maps))
-
-
-def _initialise(module: nn.Module) -> None:
-    """As the release does to whatever its model holds."""
-    if isinstance(module, nn.Linear | nn.Conv2d):
-        nn.init.normal_(module.weight, std=_STD)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

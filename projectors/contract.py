@@ -105,10 +105,14 @@ class VisualTokens:
         return cls(embeds, torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device), regions)
 
 
-class ProjectorConfig(BaseModel):
-    """What a study may vary about a projector; unknown keys are refused."""
+class PartConfig(BaseModel):
+    """What a study may vary about a part of a projector; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ProjectorConfig(PartConfig):
+    """What a study may vary about a projector."""
 
     weights: str | None = Field(
         default=None, description="file of the authors' weights to begin with, as they published it; none for random"

@@ -13,13 +13,13 @@ from typing import ClassVar
 
 import torch
 from einops import rearrange, repeat
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import DeformableDetrConfig
 from transformers.models.deformable_detr.modeling_deformable_detr import DeformableDetrDecoderLayer
 
 from projectors.contract import Dims, Projector, ProjectorConfig, VisualFeatures, VisualTokens
-from projectors.layers import GridAverage, SquareCount
+from projectors.layers import GridAverage, HeadedConfig, SquareCount, draw_normal
 from projectors.registry import register
 
 MAX_DEPTH = 12
@@ -46,7 +46,7 @@ class DAbstractor(Projector):
     }
     official_prefix = "abstractor."
 
-    class Config(ProjectorConfig):
+    class Config(HeadedConfig, ProjectorConfig):
         tokens: SquareCount = Field(
             default=144, ge=1, description="visual tokens of an unpadded image; a square number"
         )
@@ -54,12 +54,6 @@ class DAbstractor(Projector):
         width: int = Field(default=1024, ge=1, description="of queries, keys and values, and between the linear layers")
         heads: int = Field(default=8, ge=1)
         points: int = Field(default=4, ge=1, description="places that a head of a query reads")
-
-        @model_validator(mode="after")
-        def _heads_divide_width(self) -> "DAbstractor.Config":
-            if self.width % self.heads:
-                raise ValueError(f"heads={self.heads} does not divide width={self.width}")
-            return self
 
     def __init__(self, config: Config, dims: Dims) -> None:
         super().__init__(config, dims)
@@ -81,7 +75,7 @@ class DAbstractor(Projector):
         layer._attn_implementation = "sdpa"
         self.layers = nn.ModuleList(DeformableDetrDecoderLayer(layer) for _ in range(config.depth))
         self.project = nn.Linear(width, dims.language)
-        self.apply(_initialise)
+        self.apply(draw_normal)
         nn.init.trunc_normal_(self.positions, std=_STD)
         nn.init.normal_(self.queries, std=_STD)
 
@@ -117,10 +111,3 @@ def _evenly_spaced(side: int, grid: tuple[int, int]) -> Tensor:
     y, x = (torch.linspace(0.5, length - 0.5, side) / length for length in grid)
     rows, columns = torch.meshgrid(y, x, indexing="ij")
     return rearrange(torch.stack([columns, rows], dim=-1), "i j xy -> 1 (i j) xy")
-
-
-def _initialise(module: nn.Module) -> None:
-    """As the release does to whatever its model holds."""
-    if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=_STD)
-        nn.init.zeros_(module.bias)

@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 from math import gcd, isqrt
-from typing import Annotated
+from typing import Annotated, Self
 
 import torch
 from einops import rearrange
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from projectors.contract import Dims, IncompatibleError
+from projectors.contract import Dims, IncompatibleError, PartConfig
 
 
 def _is_square(count: int) -> int:
@@ -22,6 +22,19 @@ def _is_square(count: int) -> int:
 
 SquareCount = Annotated[int, AfterValidator(_is_square)]
 """Of a `Config`: tokens that form a square grid."""
+
+
+class HeadedConfig(PartConfig):
+    """Of attention that has a width of its own."""
+
+    width: int = Field(ge=1)
+    heads: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"heads={self.heads} does not divide width={self.width}")
+        return self
 
 
 def require_superpixels(dims: Dims, projector: str) -> None:
@@ -182,3 +195,11 @@ def require_sincos_heads(heads: int, width: int, whose: str) -> None:
             f"heads={heads} and 4, for sines and cosines of rows and columns, must divide the {whose} width of "
             f"{width}; use {', '.join(map(str, allowed)) or 'another one'}"
         )
+
+
+def draw_normal(module: nn.Module) -> None:
+    """For `apply`: weights of linear layers and convolutions from a normal distribution of std .02, biases zero."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

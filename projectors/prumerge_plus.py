@@ -23,9 +23,9 @@ class PruMergePlus(PruMerge):
         rank = super()._rank(attention, patch_mask)
         count = patch_mask.sum(dim=-1, keepdim=True)
         is_outlier = rank < attention.shape[1]
-        step = (count // is_outlier.sum(dim=-1, keepdim=True).clamp(min=1) // 3).clamp(min=1)
+        num_outliers = is_outlier.sum(dim=-1, keepdim=True)
+        step = (count // num_outliers.clamp(min=1) // 3).clamp(min=1)
         # The release never takes the last patch.
         place = patch_mask.cumsum(dim=-1) - 1
         is_even = patch_mask & (place % step == 0) & (place < count - 1) & ~is_outlier
-        num_outliers = is_outlier.sum(dim=-1, keepdim=True)
         return torch.where(is_even, num_outliers + is_even.cumsum(dim=-1) - 1, rank)

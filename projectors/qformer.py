@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from projectors.contract import Dims, Projector, ProjectorConfig, VisualFeatures, VisualTokens
+from projectors.layers import HeadedConfig
 from projectors.registry import register
 
 MAX_DEPTH = 24
@@ -45,18 +46,12 @@ class QFormer(Projector):
         **{f"{llm}_proj.": "project." for llm in ("llm", "opt", "t5")},
     }
 
-    class Config(ProjectorConfig):
+    class Config(HeadedConfig, ProjectorConfig):
         tokens: int = Field(default=32, ge=1, description="learned queries, each a visual token")
         depth: int = Field(default=12, ge=1, le=MAX_DEPTH, description="layers")
         reads_every: int = Field(default=2, ge=1, description="layers from one that reads the patches to the next")
         width: int = Field(default=768, ge=1, description="of the queries; four times that between two linear layers")
         heads: int = Field(default=12, ge=1)
-
-        @model_validator(mode="after")
-        def _heads_divide_width(self) -> "QFormer.Config":
-            if self.width % self.heads:
-                raise ValueError(f"heads={self.heads} does not divide width={self.width}")
-            return self
 
     def __init__(self, config: Config, dims: Dims) -> None:
         super().__init__(config, dims)

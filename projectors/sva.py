@@ -16,12 +16,12 @@ from typing import ClassVar
 
 import torch
 from einops import rearrange, repeat
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from projectors.contract import Dims, IncompatibleError, Projector, ProjectorConfig, VisualFeatures, VisualTokens
-from projectors.layers import KeyValueNorm, SquareCount, mlp
+from projectors.layers import HeadedConfig, KeyValueNorm, SquareCount, mlp
 from projectors.registry import register
 
 MAX_DEPTH = 12
@@ -57,19 +57,13 @@ class SVA(Projector):
     }
     official_prefix = "model."
 
-    class Config(ProjectorConfig):
+    class Config(HeadedConfig, ProjectorConfig):
         tokens: SquareCount = Field(
             default=144, ge=1, description="visual tokens of an unpadded image; a square number"
         )
         depth: int = Field(default=3, ge=1, le=MAX_DEPTH, description="layers, each reading the window once")
         width: int = Field(default=1024, ge=1, description="of queries, keys and values, all heads together")
         heads: int = Field(default=16, ge=1)
-
-        @model_validator(mode="after")
-        def _heads_divide_width(self) -> "SVA.Config":
-            if self.width % self.heads:
-                raise ValueError(f"heads={self.heads} does not divide width={self.width}")
-            return self
 
     def __init__(self, config: Config, dims: Dims) -> None:
         super().__init__(config, dims)

@@ -191,6 +191,11 @@ def test_a_bare_name_stands_for_its_defaults() -> None:
     assert config.model_validate({"position": "bbox_mlp"}) == config.model_validate({"position": {"name": "bbox_mlp"}})
 
 
+def test_published_weights_are_of_a_projector_and_of_no_part_of_it() -> None:
+    with pytest.raises(ValidationError, match="weights"):
+        projectors.get("svp").Config.model_validate({"position": {"name": "sspe", "weights": "sspe.bin"}})
+
+
 @pytest.mark.parametrize(
     ("settings", "needs"),
     [

@@ -171,13 +171,13 @@ class Qwen(Family):
         patches = repeat(frames, "b c (h y) (w x) -> (b h w) (c t y x)", y=side, x=side, t=config.temporal_patch_size)
         grid = (frames.shape[-2] // side, frames.shape[-1] // side)
         order = self._merge_order(config, shapes, grid).to(frames.device)
-        shown = torch.tensor(self._whole(config, shapes), device=frames.device)
-        return model(patches[order], grid_thw=torch.nn.functional.pad(shown, (1, 0), value=1)).last_hidden_state
+        shown = torch.tensor(self._frames_shown(config, shapes), device=frames.device)
+        return model(patches[order], grid_thw=shown).last_hidden_state
 
     def arranged(self, states: Tensor, config: Any, shapes: Sequence[Shape], grid: Shape) -> Tensor:
         order = self._merge_order(config, shapes, grid)
         if hasattr(config, "window_size"):
-            shown = torch.nn.functional.pad(torch.tensor(self._whole(config, shapes)), (1, 0), value=1)
+            shown = torch.tensor(self._frames_shown(config, shapes))
             windows, _ = get_vision_window_index(
                 shown, config.spatial_merge_size, config.window_size, self.patch_size(config)
             )
@@ -196,6 +196,10 @@ class Qwen(Family):
                 for image, (rows, columns) in enumerate(self._whole(config, shapes))
             ]
         )
+
+    def _frames_shown(self, config: Any, shapes: Sequence[Shape]) -> list[tuple[int, int, int]]:
+        """Of each image how many frames, rows and columns the tower is shown."""
+        return [(1, *shape) for shape in self._whole(config, shapes)]
 
     def _whole(self, config: Any, shapes: Sequence[Shape]) -> list[Shape]:
         """Shapes, rounded up to what the merger joins; the frame's padding fills them."""

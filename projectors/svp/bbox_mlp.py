@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from projectors.contract import Dims, ProjectorConfig
+from projectors.contract import Dims, PartConfig
 from projectors.layers import mlp
 from projectors.svp.regions import PositionEncoder, Regions
 
@@ -18,7 +18,7 @@ from projectors.svp.regions import PositionEncoder, Regions
 class BBoxMLP(PositionEncoder):
     """Knows where a superpixel lies and how far it reaches, not its shape."""
 
-    class Config(ProjectorConfig):
+    class Config(PartConfig):
         name: Literal["bbox_mlp"] = "bbox_mlp"
 
     def __init__(self, config: Config, dims: Dims) -> None:

@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from projectors.contract import Dims, ProjectorConfig
+from projectors.contract import Dims, PartConfig
 from projectors.layers import mlp, pool_by_area
 from projectors.svp.regions import PositionEncoder, Regions
 
@@ -22,7 +22,7 @@ class DecoderPE(PositionEncoder):
 
     needs = frozenset({"decoder_pe"})
 
-    class Config(ProjectorConfig):
+    class Config(PartConfig):
         name: Literal["decoder_pe"] = "decoder_pe"
 
     def __init__(self, config: Config, dims: Dims) -> None:

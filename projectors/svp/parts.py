@@ -6,7 +6,7 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from projectors.contract import Dims, ProjectorConfig
+from projectors.contract import Dims, PartConfig
 from projectors.svp.bbox_mlp import BBoxMLP
 from projectors.svp.decoder_pe import DecoderPE
 from projectors.svp.regions import PositionEncoder, Regions
@@ -17,7 +17,7 @@ from projectors.svp.sspe import SSPE
 class NoPosition(PositionEncoder):
     """Superpixels without a place: the LLM reads a bag of them."""
 
-    class Config(ProjectorConfig):
+    class Config(PartConfig):
         name: Literal["none"] = "none"
 
     def forward(self, regions: Regions) -> Tensor:
@@ -25,7 +25,7 @@ class NoPosition(PositionEncoder):
         return torch.zeros(len(regions.labels), regions.count, self.dims.vision, device=regions.labels.device)
 
 
-class NoAggregation(ProjectorConfig):
+class NoAggregation(PartConfig):
     """Superpixels stay the means of their patches."""
 
     name: Literal["none"] = "none"

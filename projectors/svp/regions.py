@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from projectors.contract import Dims, ProjectorConfig
+from projectors.contract import Dims, PartConfig
 from projectors.layers import area_fractions
 
 
@@ -32,12 +32,12 @@ class Regions:
 class PositionEncoder(nn.Module, ABC):
     """One vector of the vision width for each region: where it lies, and perhaps its shape and size."""
 
-    Config: ClassVar[type[ProjectorConfig]]
+    Config: ClassVar[type[PartConfig]]
     is_late: ClassVar[bool] = False
     """Whether it stays as initialised in the first training stage."""
     needs: frozenset[str] = frozenset()
 
-    def __init__(self, config: ProjectorConfig, dims: Dims) -> None:
+    def __init__(self, config: PartConfig, dims: Dims) -> None:
         super().__init__()
         self.config = config
         self.dims = dims

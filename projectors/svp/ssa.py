@@ -9,29 +9,24 @@ queries and keys, values are plain; `key_position: patch` is ours.
 from typing import Literal
 
 from einops import rearrange
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from projectors.contract import Dims, ProjectorConfig
+from projectors.contract import Dims
+from projectors.layers import HeadedConfig
 
 
 class SSA(nn.Module):
     """Semantic superpixel aggregator: refines coarse superpixel embeddings by cross-attention to the patches."""
 
-    class Config(ProjectorConfig):
+    class Config(HeadedConfig):
         name: Literal["ssa"] = "ssa"
         heads: int = Field(default=8, ge=1)
         width: int = Field(default=256, ge=8, description="of queries, keys and values, all heads together")
         key_position: Literal["superpixel", "patch"] = Field(
             default="superpixel", description="a patch's key carries its superpixels' embedding, or one of its own"
         )
-
-        @model_validator(mode="after")
-        def _heads_divide_width(self) -> "SSA.Config":
-            if self.width % self.heads:
-                raise ValueError(f"heads={self.heads} does not divide width={self.width}")
-            return self
 
     def __init__(self, config: Config, dims: Dims) -> None:
         super().__init__()

@@ -15,11 +15,12 @@ from typing import Literal
 
 import torch
 from einops import einsum, rearrange, repeat
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from projectors.contract import Dims, ProjectorConfig
+from projectors.contract import Dims
+from projectors.layers import HeadedConfig
 from projectors.svp.regions import PositionEncoder, Regions
 
 _INITIAL_GAIN = 4.0
@@ -30,7 +31,7 @@ class SSPE(PositionEncoder):
 
     is_late = True
 
-    class Config(ProjectorConfig):
+    class Config(HeadedConfig):
         name: Literal["sspe"] = "sspe"
         blocks: int = Field(default=3, ge=1, le=12)
         queries: int = Field(default=4, ge=1, le=64, description="learnable queries per superpixel")
@@ -41,12 +42,6 @@ class SSPE(PositionEncoder):
             default="grid",
             description="position of a cell: Fourier features of its own, or the mask decoder's encoding",
         )
-
-        @model_validator(mode="after")
-        def _heads_divide_width(self) -> "SSPE.Config":
-            if self.width % self.heads:
-                raise ValueError(f"heads={self.heads} does not divide width={self.width}")
-            return self
 
     def __init__(self, config: Config, dims: Dims) -> None:
         super().__init__(config, dims)
