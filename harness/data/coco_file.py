@@ -41,13 +41,16 @@ class Annotation:
 class InstanceFile:
     """An `instances.json`: images and annotations by id; masks are made when asked for.
 
+    Args:
+        content: what it says, where it is no JSON file and has been read already.
+
     Raises:
         DataError: the file is missing, not whole, or not of this format.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, content: Any = None) -> None:
         self.path = path
-        content = read_json(path)
+        content = read_json(path) if content is None else content
         try:
             self._images: dict[int, Mapping[str, Any]] = {int(one["id"]): one for one in content["images"]}
             self._annotations: dict[int, Mapping[str, Any]] = {int(one["id"]): one for one in content["annotations"]}

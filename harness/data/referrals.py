@@ -7,7 +7,7 @@ Source: lichengunc/refer@e3bbaa3; gRefCOCO, henghuiding/gRefCOCO@41a8f00.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,13 @@ class Masks:
         instances: COCO's instance file.
         images: folder that its file names begin at.
         ground_truth: what overlapping polygons of one annotation are; None where none should occur.
+        read: makes of `instances` what it says.
     """
 
     instances: Path
     images: Path
     ground_truth: GroundTruth | None
+    read: Callable[[Path], InstanceFile] = InstanceFile
 
 
 class RefsConfig(BaseModel):
@@ -163,7 +165,7 @@ def examples(refs: Iterable[Ref], masks: Masks) -> list[Example]:
         DataError: a file is missing or damaged, a ref names what the instances lack, or polygons overlap and nobody
             said what that means.
     """
-    instances = InstanceFile(masks.instances)
+    instances = masks.read(masks.instances)
     of_image: dict[int, list[Ref]] = defaultdict(list)
     for ref in refs:
         of_image[ref.image_id].append(ref)
