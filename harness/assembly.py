@@ -19,7 +19,7 @@ from harness.backbone.strict import read_tensors
 from harness.backbone.vision import VisionEncoder, load_vision_encoder
 from harness.backbone.weights import WeightsRecord, resolve
 from harness.batches import BatchMaker
-from harness.data.example import Example
+from harness.data.example import Example, Question
 from harness.device import default_device
 from harness.encodings import SamCache, VisionCache, frozen_sam
 from harness.errors import WeightsError
@@ -65,8 +65,14 @@ def load_examples(spec: CellSpec, split: str) -> Sequence[Example]:
 
 
 def words_of(examples: Sequence[Example]) -> list[str]:
-    """Every word of these examples' expressions, sorted."""
-    return sorted({word for example in examples for each in example.expressions for word in each.text.split()})
+    """Every word of what these examples ask, and of its answers, sorted."""
+    texts = [
+        text
+        for example in examples
+        for one in example.asked
+        for text in ((one.text, one.answer) if isinstance(one, Question) else (one.text,))
+    ]
+    return sorted({word for text in texts for word in text.split()})
 
 
 def assemble(spec: CellSpec, words: Iterable[str], device: torch.device) -> Assembly:

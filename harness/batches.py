@@ -11,7 +11,7 @@ from torch import Tensor
 from harness.backbone.llm import REJ, SEG, LanguageModel
 from harness.backbone.segmenter import Query
 from harness.backbone.vision import Encoding
-from harness.data.example import Example, Expression
+from harness.data.example import Asked, Example, Expression, Question
 from harness.encodings import SamCache, VisionCache
 from harness.features import SuperpixelCache
 from harness.frame import Frame, to_tensor
@@ -20,17 +20,17 @@ from projectors import VisualFeatures
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B images with what is asked of them and what the answers should be; M real expressions in row-major order.
+    """B images with what is asked of them and what the answers should be, in row-major order.
 
     Args:
         features: what the projector sees.
         view: what masks are drawn from beside the patches: frames (B, 3, R, R) in 0..1 for a mask head from scratch,
             SAM's embeddings (B, P, g, g) for one of a SAM.
         inside: (B, R, R) float, 1 where the image is judged, 0 in the padding and where it is ignored.
-        query: the prompts, (B, E, L).
-        image: (M,) which image an expression is asked of.
-        answers: (M,) index of the right answer word.
-        targets: (M, R, R) float, the target masks in the frame.
+        query: the prompts and their answers in words, (B, E, L).
+        image: (S,) which image an expression is asked of.
+        answers: (A,) id of the right word for each of `Answer.answer_logits`.
+        targets: (S, R, R) float, the target mask of each expression, in the frame.
     """
 
     features: VisualFeatures
@@ -73,34 +73,45 @@ class BatchMaker:
         self.sam = sam
 
     def training(self, examples: Sequence[Example], num_expressions: int, generator: torch.Generator) -> Batch:
-        """At most `num_expressions` of each image's expressions, drawn without replacement."""
+        """At most `num_expressions` of what is asked of each image, drawn without replacement."""
         chosen = []
         for example in examples:
-            order = torch.randperm(len(example.expressions), generator=generator)[:num_expressions]
-            chosen.append([example.expressions[i] for i in order.tolist()])
+            order = torch.randperm(len(example.asked), generator=generator)[:num_expressions]
+            chosen.append([example.asked[i] for i in order.tolist()])
         return self.make(examples, chosen)
 
-    def make(self, examples: Sequence[Example], chosen: Sequence[Sequence[Expression]]) -> Batch:
-        """These expressions of these images, in this order."""
+    def make(self, examples: Sequence[Example], chosen: Sequence[Sequence[Asked]]) -> Batch:
+        """This asked of these images, in this order, with the right answers."""
         frames = [Frame.of(example.size, self.vision.frame) for example in examples]
         targets = [
-            frame.place_mask(example.mask(expression))
+            frame.place_mask(example.mask(one))
             for example, frame, asked in zip(examples, frames, chosen, strict=True)
-            for expression in asked
+            for one in asked
+            if isinstance(one, Expression)
         ]
         inside = np.stack([frame.place_mask(example.judged()) for example, frame in zip(examples, frames, strict=True)])
-        has_target = torch.tensor([bool(expression.targets) for asked in chosen for expression in asked])
-        answers = torch.where(has_target, SEG, REJ) + self.llm.vocabulary
-        image = torch.tensor([i for i, asked in enumerate(chosen) for _ in asked])
+        query = self.query(chosen, answered=True)
+        image, _ = query.drawn.nonzero(as_tuple=True)
         return Batch(
             features=self.features(examples, frames),
             view=self.view(examples, frames),
             inside=torch.from_numpy(inside).float().to(self.device),
-            query=self.query([[expression.text for expression in asked] for asked in chosen]),
-            image=image.to(self.device),
-            answers=answers.to(self.device),
-            targets=torch.from_numpy(np.stack(targets)).float().to(self.device),
+            query=query,
+            image=image,
+            answers=self._answers(chosen, query),
+            targets=torch.from_numpy(np.array(targets).reshape(-1, *inside.shape[1:])).float().to(self.device),
         )
+
+    def _answers(self, chosen: Sequence[Sequence[Asked]], query: Query) -> Tensor:
+        """The right words (A,): [SEG] or [REJ] for an expression; for a question those of its answer, and the end."""
+        real, answers = query.real, list[int]()
+        rows = zip(query.ids[real].tolist(), query.mask.sum(-1)[real].tolist(), query.given[real].tolist(), strict=True)
+        for one, (ids, length, given) in zip([one for asked in chosen for one in asked], rows, strict=True):
+            if isinstance(one, Expression):
+                answers.append(self.llm.vocabulary + (SEG if one.targets else REJ))
+            else:
+                answers += [*ids[length - given : length], self.llm.end]
+        return torch.tensor(answers, device=self.device)
 
     def features(self, examples: Sequence[Example], frames: Sequence[Frame]) -> VisualFeatures:
         """What the projector sees of these images."""
@@ -126,12 +137,18 @@ class BatchMaker:
         placed = [frame.place_image(example.image) for example, frame in zip(examples, frames, strict=True)]
         return to_tensor(placed).to(self.device)
 
-    def query(self, texts: Sequence[Sequence[str]]) -> Query:
-        """Texts an image -> prompts (B, E, L), padded to the largest E."""
-        width = max(len(row) for row in texts)
-        padded = [text for row in texts for text in [*row, *[""] * (width - len(row))]]
-        prompts = self.llm.prompts(padded)
-        real = torch.tensor([[e < len(row) for e in range(width)] for row in texts])
-        ids = rearrange(prompts.ids, "(b e) l -> b e l", e=width)
-        mask = rearrange(prompts.mask, "(b e) l -> b e l", e=width) & real[..., None]
-        return Query(ids.to(self.device), mask.to(self.device))
+    def query(self, chosen: Sequence[Sequence[Asked]], *, answered: bool = False) -> Query:
+        """What is asked of each image -> prompts (B, E, L), padded to the largest E.
+
+        Args:
+            answered: whether the answers to questions are given, as training teaches them.
+        """
+        width = max(len(row) for row in chosen)
+        padded = [one for row in chosen for one in [*row, *[None] * (width - len(row))]]
+        texts = [one.text if isinstance(one, Question) else self.llm.wish(one.text if one else "") for one in padded]
+        answers = [one.answer if isinstance(one, Question) and answered else "" for one in padded]
+        prompts = self.llm.prompts(texts, answers)
+        real = torch.tensor([[one is not None] for one in padded])
+        drawn = torch.tensor([isinstance(one, Expression) for one in padded])
+        parts = (prompts.ids, prompts.mask & real, prompts.given, drawn)
+        return Query(*(rearrange(part, "(b e) ... -> b e ...", e=width).to(self.device) for part in parts))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -32,7 +32,7 @@ WARM_UP = 3
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One image with one expression, from pixels to a mask at the image's own size.
+    """One image, asked once: from pixels to a mask at the image's own size, or to the end of an answer in words.
 
     Args:
         latency_ms: median wall time of a whole run.
@@ -47,7 +47,7 @@ class Cost:
 
 
 class Pipeline:
-    """Pixels to mask, nothing cached, in stages that can be timed one by one."""
+    """Pixels to the answer of the first thing asked, nothing cached, in stages that can be timed one by one."""
 
     def __init__(self, segmenter: Segmenter, batches: BatchMaker, example: Example) -> None:
         self.segmenter = segmenter
@@ -60,12 +60,12 @@ class Pipeline:
         proposing = [] if self.candidates is None else [self.candidates.embeddings]
         drawing = [] if batches.sam is None else [batches.sam]
         self.sams = {cache.folder: cache for cache in (*proposing, *drawing)}
-        self.query = batches.query([[example.expressions[0].text]])
+        self.query = batches.query([example.asked[:1]])
         self.pixels = to_tensor([self.frame.place_image(example.image)]).to(batches.device)
         self.patch_mask = torch.from_numpy(self.frame.patch_mask(batches.grid)).unsqueeze(0).to(batches.device)
         self.first = torch.zeros(1, dtype=torch.long, device=batches.device)
 
-    def run(self, stage: Callable[[str], None]) -> Tensor:
+    def run(self, stage: Callable[[str], None]) -> None:
         """One run; calls `stage(name)` as each stage ends."""
         encoding = self.batches.vision.compute(self.pixels, [(self.frame.height, self.frame.width)])
         stage("vision")
@@ -85,12 +85,15 @@ class Pipeline:
         features = self.batches.see(encoding, self.patch_mask, labels)
         tokens = self.segmenter.projector(features)
         stage("projector")
-        answering, seg = self.segmenter.read(tokens, self.query)
-        self.segmenter.llm.answer_logits(answering)
-        stage("llm")
-        masks = self.mask_frame.restore(self.segmenter.segment(features.patches, view, seg, self.first))
+        if not self.query.drawn.any():
+            self.segmenter.say(tokens, self.query)
+            stage("llm")
+        else:
+            answering, seg = self.segmenter.read(tokens, self.query)
+            self.segmenter.llm.answer_logits(answering)
+            stage("llm")
+            self.mask_frame.restore(self.segmenter.segment(features.patches, view, seg, self.first))
         stage("mask")
-        return masks
 
 
 @torch.inference_mode()

@@ -1,9 +1,11 @@
-"""Scores a trained segmenter: every expression of a split, one row each, with the control that must fail.
+"""Scores a trained segmenter: everything asked of a split, one row each, with the control that must fail.
 
-Two readings of one run: *generated*, where the mask counts only if the model's own next word is [SEG] (else the mask is
-empty), and *teacher forced*, where [SEG] is given, as LISA and its descendants score.
+Two readings of an expression in one run: *generated*, where the mask counts only if the model's own next word is [SEG]
+(else the mask is empty), and *teacher forced*, where [SEG] is given, as LISA and its descendants score. A question is
+answered in the model's likeliest words.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +14,14 @@ import numpy as np
 import pandas as pd
 import torch
 
+from harness.answers import score as score_answers
 from harness.backbone.llm import SEG
-from harness.backbone.segmenter import Segmenter
+from harness.backbone.segmenter import Answer, Query, Segmenter
 from harness.batches import BatchMaker
-from harness.data.example import Example, Expression, encode
+from harness.data.example import Asked, Example, Expression, Question, encode
 from harness.frame import Frame
 from harness.metrics import count, iou
+from harness.records import SAMPLE_COLUMNS
 from harness.training import autocast
 
 
@@ -26,14 +30,19 @@ class Prediction:
     """What the model says of one image.
 
     Args:
-        masks: (E, h, w) bool at the image's own size, as if [SEG] had been given.
+        masks: (E, h, w) bool at the image's own size, a mask an expression, as if [SEG] had been given.
         answered: (E,) bool, whether the model itself says [SEG].
         tokens: visual tokens read.
+        said: the answer to each question.
     """
 
     masks: np.ndarray
     answered: np.ndarray
     tokens: int
+    said: tuple[str, ...] = ()
+
+
+MEASURED = [column for column in SAMPLE_COLUMNS if column not in ("cell", "arm", "seed", "split")]
 
 
 class Evaluator:
@@ -53,49 +62,79 @@ class Evaluator:
         self.precision = precision
 
     @torch.inference_mode()
-    def predict(self, examples: Sequence[Example], texts: Sequence[Sequence[str]]) -> Iterator[Prediction]:
-        """One prediction an image for these texts, all expressions of an image packed into one sequence."""
+    def predict(self, examples: Sequence[Example], asked: Sequence[Sequence[Asked]]) -> Iterator[Prediction]:
+        """One prediction an image for what is asked of it, all packed into one sequence."""
+        llm = self.segmenter.llm
         for start in range(0, len(examples), self.batch_images):
             chunk = [examples[i] for i in range(start, min(start + self.batch_images, len(examples)))]
-            asked = texts[start : start + self.batch_images]
+            chosen = asked[start : start + self.batch_images]
             frames = [Frame.of(example.size, self.batches.vision.frame) for example in chunk]
-            query = self.batches.query(asked)
+            query = self.batches.query(chosen)
             with autocast(self.precision, self.batches.device):
                 features = self.batches.features(chunk, frames)
                 answer = self.segmenter(features, self.batches.view(chunk, frames), query)
-            sizes = [len(row) for row in asked]
-            says_seg = answer.answer_logits.argmax(-1) == SEG + self.segmenter.llm.vocabulary
-            tokens = answer.tokens.mask.sum(1).tolist()
-            masks = answer.mask_logits.split(sizes)
+                words = self._say(answer, query)
+            num_drawn = query.drawn.sum(1).tolist()
+            says_seg = answer.answer_logits[query.drawn[query.real]].argmax(-1) == SEG + llm.vocabulary
             drawn = [Frame.of(example.size, self.batches.mask_frame) for example in chunk]
-            for frame, logits, answered, num_tokens in zip(drawn, masks, says_seg.split(sizes), tokens, strict=True):
-                yield Prediction((frame.restore(logits) > 0).cpu().numpy(), answered.cpu().numpy(), num_tokens)
+            for frame, logits, answered, num_tokens, row in zip(
+                drawn,
+                answer.mask_logits.split(num_drawn),
+                says_seg.split(num_drawn),
+                answer.tokens.mask.sum(1).tolist(),
+                chosen,
+                strict=True,
+            ):
+                said = tuple(next(words) for one in row if isinstance(one, Question))
+                masks = (frame.restore(logits) > 0).cpu().numpy()
+                yield Prediction(masks, answered.cpu().numpy(), num_tokens, said)
+
+    def _say(self, answer: Answer, query: Query) -> Iterator[str]:
+        """The answers to the questions of a batch, in order."""
+        questions = query.questions()
+        ids = self.segmenter.say(answer.tokens, questions).tolist() if questions.real.any() else []
+        return iter([self.segmenter.llm.words(row) for row in ids])
 
     def score(self, examples: Sequence[Example]) -> tuple[pd.DataFrame, list[int]]:
-        """A row an expression (columns: see `harness.records`), and the visual tokens of each image."""
+        """A row an expression or question (columns: see `harness.records`), and the visual tokens of each image."""
         rows: list[dict[str, Any]] = []
         tokens = []
-        texts = [[expression.text for expression in example.expressions] for example in examples]
-        for example, prediction in zip(examples, self.predict(examples, texts), strict=True):
+        asked = [example.asked for example in examples]
+        for example, prediction in zip(examples, self.predict(examples, asked), strict=True):
             tokens.append(prediction.tokens)
             rows.extend(sample_rows(example, prediction))
-        return pd.DataFrame(rows), tokens
+        questions = [question for example in examples for question in example.questions]
+        answered = [row for row in rows if "said" in row]
+        for row, value in zip(answered, score_answers([row["said"] for row in answered], questions), strict=True):
+            row["score"] = value
+        return pd.DataFrame(rows, columns=MEASURED), tokens
 
-    def shuffled_giou(self, examples: Sequence[Example]) -> float:
-        """gIoU when each image is asked the next image's expressions: what is left when the words do not matter."""
+    def shuffled(self, examples: Sequence[Example]) -> dict[str, float]:
+        """What is left when words and image do not belong together, by the column it is reported in.
+
+        Each image is asked what the next one is asked: masks are held against what its own expression means, answers
+        against the question that was put.
+        """
         others = [examples[(i + 1) % len(examples)] for i in range(len(examples))]
-        pairs = [list(zip(e.expressions, o.expressions, strict=False)) for e, o in zip(examples, others, strict=True)]
-        texts = [[foreign.text for _, foreign in pair] for pair in pairs]
-        scores = []
-        for example, pair, prediction in zip(examples, pairs, self.predict(examples, texts), strict=True):
+        asked: list[list[Asked]] = [
+            [*other.expressions[: len(example.expressions)], *other.questions]
+            for example, other in zip(examples, others, strict=True)
+        ]
+        overlaps, said = list[float](), list[str]()
+        for example, prediction in zip(examples, self.predict(examples, asked), strict=True):
             masks = prediction.masks & prediction.answered[:, None, None]
-            for (own, _), mask in zip(pair, masks, strict=True):
-                scores.append(_overlap(mask & example.judged(), example.mask(own) & example.judged()))
-        return float(np.mean(scores))
+            for own, mask in zip(example.expressions, masks, strict=False):
+                overlaps.append(_overlap(mask & example.judged(), example.mask(own) & example.judged()))
+            said += prediction.said
+        questions = [question for other in others for question in other.questions]
+        scores = pd.Series(score_answers(said, questions), dtype=float)
+        by_scoring = scores.groupby([question.scoring for question in questions]).mean()
+        answers = {f"{scoring}_shuffled": float(value) for scoring, value in by_scoring.items()}
+        return {"giou_shuffled": float(np.mean(overlaps)), **answers} if overlaps else answers
 
 
 def sample_rows(example: Example, prediction: Prediction) -> Iterator[dict[str, Any]]:
-    """Counts and masks of each expression of one image, in the columns of `harness.records.SAMPLE_COLUMNS`."""
+    """What one image was asked and what came of it, in the columns of `harness.records.SAMPLE_COLUMNS`."""
     (height, width), judged = example.size, example.judged()
     for number, expression in enumerate(example.expressions):
         target = example.mask(expression)
@@ -103,11 +142,7 @@ def sample_rows(example: Example, prediction: Prediction) -> Iterator[dict[str, 
         mask = forced & prediction.answered[number]
         forced_pixels = count(forced & judged, target & judged)
         yield {
-            "image_id": example.image_id,
-            "expression_id": number,
-            "text": expression.text,
-            "family": expression.family,
-            "domain": example.domain,
+            **_identity(example, number, expression),
             "iou": _overlap(mask & judged, target & judged),
             "iou_teacher_forced": float(iou(forced_pixels["intersection"], forced_pixels["union"])),
             **{name: int(pixels) for name, pixels in count(mask & judged, target & judged).items()},
@@ -120,6 +155,27 @@ def sample_rows(example: Example, prediction: Prediction) -> Iterator[dict[str, 
             "prediction_rle": encode(mask)["counts"].decode(),
             "target_rle": encode(target)["counts"].decode(),
         }
+    for number, (question, said) in enumerate(
+        zip(example.questions, prediction.said, strict=True), start=len(example.expressions)
+    ):
+        references = json.dumps(question.references, ensure_ascii=False)
+        yield {
+            **_identity(example, number, question),
+            "scoring": question.scoring,
+            "said": said,
+            "references": references,
+        }
+
+
+def _identity(example: Example, number: int, asked: Asked) -> dict[str, Any]:
+    """The columns that say what was asked of which image."""
+    return {
+        "image_id": example.image_id,
+        "expression_id": number,
+        "text": asked.text,
+        "family": asked.family,
+        "domain": example.domain,
+    }
 
 
 def _overlap(prediction: np.ndarray, target: np.ndarray) -> float:

@@ -62,7 +62,15 @@ def mean_best_overlap(labels: np.ndarray, objects: np.ndarray) -> float:
 
 
 def score(samples: pd.DataFrame) -> dict[str, float]:
-    """All quality columns of a result row, from the rows of one cell in the samples table.
+    """All quality columns of a result row, from the rows of one cell in the samples table: of masks and of answers."""
+    answers = samples.reindex(columns=["scoring", "score"])
+    is_answered = answers["scoring"].notna()
+    scores = {} if is_answered.any() and is_answered.all() else score_masks(samples[~is_answered])
+    return scores | {str(scoring): _mean(rows["score"]) for scoring, rows in answers.groupby("scoring", sort=True)}
+
+
+def score_masks(samples: pd.DataFrame) -> dict[str, float]:
+    """The quality columns that speak of expressions.
 
     - `giou`: mean of per-expression IoU (not generalised-box IoU); `giou_teacher_forced`: the same with [SEG] given.
     - `ciou`: sum of intersections over sum of unions.

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from harness.errors import DataError
+from harness.records import ANSWER_METRICS, SAMPLE_COLUMNS
 from harness.stats import RESAMPLES, Difference, Estimate, Sums, interval, is_on_front, ratio, swap_test
 
 METRICS = (
@@ -23,14 +24,22 @@ METRICS = (
     "no_target_accuracy",
     "target_accuracy",
     *(f"precision_at_{percent}" for percent in (50, 60, 70, 80, 90)),
+    *ANSWER_METRICS,
 )
 LOWER_IS_BETTER = frozenset({"fp_rate", "fn_rate", "wrong_object_rate"})
 _KEYS = ["seed", "image_id", "expression_id"]
 
 
+def _spoken_to(samples: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The rows that a metric is about: questions that are scored so, or expressions."""
+    return samples[samples["scoring"] == metric if metric in ANSWER_METRICS else samples["scoring"].isna()]
+
+
 def _parts(samples: pd.DataFrame, metric: str) -> tuple[pd.Series, pd.Series]:
-    """Numerator and denominator of one metric for every scored expression; the definitions of `metrics.score`."""
+    """Numerator and denominator of one metric for every row that it is about; the definitions of `metrics.score`."""
     every = pd.Series(1.0, index=samples.index)
+    if metric in ANSWER_METRICS:
+        return samples["score"], every
     has_target = samples["target_area"] > 0
     has_prediction = samples["predicted_area"] > 0
     if metric.startswith("precision_at_"):
@@ -79,7 +88,7 @@ class Panel:
         self._estimates: dict[tuple[str, str, str | None, str | None], Estimate] = {}
         done = results[results["status"] == "done"]
         names = dict(zip(done["cell"], (variant_name(arm, point) for arm, point in _points(done)), strict=True))
-        samples = samples[samples["cell"].isin(names)]
+        samples = samples[samples["cell"].isin(names)].reindex(columns=list(SAMPLE_COLUMNS))
         samples = samples.assign(variant=samples["cell"].map(names))
         self.images = sorted(samples["image_id"].unique())
         self._image_codes = {image: code for code, image in enumerate(self.images)}
@@ -88,6 +97,13 @@ class Panel:
         self.variants = [variant for variant in dict.fromkeys(names.values()) if variant in self._samples]
         self.domains = sorted({*samples["domain"]} - {""})
         self.families = [family for family in dict.fromkeys(samples["family"]) if isinstance(family, str)]
+
+    def families_of(self, metric: str) -> list[str]:
+        """The families of what a metric is about, as they come."""
+        found = dict.fromkeys(
+            family for samples in self._samples.values() for family in _spoken_to(samples, metric)["family"]
+        )
+        return [family for family in found if isinstance(family, str)]
 
     def arm_of(self, variant: str) -> str:
         """The arm of which a variant is one search point."""
@@ -166,7 +182,7 @@ class Panel:
         )
 
     def _scores(self, variant: str, metric: str, family: str | None = None, domain: str | None = None) -> pd.DataFrame:
-        samples = self._samples[variant]
+        samples = _spoken_to(self._samples[variant], metric)
         if family is not None:
             samples = samples[samples["family"] == family]
         if domain is not None:

@@ -80,7 +80,8 @@ def _predict(trained: Trained, example: Example, out: Path) -> list[str]:
     """Writes mask and overlay of each expression; a line each of what was found and where it lies."""
     assembly, precision = trained.assembly, trained.spec.training.precision
     texts = [expression.text for expression in example.expressions]
-    prediction = next(Evaluator(assembly.segmenter, assembly.batches, 1, precision).predict([example], [texts]))
+    evaluator = Evaluator(assembly.segmenter, assembly.batches, 1, precision)
+    prediction = next(evaluator.predict([example], [example.expressions]))
     out.mkdir(parents=True, exist_ok=True)
     lines = []
     for number, (text, mask, answered) in enumerate(zip(texts, prediction.masks, prediction.answered, strict=True)):

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from harness.records import Row
+from harness.records import ANSWER_METRICS, Row
 from harness.study import Cell
 
 QUIET_SECONDS = 30.0
@@ -148,5 +148,8 @@ def summary(row: Row) -> str:
     return ", ".join([*(text for text, _ in figures), seconds])
 
 
-SUMMARY = (("giou", "gIoU"), ("tokens", "tokens"), ("latency_ms", "latency ms"), ("fp_rate", "FP rate"))
+SUMMARY = (
+    *(("giou", "gIoU"), *ANSWER_METRICS.items()),
+    *(("tokens", "tokens"), ("latency_ms", "latency ms"), ("fp_rate", "FP rate")),
+)
 """What is said of a finished cell."""

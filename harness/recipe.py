@@ -29,7 +29,9 @@ class TrainingConfig(BaseModel):
         default=None, description="simple expressions first; who can tell red from blue learns sooner what stands left"
     )
     batch_images: int = Field(default=16, ge=1, description="images in a step")
-    expressions_per_image: int = Field(default=6, ge=1, description="expressions asked of an image in a step")
+    expressions_per_image: int = Field(
+        default=6, ge=1, description="expressions and questions asked of an image in a step"
+    )
     optimizer: Literal["adamw", "muon"] = Field(
         default="adamw", description="muon: for matrices of hidden layers, AdamW for all else; for LLMs from scratch"
     )
@@ -49,5 +51,5 @@ class EvaluationConfig(BaseModel):
 
     split: str = Field(default="test", description="of the data; not the one that is trained on")
     batch_images: int = Field(default=16, ge=1, description="images scored at a time")
-    latency_repeats: int = Field(default=10, ge=1, description="timed runs of one image with one expression")
+    latency_repeats: int = Field(default=10, ge=1, description="timed runs of one image, asked once")
     gallery_images: int = Field(default=24, ge=0, description="images kept for the report's gallery")

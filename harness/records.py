@@ -1,7 +1,7 @@
 """What is measured of a cell, and where it is kept: one file a cell, gathered into the two tables of a study.
 
-`results.parquet` has a row a cell, `samples.parquet` a row a scored expression. They are the source of truth; what
-MLflow, Optuna and reports show is made from them.
+`results.parquet` has a row a cell, `samples.parquet` a row an expression or question. They are the source of truth;
+what MLflow, Optuna and reports show is made from them.
 """
 
 import fcntl
@@ -19,7 +19,7 @@ import pandas as pd
 from harness.errors import HarnessError
 from harness.files import replace_file
 
-__all__ = ["COLUMNS", "FAMILIES", "METRICS", "SAMPLE_COLUMNS", "Metric", "Row", "RunFolder"]
+__all__ = ["ANSWER_METRICS", "COLUMNS", "FAMILIES", "METRICS", "SAMPLE_COLUMNS", "Metric", "Row", "RunFolder"]
 
 Row = dict[str, Any]
 """A row of results.parquet; a column that was not measured is None or left out."""
@@ -48,6 +48,10 @@ class Metric:
     decimals: int = 3
 
 
+ANSWER_METRICS = {"accuracy": "accuracy", "vqa_accuracy": "VQA accuracy", "cider": "CIDEr"}
+"""How answers in words are scored, and what a table calls it."""
+
+
 def _metrics() -> dict[str, Metric]:
     stages = ("vision", "sam", "superpixels", "projector", "llm", "mask")
     quality = {
@@ -63,6 +67,9 @@ def _metrics() -> dict[str, Metric]:
         "giou_shuffled": Metric("gIoU, expressions shuffled", higher_is_better=None),
         "giou_random_object": Metric("gIoU, random object", higher_is_better=None),
     }
+    for scoring, label in ANSWER_METRICS.items():
+        quality[scoring] = Metric(label)
+        quality[f"{scoring}_shuffled"] = Metric(f"{label}, images shuffled", higher_is_better=None)
     families = {f"giou_{family}": Metric(f"gIoU {family}") for family in FAMILIES}
     families |= {f"fp_rate_{family}": Metric(f"FP rate {family}", higher_is_better=False) for family in FAMILIES}
     cost = {
@@ -97,6 +104,7 @@ SAMPLE_COLUMNS = (
     *("iou", "iou_teacher_forced", "intersection", "union", "predicted_area", "target_area", "answered"),
     *("intersection_teacher_forced", "predicted_area_teacher_forced"),
     *("elongation", "occlusion", "height", "width", "prediction_rle", "target_rle"),
+    *("scoring", "score", "said", "references"),
 )
 
 

@@ -12,10 +12,11 @@ from rich.table import Table
 
 from harness.errors import HarnessError
 from harness.progress import Progress, progress_on
-from harness.records import METRICS, Row, RunFolder
+from harness.records import ANSWER_METRICS, METRICS, Row, RunFolder
 from harness.study import Cell, Study, load
 
-RESULT_COLUMNS = ("giou", "giou_shuffled", "giou_random_object", "fp_rate", "tokens", "latency_ms")
+_ANSWERS = [column for scoring in ANSWER_METRICS for column in (scoring, f"{scoring}_shuffled")]
+RESULT_COLUMNS = ("giou", "giou_shuffled", "giou_random_object", "fp_rate", *_ANSWERS, "tokens", "latency_ms")
 LIST_KINDS = ("projectors", "superpixels", "datasets", "metrics", "encoders", "llms", "mask_heads")
 
 
@@ -115,13 +116,14 @@ def result_table(results: pd.DataFrame) -> Table:
     table = Table()
     for column in ("arm", "point", "seeds"):
         table.add_column(column)
-    for name in RESULT_COLUMNS:
+    measured = [name for name in RESULT_COLUMNS if results[name].notna().any()]
+    for name in measured:
         metric = METRICS[name]
         table.add_column(f"{metric.label} ({metric.unit})" if metric.unit else metric.label, justify="right")
     for (arm, point), cells in results.groupby(["arm", "point"], sort=False):
         done = cells[cells["status"] == "done"]
-        means = done[list(RESULT_COLUMNS)].mean()
-        shown = [f"{means[name]:.{METRICS[name].decimals}f}" for name in RESULT_COLUMNS]
+        means = done[measured].mean()
+        shown = [f"{means[name]:.{METRICS[name].decimals}f}" for name in measured]
         row = ["-" if value == "nan" else value for value in shown]
         settings = (f"{path.rpartition('.')[2]}={value}" for path, value in json.loads(str(point)).items())
         table.add_row(str(arm), ", ".join(settings), f"{len(done)} of {len(cells)}", *row)

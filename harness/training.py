@@ -29,7 +29,7 @@ SAVE_EVERY_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """The parts of the objective, each a scalar mean over the expressions of a step."""
+    """The parts of the objective, each a scalar mean: over the words of a step's answers, or over its expressions."""
 
     answer: Tensor
     bce: Tensor
@@ -53,13 +53,16 @@ class CurvePoint:
 
 
 def losses(answer: Answer, batch: Batch) -> Losses:
-    """Cross-entropy of the answer word, BCE and dice of the mask at the decoder's resolution."""
+    """Cross-entropy of the answers' words, BCE and dice of the masks at the decoder's resolution."""
+    said = F.cross_entropy(answer.answer_logits.float(), batch.answers)
+    if not len(batch.targets):
+        return Losses(answer=said, bce=said.new_zeros(()), dice=said.new_zeros(()))
     logits = answer.mask_logits.float()
     target = F.interpolate(batch.targets[:, None], logits.shape[-2:], mode="area")[:, 0]
     inside = F.interpolate(batch.inside[:, None], logits.shape[-2:], mode="area")[:, 0][batch.image]
     bce = F.binary_cross_entropy_with_logits(logits, target, weight=inside, reduction="none").sum((1, 2))
     return Losses(
-        answer=F.cross_entropy(answer.answer_logits.float(), batch.answers),
+        answer=said,
         bce=(bce / inside.sum((1, 2))).mean(),
         dice=dice_loss(logits.sigmoid() * inside, target).mean(),
     )
@@ -250,23 +253,24 @@ class Trainer:
 
 
 def of_families(examples: Sequence[Example], families: Sequence[str]) -> list[Example]:
-    """The examples with only their expressions of these families; those that have none are left out.
+    """The examples with only what they ask of these families; those that ask nothing of them are left out.
 
     Raises:
-        DataError: no example has any expression of one of the families.
+        DataError: nothing that is asked is of one of the families.
     """
-    present = {expression.family for example in examples for expression in example.expressions}
+    present = {one.family for example in examples for one in example.asked}
     for family in families:
         if family not in present:
             raise DataError(
-                f"training.curriculum.families: no training expression is of the family {family!r}; "
+                f"training.curriculum.families: nothing asked in training is of the family {family!r}; "
                 f"{suggest(family, present)}"
             )
     kept = []
     for example in examples:
         expressions = tuple(one for one in example.expressions if one.family in families)
-        if expressions:
-            kept.append(replace(example, expressions=expressions))
+        questions = tuple(one for one in example.questions if one.family in families)
+        if expressions or questions:
+            kept.append(replace(example, expressions=expressions, questions=questions))
     return kept
 
 

@@ -42,6 +42,7 @@ def evaluator_table(findings: Findings) -> Table:
 
 def _means(findings: Findings, variant: str) -> Mapping[str, Mapping[str, float]]:
     samples = findings.samples
+    samples = samples[samples["scoring"].isna()]
     cells = [samples[samples["cell"] == cell] for cell in findings.cells(variant)["cell"]]
     counts = [Counts.of_samples(rows) for rows in cells]
     scores = {name: [preset(each) for each in counts] for name, preset in PRESETS.items()}

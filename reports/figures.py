@@ -45,19 +45,23 @@ def _figures(findings: Findings) -> Iterator[tuple[str, str, Draw]]:
             continue
         if any(not is_missing(variant.means.get(cost)) for variant in findings.variants):
             caption = (
-                f"gIoU against {label}. Bars are 95% intervals; points at the same place are set side by side; the "
-                "dashed line joins the Pareto front, whose arms are in bold."
+                f"{findings.label} against {label}. Bars are 95% intervals; points at the same place are set side by "
+                "side; the dashed line joins the Pareto front, whose arms are in bold."
             )
-            yield f"giou_{cost}", caption, lambda found, cost=cost: quality_against(found, cost)  # type: ignore[misc]
+            yield f"{findings.metric}_{cost}", caption, lambda found, cost=cost: quality_against(found, cost)  # type: ignore[misc]
     if has_budgets:
-        caption = "gIoU by visual tokens, a line for each arm that was run at several budgets; bands and bars are 95%."
+        caption = (
+            f"{findings.label} by visual tokens, a line for each arm that was run at several budgets; bands and bars "
+            "are 95%."
+        )
         yield "budget", caption, quality_by_budget
-    yield "families", "gIoU by family of expression with 95% intervals; the dotted line is the baseline.", families
+    caption = f"{findings.label} by family with 95% intervals; the dotted line is the baseline."
+    yield "families", caption, families
     if findings.importance:
         method = findings.importance.get("method", "Optuna")
         yield "importance", f"Share of each searched parameter in the outcome, by {method}.", importance
     if searched_grid(findings) is not None:
-        yield "grid", "gIoU over the two searched parameters, means over seeds.", grid
+        yield "grid", f"{findings.label} over the two searched parameters, means over seeds.", grid
     if findings.results["curve"].notna().any():
         caption = "Training loss and its parts; a line is the mean over seeds, its band their range."
         yield "training", caption, training
@@ -73,7 +77,7 @@ def families(findings: Findings) -> Figure:
     panels = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False).ravel()
     places = np.arange(len(findings.variants))
     for axes, family in zip(panels, names, strict=False):
-        estimates = [findings.panel.estimate(variant.name, "giou", family) for variant in findings.variants]
+        estimates = [findings.panel.estimate(variant.name, findings.metric, family) for variant in findings.variants]
         values = np.array([estimate.value for estimate in estimates])
         errors = np.array([[e.value - e.low, e.high - e.value] for e in estimates]).T.clip(min=0)
         colors = [style.color for style in styles(findings)]
@@ -91,7 +95,7 @@ def families(findings: Findings) -> Figure:
         axes.set_visible(place < len(names))
     panels[0].invert_yaxis()
     panels[0].set_xlim(0, None)
-    figure.supxlabel("gIoU", fontsize=11)
+    figure.supxlabel(findings.label, fontsize=11)
     figure.get_layout_engine().set(hspace=0.08)  # type: ignore[union-attr, call-arg]
     return figure
 
@@ -114,15 +118,15 @@ def importance(findings: Findings) -> Figure:
 
 
 def searched_grid(findings: Findings) -> pd.DataFrame | None:
-    """Mean gIoU over the two parameters of a search, rows x columns; None unless exactly two were searched."""
+    """Mean score over the two parameters of a search, rows x columns; None unless exactly two were searched."""
     done = findings.results[findings.results["status"] == "done"]
     points = [json.loads(point or "{}") for point in done["point"]]
-    scored = [{**point, "giou": giou} for point, giou in zip(points, done["giou"], strict=True) if point]
+    scored = [{**point, "score": score} for point, score in zip(points, done[findings.metric], strict=True) if point]
     paths = sorted({path for point in points for path in point})
     if len(paths) != 2 or any(isinstance(value, dict | list) for point in points for value in point.values()):
         return None
-    table = pd.DataFrame(scored).astype({"giou": float})
-    return table.pivot_table(index=paths[0], columns=paths[1], values="giou", aggfunc="mean")
+    table = pd.DataFrame(scored).astype({"score": float})
+    return table.pivot_table(index=paths[0], columns=paths[1], values="score", aggfunc="mean")
 
 
 def grid(findings: Findings) -> Figure:
@@ -131,7 +135,7 @@ def grid(findings: Findings) -> Figure:
     assert table is not None
     figure = Figure(figsize=(2.6 + 1.3 * table.shape[1], 1.4 + 0.8 * table.shape[0]), layout="constrained")
     axes = figure.add_subplot()
-    sns.heatmap(table, annot=True, fmt=".3f", cmap="cividis", ax=axes, cbar_kws={"label": "gIoU"}, linewidths=1)
+    sns.heatmap(table, annot=True, fmt=".3f", cmap="cividis", ax=axes, cbar_kws={"label": findings.label}, linewidths=1)
     axes.set_xlabel(str(table.columns.name).rpartition(".")[2])
     axes.set_ylabel(str(table.index.name).rpartition(".")[2])
     axes.invert_yaxis()

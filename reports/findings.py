@@ -1,6 +1,7 @@
 """Everything a report says about a run, worked out once: scores, differences, the front, and the claims' verdicts."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from ruamel.yaml import YAML
 
 from harness.claims import Claim, Judgement, judge_claims
 from harness.errors import DataError
-from harness.panel import Panel, variant_name
-from harness.records import FAMILIES, METRICS
+from harness.panel import LOWER_IS_BETTER, Panel, variant_name
+from harness.panel import METRICS as SCORES
+from harness.records import FAMILIES, METRICS, SAMPLE_COLUMNS
 from harness.stats import Difference, Estimate, Verdict, holm, is_on_front, judge
 
 DEFAULT_MARGIN = 0.01
@@ -47,9 +49,14 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """A run, read and judged; `variants` are in the study's order."""
+    """A run, read and judged; `variants` are in the study's order.
+
+    Args:
+        metric: what variants are ranked and compared by: the first score among the study's objectives.
+    """
 
     folder: Path
+    metric: str
     study: dict[str, Any]
     results: pd.DataFrame
     samples: pd.DataFrame
@@ -73,15 +80,26 @@ class Findings:
 
     @property
     def best(self) -> Variant | None:
-        """The variant with the highest gIoU."""
+        """The variant with the highest score."""
         scored = [variant for variant in self.variants if np.isfinite(variant.score.value)]
         return max(scored, key=lambda variant: variant.score.value, default=None)
 
     @property
     def families(self) -> list[str]:
-        """The families that occur, those of `scenes` in their own order and first."""
-        known = [family for family in FAMILIES if family in self.panel.families]
-        return [*known, *(family for family in self.panel.families if family not in known)]
+        """The families that the score speaks of, those of `scenes` in their own order and first."""
+        present = self.panel.families_of(self.metric)
+        known = [family for family in FAMILIES if family in present]
+        return [*known, *(family for family in present if family not in known)]
+
+    @property
+    def label(self) -> str:
+        """What the score is called."""
+        return METRICS[self.metric].label
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether any expression was scored, so that masks can be spoken of."""
+        return bool(self.samples["scoring"].isna().any())
 
     @property
     def unfinished(self) -> pd.DataFrame:
@@ -105,7 +123,9 @@ def load(folder: Path) -> Findings:
         raise DataError(f"{folder} holds no results.parquet; run the study before asking for its report")
     results, samples = (pd.read_parquet(folder / f"{name}.parquet") for name in ("results", "samples"))
     study = YAML(typ="safe").load(folder / "study.resolved.yaml")
+    samples = samples.reindex(columns=list(SAMPLE_COLUMNS))  # one of before questions were asked has no answers
     panel = Panel(results, samples)
+    metric = _ranked_by(study.get("objectives") or {})
     margin = float(study.get("margin") or DEFAULT_MARGIN)
     named = study.get("baseline") or ()
     found = [panel.variants_of(arm) for arm in ([named] if isinstance(named, str) else named)]
@@ -113,11 +133,12 @@ def load(folder: Path) -> Findings:
     claims = [Claim.model_validate(claim) for claim in study.get("claims") or []]
     return Findings(
         folder=folder,
+        metric=metric,
         study=study,
         results=results,
         samples=samples,
         panel=panel,
-        variants=_variants(panel, results, baselines, margin),
+        variants=_variants(panel, metric, results, baselines, margin),
         baselines=baselines,
         margin=margin,
         judgements=tuple(judge_claims(claims, panel, margin)),
@@ -126,32 +147,41 @@ def load(folder: Path) -> Findings:
     )
 
 
+def _ranked_by(objectives: Mapping[str, str]) -> str:
+    scores = [name for name in objectives if name in SCORES and name not in LOWER_IS_BETTER]
+    return next(iter(scores), "giou")
+
+
 def _json(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def _variants(panel: Panel, results: pd.DataFrame, baselines: tuple[str, ...], margin: float) -> tuple[Variant, ...]:
+def _variants(
+    panel: Panel, metric: str, results: pd.DataFrame, baselines: tuple[str, ...], margin: float
+) -> tuple[Variant, ...]:
     done = results[results["status"] == "done"]
     names = pd.Series([variant_name(*pair) for pair in zip(done["arm"], done["point"], strict=True)], index=done.index)
     measured = [metric for metric in METRICS if metric in done]
     means = done[measured].astype(float).groupby(names).mean().to_dict(orient="index")
-    scores = {name: panel.estimate(name) for name in panel.variants}
+    scores = {name: panel.estimate(name, metric) for name in panel.variants}
     costs = {name: means[name].get("tokens", float("nan")) for name in panel.variants}
-    shares = panel.front_share(costs)
+    shares = panel.front_share(costs, metric)
     points = np.array([[scores[name].value, -costs[name]] for name in panel.variants]).reshape(-1, 2)
     on_front = dict(zip(panel.variants, is_on_front(points).tolist(), strict=True))
-    comparisons = _comparisons(panel, baselines, margin)
+    comparisons = _comparisons(panel, metric, baselines, margin)
     return tuple(
         Variant(name, scores[name], means[name], comparisons[name], on_front[name], shares.get(name, float("nan")))
         for name in panel.variants
     )
 
 
-def _comparisons(panel: Panel, baselines: tuple[str, ...], margin: float) -> dict[str, dict[str, Comparison]]:
-    """Every variant against every baseline in gIoU, by both names; each pair is one test of the study's family."""
+def _comparisons(
+    panel: Panel, metric: str, baselines: tuple[str, ...], margin: float
+) -> dict[str, dict[str, Comparison]]:
+    """Every variant against every baseline, by both names; each pair is one test of the study's family."""
     pairs = [(name, baseline) for baseline in baselines for name in panel.variants if name != baseline]
     tests = list(dict.fromkeys(frozenset(pair) for pair in pairs))
-    differences = {pair: panel.compare(*pair) for pair in pairs}
+    differences = {pair: panel.compare(*pair, metric) for pair in pairs}
     first = {test: next(pair for pair in pairs if frozenset(pair) == test) for test in tests}
     adjusted = dict(zip(tests, holm([differences[first[test]].p for test in tests]), strict=True))
     comparisons: dict[str, dict[str, Comparison]] = {name: {} for name in panel.variants}

@@ -16,11 +16,11 @@ from reports.findings import Findings, Variant
 from reports.numbers import fixed, is_missing
 from reports.style import Style, styles
 
-COSTS = {"tokens": "visual tokens per image (mean)", "latency_ms": "latency of one image with one expression, ms (p50)"}
+COSTS = {"tokens": "visual tokens per image (mean)", "latency_ms": "latency of one image, asked once, ms (p50)"}
 
 
 def quality_against(findings: Findings, cost: str) -> Figure:
-    """gIoU with intervals over a cost, the Pareto front drawn through."""
+    """The score with intervals over a cost, the Pareto front drawn through."""
     looked = zip(findings.variants, styles(findings), strict=True)
     pairs = [(variant, look) for variant, look in looked if not is_missing(variant.means.get(cost))]
     shown, looks = [variant for variant, _ in pairs], [look for _, look in pairs]
@@ -56,7 +56,7 @@ def quality_against(findings: Findings, cost: str) -> Figure:
     low, high = min(v.score.low for v in shown), max(v.score.high for v in shown)
     axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
     axes.set_xlabel(COSTS[cost])
-    axes.set_ylabel("gIoU")
+    axes.set_ylabel(findings.label)
     _label_beside(axes, shown, looks, set(front.tolist()))
     return figure
 
@@ -94,7 +94,7 @@ def quality_by_budget(findings: Findings) -> Figure:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
     axes.set_xlabel(COSTS["tokens"])
-    axes.set_ylabel("gIoU")
+    axes.set_ylabel(findings.label)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure
 

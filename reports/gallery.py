@@ -1,12 +1,14 @@
-"""Test images with what each arm predicted, chosen by a rule that is printed, never by hand.
+"""Test images with what each arm predicted or answered, chosen by a rule that is printed, never by hand.
 
 Rules: of the expressions with a target, those at fixed quantiles of the baseline's IoU, then those where the best arm
 gains and loses most against the baseline; of those without, the first that the baseline gets right and the first that
-it gets wrong. A rule uses an image once. All pictures show one seed, the first.
+it gets wrong; of each family of questions, the first that the baseline answers best and the first that it answers
+worst. A rule uses an image once. All pictures show one seed, the first.
 """
 
 import base64
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,14 +40,27 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """What an arm answers, and its score."""
+
+    arm: str
+    words: str
+    score: str
+
+
+@dataclass(frozen=True, slots=True)
 class Exhibit:
-    """One expression on one image: the image, its superpixels, the target, and each arm's prediction."""
+    """One expression on one image: the image, its superpixels, the target, and each arm's prediction.
+
+    Or one question on one image, and each arm's answer, beginning with the right one.
+    """
 
     rule: str
     text: str
     family: str
     image_id: str
     tiles: tuple[Tile, ...]
+    said: tuple[Said, ...] = ()
 
 
 def exhibits(findings: Findings) -> list[Exhibit]:
@@ -53,11 +68,16 @@ def exhibits(findings: Findings) -> list[Exhibit]:
     folder, best = findings.folder / "gallery", findings.best
     if not folder.is_dir() or best is None:
         return []
+    reference = findings.baseline or best.name
+    return [*_drawn(findings, folder, best, reference), *_answered(findings, folder, reference)]
+
+
+def _drawn(findings: Findings, folder: Path, best: Variant, reference: str) -> list[Exhibit]:
+    """The expressions."""
     scores = _scores(findings)
     scores = scores[[_picture(folder, image_id).exists() for image_id in scores.index.get_level_values("image_id")]]
     if scores.empty:
         return []
-    reference = findings.baseline or best.name
     has_target = _has_target(findings, scores)
     chosen = [
         *_quantiles(scores.loc[has_target, reference], reference),
@@ -128,6 +148,30 @@ def _exhibit(findings: Findings, folder: Path, rule: str, image_id: str, express
         tiles.append(Tile(name, f"IoU {fixed(row['iou'], 2)}{'' if row['answered'] else ', no [SEG]'}", _encode(shown)))
     first = next(iter(rows.values()))
     return Exhibit(rule, first["text"], first["family"], image_id, tuple(tiles))
+
+
+def _answered(findings: Findings, folder: Path, reference: str) -> Iterator[Exhibit]:
+    """The questions."""
+    keys = ["image_id", "expression_id"]
+    tables = {each.name: _first_seed(findings, each).set_index(keys).sort_index() for each in findings.variants}
+    asked = tables[reference].dropna(subset="said")
+    asked = asked[np.array([_picture(folder, image_id).exists() for image_id, _ in asked.index], bool)]
+    for family, rows in asked.groupby("family", sort=False):
+        chosen = {"best": rows["score"].idxmax(), "worst": rows["score"].idxmin()}
+        for word, key in chosen.items() if rows["score"].nunique() > 1 else ():
+            rule = f"first {family} that {reference} answers {word}"
+            yield _conversation(folder, rule, key, tables)
+
+
+def _conversation(folder: Path, rule: str, key: tuple[str, int], tables: dict[str, pd.DataFrame]) -> Exhibit:
+    rows = {name: table.loc[key] for name, table in tables.items() if key in table.index}
+    first, (image_id, _) = next(iter(rows.values())), key
+    picture = np.asarray(Image.open(_picture(folder, image_id)).convert("RGB"))
+    tiles = [Tile("image", "", _encode(_enlarge(picture)))]
+    tiles += [Tile(*title, _encode(_outline_labels(picture, cut))) for title, cut in _superpixels(folder, image_id)]
+    said = [Said("right answer", json.loads(first["references"])[0], "")]
+    said += [Said(name, row["said"], fixed(row["score"], 2)) for name, row in rows.items()]
+    return Exhibit(rule, first["text"], first["family"], image_id, tuple(tiles), tuple(said))
 
 
 def _picture(folder: Path, image_id: str) -> Path:

@@ -43,7 +43,7 @@ def ladders(findings: Findings) -> list[Ladder]:
 
 def answers(findings: Findings) -> Iterator[str]:
     """The sentences; none in a study without a ladder."""
-    for ladder in ladders(findings):
+    for ladder in ladders(findings) if findings.metric == "giou" else ():
         yield _knee(ladder, findings.margin)
         yield _false_positives(ladder, findings.panel, "")
         yield _families(ladder, findings)

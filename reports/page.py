@@ -84,7 +84,7 @@ def _provenance(findings: Findings) -> list[tuple[str, str]]:
         ("cells", f"{len(done)} finished of {len(findings.results)}"),
         ("seeds", ", ".join(f"{seed:.0f}" for seed in sorted(rows["seed"].unique()))),
         ("images scored", _unique(rows, "num_images")),
-        ("expressions scored", _unique(rows, "num_expressions")),
+        ("answers scored", _unique(rows, "num_expressions")),
         ("vision encoder", _unique(rows, "vision_encoder")),
         ("LLM", _unique(rows, "llm")),
         ("superpixels", _unique(rows, "superpixels")),

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from harness.panel import variant_name
+from harness.records import ANSWER_METRICS, METRICS
 from harness.stats import Estimate
 from reports.evaluators import evaluator_table
 from reports.findings import Findings, Variant
@@ -25,7 +26,7 @@ def all_tables(findings: Findings) -> list[Table]:
         *([domain_table(findings)] if len(findings.panel.domains) > 1 else []),
         *(comparison_table(findings, baseline) for baseline in findings.baselines),
         control_table(findings),
-        evaluator_table(findings),
+        *([evaluator_table(findings)] if findings.is_drawn else []),
         cost_table(findings),
         *unfinished,
     ]
@@ -39,27 +40,34 @@ def main_table(findings: Findings) -> Table:
         (Column("projector_parameters", "projector params"), _mean("projector_parameters")),
         (Column("flops", "FLOPs"), _mean("flops")),
         (Column("latency_ms", "latency, ms"), _mean("latency_ms", 1)),
-        (Column("giou", "gIoU", True), lambda variant: _scored(variant.score)),
-        (Column("giou_shuffled", "shuffled"), _mean("giou_shuffled", 3)),
-        (Column("ciou", "cIoU", True), score("ciou")),
-        (Column("precision_at_50", "P@0.5", True), score("precision_at_50")),
-        (Column("fp_rate", "FP rate", False), score("fp_rate")),
+        _score_column(findings),
+        (Column(f"{findings.metric}_shuffled", "shuffled"), _mean(f"{findings.metric}_shuffled", 3)),
+        *(
+            (Column(metric, METRICS[metric].label, METRICS[metric].higher_is_better), score(metric))
+            for metric in ("giou", "ciou", "precision_at_50", "fp_rate", *ANSWER_METRICS)
+            if metric != findings.metric
+        ),
         *(column for baseline in findings.baselines for column in _compared(findings, baseline)),
     ]
     baselines = " and ".join(findings.baselines) or "no baseline"
     caption = (
-        f"Means over seeds; 95% intervals by bootstrap over images and seeds. Δ and the verdict compare gIoU with "
-        f"{baselines} (margin {findings.margin:g}). shuffled: gIoU with expressions swapped between images. "
-        f"{_chance(findings)}FLOPs and latency are of one image with one expression. Intervals of all scores are in "
-        "the CSV."
+        f"Means over seeds; 95% intervals by bootstrap over images and seeds. Δ and the verdict compare "
+        f"{findings.label} with {baselines} (margin {findings.margin:g}). shuffled: {findings.label} with "
+        f"{_asked(findings)}s swapped between images. {_chance(findings)}"
+        "FLOPs and latency are of one image, asked once. Intervals of all scores are in the CSV."
     )
     return _table("main", "Main result", caption, columns, findings)
+
+
+def _score_column(findings: Findings) -> tuple[Column, _Make]:
+    """The score that variants are ranked by."""
+    return Column(findings.metric, findings.label, True), lambda variant: _scored(variant.score)
 
 
 def _compared(findings: Findings, baseline: str) -> list[tuple[Column, _Make]]:
     """The difference from one baseline in brief; its name is in the headings where there are several."""
     is_alone = len(findings.baselines) == 1
-    key, heading = ("", "Δ gIoU") if is_alone else (f"_{baseline}", f"Δ to {baseline}")
+    key, heading = ("", f"Δ {findings.label}") if is_alone else (f"_{baseline}", f"Δ to {baseline}")
     return [
         (Column(f"difference{key}", heading), partial(_difference, baseline)),
         (Column(f"holm_p{key}", "Holm p"), partial(_adjusted_p, baseline)),
@@ -68,17 +76,22 @@ def _compared(findings: Findings, baseline: str) -> list[tuple[Column, _Make]]:
 
 
 def family_table(findings: Findings) -> Table:
-    """gIoU by family of expression."""
-    columns, sizes = _by_group(findings, findings.families, lambda variant, family: (variant, "giou", family))
-    caption = f"gIoU by family of expression with 95% intervals. Expressions per family: {sizes}."
-    return _table("families", "By family of expression", caption, columns, findings)
+    """The score by family of what was asked."""
+    metric, what = findings.metric, _asked(findings)
+    columns, sizes = _by_group(findings, findings.families, lambda variant, family: (variant, metric, family))
+    caption = f"{findings.label} by family of {what} with 95% intervals. {what.title()}s per family: {sizes}."
+    return _table("families", f"By family of {what}", caption, columns, findings)
+
+
+def _asked(findings: Findings) -> str:
+    return "question" if findings.metric in ANSWER_METRICS else "expression"
 
 
 def domain_table(findings: Findings) -> Table:
-    """gIoU by what the image looks like."""
-    domains = findings.panel.domains
-    columns, sizes = _by_group(findings, domains, lambda variant, domain: (variant, "giou", None, domain))
-    caption = f"gIoU by visual domain of the image with 95% intervals. Expressions per domain: {sizes}."
+    """The score by what the image looks like."""
+    domains, metric = findings.panel.domains, findings.metric
+    columns, sizes = _by_group(findings, domains, lambda variant, domain: (variant, metric, None, domain))
+    caption = f"{findings.label} by visual domain of the image with 95% intervals. Scored per domain: {sizes}."
     return _table("domains", "By visual domain", caption, columns, findings)
 
 
@@ -103,10 +116,10 @@ def comparison_table(findings: Findings, baseline: str) -> Table:
     """The statistics behind the verdicts against one baseline."""
     columns: list[tuple[Column, _Make]] = [
         (Column("seeds", "seeds"), lambda variant: _count(variant.score.num_seeds)),
-        (Column("expressions", "expressions"), lambda variant: _count(variant.score.num_expressions)),
-        (Column("giou", "gIoU", True), lambda variant: _scored(variant.score)),
+        (Column("scored", "scored"), lambda variant: _count(variant.score.num_expressions)),
+        _score_column(findings),
         (Column("seed_sd", "sd over seeds"), lambda variant: _number(variant.score.seed_sd, 4)),
-        (Column("difference", "Δ gIoU"), partial(_difference, baseline)),
+        (Column("difference", f"Δ {findings.label}"), partial(_difference, baseline)),
         (Column("p", "p"), partial(_plain_p, baseline)),
         (Column("holm_p", "Holm p"), partial(_adjusted_p, baseline)),
         (Column("minimum_detectable", "MDE"), partial(_minimum_detectable, baseline)),
@@ -116,7 +129,7 @@ def comparison_table(findings: Findings, baseline: str) -> Table:
     caption = (
         f"p: paired permutation over images; Holm over all {findings.num_comparisons} comparisons of the study; MDE: "
         "smallest true difference found with 80% power at the family's level; on the front: share of resamples in "
-        "which nothing has both a higher gIoU and no more tokens."
+        f"which nothing has both a higher {findings.label} and no more tokens."
     )
     name = "comparisons" if len(findings.baselines) == 1 else f"comparisons_{baseline}"
     return _table(name, f"Against {baseline}", caption, columns, findings)
@@ -126,7 +139,7 @@ def control_table(findings: Findings) -> Table:
     """Scores beside the controls that a model which ignores the expression would also reach."""
     score = partial(_estimate, findings)
     columns: list[tuple[Column, _Make]] = [
-        (Column("giou", "gIoU", True), lambda variant: _scored(variant.score)),
+        (Column("giou", "gIoU", True), score("giou")),
         (Column("giou_shuffled", "shuffled expressions"), _mean("giou_shuffled", 3)),
         (Column("giou_random_object", "random object"), _mean("giou_random_object", 3)),
         (Column("giou_teacher_forced", "teacher-forced gIoU"), score("giou_teacher_forced")),
@@ -135,10 +148,16 @@ def control_table(findings: Findings) -> Table:
         (Column("target_accuracy", "target accuracy", True), score("target_accuracy")),
         (Column("no_target_accuracy", "no-target accuracy", True), score("no_target_accuracy")),
     ]
-    caption = (
+    for metric, label in ANSWER_METRICS.items():
+        columns.append((Column(metric, label, True), score(metric)))
+        columns.append((Column(f"{metric}_shuffled", f"{label}, images shuffled"), _mean(f"{metric}_shuffled", 3)))
+    about_masks = (
         "shuffled expressions: the model answers another image's expression; random object: gIoU of picking one object "
-        "at random, which is chance; teacher-forced: [SEG] is given instead of generated."
+        "at random, which is chance; teacher-forced: [SEG] is given instead of generated. "
     )
+    about_answers = "images shuffled: the model answers while it looks at another image, so from the words alone."
+    is_answered = bool(findings.samples["said"].notna().any())
+    caption = f"{about_masks if findings.is_drawn else ''}{about_answers if is_answered else ''}".strip()
     return _table("controls", "Controls", caption, columns, findings)
 
 
@@ -155,7 +174,7 @@ def cost_table(findings: Findings) -> Table:
         (Column("peak_memory_mib", "peak memory, MiB"), _mean("peak_memory_mib", 0)),
         (Column("train_seconds", "training, s"), _mean("train_seconds", 0)),
     ]
-    caption = "Means over seeds; latency is the median of repeated runs of one image with one expression, by stage."
+    caption = "Means over seeds; latency is the median of repeated runs of one image, asked once, by stage."
     return _table("costs", "What it costs", caption, columns, findings)
 
 
@@ -185,8 +204,12 @@ def last_line(reason: str | None) -> str:
 
 
 def _table(name: str, title: str, caption: str, columns: list[tuple[Column, _Make]], findings: Findings) -> Table:
-    headings = (ARM, *(column for column, _ in columns))
-    rows = [(Cell(variant.name), *(make(variant) for _, make in columns)) for variant in findings.variants]
+    """A row a variant; a column that no variant has anything in is left out."""
+    made = [(column, [make(variant) for variant in findings.variants]) for column, make in columns]
+    kept = [(column, cells) for column, cells in made if any(cell.text != DASH for cell in cells)]
+    headings = (ARM, *(column for column, _ in kept))
+    names = [Cell(variant.name) for variant in findings.variants]
+    rows = list(zip(names, *(cells for _, cells in kept), strict=True))
     return Table(name, title, caption, headings, mark_best(headings, rows))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from harness.claims import Finding, Judgement
+from harness.records import ANSWER_METRICS
 from harness.stats import Verdict
 from reports import granularity
 from reports.findings import Comparison, Findings, Variant
@@ -13,7 +14,8 @@ from reports.numbers import between, fixed, is_missing, p_value, percent
 
 _METRIC_NAMES = {"giou": "gIoU", "giou_teacher_forced": "teacher-forced gIoU", "ciou": "cIoU", "fp_rate": "FP rate",
                  "fn_rate": "FN rate", "wrong_object_rate": "wrong-object rate",
-                 "no_target_accuracy": "no-target accuracy", "target_accuracy": "target accuracy"}  # fmt: skip
+                 "no_target_accuracy": "no-target accuracy", "target_accuracy": "target accuracy",
+                 **ANSWER_METRICS}  # fmt: skip
 
 
 def answers(findings: Findings) -> list[str]:
@@ -42,10 +44,11 @@ def finding_sentence(judgement: Judgement, finding: Finding) -> str:
     claim, apart = judgement.claim, finding.difference
     test = f"p {p_value(finding.adjusted_p)} (Holm, {finding.num_comparisons} tests), " if claim.better else ""
     family = f" on {claim.family}" if claim.family else ""
+    asked = "questions" if claim.metric in ANSWER_METRICS else "expressions"
     return (
         f"{finding.variant} minus {finding.other}: "
         f"{fixed(apart.delta, signed=True)} {metric_name(claim.metric)}{family} "
-        f"{between(apart.low, apart.high, signed=True)}, {test}{apart.num_expressions:,} expressions of "
+        f"{between(apart.low, apart.high, signed=True)}, {test}{apart.num_expressions:,} {asked} of "
         f"{apart.num_images:,} images, {_seeds(apart.num_seeds)}; "
         f"MDE {fixed(apart.minimum_detectable(finding.num_comparisons))}."
     )
@@ -57,10 +60,10 @@ def caveats(findings: Findings) -> list[str]:
 
 
 def _best(findings: Findings, best: Variant) -> str:
+    shown = f"{fixed(best.score.value)} {between(best.score.low, best.score.high)}"
     if len(findings.variants) == 1:
-        shown = f"{fixed(best.score.value)} {between(best.score.low, best.score.high)}"
-        return f"{best.name} is the only arm with a finished cell: gIoU {shown}."
-    score = f"{best.name} has the highest gIoU, {fixed(best.score.value)} {between(best.score.low, best.score.high)}"
+        return f"{best.name} is the only arm with a finished cell: {findings.label} {shown}."
+    score = f"{best.name} has the highest {findings.label}, {shown}"
     if not best.against:
         return f"{score}{', and is the baseline' if best.name in findings.baselines else ''}."
     apart = _list([_difference(baseline, comparison) for baseline, comparison in best.against.items()])
@@ -80,8 +83,8 @@ def _verdicts(findings: Findings, baseline: str) -> Iterator[str]:
     wording = {
         Verdict.BETTER: "Better than {baseline}: {names}.",
         Verdict.WORSE: "Worse than {baseline}: {names}.",
-        Verdict.EQUIVALENT: "Equivalent to {baseline} within {margin:g} gIoU: {names}.",
-        Verdict.NOT_RESOLVED: "Not resolved: {names}; differences from {baseline} under about {detectable} gIoU "
+        Verdict.EQUIVALENT: "Equivalent to {baseline} within {margin:g} {score}: {names}.",
+        Verdict.NOT_RESOLVED: "Not resolved: {names}; differences from {baseline} under about {detectable} {score} "
         "are too small for this study to find with 80% power.",
     }
     for verdict, sentence in wording.items():
@@ -89,6 +92,7 @@ def _verdicts(findings: Findings, baseline: str) -> Iterator[str]:
         if chosen:
             yield sentence.format(
                 baseline=baseline,
+                score=findings.label,
                 margin=findings.margin,
                 names=_list([variant.name for variant, _ in chosen]),
                 detectable=fixed(max(comparison.minimum_detectable for _, comparison in chosen)),
@@ -99,21 +103,21 @@ def _front(findings: Findings) -> Iterator[str]:
     front = [variant for variant in findings.variants if variant.is_on_front]
     if front:
         shown = [
-            f"{variant.name} ({fixed(variant.means.get('tokens'), 1)} tokens, gIoU {fixed(variant.score.value)}, "
-            f"on the front in {percent(variant.front_share)} of resamples)"
+            f"{variant.name} ({fixed(variant.means.get('tokens'), 1)} tokens, {findings.label} "
+            f"{fixed(variant.score.value)}, on the front in {percent(variant.front_share)} of resamples)"
             for variant in front
         ]
-        yield f"On the Pareto front of gIoU and tokens: {_list(shown)}."
+        yield f"On the Pareto front of {findings.label} and tokens: {_list(shown)}."
 
 
 def _weakest_family(findings: Findings, best: Variant) -> Iterator[str]:
     if len(findings.families) < 2:
         return
-    scores = {family: findings.panel.estimate(best.name, "giou", family) for family in findings.families}
+    scores = {family: findings.panel.estimate(best.name, findings.metric, family) for family in findings.families}
     scores = {family: score for family, score in scores.items() if not is_missing(score.value)}
     weak, strong = (choose(scores, key=lambda family: scores[family].value) for choose in (min, max))
     yield (
-        f"{best.name} is weakest on {weak} expressions ({fixed(scores[weak].value)}) and strongest on {strong} "
+        f"{best.name} is weakest on {weak} {_asked(findings)} ({fixed(scores[weak].value)}) and strongest on {strong} "
         f"({fixed(scores[strong].value)})."
     )
 
@@ -160,13 +164,19 @@ def _about_models(findings: Findings) -> Iterator[str]:
 
 
 def _about_language(findings: Findings) -> Iterator[str]:
-    shares = [variant.means.get("giou_shuffled", np.nan) / variant.score.value for variant in findings.variants]
+    shuffled = f"{findings.metric}_shuffled"
+    shares = [variant.means.get(shuffled, np.nan) / variant.score.value for variant in findings.variants]
     known = [share for share in shares if not is_missing(share)]
     if known and max(known) > 0.5:
+        needless = "the image" if findings.metric in ANSWER_METRICS else "the expression"
         yield (
-            f"With expressions shuffled between images an arm keeps {percent(max(known))} of its gIoU, so much of the "
-            "score does not depend on the expression."
+            f"With {_asked(findings)} shuffled between images an arm keeps {percent(max(known))} of its "
+            f"{findings.label}, so much of the score does not depend on {needless}."
         )
+
+
+def _asked(findings: Findings) -> str:
+    return "questions" if findings.metric in ANSWER_METRICS else "expressions"
 
 
 def _seeds(number: int) -> str:

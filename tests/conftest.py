@@ -1,4 +1,6 @@
-"""Cells small enough to train in a test."""
+"""Cells small enough to train in a test; and one thread for each of several workers."""
+
+import os
 
 import pytest
 import torch
@@ -7,6 +9,11 @@ from transformers import Dinov2Config, Dinov2Model
 from harness import assembly
 from harness.records import RunFolder
 from harness.study import load
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # There is a worker a core; threads of several workers on one core wait for one another.
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 STUDY = """
 question: Does a cell run?

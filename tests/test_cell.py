@@ -14,7 +14,7 @@ from harness import assembly
 from harness.backbone.config import LLMConfig, VisionConfig
 from harness.cell import run_cell
 from harness.encodings import frozen_sam
-from harness.records import METRICS, SAMPLE_COLUMNS
+from harness.records import ANSWER_METRICS, METRICS, SAMPLE_COLUMNS
 from tests import checkpoints, datasets
 from tests.small_study import quiet
 
@@ -66,7 +66,8 @@ def test_a_cell_measures_every_column(cells, folder, arm):
     row = run_cell(cells[arm], folder, quiet())
     assert row["status"] == "done", row["reason"]
     families = {f"{metric}_{family}" for metric in ("giou", "fp_rate") for family in ("texture", "group", "ordinal")}
-    absent = {name for name in METRICS if name not in row and name not in families}
+    of_answers = {name for scoring in ANSWER_METRICS for name in (scoring, f"{scoring}_shuffled")}
+    absent = {name for name in METRICS if name not in row and name not in families} - of_answers
     assert all("giou_" in name or "fp_rate_" in name for name in absent)
     assert row["tokens"] <= row["max_tokens"]
     assert row["flops"] == sum(row[f"flops_{s}"] for s in ("vision", "sam", "superpixels", "projector", "llm", "mask"))
@@ -79,6 +80,22 @@ def test_a_cell_measures_every_column(cells, folder, arm):
     assert set(samples.columns) == set(SAMPLE_COLUMNS)
     assert len(samples) == row["num_expressions"] == 12
     assert math.isclose(samples["iou"].mean(), row["giou"])
+
+
+def test_a_cell_of_questions_measures_answers_and_no_masks(cells, folder):
+    spec = cells["sspe"].spec
+    asking = spec.model_copy(update={"data": {**spec.data, "asks": ["questions", "captions"]}})
+    row = run_cell(replace(cells["sspe"], spec=asking), folder, quiet())
+    assert row["status"] == "done", row["reason"]
+    assert 0 <= row["accuracy"] <= 1
+    assert {"accuracy_shuffled", "cider", "cider_shuffled"} <= row.keys()
+    assert not {"giou", "ciou", "fp_rate", "giou_shuffled"} & row.keys()
+    assert row["flops_llm"] > 0
+    assert row["flops_mask"] == 0
+    samples = pd.read_parquet(folder.cells / f"{row['cell']}.samples.parquet")
+    assert set(samples.columns) == set(SAMPLE_COLUMNS)
+    assert samples["iou"].isna().all()
+    assert math.isclose(samples.loc[samples["scoring"] == "accuracy", "score"].mean(), row["accuracy"])
 
 
 def test_a_cell_is_the_same_twice(cells, folder):

@@ -37,7 +37,7 @@ def test_what_was_learnt_scores_high_and_shuffled_words_do_not(trained):
     assert tokens == [4, 4]
     swapped = [replace(e, expressions=e.expressions[::-1]) for e in trained.examples]
     mixed = [trained.examples[0], swapped[1]]
-    assert _evaluator(trained).shuffled_giou(mixed) < 0.2
+    assert _evaluator(trained).shuffled(mixed)["giou_shuffled"] < 0.2
 
 
 def test_rows_count_pixels_and_hold_the_masks(trained):

@@ -41,7 +41,7 @@ def visual_tokens() -> VisualTokens:
 
 def read_packed(llm: LanguageModel, texts: list[str]) -> list[Tensor]:
     """The states of each expression's tokens, all packed behind one image."""
-    prompts = llm.prompts(texts)
+    prompts = llm.prompts([llm.wish(text) for text in texts])
     packed = pack(visual_tokens(), llm.embed(prompts.ids)[None], prompts.mask[None], bidirectional=False)
     states = llm(packed.embeds, packed.attention, packed.positions)[0, VISUAL:].unflatten(0, prompts.mask.shape)
     return [row[mask] for row, mask in zip(states, prompts.mask, strict=True)]
@@ -54,7 +54,7 @@ def test_packed_expressions_are_read_as_the_family_reads_one_alone(folders: dict
     softcapped = "eager" if kind == "gemma2" else "sdpa"
     model: Any = AutoModelForCausalLM.from_pretrained(folders[kind], attn_implementation=softcapped).eval()
     for text, states in zip(TEXTS, read_packed(llm, TEXTS), strict=True):
-        ids = llm.prompts([text]).ids
+        ids = llm.prompts([llm.wish(text)]).ids
         words = model.get_input_embeddings()(ids)
         expected = model(inputs_embeds=torch.cat([visual_tokens().embeds, words], dim=1), output_hidden_states=True)
         torch.testing.assert_close(states, expected.hidden_states[-1][0, VISUAL:], atol=1e-4, rtol=1e-4)
@@ -93,7 +93,7 @@ def test_targets_that_match_nothing_are_refused_with_those_that_would(folders: d
 def test_a_chat_is_what_the_tokenizers_own_template_writes(folders: dict[str, Path]) -> None:
     for prompt, expected in {"plain": "[BOS] the star .", "chat": "[BOS] user the star . assistant"}.items():
         llm = load(folders["llama"], prompt=prompt)
-        assert llm.tokenizer.batch_decode(llm.prompts(["the star"]).ids) == [expected]
+        assert llm.tokenizer.batch_decode(llm.prompts([llm.wish("the star")]).ids) == [expected]
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -114,15 +114,16 @@ def test_four_bits_without_cuda_are_refused_in_a_sentence(folders: dict[str, Pat
 def test_own_seg_is_read_behind_the_expression_as_one_more_word(folders: dict[str, Path]) -> None:
     llm = load(folders["llama"], seg_state="own").eval()
     model: Any = AutoModelForCausalLM.from_pretrained(folders["llama"]).eval()
-    prompts = llm.prompts(TEXTS)
-    words, mask = llm.with_own_seg(llm.embed(prompts.ids)[None], prompts.mask[None])
+    prompts = llm.prompts([llm.wish(text) for text in TEXTS])
+    drawn = torch.ones(1, len(TEXTS), dtype=torch.bool)
+    words, mask = llm.with_own_seg(llm.embed(prompts.ids)[None], prompts.mask[None], drawn)
     packed = pack(visual_tokens(), words, mask, bidirectional=False)
-    states = llm(packed.embeds, packed.attention, packed.positions)[0, packed.last[0]]
+    states = llm(packed.embeds, packed.attention, packed.positions)[0, packed.first + prompts.mask.sum(-1)]
     assert llm.own_seg is not None
     for text, state in zip(TEXTS, states, strict=True):
         embeds = [
             visual_tokens().embeds,
-            model.get_input_embeddings()(llm.prompts([text]).ids),
+            model.get_input_embeddings()(llm.prompts([llm.wish(text)]).ids),
             llm.own_seg[None, None],
         ]
         expected = model.model(inputs_embeds=torch.cat(embeds, dim=1)).last_hidden_state[0, -1]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
 
 from harness.backbone.packing import pack
@@ -70,7 +71,10 @@ def test_padding_changes_nothing(generator):
         torch.arange(real + 3).unsqueeze(0) < real,
     )
     pad_words = Query(
-        torch.nn.functional.pad(query.ids, (0, 2, 0, 1)), torch.nn.functional.pad(query.mask, (0, 2, 0, 1))
+        F.pad(query.ids, (0, 2, 0, 1)),
+        F.pad(query.mask, (0, 2, 0, 1)),
+        F.pad(query.given, (0, 1)),
+        F.pad(query.drawn, (0, 1)),
     )
     with torch.inference_mode():
         assert_close(segmenter.read(padded, pad_words), segmenter.read(tokens, query), atol=1e-5, rtol=0)
@@ -82,7 +86,7 @@ def test_layout_by_hand():
     mask = torch.tensor([[[True, True], [True, False]]])
     packed = pack(visual, torch.zeros(1, 2, 2, 3), mask, bidirectional=True)
     assert packed.positions.tolist() == [[0, 0, 1, 2, 1, 2]]
-    assert packed.last.tolist() == [[3, 4]]
+    assert packed.first.tolist() == [2, 4]
     expected = torch.tensor(
         [
             [1, 0, 0, 0, 0, 0],

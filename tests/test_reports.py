@@ -288,3 +288,38 @@ def test_budgets_have_a_figure_where_arms_were_run_at_several(tmp_path: Path) ->
         arm: [4.0, 16.0, 64.0] for arm in kept
     }
     assert "budget" in {drawing.name for drawing in draw_all(found, tmp_path)}
+
+
+def test_a_study_of_questions_is_reported_by_its_answers(tmp_path: Path) -> None:
+    results, samples = tables(num_images=12, num_seeds=1)
+    masks = [column for column in samples if "area" in column or "rle" in column or "iou" in column]
+    results = results.drop(columns=[column for column in results if "giou" in column or "rate" in column])
+    results = results.assign(accuracy=0.5, accuracy_shuffled=0.4)
+    is_right = samples["iou"] > 0.5
+    answered = samples.drop(columns=[*masks, "intersection", "union", "answered"]).assign(
+        scoring="accuracy", score=is_right.astype(float), said=np.where(is_right, "red", "blue"), references='["red"]'
+    )
+    folder = write_run(tmp_path / "asked", results, samples)  # with pictures
+    answered.to_parquet(folder / "samples.parquet")
+    study = folder / "study.resolved.yaml"
+    text = study.read_text().replace("giou: maximize", "accuracy: maximize")
+    study.write_text(text[: text.index("claims:")])
+    found = load(folder)
+    [pooling, *_] = found.variants
+    right = answered[answered["arm"] == "pooling"]["score"].mean()
+    assert pooling.score.value == pytest.approx(right)
+    assert pooling.against.keys() == set()
+    reports.build(folder)
+    written = (folder / "report" / "report.md").read_text()
+    assert "accuracy ↑" in written
+    assert "By family of question" in written
+    assert not re.search(r"gIoU|expression|\[SEG\]|IoU", written)
+    assert (folder / "report" / "figures" / "accuracy_tokens.png").exists()
+    shown = exhibits(found)
+    assert {one.rule for one in shown if one.family == "texture"} == {
+        "first texture that pooling answers best",
+        "first texture that pooling answers worst",
+    }
+    first = shown[0]
+    assert [said.arm for said in first.said] == ["right answer", *(variant.name for variant in found.variants)]
+    assert (first.said[1].words, first.said[1].score) == ("red", "1.00")

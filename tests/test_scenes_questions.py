@@ -6,7 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from harness.data.scenes import Config, Question, Scene, caption, questions_about, scene_graph
+from harness.data.example import Question
+from harness.data.scenes import Config, Scene, caption, questions_about, scene_graph
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 Asked = list[tuple[Scene, tuple[Question, ...]]]
@@ -59,9 +60,9 @@ def test_an_independent_reader_gives_the_same_answers(asked: Asked) -> None:
 
 def test_every_kind_is_asked_and_neither_yes_nor_no_is_a_safe_guess(asked: Asked) -> None:
     found = [question for _, questions in asked for question in questions]
-    assert {question.kind for question in found} == {"counting", "existence", "attribute", "comparison"}
+    assert {question.family for question in found} == {"counting", "existence", "attribute", "comparison"}
     for kind in ("existence", "comparison"):
-        answers = Counter(question.answer for question in found if question.kind == kind)
+        answers = Counter(question.answer for question in found if question.family == kind)
         assert set(answers) == {"yes", "no"}
         assert answers["yes"] / answers.total() == pytest.approx(0.5, abs=0.1)
 

@@ -10,6 +10,7 @@ from scipy import stats as scipy_stats
 from harness.errors import DataError
 from harness.metrics import score
 from harness.panel import METRICS, Panel, variant_name
+from harness.records import ANSWER_METRICS
 from harness.stats import Difference, Sums, Verdict, holm, is_on_front, judge, swap_test
 from tests.report_tables import tables
 
@@ -128,10 +129,31 @@ def test_scores_equal_the_means_over_seeds_of_what_a_cell_records():
     results, samples = tables(num_images=10)
     panel = Panel(results, samples)
     cells = [score(rows) for _, rows in samples[samples["arm"] == "pooling"].groupby("seed")]
-    for metric in METRICS:
+    for metric in set(METRICS) - set(ANSWER_METRICS):
         assert panel.estimate("pooling", metric).value == pytest.approx(np.mean([cell[metric] for cell in cells])), (
             metric
         )
+
+
+def test_questions_are_scored_beside_expressions_and_apart_from_them():
+    results, samples = tables(num_images=10)
+    alone = Panel(results, samples)
+    questions = samples.assign(
+        expression_id=samples["expression_id"] + 100,
+        scoring=np.where(samples["family"] == "texture", "accuracy", "cider"),
+        score=samples["iou"].round(),
+        iou=np.nan,
+    )
+    both = Panel(results, pd.concat([samples, questions]))
+    assert both.estimate("pooling") == alone.estimate("pooling")
+    asked = questions[(questions["arm"] == "pooling") & (questions["scoring"] == "accuracy")]
+    estimate = both.estimate("pooling", "accuracy")
+    assert estimate.value == pytest.approx(asked.groupby("seed")["score"].mean().mean())
+    assert estimate.num_expressions == 10
+    assert both.families_of("accuracy") == ["texture"]
+    assert both.compare("bbox_mlp", "pooling", "cider").num_expressions == 60
+    assert score(pd.concat([samples, questions]))["giou"] == score(samples)["giou"]
+    assert set(score(questions)) == {"accuracy", "cider"}
 
 
 def test_the_same_panel_gives_the_same_numbers():

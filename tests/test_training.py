@@ -43,7 +43,7 @@ def _batch(logits: torch.Tensor, targets: torch.Tensor, inside: torch.Tensor) ->
         features=None,
         view=None,
         inside=inside,
-        query=Query(ids, ids.bool()),
+        query=Query(ids, ids.bool(), torch.zeros(1, count, dtype=torch.long), torch.ones(1, count, dtype=torch.bool)),
         image=torch.zeros(count, dtype=torch.long),
         answers=torch.full((count,), 2),
         targets=targets,
@@ -185,7 +185,7 @@ def test_a_curriculum_asks_its_families_first():
 
 def test_a_curriculum_of_a_family_that_is_not_there_is_refused():
     examples = FixedBatches(tiny_segmenter().llm).examples
-    with pytest.raises(DataError, match=r"no training expression is of the family 'colour'; known: "):
+    with pytest.raises(DataError, match=r"nothing asked in training is of the family 'colour'; known: "):
         of_families(examples, ["colour"])
 
 

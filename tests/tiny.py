@@ -17,11 +17,11 @@ from harness.data.example import Example, Expression, encode_ids
 from projectors import Dims, VisualFeatures
 
 GRID, FRAME, VISION = (4, 4), 32, 24
-WORDS = ["the", "red", "blue", "green", "square", "circle", "star", "left", "right", "of"]
+WORDS = ["the", "red", "blue", "green", "square", "circle", "star", "left", "right", "of", "what"]
 
 
 def tiny_llm(visual_attention: str = "bidirectional", seg_state: str = "predict") -> LanguageModel:
-    """Two layers of width 32 over ten words."""
+    """Two layers of width 32 over eleven words."""
     read = {"visual_attention": visual_attention, "seg_state": seg_state}
     config = LLMConfig(name="tiny", width=32, layers=2, heads=4, template="{expression} .", **read)
     return build_llm(config, WORDS)
@@ -53,10 +53,11 @@ def tiny_features(num_images: int, generator: torch.Generator) -> tuple[VisualFe
 def ask(llm: LanguageModel, texts: list[list[str]]) -> Query:
     """Texts an image to prompts, padded to the image with the most."""
     width = max(map(len, texts))
-    prompts = llm.prompts([text for row in texts for text in [*row, *[""] * (width - len(row))]])
+    prompts = llm.prompts([llm.wish(text) for row in texts for text in [*row, *[""] * (width - len(row))]])
     real = torch.tensor([[e < len(row) for e in range(width)] for row in texts])
     shape = (len(texts), width, -1)
-    return Query(prompts.ids.reshape(shape), prompts.mask.reshape(shape) & real[..., None])
+    mask = prompts.mask.reshape(shape) & real[..., None]
+    return Query(prompts.ids.reshape(shape), mask, prompts.given.reshape(shape[:2]), drawn=real)
 
 
 class FixedBatches(BatchMaker):

@@ -1,15 +1,16 @@
-"""The LLM: reads visual tokens and expressions, answers [SEG] or [REJ].
+"""The LLM: reads visual tokens and what is asked, answers an expression by [SEG] or [REJ] and a question in words.
 
-Both answers are rows of their own beside the pretrained vocabulary, so that only they are trained and no tokenizer
+[SEG] and [REJ] are rows of their own beside the pretrained vocabulary, so that only they are trained and no tokenizer
 changes. Visual tokens stand before the whole prompt and come as the projector makes them; where a family scales its
 words (Gemma), it does so as it embeds them.
 
 Source: LISA, https://arxiv.org/abs/2308.00692 ([SEG] as mask); GSVA, https://arxiv.org/abs/2312.10103 ([REJ]).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -37,10 +38,17 @@ SEG, REJ = 0, 1
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """Tokenised prompts, padded on the right: ids (E, L) int64, mask (E, L) bool."""
+    """Tokenised prompts and what of their answers is given, padded on the right.
+
+    Args:
+        ids: (E, L) int64, the words of a prompt, then those of its answer.
+        mask: (E, L) bool.
+        given: (E,) int64, how many of the words are the answer's.
+    """
 
     ids: Tensor
     mask: Tensor
+    given: Tensor
 
 
 class LanguageModel(nn.Module):
@@ -85,20 +93,40 @@ class LanguageModel(nn.Module):
         """V, how many words the output layer knows, without the two answers."""
         return self.model.get_output_embeddings().weight.shape[0]
 
-    def prompts(self, expressions: list[str]) -> Prompts:
-        """The fixed template around each expression, tokenised and padded on the right."""
-        texts = [self.config.template.format(expression=expression) for expression in expressions]
-        if self.config.prompt == "chat":
-            texts = [self._as_chat(text) for text in texts]
-        encoded = self.tokenizer(
-            # A chat template writes the special tokens itself.
-            texts,
-            add_special_tokens=self.config.prompt == "plain",
-            padding=True,
-            padding_side="right",
-            return_tensors="pt",
-        )
-        return Prompts(encoded["input_ids"], encoded["attention_mask"].bool())
+    @property
+    def end(self) -> int:
+        """Id of the word that ends an answer."""
+        return int(self.tokenizer.eos_token_id)
+
+    def wish(self, expression: str) -> str:
+        """The fixed template around an expression."""
+        return self.config.template.format(expression=expression)
+
+    def prompts(self, texts: Sequence[str], answers: Sequence[str] | None = None) -> Prompts:
+        """What is said to the model, and what is given of each answer, which may be nothing."""
+        answers = [""] * len(texts) if answers is None else answers
+        is_chat = self.config.prompt == "chat"
+        said = [self._as_chat(text) if is_chat else text for text in texts]
+        # An answer stands behind a plain prompt as a word behind another; a chat's template has led up to it.
+        space = "" if is_chat else " "
+        whole = [f"{text}{space}{answer}" if answer else text for text, answer in zip(said, answers, strict=True)]
+        asked, rows = self._tokenise(said), self._tokenise(whole)
+        longest = max(len(row) for row in rows)
+        ids = torch.tensor([[*row, *[self.tokenizer.pad_token_id] * (longest - len(row))] for row in rows])
+        mask = torch.arange(longest) < torch.tensor([[len(row)] for row in rows])
+        given = torch.tensor([len(row) - len(prompt) for row, prompt in zip(rows, asked, strict=True)])
+        return Prompts(ids, mask, given)
+
+    def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
+        # A chat template writes the special tokens itself.
+        encoded = self.tokenizer(list(texts), add_special_tokens=self.config.prompt == "plain")
+        rows: list[list[int]] = encoded["input_ids"]
+        return rows
+
+    def words(self, ids: Sequence[int]) -> str:
+        """The text of an answer, up to the word that ends it."""
+        kept = list(takewhile(lambda word: word != self.end and word < self.vocabulary, ids))
+        return str(self.tokenizer.decode(kept)).strip()
 
     def _as_chat(self, text: str) -> str:
         """What a user says, in the tokenizer's own template, up to where the model answers."""
@@ -159,12 +187,13 @@ class LanguageModel(nn.Module):
         cap = getattr(self._shape, "final_logit_softcapping", None)
         return logits if cap is None else cap * (logits / cap).tanh()
 
-    def with_own_seg(self, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def with_own_seg(self, words: Tensor, mask: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
         """[SEG] put behind every expression, as if the LLM had answered it.
 
         Args:
             words: (B, E, L, D) embedded prompts, padded on the right.
-            mask: (B, E, L) bool; an expression of no words gets none.
+            mask: (B, E, L) bool.
+            drawn: (B, E) bool, which prompts are expressions.
 
         Returns:
             The same of length L + 1.
@@ -172,7 +201,7 @@ class LanguageModel(nn.Module):
         assert self.own_seg is not None, "the configuration reads [SEG] where it is predicted"
         words, longer = F.pad(words, (0, 0, 0, 1)), F.pad(mask, (0, 1))
         length = mask.sum(dim=-1, keepdim=True)
-        is_seg = (torch.arange(longer.shape[-1], device=mask.device) == length) & (length > 0)
+        is_seg = (torch.arange(longer.shape[-1], device=mask.device) == length) & drawn[..., None]
         return torch.where(is_seg[..., None], self.own_seg.to(words.dtype), words), longer | is_seg
 
 
@@ -180,7 +209,7 @@ def build_llm(config: LLMConfig, words: Iterable[str], base: torch.dtype = torch
     """`tiny` from scratch over these words, or a pretrained causal LM by name, hub id or folder, with its LoRA.
 
     Args:
-        words: what the training expressions are made of; a pretrained LLM brings its own vocabulary.
+        words: what is asked and answered in training is made of; a pretrained LLM brings its own vocabulary.
         base: in which a pretrained LLM is held, but for what learns, which is in float32. Where products are in
             bfloat16 anyway, the base in it gives the same in half the memory.
 

@@ -21,13 +21,13 @@ class PackedSequence:
         embeds: (B, Q, D).
         attention: (B, Q, Q) bool, True where the query (row) may look at the key (column).
         positions: (B, Q) int64.
-        last: (B, E) int64, where in the sequence each expression's last token stands.
+        first: (E,) int64, where in the sequence the first token of each expression stands.
     """
 
     embeds: Tensor
     attention: Tensor
     positions: Tensor
-    last: Tensor
+    first: Tensor
 
 
 def pack(visual: VisualTokens, words: Tensor, words_mask: Tensor, *, bidirectional: bool) -> PackedSequence:
@@ -64,10 +64,9 @@ def pack(visual: VisualTokens, words: Tensor, words_mask: Tensor, *, bidirection
     visual_positions = (visual.mask.cumsum(1) - 1).clamp(min=0)
     start = visual.mask.sum(1)
     word_positions = (start[:, None, None] + torch.arange(length, device=device)).expand(words_mask.shape)
-    last_word = (words_mask.sum(-1) - 1).clamp(min=0)
     return PackedSequence(
         embeds=torch.cat([visual.embeds, rearrange(words, "b e l d -> b (e l) d").to(visual.embeds.dtype)], dim=1),
         attention=attention,
         positions=torch.cat([visual_positions, rearrange(word_positions, "b e l -> b (e l)")], dim=1),
-        last=num_visual + torch.arange(num_expressions, device=device) * length + last_word,
+        first=num_visual + torch.arange(num_expressions, device=device) * length,
     )

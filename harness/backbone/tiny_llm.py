@@ -41,7 +41,9 @@ def build_tiny(config: LLMConfig, words: Iterable[str]) -> tuple[PreTrainedModel
     )
     model = AutoModelForCausalLM.from_config(llama, attn_implementation="sdpa")
     _look_near_first(model)
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", eos_token="[PAD]"
+    )
     return model, wrapped
 
 

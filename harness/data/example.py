@@ -1,4 +1,4 @@
-"""What every dataset yields: an image, the referring expressions about it, and the mask each one refers to."""
+"""What every dataset yields: an image, the expressions about it with the mask each refers to, and questions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +28,29 @@ class Expression:
     text: str
     family: str
     targets: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Something asked about a whole image that is answered in words; a caption answers the wish for one.
+
+    Attributes:
+        text: what the model is asked, with whatever its dataset adds to a question.
+        family: the kind of question, by which scores are grouped; "all" where a dataset has no families.
+        answer: what training teaches.
+        references: what an answer is held against, as many as its scoring wants.
+        scoring: name in `harness.answers.SCORINGS` of how the dataset's authors score an answer.
+    """
+
+    text: str
+    family: str
+    answer: str
+    references: tuple[str, ...]
+    scoring: str
+
+
+Asked = Expression | Question
+"""What is asked of an image, to be drawn or to be said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +104,14 @@ class ImageFile:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
-    """One image with its referring expressions.
+    """One image with what is asked about it.
 
     Attributes:
         image_id: unique and stable across runs.
         picture: the image, in memory or in a file.
         objects: the visible pixels of object k at position k - 1; they may overlap.
-        expressions: in the order in which results number them.
+        expressions: in the order in which results number them; what they refer to is drawn.
+        questions: numbered after the expressions; they are answered in words.
         attributes: facts about object k at position k - 1; empty where a dataset has none.
         ignored: pixels that are neither trained on nor scored.
         domain: what the image looks like, by which scores are grouped; empty where a dataset knows of one only.
@@ -97,9 +121,15 @@ class Example:
     picture: np.ndarray | ImageFile
     objects: tuple[Rle, ...]
     expressions: tuple[Expression, ...]
+    questions: tuple[Question, ...] = ()
     attributes: tuple[ObjectFacts, ...] = ()
     ignored: Rle | None = None
     domain: str = ""
+
+    @property
+    def asked(self) -> tuple[Asked, ...]:
+        """Expressions, then questions."""
+        return (*self.expressions, *self.questions)
 
     @property
     def image(self) -> np.ndarray:

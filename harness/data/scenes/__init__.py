@@ -10,11 +10,11 @@ from typing import Literal, overload
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from harness.data.example import Example, ObjectFacts, encode_ids
+from harness.data.example import Example, ObjectFacts, Question, encode_ids
 from harness.data.scenes.dice import Dice
 from harness.data.scenes.draw import DOMAINS, render
 from harness.data.scenes.grammar import FAMILIES, expressions
-from harness.data.scenes.questions import Question, caption, questions
+from harness.data.scenes.questions import caption, questions, wish_for_caption
 from harness.data.scenes.scene import Scene, sample
 from harness.errors import DataError, suggest
 
@@ -23,7 +23,6 @@ __all__ = [
     "FAMILIES",
     "SPLITS",
     "Config",
-    "Question",
     "Scene",
     "caption",
     "load",
@@ -33,6 +32,7 @@ __all__ = [
 
 SPLITS = ("train", "validation", "test")
 Domain = Literal["studio", "canvas", "sketch", "night"]
+Asks = Literal["expressions", "questions", "captions"]
 _PAINT, _SCENE, _WORDS, _QUESTIONS = range(
     4
 )  # separate streams, so that a change to one part leaves the others as they are
@@ -55,6 +55,9 @@ class Config(BaseModel):
     train_images: int = Field(default=800, ge=1)
     validation_images: int = Field(default=100, ge=1)
     test_images: int = Field(default=200, ge=1)
+    asks: tuple[Asks, ...] = Field(
+        default=("expressions",), min_length=1, description="what an image is asked: to draw, to answer, to describe"
+    )
     expressions_per_image: int = Field(default=8, ge=1, le=12)
     train_expressions_per_image: int | None = Field(
         default=None, ge=1, le=36, description="in the training split, more of the same shares; left out, as elsewhere"
@@ -65,12 +68,12 @@ class Config(BaseModel):
         """The first is trained on."""
         return SPLITS
 
-    @field_validator("domains", "test_domains")
+    @field_validator("domains", "test_domains", "asks")
     @classmethod
-    def _named_once(cls, domains: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if domains is not None and len(set(domains)) < len(domains):
-            raise ValueError(f"names a domain twice: {', '.join(domains)}; name each once")
-        return domains
+    def _named_once(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if names is not None and len(set(names)) < len(names):
+            raise ValueError(f"has one twice: {', '.join(names)}; name each once")
+        return names
 
 
 def _key(config: Config, split: str, index: int) -> tuple[int, ...]:
@@ -124,7 +127,11 @@ class _Split(Sequence[Example]):
             image_id=f"scenes-{config.version}/{domain}-{config.seed}/{self._split}/{index:06d}",
             picture=render(graph, DOMAINS[domain], Dice((*key, _PAINT, list(DOMAINS).index(domain)))),
             objects=encode_ids(graph.ids),
-            expressions=expressions(graph, count, Dice((*key, _WORDS))),
+            expressions=expressions(graph, count, Dice((*key, _WORDS))) if "expressions" in config.asks else (),
+            questions=(
+                *(questions_about(config, self._split, index) if "questions" in config.asks else ()),
+                *([wish_for_caption(graph)] if "captions" in config.asks else ()),
+            ),
             domain=domain,
             attributes=tuple(ObjectFacts(one.look.elongation, one.occlusion, one.visible) for one in graph.objects),
         )

@@ -1,9 +1,9 @@
 """Questions with answers, and a caption, from the same scene graph as the referring expressions."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import product
 
+from harness.data.example import Question
 from harness.data.scenes import space
 from harness.data.scenes.dice import Dice
 from harness.data.scenes.phrases import Facts, Phrase
@@ -14,19 +14,9 @@ _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eigh
 _SIDES = {"left of": "left", "right of": "right", "above": "top", "below": "bottom"}
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A question about an image.
-
-    Attributes:
-        text: lower case words, without a question mark.
-        answer: one word.
-        kind: counting, existence, attribute or comparison.
-    """
-
-    text: str
-    answer: str
-    kind: str
+def _question(text: str, answer: str, family: str) -> Question:
+    """With one right answer, a word."""
+    return Question(text, family, answer, (answer,), "accuracy")
 
 
 def _yes(holds: bool) -> str:
@@ -39,7 +29,7 @@ def _counting(facts: Facts, dice: Dice) -> list[Question]:
     missing = [Phrase(None, dice.pick(COLOURS), dice.pick(SHAPES))]
     phrases = dict.fromkeys([*dice.shuffled(present)[:2], *(missing if dice.percent(25) else [])])
     return [
-        Question(f"how many {p.text(plural=True)} are there", _NUMBERS[len(facts.phrases.get(p, ()))], "counting")
+        _question(f"how many {p.text(plural=True)} are there", _NUMBERS[len(facts.phrases.get(p, ()))], "counting")
         for p in phrases
     ]
 
@@ -52,7 +42,7 @@ def _existence(facts: Facts, dice: Dice) -> list[Question]:
     anything = [Phrase(None, colour, shape) for colour, shape in product(COLOURS, SHAPES)]
     missing = next(p for p in (*dice.shuffled(mixed), *dice.shuffled(anything)) if p not in facts.phrases)
     return [
-        Question(f"is there {_article(phrase.text())} {phrase.text()}", _yes(phrase in facts.phrases), "existence")
+        _question(f"is there {_article(phrase.text())} {phrase.text()}", _yes(phrase in facts.phrases), "existence")
         for phrase in (dice.pick(present), missing)
     ]
 
@@ -62,10 +52,10 @@ def _attribute(facts: Facts, dice: Dice) -> list[Question]:
     found = []
     for phrase, one in facts.unique:
         if phrase.colour is None:
-            found.append(Question(f"what colour is the {phrase.text()}", one.look.colour, "attribute"))
+            found.append(_question(f"what colour is the {phrase.text()}", one.look.colour, "attribute"))
         if phrase.shape is None:
-            found.append(Question(f"what shape is the {phrase.text()}", one.look.shape, "attribute"))
-        found.append(Question(f"what texture does the {phrase.text()} have", one.look.texture, "attribute"))
+            found.append(_question(f"what shape is the {phrase.text()}", one.look.shape, "attribute"))
+        found.append(_question(f"what texture does the {phrase.text()} have", one.look.texture, "attribute"))
     return dice.shuffled(found)[:2]
 
 
@@ -74,7 +64,7 @@ def _comparison(facts: Facts, dice: Dice) -> list[Question]:
     kinds = [Phrase(None, None, shape) for shape in sorted({one.look.shape for one in facts.objects})]
     kinds += [Phrase(None, colour, None) for colour in sorted({one.look.colour for one in facts.objects})]
     more = [
-        Question(
+        _question(
             f"are there more {a.text(plural=True)} than {b.text(plural=True)}",
             _yes(len(facts.phrases[a]) > len(facts.phrases[b])),
             "comparison",
@@ -87,11 +77,11 @@ def _comparison(facts: Facts, dice: Dice) -> list[Question]:
         a_text, b_text = a_phrase.text(), b_phrase.text()
         larger = None if a is b else space.largest([a, b])
         if larger:
-            pairs.append(Question(f"is the {a_text} larger than the {b_text}", _yes(larger is a), "comparison"))
+            pairs.append(_question(f"is the {a_text} larger than the {b_text}", _yes(larger is a), "comparison"))
         for words, side in _SIDES.items():
             verdict = None if a is b else space.on_side(a, b, side)
             if verdict is not None:
-                pairs.append(Question(f"is the {a_text} {words} the {b_text}", _yes(verdict), "comparison"))
+                pairs.append(_question(f"is the {a_text} {words} the {b_text}", _yes(verdict), "comparison"))
     return [*_balanced(more, dice)[:1], *_balanced(pairs, dice)[:1]]
 
 
@@ -108,6 +98,12 @@ def questions(scene: Scene, dice: Dice) -> tuple[Question, ...]:
     """About two questions of each kind; fewer where a scene does not allow a clear one."""
     facts = Facts(scene)
     return tuple(question for kind in _KINDS for question in kind(facts, dice))
+
+
+def wish_for_caption(scene: Scene) -> Question:
+    """The wish for a caption, and the one that the scene graph gives."""
+    text = caption(scene)
+    return Question("describe the image", "caption", text, (text,), "cider")
 
 
 def caption(scene: Scene) -> str:

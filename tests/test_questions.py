@@ -1,0 +1,182 @@
+"""Questions answered in words: what is taught, what is said, and how it is scored, packed and alone."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from harness.backbone.segmenter import Segmenter
+from harness.batches import BatchMaker
+from harness.data.example import Asked, Example, Expression, Question
+from harness.evaluation import Evaluator
+from harness.metrics import score
+from harness.recipe import TrainingConfig
+from harness.training import Trainer, losses, of_families
+from tests.tiny import FixedBatches, tiny_segmenter
+
+COLOUR = "what of the left star"
+
+
+def question(answer: str, text: str = COLOUR, scoring: str = "accuracy") -> Question:
+    return Question(text, "attribute" if scoring == "accuracy" else "caption", answer, (answer,), scoring)
+
+
+def asking(example: Example, *questions: Question, expressions: tuple[Expression, ...] = ()) -> Example:
+    return replace(example, expressions=expressions, questions=questions)
+
+
+def examples_of(batches: FixedBatches) -> list[Example]:
+    """The same questions with other answers, a word and a sentence, so that only the image can tell."""
+    colours = ("red", "blue")
+    return [
+        asking(
+            example,
+            question(colour),
+            question(f"the {colour} square", "the square", "cider"),
+            expressions=example.expressions,
+        )
+        for example, colour in zip(batches.examples, colours, strict=True)
+    ]
+
+
+@pytest.fixture
+def parts() -> tuple[Segmenter, FixedBatches]:
+    torch.manual_seed(0)
+    segmenter = tiny_segmenter().eval()
+    return segmenter, FixedBatches(segmenter.llm)
+
+
+def _answer(segmenter: Segmenter, batches: BatchMaker, examples: list[Example], asked: list[list[Asked]]) -> Any:
+    batch = batches.make(examples, asked)
+    return segmenter(batch.features, batch.view, batch.query), batch
+
+
+def test_every_word_of_an_answer_is_taught_and_its_end(parts: tuple[Segmenter, FixedBatches]) -> None:
+    segmenter, batches = parts
+    examples = examples_of(batches)
+    batch = batches.make(examples, [example.asked for example in examples])
+    llm = segmenter.llm
+    red, blue, the, square = llm.tokenizer.convert_tokens_to_ids(["red", "blue", "the", "square"])
+    seg = llm.vocabulary
+    assert batch.answers.tolist() == [
+        *(seg, seg, red, llm.end, the, red, square, llm.end),
+        *(seg, seg, blue, llm.end, the, blue, square, llm.end),
+    ]
+    assert len(batch.targets) == 4
+    assert batch.image.tolist() == [0, 0, 1, 1]
+
+
+@torch.inference_mode()
+def test_words_are_predicted_as_of_one_sequence_alone() -> None:
+    """Against the plain reading: visual tokens, prompt, answer, and the model's own causal mask."""
+    torch.manual_seed(0)
+    segmenter = tiny_segmenter(visual_attention="causal").eval()
+    batches = FixedBatches(segmenter.llm)
+    examples = examples_of(batches)
+    answer, _ = _answer(segmenter, batches, examples, [example.asked for example in examples])
+    llm, rows = segmenter.llm, iter(answer.answer_logits)
+    for number, example in enumerate(examples):
+        for one in example.asked:
+            is_question = isinstance(one, Question)
+            words = [*(one.text if is_question else llm.wish(one.text)).split()]
+            given = one.answer.split() if is_question else []
+            ids = torch.tensor([llm.tokenizer.convert_tokens_to_ids([*words, *given])])
+            embeds = torch.cat([answer.tokens.embeds[number : number + 1], llm.embed(ids)], dim=1)
+            states = llm.model.get_decoder()(inputs_embeds=embeds).last_hidden_state[0]
+            for state in states[len(states) - len(given) - 1 :]:
+                assert_close(next(rows), llm.answer_logits(state[None])[0], atol=1e-5, rtol=0)
+    assert next(rows, None) is None
+
+
+@torch.inference_mode()
+def test_expressions_draw_the_same_beside_questions(parts: tuple[Segmenter, FixedBatches]) -> None:
+    segmenter, batches = parts
+    examples = examples_of(batches)
+    both, _ = _answer(segmenter, batches, examples, [example.asked[::-1] for example in examples])
+    drawn, _ = _answer(segmenter, batches, examples, [example.expressions[::-1] for example in examples])
+    assert_close(both.mask_logits, drawn.mask_logits, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("seg_state", ["predict", "own"])
+def test_the_likeliest_words_are_said_as_one_question_alone_would_say_them(seg_state: str) -> None:
+    torch.manual_seed(1)
+    segmenter = tiny_segmenter(seg_state=seg_state).eval()
+    batches = FixedBatches(segmenter.llm)
+    examples = examples_of(batches)
+    asked = [example.asked for example in examples]
+    features = batches.make(examples, asked).features
+    tokens = segmenter.projector(features)
+    packed = segmenter.say(tokens, batches.query(asked).questions(), limit=5)
+    alone = []
+    for number, example in enumerate(examples):
+        one_image = replace(tokens, embeds=tokens.embeds[number : number + 1], mask=tokens.mask[number : number + 1])
+        for one in example.questions:
+            said: list[int] = []
+            while len(said) < 5 and segmenter.llm.end not in said:
+                known = replace(one, answer=segmenter.llm.tokenizer.decode(said))
+                state, _ = segmenter.read(one_image, batches.query([[known]], answered=True))
+                said.append(int(segmenter.llm.answer_logits(state[-1:]).argmax()))
+            alone.append(said)
+    for row, said in zip(packed.tolist(), alone, strict=True):
+        assert row[: len(said)] == said
+        assert set(row[len(said) :]) <= {segmenter.llm.end}
+
+
+def test_a_loss_without_expressions_is_that_of_the_words(parts: tuple[Segmenter, FixedBatches]) -> None:
+    segmenter, batches = parts
+    examples = [asking(example, question("red")) for example in batches.examples]
+    answer, batch = _answer(segmenter, batches, examples, [example.asked for example in examples])
+    found = losses(answer, batch)
+    assert_close(found.total, F.cross_entropy(answer.answer_logits, batch.answers))
+    found.total.backward()
+    assert segmenter.llm.model.get_input_embeddings().weight.grad.abs().sum() > 0
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[Evaluator, list[Example]]:
+    """A segmenter that has learnt masks, answers and captions of two images by heart."""
+    torch.manual_seed(0)
+    segmenter = tiny_segmenter()
+    batches = FixedBatches(segmenter.llm)
+    examples = examples_of(batches)
+    config = TrainingConfig(steps=150, batch_images=2, expressions_per_image=4, learning_rate=3e-3, warmup_steps=5)
+    Trainer(segmenter, batches, config, torch.Generator().manual_seed(0), lambda *_: None).run(examples)
+    return Evaluator(segmenter, batches, 2, "float32"), examples
+
+
+def test_what_was_learnt_is_said_and_another_image_says_otherwise(trained: tuple[Evaluator, list[Example]]) -> None:
+    evaluator, examples = trained
+    samples, _ = evaluator.score(examples)
+    answered = samples[samples["scoring"].notna()]
+    assert answered["said"].tolist() == ["red", "the red square", "blue", "the blue square"]
+    assert answered["expression_id"].tolist() == [2, 3, 2, 3]
+    assert answered["iou"].isna().all()
+    found = score(samples)
+    assert found["accuracy"] == 1.0
+    assert found["giou"] > 0.8
+    assert found["giou"] == samples["iou"].mean()
+    shuffled = evaluator.shuffled(examples)
+    assert shuffled["accuracy_shuffled"] == 0.0
+    assert shuffled["cider_shuffled"] < found["cider"]
+    assert set(shuffled) == {"giou_shuffled", "accuracy_shuffled", "cider_shuffled"}
+
+
+def test_questions_alone_give_no_score_of_masks(trained: tuple[Evaluator, list[Example]]) -> None:
+    evaluator, examples = trained
+    samples, tokens = evaluator.score([replace(example, expressions=()) for example in examples])
+    assert set(score(samples)) == {"accuracy", "cider"}
+    assert tokens == [4, 4]
+    assert set(evaluator.shuffled([replace(example, expressions=()) for example in examples])) == {
+        "accuracy_shuffled",
+        "cider_shuffled",
+    }
+
+
+def test_a_curriculum_keeps_questions_of_its_families(parts: tuple[Segmenter, FixedBatches]) -> None:
+    _, batches = parts
+    kept = of_families(examples_of(batches), ["caption"])
+    assert [[one.family for one in example.asked] for example in kept] == [["caption"], ["caption"]]
