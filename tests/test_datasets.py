@@ -272,7 +272,7 @@ def test_check_is_content_where_all_is_as_published(root: Path, capsys, monkeypa
 
 def test_check_knows_which_datasets_are_published(capsys) -> None:
     assert main(["check", "scenes", "--root", "."]) == 2
-    assert "there is nothing published to hold 'scenes' against; known: grefcoco, " in capsys.readouterr().err
+    assert "there is nothing published to hold 'scenes' against; known: coco_captions, " in capsys.readouterr().err
 
 
 def test_a_mix_trains_on_no_image_that_a_part_keeps_for_scoring(tmp_path: Path) -> None:

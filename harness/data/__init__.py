@@ -10,7 +10,7 @@ from types import ModuleType
 
 from harness.errors import DataError, suggest
 
-_MACHINERY = {"checking", "coco_file", "example", "pickled", "referrals"}
+_MACHINERY = {"asked", "checking", "coco_file", "example", "pickled", "referrals"}
 
 
 def names() -> list[str]:

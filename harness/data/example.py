@@ -81,6 +81,21 @@ class ImageFile:
     height: int
     width: int
 
+    @classmethod
+    def of(cls, path: Path) -> "ImageFile":
+        """A file with the size that it says it has; only its head is read.
+
+        Raises:
+            DataError: it is missing, or no image.
+        """
+        try:
+            with Image.open(path) as image:
+                return cls(path, image.height, image.width)
+        except FileNotFoundError:
+            raise DataError(f"{path} is missing; `python -m harness.data check` says where it comes from") from None
+        except OSError as error:
+            raise DataError(f"{path} cannot be read as an image ({error}); fetch it again") from None
+
     def read(self) -> np.ndarray:
         """(h, w, 3) uint8 RGB.
 

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.data.checking import Finding
@@ -76,7 +75,7 @@ def check(root: Path) -> Iterator[Finding]:
 
 def _example(path: Path, split: str) -> Example:
     annotation = _read(path)
-    picture = _picture(path.with_suffix(".jpg"))
+    picture = ImageFile.of(path.with_suffix(".jpg"))
     try:
         values = _draw(annotation["shapes"], picture.height, picture.width)
         family = "long" if annotation["is_sentence"] else "short"
@@ -106,15 +105,6 @@ def _read(path: Path) -> Mapping[str, Any]:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path} is no whole JSON file ({error}); fetch it again") from None
-
-
-def _picture(path: Path) -> ImageFile:
-    """An image with the size that it says it has; only its head is read."""
-    try:
-        with Image.open(path) as image:
-            return ImageFile(path, image.height, image.width)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read as an image ({error}); {SOURCE}") from None
 
 
 def _draw(shapes: Sequence[Mapping[str, Any]], height: int, width: int) -> np.ndarray:

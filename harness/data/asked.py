@@ -1,0 +1,84 @@
+"""What datasets of questions have in common: questions by image, and a check of how many there are."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from harness.data.checking import Finding
+from harness.data.example import Example, ImageFile, Question
+from harness.errors import DataError
+
+
+def _asks(template: str) -> str:
+    if "{question}" not in template:
+        raise ValueError("template must contain {question}")
+    return template
+
+
+Template = Annotated[str, AfterValidator(_asks)]
+SHORT_ANSWER = "{question}\nAnswer the question using a single word or phrase."
+"""How LLaVA-1.5 and lmms-eval ask for one."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskedImage:
+    """An image's file, which need not be there yet, and what is asked about it."""
+
+    path: Path
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionCounts:
+    """How much of a split there is; None where it is not published."""
+
+    questions: int
+    images: int | None
+
+    def __str__(self) -> str:
+        return f"{self.questions} questions" + ("" if self.images is None else f" about {self.images} images")
+
+
+def examples(asked: Mapping[str, AskedImage]) -> list[Example]:
+    """One example an image, in this order, by its id; only the head of each file is read, for its size.
+
+    Raises:
+        DataError: an image is missing or none.
+    """
+    return [Example(key, ImageFile.of(one.path), (), (), one.questions) for key, one in asked.items()]
+
+
+def check_questions(
+    subject: str, read: Callable[[], Mapping[str, AskedImage]], published: QuestionCounts, source: str
+) -> Iterator[Finding]:
+    """Files, counts and images of a split.
+
+    Args:
+        read: reads the questions; opens no image.
+        source: where the files officially come from.
+    """
+    try:
+        asked = read()
+    except DataError as error:
+        yield Finding(subject, False, f"{error}; {source}")
+        return
+    found = QuestionCounts(
+        sum(len(one.questions) for one in asked.values()), None if published.images is None else len(asked)
+    )
+    if found == published:
+        yield Finding(subject, True, f"{found}, as published")
+    else:
+        yield Finding(subject, False, f"{found}; published are {published}; take the official file")
+    yield _check_files(subject, [one.path for one in asked.values()], source)
+
+
+def _check_files(subject: str, paths: Sequence[Path], source: str) -> Finding:
+    missing = [path for path in paths if not path.exists()]
+    if not missing:
+        return Finding(subject, True, f"all {len(paths)} image files are there")
+    return Finding(
+        subject, False, f"{len(missing)} of {len(paths)} image files are missing, the first {missing[0]}; {source}"
+    )
