@@ -1,7 +1,9 @@
 """VQAv2: questions about COCO's images, each with the answers of ten people.
 
 Training teaches the most common answer. The answers to test and test-dev are kept by the authors' server, so the splits
-are train and val. Source: https://visualqa.org, https://arxiv.org/abs/1612.00837; scoring: `harness.answers`.
+are train and val.
+
+Source: https://visualqa.org, https://arxiv.org/abs/1612.00837; scoring: `harness.answers`.
 """
 
 from collections import defaultdict
