@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from harness.backbone.config import LLMConfig, LoRAConfig
 from harness.backbone.llm import LanguageModel, build_llm
@@ -128,3 +128,20 @@ def test_own_seg_is_read_behind_the_expression_as_one_more_word(folders: dict[st
         ]
         expected = model.model(inputs_embeds=torch.cat(embeds, dim=1)).last_hidden_state[0, -1]
         torch.testing.assert_close(state, expected, atol=1e-4, rtol=1e-4)
+
+
+@every_family
+@torch.no_grad()
+def test_words_read_one_by_one_behind_a_cache_are_read_as_all_at_once(folders: dict[str, Path], kind: str) -> None:
+    llm = load(folders[kind]).eval()
+    embeds = visual_tokens().embeds
+    length = embeds.shape[1]
+    causal = torch.ones(1, length, length, dtype=torch.bool).tril()
+    positions = torch.arange(length)[None]
+    whole, cache, known = llm(embeds, causal, positions), DynamicCache(), length // 2
+    states = [llm(embeds[:, :known], causal[:, :known, :known], positions[:, :known], cache)]
+    for place in range(known, length):
+        here = slice(place, place + 1)
+        seen = positions[:, : place + 1]
+        states.append(llm(embeds[:, here], causal[:, here, : place + 1], positions[:, here], cache, seen))
+    torch.testing.assert_close(torch.cat(states, dim=1), whole, atol=1e-4, rtol=1e-4)

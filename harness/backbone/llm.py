@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    Cache,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -137,25 +138,35 @@ class LanguageModel(nn.Module):
         """ids (..., L) -> embeddings (..., L, D)."""
         return self.model.get_input_embeddings()(ids)
 
-    def forward(self, embeds: Tensor, attention: Tensor, positions: Tensor) -> Tensor:
-        """Last hidden states.
+    def forward(
+        self,
+        embeds: Tensor,
+        attention: Tensor,
+        positions: Tensor,
+        cache: Cache | None = None,
+        key_positions: Tensor | None = None,
+    ) -> Tensor:
+        """Last hidden states (B, Q, D).
 
         Args:
             embeds: (B, Q, D).
-            attention: (B, Q, Q) bool, True where the query (row) may look at the key (column).
-            positions: (B, Q) position ids.
+            attention: (B, Q, K) bool, True where the query (row) may look at the key (column).
+            positions: (B, Q) position ids of the queries.
+            cache: keys and values of what was read before, to which those of the queries are added; None for none.
+            key_positions: (B, K) position ids of all that is looked at; None where it is the queries alone.
         """
         decoder = self.model.get_decoder()
         output = decoder(
             inputs_embeds=embeds,
-            attention_mask=self._masks(attention, positions),
+            attention_mask=self._masks(attention, positions, positions if key_positions is None else key_positions),
             position_ids=positions,
-            use_cache=False,
+            past_key_values=cache,
+            use_cache=cache is not None,
         )
         return output.last_hidden_state
 
-    def _masks(self, attention: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
-        """The mask (B, 1, Q, Q) that the family's layers take, or one for each kind of them.
+    def _masks(self, attention: Tensor, positions: Tensor, key_positions: Tensor) -> Tensor | dict[str, Tensor]:
+        """The mask (B, 1, Q, K) that the family's layers take, or one for each kind of them.
 
         Layers with a sliding window see no further than it by position, as they would of one expression alone; by
         place in the sequence, expressions packed behind others would lose sight of the image.
@@ -165,7 +176,7 @@ class LanguageModel(nn.Module):
         window = getattr(config, "sliding_window", None)
         if window is None or (is_sliding and not any(is_sliding)):
             return self._as_taken(attention)
-        near = (positions[:, :, None] - positions[:, None]).abs() < window
+        near = (positions[:, :, None] - key_positions[:, None]).abs() < window
         if not is_sliding:
             return self._as_taken(attention & near)
         return {
@@ -174,7 +185,7 @@ class LanguageModel(nn.Module):
         }
 
     def _as_taken(self, attention: Tensor) -> Tensor:
-        """(B, Q, Q) bool -> (B, 1, Q, Q); plain attention adds its mask to the scores."""
+        """(B, Q, K) bool -> (B, 1, Q, K); plain attention adds its mask to the scores."""
         mask = attention.unsqueeze(1)
         if self.model.config._attn_implementation != "eager":
             return mask

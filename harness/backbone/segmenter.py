@@ -8,12 +8,12 @@ Source: LISA, https://arxiv.org/abs/2308.00692 (`text_hidden_fcs`, losses); GLaM
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from harness.backbone.llm import LanguageModel
-from harness.backbone.packing import pack
+from harness.backbone.packing import PackedSequence, pack
 from harness.backbone.sam import MaskHead, PatchEmbedding, SamEmbedding
 from projectors import Projector, VisualFeatures, VisualTokens
 
@@ -45,14 +45,6 @@ class Query:
     def questions(self) -> "Query":
         """The questions alone; expressions become padding."""
         return replace(self, mask=self.mask & ~self.drawn[..., None], drawn=torch.zeros_like(self.drawn))
-
-    def continued(self, words: Tensor) -> "Query":
-        """Each real prompt with one word (M,) more of its answer."""
-        real, ids, mask = self.real, F.pad(self.ids, (0, 1)), F.pad(self.mask, (0, 1))
-        image, number = real.nonzero(as_tuple=True)
-        place = self.mask.sum(-1)[real]
-        ids[image, number, place], mask[image, number, place] = words, True
-        return replace(self, ids=ids, mask=mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,33 +98,45 @@ class Segmenter(nn.Module):
 
     def read(self, tokens: VisualTokens, query: Query) -> tuple[Tensor, Tensor]:
         """The states that predict what `Answer.answer_logits` is of, (A, D), and those that prompt masks, (S, D)."""
-        config, words, mask = self.llm.config, self.llm.embed(query.ids), query.mask
-        if config.seg_state == "own":
-            words, mask = self.llm.with_own_seg(words, mask, query.drawn)
-        packed = pack(tokens, words, mask, bidirectional=config.visual_attention == "bidirectional")
+        packed, asked = self._pack(tokens, query)
         states = self.llm(packed.embeds, packed.attention, packed.positions)
-        asked = packed.first + query.mask.sum(-1) - query.given - 1  # where each prompt's last token stands
         steps = torch.arange(int(query.given.max()) + 1, device=asked.device)
         spoken = query.real[..., None] & (steps <= query.given[..., None])
         image, number, step = spoken.nonzero(as_tuple=True)
         drawing, expression = query.drawn.nonzero(as_tuple=True)
-        seg = asked[drawing, expression] + (config.seg_state == "own")
+        seg = asked[drawing, expression] + (self.llm.config.seg_state == "own")
         return states[image, asked[image, number] + step], states[drawing, seg]
 
     def say(self, tokens: VisualTokens, query: Query, limit: int = ANSWER_WORDS) -> Tensor:
         """The likeliest word after each prompt, time after time: (M, n <= limit) ids, the end's behind an ended answer.
 
-        Each word is a pass over the whole sequence, since packed prompts share what a cache would keep.
+        What was read is kept; each further word of all prompts is one short pass over it.
         """
+        packed, asked = self._pack(tokens, query)
+        real, image = query.real, torch.arange(len(asked), device=asked.device)[:, None]
+        cache, keys, asked = DynamicCache(), packed.positions, asked.clamp(min=0)
+        states = self.llm(packed.embeds, packed.attention, packed.positions, cache)[image, asked]
+        seen, positions = packed.attention[image, asked], packed.positions[image, asked]
+        itself = torch.eye(asked.shape[1], dtype=torch.bool, device=asked.device).expand(len(asked), -1, -1)
         said: list[Tensor] = []
-        has_ended = torch.zeros(int(query.real.sum()), dtype=torch.bool, device=query.ids.device)
-        while len(said) < limit and not has_ended.all():
-            answering, _ = self.read(tokens, query)
-            words = self.llm.answer_logits(answering).argmax(-1)
+        has_ended = torch.zeros_like(asked[real], dtype=torch.bool)
+        while True:
+            words = self.llm.answer_logits(states[real]).argmax(-1)
             has_ended |= (words == self.llm.end) | (words >= self.llm.vocabulary)
             said.append(words.masked_fill(has_ended, self.llm.end))
-            query = query.continued(said[-1])
-        return torch.stack(said, dim=1)
+            if len(said) == limit or has_ended.all():
+                return torch.stack(said, dim=1)
+            ids, positions = torch.zeros_like(asked).masked_scatter(real, said[-1]), positions + 1
+            seen, keys = torch.cat([seen, itself], dim=2), torch.cat([keys, positions], dim=1)
+            states = self.llm(self.llm.embed(ids), seen, positions, cache, keys)
+
+    def _pack(self, tokens: VisualTokens, query: Query) -> tuple[PackedSequence, Tensor]:
+        """What the LLM runs on, and where in it each prompt's last token stands, (B, E)."""
+        config, words, mask = self.llm.config, self.llm.embed(query.ids), query.mask
+        if config.seg_state == "own":
+            words, mask = self.llm.with_own_seg(words, mask, query.drawn)
+        packed = pack(tokens, words, mask, bidirectional=config.visual_attention == "bidirectional")
+        return packed, packed.first + query.mask.sum(-1) - query.given - 1
 
     def segment(self, patches: Tensor, view: Tensor, states: Tensor, image: Tensor) -> Tensor:
         """States (M, D), each of one of the B images, to mask logits (M, h, w)."""

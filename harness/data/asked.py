@@ -3,24 +3,31 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from harness.data.checking import Finding
 from harness.data.example import Example, ImageFile, Question
 from harness.errors import DataError
 
-
-def _asks(template: str) -> str:
-    if "{question}" not in template:
-        raise ValueError("template must contain {question}")
-    return template
-
-
-Template = Annotated[str, AfterValidator(_asks)]
 SHORT_ANSWER = "{question}\nAnswer the question using a single word or phrase."
 """How LLaVA-1.5 and lmms-eval ask for one."""
+
+
+class ShortAnswersConfig(BaseModel):
+    """What the datasets of short answers have in common: where they lie, and how they ask."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    root: Path = Field(description="folder of the JSON files and of the images' folders, as they are unpacked")
+    template: str = Field(default=SHORT_ANSWER, description="what the model is asked; must contain {question}")
+
+    @field_validator("template")
+    @classmethod
+    def _asks(cls, template: str) -> str:
+        if "{question}" not in template:
+            raise ValueError("template must contain {question}")
+        return template
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from harness.data.asked import SHORT_ANSWER, AskedImage, QuestionCounts, Template, check_questions, examples
+from harness.data.asked import AskedImage, QuestionCounts, ShortAnswersConfig, check_questions, examples
 from harness.data.checking import Finding
 from harness.data.coco_file import read_json
 from harness.data.example import Example, Question
@@ -28,14 +26,10 @@ SOURCE = (
 )
 
 
-class Config(BaseModel):
+class Config(ShortAnswersConfig):
     """Where it lies, and how it asks."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     name: Literal["vqav2"] = "vqav2"
-    root: Path = Field(description="folder of the JSON files, and of the image folders train2014 and val2014")
-    template: Template = Field(default=SHORT_ANSWER, description="what the model is asked; must contain {question}")
 
     @property
     def splits(self) -> tuple[str, ...]:
