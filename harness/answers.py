@@ -3,15 +3,17 @@
 - `vqa_accuracy`: VQAv2's, with ten references. An answer is worth min(1, n / 3) for the n other annotators who gave it,
   averaged over leaving out each of the ten. Only where the ten disagree are they and the answer normalised; lmms-eval
   always does. Source: GT-Vision-Lab/VQA@a013f00, vqaEval.py, oddities included.
-- `accuracy`: 1 for the one right answer, else 0. GQA's own eval.py compares text as it is; here case, surrounding space
-  and a final full stop do not count, since LLMs write them.
+- `accuracy`: 1 for the one right answer, else 0. GQA's own eval.py compares text as it is; here case and the space and
+  punctuation around an answer do not count, as in lmms-eval, since LLMs write them.
 - `cider`: CIDEr-D of each caption, by pycocoevalcap; 1.0 is what papers print as 100. Document frequencies are those of
   the references scored together. Its tokenizer of the Penn Treebank needs Java; here words are what is between spaces
-  once the punctuation that it drops is gone, so that figures may differ in the third digit. METEOR and SPICE need Java
-  as well and are not computed.
+  once the punctuation that it drops is gone. They are other words where a caption has an apostrophe (it splits man 's
+  and do n't), a number or a short form with a mark in it (it keeps 10:30 and u.s.) or brackets (it keeps -lrb-), so
+  that figures are not exactly those of papers. METEOR and SPICE need Java as well and are not computed.
 """
 
 import re
+import string
 from collections.abc import Callable, Mapping, Sequence
 
 from pycocoevalcap.cider.cider_scorer import CiderScorer
@@ -86,10 +88,13 @@ def accuracy(said: Sequence[str], references: Sequence[Sequence[str]]) -> list[f
 
 
 def cider(said: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """CIDEr-D of each caption against its references."""
+    """CIDEr-D of each caption against its references; 0 where no reference of any has a word."""
     scorer = CiderScorer()
-    for caption, given in zip(said, references, strict=True):
-        scorer += (caption_words(caption), [caption_words(one) for one in given])
+    words = [[caption_words(one) for one in given] for given in references]
+    if not any(any(given) for given in words):
+        return [0.0] * len(said)
+    for caption, given in zip(said, words, strict=True):
+        scorer += (caption_words(caption), given)
     _, scores = scorer.compute_score()
     return [float(value) for value in scores]
 
@@ -103,11 +108,15 @@ SCORINGS: Mapping[str, Callable[[Sequence[str], Sequence[Sequence[str]]], list[f
 
 
 def _agreement(answer: str, given: Sequence[str]) -> float:
-    answer = answer.replace("\n", " ").replace("\t", " ").strip()
+    answer, given = _trimmed(answer), [_trimmed(one) for one in given]
     if len(set(given)) > 1:
         answer, given = vqa_words(answer), [vqa_words(one) for one in given]
     matches = [one == answer for one in given]
     return sum(min(1.0, (sum(matches) - own) / 3) for own in matches) / len(matches)
+
+
+def _trimmed(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 def vqa_words(text: str) -> str:
@@ -123,7 +132,7 @@ def vqa_words(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    return text.strip().removesuffix(".").strip().lower()
+    return text.strip(string.whitespace + string.punctuation).lower()
 
 
 def caption_words(caption: str) -> str:

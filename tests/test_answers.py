@@ -26,6 +26,7 @@ def ten(*answers: str) -> list[str]:
         ("red", ten("red", "red", "red", "red", "blue"), 1.0),
         ("", ten("red"), 0.0),
         (" red\n", ten("red"), 1.0),
+        ("two", ten("2\n", "2 ", "2"), 0.0),  # space around what they say is no disagreement
         # where all ten agree nothing is normalised
         ("Red", ten("red"), 0.0),
         ("the red", ten("red"), 0.0),
@@ -63,9 +64,9 @@ def test_words_are_normalised_as_the_official_script_does(text: str, expected: s
     assert vqa_words(text) == expected
 
 
-def test_accuracy_forgives_case_space_and_a_full_stop_only() -> None:
-    said = ["Red.", " red ", "dark red", "", "reds"]
-    assert accuracy(said, [["red"]] * 5) == [1, 1, 0, 0, 0]
+def test_accuracy_forgives_case_and_what_is_around_an_answer_only() -> None:
+    said = ["Red.", " red ", "'red'!", "dark red", "", "reds", "re-d"]
+    assert accuracy(said, [["red"]] * 7) == [1, 1, 1, 0, 0, 0, 0]
 
 
 def test_caption_words_are_those_between_marks() -> None:
@@ -109,6 +110,14 @@ def test_cider_is_the_formula_of_its_paper() -> None:
     ]
     assert cider(said, references) == pytest.approx(naive_cider(said, references))
     assert cider(said, references)[0] > cider([said[1], *said[1:]], references)[0]
+
+
+def test_captions_without_words_are_worth_nothing() -> None:
+    assert cider(["a cat"], [["..."]]) == [0.0]
+    assert cider([], []) == []
+    found = cider(["", "a red ball", "two dogs"], [["a cat"], ["a red ball"], ["..."]])
+    assert found[0] == found[2] == 0
+    assert found[1] > 0
 
 
 def test_answers_are_scored_by_what_their_questions_say_and_stay_in_order() -> None:

@@ -176,6 +176,61 @@ def test_a_mix_keeps_images_that_refcoco_scores_out_of_questions(tmp_path: Path)
     assert refer.load(refer.Config.model_validate(config.score), "val")[0].image_id == "coco/102"
 
 
+def rewrite(path: Path, change: Callable[[Any], None]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    write(path, content)
+
+
+def test_braces_of_a_template_and_of_a_question_are_plain_text(tmp_path: Path) -> None:
+    write_vqav2(tmp_path)
+    change = lambda content: content["questions"][-1].update(question="what is {0} {x}?")  # noqa: E731
+    rewrite(tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json", change)
+    config = vqav2.Config(root=tmp_path, template="{0} {answer} {question} {")
+    assert vqav2.load(config, "train")[0].questions[0].text == "{0} {answer} what is {0} {x}? {"
+
+
+def test_a_question_that_is_no_text_is_a_sentence(tmp_path: Path) -> None:
+    write_vqav2(tmp_path)
+    path = tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json"
+    rewrite(path, lambda content: content["questions"][0].update(question=None))
+    with pytest.raises(DataError, match=r"question \d+ of train is none \(TypeError"):
+        vqav2.load(vqav2.Config(root=tmp_path), "train")
+
+
+@pytest.mark.parametrize("split_by", ["official", "karpathy"])
+def test_a_caption_that_is_no_text_is_a_sentence(tmp_path: Path, split_by: str) -> None:
+    write_coco_captions(tmp_path)
+    rewrite(
+        tmp_path / "annotations" / "captions_train2014.json",
+        lambda content: content["annotations"][0].update(caption=None),
+    )
+    rewrite(tmp_path / "dataset_coco.json", lambda content: content["images"][0]["sentences"][0].update(raw=None))
+    with pytest.raises(DataError, match="AttributeError"):
+        coco_captions.load(coco_captions.Config(root=tmp_path, split_by=split_by), "train")
+
+
+def test_an_image_without_a_caption_is_a_sentence(tmp_path: Path) -> None:
+    write_coco_captions(tmp_path)
+    rewrite(tmp_path / "dataset_coco.json", lambda content: content["images"][2].update(sentences=[]))
+    with pytest.raises(DataError, match=r"dataset_coco.json: image 103 has no sentences; one or more are allowed"):
+        coco_captions.load(coco_captions.Config(root=tmp_path, split_by="karpathy"), "test")
+
+
+def test_check_counts_the_captions_that_an_answer_is_held_against(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_coco_captions(tmp_path)
+    for references, is_right in ((6, True), (7, False)):
+        monkeypatch.setattr(
+            coco_captions, "PUBLISHED", {("official", "val"): coco_captions.QuestionCounts(3, 3, references)}
+        )
+        counted, files = coco_captions.check(tmp_path)
+        assert counted.is_right is is_right
+        assert counted.text.startswith("3 questions about 3 images, 6 references")
+        assert files.is_right
+
+
 WRITERS: dict[str, tuple[ModuleType, Callable[[Path], None], str]] = {
     "vqav2": (vqav2, write_vqav2, "v2_mscoco_train2014_annotations.json"),
     "gqa": (gqa, write_gqa, "train_balanced_questions.json"),

@@ -29,6 +29,10 @@ class ShortAnswersConfig(BaseModel):
             raise ValueError("template must contain {question}")
         return template
 
+    def asks(self, question: str) -> str:
+        """What the model is asked; all other braces are text."""
+        return self.template.replace("{question}", question)
+
 
 @dataclass(frozen=True, slots=True)
 class AskedImage:
@@ -40,13 +44,19 @@ class AskedImage:
 
 @dataclass(frozen=True, slots=True)
 class QuestionCounts:
-    """How much of a split there is; None where it is not published."""
+    """How much of a split there is.
+
+    Attributes:
+        references: what answers are held against, of all questions together; None where it follows from the questions.
+    """
 
     questions: int
-    images: int | None
+    images: int
+    references: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.questions} questions" + ("" if self.images is None else f" about {self.images} images")
+        references = "" if self.references is None else f", {self.references} references"
+        return f"{self.questions} questions about {self.images} images{references}"
 
 
 def examples(asked: Mapping[str, AskedImage]) -> list[Example]:
@@ -72,8 +82,11 @@ def check_questions(
     except DataError as error:
         yield Finding(subject, False, f"{error}; {source}")
         return
+    questions = [question for one in asked.values() for question in one.questions]
     found = QuestionCounts(
-        sum(len(one.questions) for one in asked.values()), None if published.images is None else len(asked)
+        len(questions),
+        len(asked),
+        None if published.references is None else sum(len(question.references) for question in questions),
     )
     if found == published:
         yield Finding(subject, True, f"{found}, as published")

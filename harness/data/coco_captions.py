@@ -24,9 +24,10 @@ SPLITS: Mapping[SplitBy, tuple[str, ...]] = {"official": ("train", "val"), "karp
 """The first is trained on."""
 PUBLISHED: Mapping[tuple[SplitBy, str], QuestionCounts] = {
     ("official", "train"): QuestionCounts(414113, 82783),
-    ("official", "val"): QuestionCounts(40504, 40504),
-    ("karpathy", "val"): QuestionCounts(5000, 5000),
-    ("karpathy", "test"): QuestionCounts(5000, 5000),
+    ("official", "val"): QuestionCounts(40504, 40504, 202654),
+    ("karpathy", "train"): QuestionCounts(566747, 113287),
+    ("karpathy", "val"): QuestionCounts(5000, 5000, 25010),
+    ("karpathy", "test"): QuestionCounts(5000, 5000, 25010),
 }
 """What is asked: a caption each in training, an image each elsewhere."""
 SOURCE = (
@@ -97,7 +98,7 @@ def _official(root: Path, split: str) -> Mapping[int, tuple[Path, list[str]]]:
         names = {int(image["id"]): str(image["file_name"]) for image in content["images"]}
         for entry in content["annotations"]:
             captions[int(entry["image_id"])].append(_plain(entry["caption"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{path} is no caption file of COCO: it needs `images` with id and file_name and `annotations` with "
             f"image_id and caption ({type(error).__name__}: {error})"
@@ -116,11 +117,14 @@ def _karpathy(root: Path, split: str) -> Mapping[int, tuple[Path, list[str]]]:
             if {"restval": "train"}.get(image["split"], image["split"]) == split:
                 texts = [_plain(sentence["raw"]) for sentence in image["sentences"]]
                 found[int(image["cocoid"])] = (root / image["filepath"] / image["filename"], texts)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{path} is not Karpathy's split: it needs `images` with cocoid, filepath, filename, split and sentences "
             f"with a `raw` each ({type(error).__name__}: {error})"
         ) from None
+    silent = sorted(key for key, (_, texts) in found.items() if not texts)
+    if silent:
+        raise DataError(f"{path}: image {silent[0]} has no sentences; one or more are allowed; fetch the file again")
     return found
 
 

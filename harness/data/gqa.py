@@ -19,8 +19,8 @@ from harness.errors import DataError, suggest
 
 SPLITS = ("train", "val", "testdev")
 PUBLISHED = {
-    "train": QuestionCounts(943000, None),
-    "val": QuestionCounts(132062, None),
+    "train": QuestionCounts(943000, 72140),
+    "val": QuestionCounts(132062, 10234),
     "testdev": QuestionCounts(12578, 398),
 }
 SOURCE = "questions1.2.zip and images.zip: https://cs.stanford.edu/people/dorarad/gqa/download.html"
@@ -72,7 +72,7 @@ def _read(config: Config, split: str) -> Mapping[str, AskedImage]:
 def _question(config: Config, path: Path, key: str, entry: Mapping[str, Any]) -> tuple[str, Question]:
     try:
         answer = str(entry["answer"])
-        text = config.template.format(question=entry["question"])
+        text = config.asks(entry["question"])
         return str(entry["imageId"]), Question(text, str(entry["types"]["structural"]), answer, (answer,), "accuracy")
     except (KeyError, TypeError) as error:
         raise DataError(

@@ -92,7 +92,7 @@ def _question(
     try:
         references = tuple(str(one["answer"]) for one in annotation["answers"])
         question = Question(
-            config.template.format(question=text["question"]),
+            config.asks(text["question"]),
             str(annotation["answer_type"]),
             str(annotation["multiple_choice_answer"]),
             references,
