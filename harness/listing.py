@@ -4,7 +4,6 @@ import inspect
 import re
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 from rich.table import Table
 
@@ -18,6 +17,7 @@ Line = tuple[str, ...]
 COLUMNS = ("what it is", "source")
 PROJECTOR_COLUMNS = ("tokens", "parameters", "GFLOPs", "reads beside patches", "what it is, source and licence")
 
+_OURS = "ships with this package, Apache-2.0"
 _NUMBERS = PROJECTOR_COLUMNS[:3]
 _REFERENCE = (
     "Defaults at vision width 1024, LLM width 4096, 24 x 24 patches after 24 blocks, and an image of 40 superpixels; "
@@ -66,11 +66,20 @@ def _metrics() -> list[Line]:
     ]
 
 
-def _weights(kind: Any) -> list[Line]:
-    from harness.backbone.weights import PACKAGED, names
+def _weights(kind: str) -> list[Line]:
+    from harness.backbone.weights import PACKAGED, SHIPPED
 
-    packaged = ((name, PACKAGED[name]) for name in names(kind))
-    return [(name, f"sha256 {found.sha256[:12]}", f"{found.package}=={found.version}") for name, found in packaged]
+    packaged = [
+        (name, f"sha256 {found.sha256[:12]}", f"{found.package}=={found.version}")
+        for name, found in PACKAGED.items()
+        if found.kind == kind
+    ]
+    shipped = [
+        (name, f"{found.about}, sha256 {found.sha256[:12]}", _OURS)
+        for name, found in SHIPPED.items()
+        if found.kind == kind
+    ]
+    return [*packaged, *shipped]
 
 
 def _encoders() -> list[Line]:
@@ -92,13 +101,12 @@ def _llms() -> list[Line]:
 
 
 def _mask_heads() -> list[Line]:
-    from harness.backbone.weights import CHECKPOINTS, SHIPPED
+    from harness.backbone.weights import CHECKPOINTS
 
-    shipped = [(name, f"sha256 {sha256[:12]}", "ships with this package") for name, (_, sha256) in SHIPPED.items()]
     meta = [(name, f"sha256 {found.sha256[:12]}", f"hub {found.repository}") for name, found in CHECKPOINTS.items()]
     return [
         ("scratch", "trained from scratch on the vision encoder's patches; give its sizes", ""),
-        *shipped,
+        *_weights("mask_head"),
         *meta,
         ("path/to/file", "any checkpoint of a SAM, .pth or .safetensors", "path"),
     ]

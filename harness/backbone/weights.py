@@ -1,12 +1,12 @@
 """A weight is named once, found in one of a few places, checked by its hash, and written into every result.
 
-    sam-scenes                       a shipped name: a file of this package
+    sam-scenes                       a shipped name: a file or a folder of this package
     dinov2-small                     a packaged name: our cache, then the package that ships the file
     sam-vit-b                        a checkpoint's name: our cache, the local hub cache, then the hub
     path/to/folder, path/to/file     what a user has on disk
     owner/name, owner/name@revision  a hub id: the local hub cache, then the hub
 
-The first three stand for one file with one hash, the same on every machine.
+The first three stand for weights with one hash, the same on every machine.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import huggingface_hub
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
@@ -73,13 +73,31 @@ PACKAGED = {
     ),
 }
 
-SHIPPED: dict[str, tuple[Path, str]] = {
-    "sam-scenes": (
-        Path(__file__).parent / "shipped" / "sam-scenes" / "model.safetensors",
-        "9db4b8b773752b1630e54048518445280515df769b0aa822af17e3c41a9e590d",
+
+class Shipped(NamedTuple):
+    """Weights of this package, with a model card beside them.
+
+    Attributes:
+        path: of the one file, or of a folder as transformers writes it.
+        sha256: as in a `WeightsRecord`.
+        about: what they are, in a few words.
+    """
+
+    path: Path
+    sha256: str
+    kind: Literal["encoder", "mask_head"]
+    about: str
+
+
+_SHIPPED_FOLDER = Path(__file__).parent / "shipped"
+SHIPPED = {
+    "sam-scenes": Shipped(
+        path=_SHIPPED_FOLDER / "sam-scenes" / "model.safetensors",
+        sha256="9db4b8b773752b1630e54048518445280515df769b0aa822af17e3c41a9e590d",
+        kind="mask_head",
+        about="a small SAM trained on scenes",
     ),
 }
-"""Files of this package, each with its sha256; a model card lies beside each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +130,8 @@ CHECKPOINTS = {
 
 
 def names(kind: Literal["encoder", "llm"]) -> list[str]:
-    """The packaged weights of a kind, which install wherever pip works."""
-    return sorted(name for name, packaged in PACKAGED.items() if packaged.kind == kind)
+    """The packaged and the shipped weights of a kind, which install wherever pip works."""
+    return sorted(name for name, found in (PACKAGED | SHIPPED).items() if found.kind == kind)
 
 
 def resolve(name: str) -> WeightsRecord:
@@ -125,7 +143,7 @@ def resolve(name: str) -> WeightsRecord:
     if name in PACKAGED:
         return _from_package(name, PACKAGED[name])
     if name in SHIPPED:
-        return _shipped(name, *SHIPPED[name])
+        return _shipped(name, SHIPPED[name])
     if name in CHECKPOINTS:
         return _checkpoint(name, CHECKPOINTS[name])
     path = Path(name).expanduser()
@@ -232,10 +250,13 @@ def _from_package(name: str, packaged: Packaged) -> WeightsRecord:
     return WeightsRecord(name, f"package {packaged.package}", packaged.version, found, folder, path.name)
 
 
-def _shipped(name: str, path: Path, sha256: str) -> WeightsRecord:
+def _shipped(name: str, shipped: Shipped) -> WeightsRecord:
+    path = shipped.path
     if not path.exists():
         raise WeightsError(f"the weights {name!r} are missing from the package ({path}); install svp-harness again")
-    return WeightsRecord(name, "package svp-harness", sha256[:12], _checked(path, name, sha256), path.parent, path.name)
+    found = _checked(path, name, shipped.sha256)
+    folder, file = (path, None) if path.is_dir() else (path.parent, path.name)
+    return WeightsRecord(name, "package svp-harness", found[:12], found, folder, file)
 
 
 def _checkpoint(name: str, checkpoint: Checkpoint) -> WeightsRecord:
@@ -267,7 +288,7 @@ def _hub_file(checkpoint: Checkpoint, *, is_local: bool) -> str:
 
 
 def _checked(path: Path, name: str, sha256: str) -> str:
-    found = sha256_of(path)
+    found = _folder_sha256(name, path) if path.is_dir() else sha256_of(path)
     if found != sha256:
         raise WeightsError(f"{path} has sha256 {found}, but {name!r} is {sha256}; delete the file and run again")
     return found

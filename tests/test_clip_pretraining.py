@@ -1,0 +1,245 @@
+"""The training of clip-scenes: what it is told, that it learns that, and that what it writes loads like any CLIP."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from transformers import CLIPVisionModel
+
+from harness.backbone import weights
+from harness.backbone.config import VisionConfig
+from harness.backbone.vision import load_vision_encoder
+from harness.data import scenes
+from harness.errors import WeightsError
+from harness.frame import to_tensor
+from harness.pretraining import clip_scenes
+from harness.pretraining.caption_words import MAX_TOKENS, caption_tokenizer
+from harness.pretraining.clip_scenes import (
+    MAX_LOGIT_SCALE,
+    Options,
+    Pairs,
+    Sizes,
+    Trainer,
+    scene_pair,
+    train,
+    write_model,
+)
+from harness.pretraining.clip_scores import Pair, card, embed, load_clip, measure, pixels_of, retrieval
+
+TINY = Sizes(image=56, patch=14, width=48, layers=2, heads=2, text_width=32, text_layers=1, text_heads=1, shared=32)
+SHORT = Options(steps=2, batch=4)
+EASY = Options(steps=40, batch=8)
+RGB = {
+    "red": (208, 32, 38),
+    "orange": (243, 134, 22),
+    "yellow": (246, 222, 52),
+    "green": (44, 150, 58),
+    "cyan": (64, 206, 214),
+    "blue": (36, 72, 200),
+    "purple": (124, 44, 160),
+    "pink": (250, 156, 196),
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Several threads add up a gradient in the order in which they finish, so that no two runs have the same bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIP after two steps, as the command writes it."""
+    out = tmp_path_factory.mktemp("clip")
+    trainer = train(SHORT, out, TINY)
+    write_model(trainer.model, trainer.tokenizer, out / "model")
+    return out / "model"
+
+
+def squares(indices: range) -> list[Pair]:
+    """Easier than scenes: one square somewhere on grey, in each of the eight colours in turn."""
+    pairs = []
+    for index in indices:
+        dice = np.random.default_rng(index)
+        image = dice.integers(100, 140, (TINY.image, TINY.image, 3), dtype=np.uint8)
+        top, left = dice.integers(0, TINY.image - 24, 2)
+        colour = list(RGB)[index % len(RGB)]
+        image[top : top + 24, left : left + 24] = RGB[colour]
+        pairs.append(Pair(image, f"a plain {colour} square"))
+    return pairs
+
+
+def swapped(indices: range) -> list[Pair]:
+    """The same images, each with the caption of any of them."""
+    pairs = squares(indices)
+    order = np.random.default_rng(indices.start).permutation(len(pairs))
+    return [replace(pair, caption=pairs[other].caption) for pair, other in zip(pairs, order, strict=True)]
+
+
+def last_loss(pairs: Pairs) -> float:
+    """After 40 steps, none of which sees an image of another."""
+    trainer = Trainer(EASY, TINY, pairs)
+    return float(np.mean([trainer.train_step()["loss"] for _ in range(EASY.steps)][-5:]))
+
+
+def test_the_loss_falls_and_with_captions_of_other_images_it_does_not() -> None:
+    blind = np.log(EASY.batch)
+    assert last_loss(squares) < blind / 2
+    assert last_loss(swapped) > blind - 0.1
+
+
+def test_every_caption_of_a_scene_is_made_of_known_words_and_is_read_whole() -> None:
+    tokenizer, config = caption_tokenizer(), scenes.Config(train_images=400)
+    captions = [scenes.caption(scenes.scene_graph(config, "train", index)) for index in range(400)]
+    read = tokenizer(captions)["input_ids"]
+    assert tokenizer.unk_token_id not in {token for ids in read for token in ids}
+    assert tokenizer.convert_ids_to_tokens(tokenizer("two plain red bars, a dotted blue ring")["input_ids"]) == [
+        *("[BOS]", "two", "plain", "red", "bars", ",", "a", "dotted", "blue", "ring", "[EOS]")
+    ]
+    nine = ", ".join(["a striped red star"] * 8) + " and a striped red star"
+    assert max(len(ids) for ids in read) <= len(tokenizer(nine)["input_ids"]) <= MAX_TOKENS
+
+
+def test_training_scenes_are_of_the_train_split_in_all_domains_each_with_its_caption() -> None:
+    given = [scene_pair("train", 3, index, 224) for index in range(4)]
+    for index, (pair, domain) in enumerate(zip(given, scenes.DOMAINS, strict=True)):
+        config = scenes.Config(seed=3, domains=tuple(scenes.DOMAINS))
+        example = scenes.load(config, "train")[index]
+        assert example.domain == domain
+        assert np.array_equal(pair.image, example.image)
+        assert pair.caption == scenes.caption(scenes.scene_graph(config, "train", index))
+    assert not np.array_equal(given[0].image, scene_pair("test", 3, 0, 224).image)
+
+
+def test_the_loss_is_that_of_transformers_on_the_same_batch() -> None:
+    """Images go through in parts, and captions without an attention mask."""
+    pairs = [scene_pair("train", 0, index, TINY.image) for index in range(10)]
+    trainer = Trainer(Options(steps=1, batch=10), TINY, lambda _: pairs)
+    text = trainer.tokenizer([pair.caption for pair in pairs], padding=True, return_tensors="pt")
+    assert not text["attention_mask"].all()
+    with torch.no_grad():
+        whole = trainer.model(
+            input_ids=text["input_ids"],
+            attention_mask=text["attention_mask"],
+            pixel_values=pixels_of([pair.image for pair in pairs]),
+            return_loss=True,
+        )
+        images, texts = embed(trainer.model, trainer.tokenizer, pairs)
+    assert_close(images, whole.image_embeds)
+    assert_close(texts, whole.text_embeds)
+    assert trainer.train_step()["loss"] == pytest.approx(whole.loss.item(), abs=1e-4)
+
+
+def test_a_step_moves_every_parameter_and_bounds_the_temperature() -> None:
+    trainer = Trainer(SHORT, TINY, squares)
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    trainer.train_step()
+    still = {name for name, value in trainer.model.named_parameters() if torch.equal(value, before[name])}
+    # A bias of keys shifts all of a query's scores alike.
+    assert {name for name in still if not name.endswith("k_proj.bias")} == set()
+    trainer.model.logit_scale.data.fill_(9.0)
+    trainer.train_step()
+    assert trainer.model.logit_scale.item() == pytest.approx(MAX_LOGIT_SCALE)
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(SHORT, tmp_path / "whole", TINY)
+    steps = Trainer.train_step
+
+    def killed(trainer: Trainer) -> dict[str, float]:
+        if trainer.step == 1:
+            raise KeyboardInterrupt
+        return steps(trainer)
+
+    monkeypatch.setattr(Trainer, "train_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(SHORT, tmp_path / "killed", TINY, steps_between=1)
+    monkeypatch.undo()
+    resumed = train(SHORT, tmp_path / "killed", TINY, steps_between=1)
+    assert resumed.step == whole.step == 2
+    assert_close(resumed.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+    lines = [json.loads(line) for line in (tmp_path / "killed" / "curve.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    again = train(SHORT, tmp_path / "killed", TINY)
+    assert_close(again.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+
+
+def test_the_rate_rises_stays_and_falls_to_nothing() -> None:
+    options = Options(steps=1000, warmup=10, cooldown=0.5)
+    rates = [options.rate(step) for step in (0, 9, 300, 500, 750, 999)]
+    assert_close(rates, [0.1, 1.0, 1.0, 1.0, 0.5, 0.002])
+
+
+def test_what_is_written_loads_strictly_as_the_vision_encoder_of_a_clip(folder: Path) -> None:
+    encoder = load_vision_encoder(VisionConfig(name=str(folder), frame=TINY.image, layer=1))
+    images = [scene_pair("test", 0, index, TINY.image).image for index in range(2)]
+    states = CLIPVisionModel.from_pretrained(folder, dtype=torch.float32).eval()(
+        pixel_values=pixels_of(images), output_hidden_states=True
+    )
+    with torch.no_grad():
+        assert_close(encoder(to_tensor(images)), states.hidden_states[1][:, 1:])
+    assert (encoder.grid, encoder.width, encoder.weights.source) == ((4, 4), TINY.width, "path")
+    written = load_file(folder / "model.safetensors")
+    assert {value.dtype for value in written.values()} == {torch.float16}
+    for name, value in encoder.model.state_dict().items():
+        assert torch.equal(value, written[f"vision_model.{name.removeprefix('vision_model.')}"].float())
+
+
+def test_a_shipped_folder_is_found_by_its_name_and_checked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sha256 = weights.resolve(str(folder)).sha256
+    shipped = weights.Shipped(folder, sha256, "encoder", "a tiny one")
+    monkeypatch.setitem(weights.SHIPPED, "clip-scenes", shipped)
+    encoder = load_vision_encoder(VisionConfig(name="clip-scenes", frame=TINY.image))
+    assert encoder.weights.as_row() == {
+        "name": "clip-scenes",
+        "source": "package svp-harness",
+        "revision": sha256[:12],
+        "sha256": sha256,
+    }
+    monkeypatch.setitem(weights.SHIPPED, "clip-scenes", shipped._replace(sha256="1" * 64))
+    with pytest.raises(WeightsError, match=f"has sha256 {sha256}, but 'clip-scenes' is 1111"):
+        weights.resolve("clip-scenes")
+    monkeypatch.setitem(weights.SHIPPED, "clip-scenes", shipped._replace(path=folder / "nowhere"))
+    with pytest.raises(WeightsError, match="missing from the package"):
+        weights.resolve("clip-scenes")
+
+
+def test_retrieval_of_hand_worked_vectors() -> None:
+    images = torch.eye(4)
+    assert retrieval(images, images) == {"image_to_text": 1.0, "text_to_image": 1.0}
+    assert retrieval(images, images.roll(1, dims=0)) == {"image_to_text": 0.0, "text_to_image": 0.0}
+    # Two captions are nearer to the first image than to their own; each image is nearest to its own caption.
+    texts = torch.tensor([[1.0, 0, 0, 0], [0.8, 0.6, 0, 0], [0.8, 0, 0.6, 0], [0, 0, 0, 1.0]])
+    assert retrieval(images, texts) == {"image_to_text": 1.0, "text_to_image": 0.5}
+
+
+def test_the_model_card_says_what_was_measured(folder: Path) -> None:
+    test = [scene_pair("test", 0, index, TINY.image) for index in range(10)]
+    measured = measure(*load_clip(folder), test)
+    assert (measured["scenes"], measured["captions"], measured["chance"]) == (10, 10, 0.1)
+    scores = {"steps": 2, "seed": 0, "pairs": 8, "seconds": 60, **measured}
+    text = card(folder, scores | {"image_to_text": 0.123})
+    assert f"`{weights.resolve(str(folder)).sha256}`" in text
+    assert "images 0 to 7 of the four domains" in text
+    assert f"| the scene's own caption | 0.123 | {measured['text_to_image']:.3f} |" in text
+    assert "| chance | 0.100 | 0.100 |" in text
+
+
+def test_the_command_writes_a_model_its_scores_and_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clip_scenes, "Sizes", lambda: TINY)
+    arguments = ["--out", str(tmp_path), "--steps", "1", "--test-images", "4"]
+    monkeypatch.setattr("sys.argv", ["clip_scenes", *arguments])
+    clip_scenes.main()
+    scores = json.loads((tmp_path / "model" / "scores.json").read_text())
+    assert (scores["steps"], scores["pairs"], scores["scenes"], scores["chance"]) == (1, 64, 4, 0.25)
+    assert (tmp_path / "model" / "README.md").read_text().startswith("# clip-scenes")
+    load_vision_encoder(VisionConfig(name=str(tmp_path / "model"), frame=TINY.image))
