@@ -156,11 +156,15 @@ def _answered(findings: Findings, folder: Path, reference: str) -> Iterator[Exhi
     tables = {each.name: _first_seed(findings, each).set_index(keys).sort_index() for each in findings.variants}
     asked = tables[reference].dropna(subset="said")
     asked = asked[np.array([_picture(folder, image_id).exists() for image_id, _ in asked.index], bool)]
+    shown: set[str] = set()
     for family, rows in asked.groupby("family", sort=False):
-        chosen = {"best": rows["score"].idxmax(), "worst": rows["score"].idxmin()}
-        for word, key in chosen.items() if rows["score"].nunique() > 1 else ():
-            rule = f"first {family} that {reference} answers {word}"
-            yield _conversation(folder, rule, key, tables)
+        for word, extreme in {"best": rows["score"].max(), "worst": rows["score"].min()}.items():
+            such = rows[(rows["score"] == extreme) & (rows["score"].nunique() > 1)]
+            fresh = such[~such.index.get_level_values("image_id").isin(shown)]
+            if len(fresh):
+                shown.add(fresh.index[0][0])
+                rule = f"first {family} question that {reference} answers {word}"
+                yield _conversation(folder, rule, fresh.index[0], tables)
 
 
 def _conversation(folder: Path, rule: str, key: tuple[str, int], tables: dict[str, pd.DataFrame]) -> Exhibit:

@@ -317,9 +317,10 @@ def test_a_study_of_questions_is_reported_by_its_answers(tmp_path: Path) -> None
     assert (folder / "report" / "figures" / "accuracy_tokens.png").exists()
     shown = exhibits(found)
     assert {one.rule for one in shown if one.family == "texture"} == {
-        "first texture that pooling answers best",
-        "first texture that pooling answers worst",
+        "first texture question that pooling answers best",
+        "first texture question that pooling answers worst",
     }
+    assert len({one.image_id for one in shown}) == len(shown)
     first = shown[0]
     assert [said.arm for said in first.said] == ["right answer", *(variant.name for variant in found.variants)]
     assert (first.said[1].words, first.said[1].score) == ("red", "1.00")
