@@ -1,4 +1,4 @@
-"""A trained cell as one safetensors file: what it learnt, and in the metadata all that it takes to build it again.
+"""A trained cell as one safetensors file: what it learnt or drew, and in the metadata what else builds it again.
 
 Pretrained parts are not in it: they are resolved by name as when the cell was trained, and must be the same by hash.
 """
@@ -10,14 +10,17 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from harness.assembly import Assembly, assemble
+from harness.backbone.segmenter import Segmenter
 from harness.backbone.strict import refuse_misfits
 from harness.backbone.weights import WeightsRecord
 from harness.errors import WeightsError
 from harness.study import Cell, CellSpec
 
-VERSION = "1"
+VERSION = "2"
+"""1 left out what is drawn at random and never learns, as the frequencies of a mask head's positions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +38,12 @@ class Trained:
 
 
 def save(path: Path, cell: Cell, assembly: Assembly, words: list[str]) -> None:
-    """Write what a cell learnt.
+    """Write what makes a cell and is in no pretrained file.
 
     Args:
         words: what an LLM from scratch took its vocabulary from.
     """
-    learnt = {n: p.detach().cpu().contiguous() for n, p in assembly.segmenter.named_parameters() if p.requires_grad}
+    own = {name: value.detach().cpu().contiguous() for name, value in _own(assembly.segmenter).items()}
     metadata = {
         "version": VERSION,
         "arm": cell.arm,
@@ -49,7 +52,7 @@ def save(path: Path, cell: Cell, assembly: Assembly, words: list[str]) -> None:
         "words": json.dumps(words),
         "weights": json.dumps([record.as_row() for record in assembly.weights]),
     }
-    save_file(learnt, path, metadata)
+    save_file(own, path, metadata)
 
 
 def load(path: Path, device: torch.device) -> Trained:
@@ -62,26 +65,42 @@ def load(path: Path, device: torch.device) -> Trained:
     try:
         with safe_open(path, "pt", str(device)) as file:
             metadata = file.metadata() or {}
-            learnt = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path} cannot be read as the checkpoint of a cell: {error}") from None
-    if metadata.get("version") != VERSION:
+    if "version" not in metadata:
         raise WeightsError(f"{path} is no checkpoint of a cell; name a file of runs/<study>/cells/*.safetensors")
+    if metadata["version"] != VERSION:
+        raise WeightsError(
+            f"{path} is a checkpoint of version {metadata['version']}, and {VERSION} is read; run its cell again, in "
+            "another folder (--out)"
+        )
     spec = CellSpec.model_validate_json(metadata["spec"])
     assembly = assemble(spec, json.loads(metadata["words"]), device)
     _refuse_others(path, json.loads(metadata["weights"]), assembly.weights)
-    own = {name: p for name, p in assembly.segmenter.named_parameters() if p.requires_grad}
+    own = _own(assembly.segmenter)
     refuse_misfits(
         str(path),
         "the cell",
-        missing=own.keys() - learnt.keys(),
-        unexpected=learnt.keys() - own.keys(),
-        reshaped={name for name in own.keys() & learnt.keys() if own[name].shape != learnt[name].shape},
+        missing=own.keys() - saved.keys(),
+        unexpected=saved.keys() - own.keys(),
+        reshaped={name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape},
     )
     with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(learnt[name])
+        for name, value in own.items():
+            value.copy_(saved[name])
     return Trained(metadata["arm"], int(metadata["seed"]), spec, assembly)
+
+
+def _own(segmenter: Segmenter) -> dict[str, Tensor]:
+    """Parameters and buffers, by name: what learns, and what else does not come with a pretrained LLM."""
+    held = segmenter.state_dict().keys()
+    named = {**dict(segmenter.named_parameters()), **dict(segmenter.named_buffers())}  # what is tied, once
+    return {
+        name: value
+        for name, value in named.items()
+        if name in held and (value.requires_grad or not name.startswith("llm.model."))
+    }
 
 
 def _refuse_others(path: Path, trained_on: list[dict[str, str]], found: tuple[WeightsRecord, ...]) -> None:

@@ -1,10 +1,12 @@
 """A trained cell is kept, read back as it was, and used on any image."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import skimage.data
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from harness import assembly, predict
@@ -34,12 +36,31 @@ def photograph(tmp_path):
 
 
 def test_a_cell_read_back_scores_what_it_scored(checkpoint, cells, folder):
+    torch.manual_seed(12345)  # what is drawn at random must come from the file
     trained = load(checkpoint, CPU)
     assert (trained.arm, trained.seed, trained.spec) == ("pooling", 0, cells["pooling"].spec)
     testing = load_examples(trained.spec, "test")
     parts, precision = trained.assembly, trained.spec.training.precision
     samples, _ = Evaluator(parts.segmenter, parts.batches, 16, precision).score(testing)
-    assert samples["iou"].mean() == pytest.approx(folder.row(cells["pooling"].id)["giou"], abs=1e-6)
+    before = pd.read_parquet(folder.cells / f"{cells['pooling'].id}.samples.parquet")
+    drawn = ["iou_teacher_forced", "intersection_teacher_forced", "predicted_area_teacher_forced"]
+    assert 0 < before["predicted_area_teacher_forced"].mean() < 0.9 * (before["height"] * before["width"]).mean()
+    pd.testing.assert_frame_equal(samples[[*drawn, "iou"]], before[[*drawn, "iou"]])
+
+
+def test_a_cell_read_back_is_the_same_in_every_tensor(checkpoint):
+    torch.manual_seed(12345)
+    one, other = (load(checkpoint, CPU).assembly.segmenter.state_dict() for _ in range(2))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_checkpoint_of_another_version_is_refused(checkpoint, tmp_path):
+    with safe_open(checkpoint, "pt") as file:
+        metadata = {**file.metadata(), "version": "1"}
+    save_file(load_file(checkpoint), tmp_path / "old.safetensors", metadata)
+    with pytest.raises(WeightsError, match="is a checkpoint of version 1, and 2 is read; run its cell again"):
+        load(tmp_path / "old.safetensors", CPU)
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(checkpoint, tmp_path):
