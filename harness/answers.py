@@ -59,8 +59,8 @@ _CONTRACTIONS = {
     "somebody'd": "somebodyd",
 }
 """The official table; without the words in it that begin with a capital, since it is asked for words in lower case."""
-_DROPPED = frozenset({"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"})
-_MARKS = re.compile(r"\.\.\.|--|``|''|[.?!,:;`()\[\]{}\"]")
+_MARKS = re.compile(r"--|''|[.?!,:;`()\[\]{}\"]")
+_MARKS_BETWEEN_SPACES = frozenset({"'", "-"})
 
 
 def score(said: Sequence[str], questions: Sequence[Question]) -> list[float]:
@@ -137,5 +137,5 @@ def _plain(text: str) -> str:
 
 def caption_words(caption: str) -> str:
     """A caption as words in lower case with single spaces between them, punctuation left out."""
-    words = _MARKS.sub(lambda mark: f" {mark.group()} ", caption.lower()).split()
-    return " ".join(word for word in words if word not in _DROPPED and not _MARKS.fullmatch(word))
+    words = _MARKS.sub(" ", caption.lower()).split()
+    return " ".join(word for word in words if word not in _MARKS_BETWEEN_SPACES)

@@ -117,7 +117,7 @@ def judge_claims(claims: Sequence[Claim], panel: Panel, margin: float) -> list[J
 
 def _pairs(claim: Claim, panel: Panel) -> list[tuple[str, str]]:
     """The variants to compare, every point of one arm with every point of the other."""
-    if claim.family is not None and claim.family not in panel.families:
+    if claim.family is not None and claim.family not in panel.families_of(claim.metric):
         return []
     left, right = (panel.variants_of(arm, claim.at) for arm in claim.arms)
     return [(one, other) for one in left for other in right]

@@ -96,7 +96,6 @@ class Panel:
         self._points = {variant_name(arm, point): (arm, json.loads(point or "{}")) for arm, point in _points(done)}
         self.variants = [variant for variant in dict.fromkeys(names.values()) if variant in self._samples]
         self.domains = sorted({*samples["domain"]} - {""})
-        self.families = [family for family in dict.fromkeys(samples["family"]) if isinstance(family, str)]
 
     def families_of(self, metric: str) -> list[str]:
         """The families of what a metric is about, as they come."""

@@ -14,7 +14,7 @@ from harness.claims import Claim, Judgement, judge_claims
 from harness.errors import DataError
 from harness.panel import LOWER_IS_BETTER, Panel, variant_name
 from harness.panel import METRICS as SCORES
-from harness.records import FAMILIES, METRICS, SAMPLE_COLUMNS
+from harness.records import ANSWER_METRICS, FAMILIES, METRICS, SAMPLE_COLUMNS
 from harness.stats import Difference, Estimate, Verdict, holm, is_on_front, judge
 
 DEFAULT_MARGIN = 0.01
@@ -95,6 +95,11 @@ class Findings:
     def label(self) -> str:
         """What the score is called."""
         return METRICS[self.metric].label
+
+    @property
+    def asked(self) -> str:
+        """What the score is of: an expression or a question."""
+        return "question" if self.metric in ANSWER_METRICS else "expression"
 
     @property
     def is_drawn(self) -> bool:

@@ -53,7 +53,7 @@ def main_table(findings: Findings) -> Table:
     caption = (
         f"Means over seeds; 95% intervals by bootstrap over images and seeds. Δ and the verdict compare "
         f"{findings.label} with {baselines} (margin {findings.margin:g}). shuffled: {findings.label} with "
-        f"{_asked(findings)}s swapped between images. {_chance(findings)}"
+        f"{findings.asked}s swapped between images. {_chance(findings)}"
         "FLOPs and latency are of one image, asked once. Intervals of all scores are in the CSV."
     )
     return _table("main", "Main result", caption, columns, findings)
@@ -77,14 +77,10 @@ def _compared(findings: Findings, baseline: str) -> list[tuple[Column, _Make]]:
 
 def family_table(findings: Findings) -> Table:
     """The score by family of what was asked."""
-    metric, what = findings.metric, _asked(findings)
+    metric, what = findings.metric, findings.asked
     columns, sizes = _by_group(findings, findings.families, lambda variant, family: (variant, metric, family))
     caption = f"{findings.label} by family of {what} with 95% intervals. {what.title()}s per family: {sizes}."
     return _table("families", f"By family of {what}", caption, columns, findings)
-
-
-def _asked(findings: Findings) -> str:
-    return "question" if findings.metric in ANSWER_METRICS else "expression"
 
 
 def domain_table(findings: Findings) -> Table:

@@ -117,7 +117,7 @@ def _weakest_family(findings: Findings, best: Variant) -> Iterator[str]:
     scores = {family: score for family, score in scores.items() if not is_missing(score.value)}
     weak, strong = (choose(scores, key=lambda family: scores[family].value) for choose in (min, max))
     yield (
-        f"{best.name} is weakest on {weak} {_asked(findings)} ({fixed(scores[weak].value)}) and strongest on {strong} "
+        f"{best.name} is weakest on {weak} {findings.asked}s ({fixed(scores[weak].value)}) and strongest on {strong} "
         f"({fixed(scores[strong].value)})."
     )
 
@@ -168,15 +168,11 @@ def _about_language(findings: Findings) -> Iterator[str]:
     shares = [variant.means.get(shuffled, np.nan) / variant.score.value for variant in findings.variants]
     known = [share for share in shares if not is_missing(share)]
     if known and max(known) > 0.5:
-        needless = "the image" if findings.metric in ANSWER_METRICS else "the expression"
+        needless = "the image" if findings.asked == "question" else "the expression"
         yield (
-            f"With {_asked(findings)} shuffled between images an arm keeps {percent(max(known))} of its "
+            f"With {findings.asked}s shuffled between images an arm keeps {percent(max(known))} of its "
             f"{findings.label}, so much of the score does not depend on {needless}."
         )
-
-
-def _asked(findings: Findings) -> str:
-    return "questions" if findings.metric in ANSWER_METRICS else "expressions"
 
 
 def _seeds(number: int) -> str:

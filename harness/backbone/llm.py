@@ -111,7 +111,8 @@ class LanguageModel(nn.Module):
         # An answer stands behind a plain prompt as a word behind another; a chat's template has led up to it.
         space = "" if is_chat else " "
         whole = [f"{text}{space}{answer}" if answer else text for text, answer in zip(said, answers, strict=True)]
-        asked, rows = self._tokenise(said), self._tokenise(whole)
+        asked = self._tokenise(said)
+        rows = self._tokenise(whole) if any(answers) else asked
         longest = max(len(row) for row in rows)
         ids = torch.tensor([[*row, *[self.tokenizer.pad_token_id] * (longest - len(row))] for row in rows])
         mask = torch.arange(longest) < torch.tensor([[len(row)] for row in rows])

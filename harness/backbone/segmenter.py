@@ -8,7 +8,6 @@ Source: LISA, https://arxiv.org/abs/2308.00692 (`text_hidden_fcs`, losses); GLaM
 from dataclasses import dataclass, replace
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -155,8 +154,3 @@ class Segmenter(nn.Module):
             "early": [p for p in learning if id(p) not in late],
             "late": [p for p in learning if id(p) in late],
         }
-
-
-def flatten_real(values: Tensor, query: Query) -> Tensor:
-    """(B, E, ...) -> (M, ...): only what belongs to a real expression, in the order of `Answer`."""
-    return rearrange(values, "b e ... -> (b e) ...")[query.real.flatten()]

@@ -1,12 +1,12 @@
 """What datasets of questions have in common: questions by image, and a check of how many there are."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from harness.data.checking import Finding
+from harness.data.checking import Finding, check_files
 from harness.data.example import Example, ImageFile, Question
 from harness.errors import DataError
 
@@ -92,13 +92,4 @@ def check_questions(
         yield Finding(subject, True, f"{found}, as published")
     else:
         yield Finding(subject, False, f"{found}; published are {published}; take the official file")
-    yield _check_files(subject, [one.path for one in asked.values()], source)
-
-
-def _check_files(subject: str, paths: Sequence[Path], source: str) -> Finding:
-    missing = [path for path in paths if not path.exists()]
-    if not missing:
-        return Finding(subject, True, f"all {len(paths)} image files are there")
-    return Finding(
-        subject, False, f"{len(missing)} of {len(paths)} image files are missing, the first {missing[0]}; {source}"
-    )
+    yield check_files(subject, [one.path for one in asked.values()], source)

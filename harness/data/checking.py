@@ -1,7 +1,8 @@
 """What `python -m harness.data check` finds out about a dataset on disk."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from harness.data.example import Example, ImageFile
 from harness.data.referrals import Counts, RefFile, RefsConfig, examples
@@ -61,10 +62,14 @@ def _check_counts(subject: str, found: Counts, published: Counts | None) -> Find
 
 def check_images(subject: str, found: Sequence[Example], source: str) -> Finding:
     """Whether the file of every image is there; none is opened, as that takes long for COCO."""
-    files = {one.picture for one in found if isinstance(one.picture, ImageFile)}
-    missing = sorted(file.path for file in files if not file.path.exists())
+    return check_files(subject, {one.picture.path for one in found if isinstance(one.picture, ImageFile)}, source)
+
+
+def check_files(subject: str, paths: Collection[Path], source: str) -> Finding:
+    """Whether these image files are there; none is opened."""
+    missing = sorted(path for path in paths if not path.exists())
     if not missing:
-        return Finding(subject, True, f"all {len(files)} image files are there")
+        return Finding(subject, True, f"all {len(paths)} image files are there")
     return Finding(
-        subject, False, f"{len(missing)} of {len(files)} image files are missing, the first {missing[0]}; {source}"
+        subject, False, f"{len(missing)} of {len(paths)} image files are missing, the first {missing[0]}; {source}"
     )
