@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from pydantic import BaseModel
@@ -108,7 +108,7 @@ def assemble(spec: CellSpec, words: Iterable[str], device: torch.device) -> Asse
     segmenter = Segmenter(projector, llm, image_embedding, mask_head).to(device)
     decoder_pe = None
     if "decoder_pe" in projector.needs:
-        decoder_pe = mask_head.positional_encoding(spec.vision_encoder.frame // DECODER_PE_STRIDE)
+        decoder_pe = partial(mask_head.positional_encoding, spec.vision_encoder.frame // DECODER_PE_STRIDE)
     batches = BatchMaker(
         llm,
         VisionCache(

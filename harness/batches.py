@@ -1,6 +1,6 @@
 """Turns examples into the tensors that a segmenter takes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -49,7 +49,8 @@ class BatchMaker:
         llm: whose tokenizer and vocabulary the prompts use.
         vision: what the projector reads of the vision encoder.
         superpixels: the source's cache, or None where the projector needs no superpixels.
-        decoder_pe: (P, h, w) the mask decoder's positional encoding, or None where the projector needs none.
+        decoder_pe: gives the mask decoder's positional encoding (P, h, w) as it is by then, which a checkpoint may have
+            changed; None where the projector needs none.
         grid: (H, W) of the patches.
         sam: the image embeddings of the mask head's SAM, or None for a mask head from scratch.
     """
@@ -59,7 +60,7 @@ class BatchMaker:
         llm: LanguageModel,
         vision: VisionCache,
         superpixels: SuperpixelCache | None,
-        decoder_pe: Tensor | None,
+        decoder_pe: Callable[[], Tensor] | None,
         grid: tuple[int, int],
         device: torch.device,
         sam: SamCache | None = None,
@@ -123,7 +124,8 @@ class BatchMaker:
         """What the projector sees of images that are encoded and cut."""
         asked = {field.name: getattr(encoding, field.name) for field in fields(encoding)}
         given = {name: value.float().to(self.device) for name, value in asked.items() if value is not None}
-        return VisualFeatures(**given, patch_mask=patch_mask, superpixels=superpixels, decoder_pe=self.decoder_pe)
+        decoder_pe = None if self.decoder_pe is None else self.decoder_pe()
+        return VisualFeatures(**given, patch_mask=patch_mask, superpixels=superpixels, decoder_pe=decoder_pe)
 
     @property
     def mask_frame(self) -> int:

@@ -23,9 +23,13 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def checkpoint(cells, folder):
     """A cell trained for three steps."""
-    row = run_cell(cells["pooling"], folder, quiet())
+    return _trained(cells["pooling"], folder)
+
+
+def _trained(cell, folder):
+    row = run_cell(cell, folder, quiet())
     assert row["status"] == "done", row["reason"]
-    return folder.checkpoint(cells["pooling"].id)
+    return folder.checkpoint(cell.id)
 
 
 @pytest.fixture
@@ -35,14 +39,16 @@ def photograph(tmp_path):
     return path
 
 
-def test_a_cell_read_back_scores_what_it_scored(checkpoint, cells, folder):
+@pytest.mark.parametrize("arm", ["pooling", "decoder_pe"])
+def test_a_cell_read_back_scores_what_it_scored(cells, folder, arm):
+    checkpoint = _trained(cells[arm], folder)
     torch.manual_seed(12345)  # what is drawn at random must come from the file
     trained = load(checkpoint, CPU)
-    assert (trained.arm, trained.seed, trained.spec) == ("pooling", 0, cells["pooling"].spec)
+    assert (trained.arm, trained.seed, trained.spec) == (arm, 0, cells[arm].spec)
     testing = load_examples(trained.spec, "test")
     parts, precision = trained.assembly, trained.spec.training.precision
     samples, _ = Evaluator(parts.segmenter, parts.batches, 16, precision).score(testing)
-    before = pd.read_parquet(folder.cells / f"{cells['pooling'].id}.samples.parquet")
+    before = pd.read_parquet(folder.cells / f"{cells[arm].id}.samples.parquet")
     drawn = ["iou_teacher_forced", "intersection_teacher_forced", "predicted_area_teacher_forced"]
     assert 0 < before["predicted_area_teacher_forced"].mean() < 0.9 * (before["height"] * before["width"]).mean()
     pd.testing.assert_frame_equal(samples[[*drawn, "iou"]], before[[*drawn, "iou"]])
