@@ -90,7 +90,7 @@ def train_and_score(cell: Cell, folder: RunFolder, progress: Progress) -> tuple[
     batch_images, precision = spec.evaluation.batch_images, spec.training.precision
     evaluator = Evaluator(assembly.segmenter, assembly.batches, batch_images, precision)
     samples, tokens = evaluator.score(testing)
-    shuffled = evaluator.shuffled(testing)
+    controls = evaluator.controls(testing)
     cost = measure(assembly.segmenter, assembly.batches, testing[0], spec.evaluation.latency_repeats, precision)
     save_gallery(folder, assembly.batches, testing[: spec.evaluation.gallery_images])
     row = {
@@ -99,7 +99,7 @@ def train_and_score(cell: Cell, folder: RunFolder, progress: Progress) -> tuple[
         "num_images": len(testing),
         "num_expressions": len(samples),
         **metrics.score(samples),
-        **shuffled,
+        **controls,
         "giou_random_object": metrics.random_object_giou(testing),
         "tokens": float(np.mean(tokens)),
         "tokens_p95": float(np.percentile(tokens, 95)),

@@ -1,4 +1,4 @@
-"""Scores a trained segmenter: everything asked of a split, one row each, with the control that must fail.
+"""Scores a trained segmenter: everything asked of a split, one row each, with the controls that must fail.
 
 Two readings of an expression in one run: *generated*, where the mask counts only if the model's own next word is [SEG]
 (else the mask is empty), and *teacher forced*, where [SEG] is given, as LISA and its descendants score. A question is
@@ -6,7 +6,7 @@ answered in the model's likeliest words.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,17 +62,29 @@ class Evaluator:
         self.precision = precision
 
     @torch.inference_mode()
-    def predict(self, examples: Sequence[Example], asked: Sequence[Sequence[Asked]]) -> Iterator[Prediction]:
-        """One prediction an image for what is asked of it, all packed into one sequence."""
+    def predict(
+        self, examples: Sequence[Example], asked: Sequence[Sequence[Asked]], read: Sequence[Example] | None = None
+    ) -> Iterator[Prediction]:
+        """One prediction an image for what is asked of it, all packed into one sequence.
+
+        Args:
+            read: the images whose visual tokens the LLM reads, each in place of its own; None for their own.
+        """
         llm = self.segmenter.llm
         for start in range(0, len(examples), self.batch_images):
-            chunk = [examples[i] for i in range(start, min(start + self.batch_images, len(examples)))]
-            chosen = asked[start : start + self.batch_images]
-            frames = [Frame.of(example.size, self.batches.vision.frame) for example in chunk]
+            stop = min(start + self.batch_images, len(examples))
+            chunk = [examples[i] for i in range(start, stop)]
+            chosen = asked[start:stop]
+            frames = self._frames(chunk)
             query = self.batches.query(chosen)
             with autocast(self.precision, self.batches.device):
                 features = self.batches.features(chunk, frames)
-                answer = self.segmenter(features, self.batches.view(chunk, frames), query)
+                others = None if read is None else [read[i] for i in range(start, stop)]
+                tokens = self.segmenter.projector(
+                    features if others is None else self.batches.features(others, self._frames(others))
+                )
+                view = self.batches.view(chunk, frames)
+                answer = self.segmenter.answer(tokens, features.patches, view, query)
                 words = self._say(answer, query)
             num_drawn = query.drawn.sum(1).tolist()
             says_seg = answer.answer_logits[query.drawn[query.real]].argmax(-1) == SEG + llm.vocabulary
@@ -88,6 +100,9 @@ class Evaluator:
                 said = tuple(next(words) for one in row if isinstance(one, Question))
                 masks = (frame.restore(logits) > 0).cpu().numpy()
                 yield Prediction(masks, answered.cpu().numpy(), num_tokens, said)
+
+    def _frames(self, examples: Sequence[Example]) -> list[Frame]:
+        return [Frame.of(example.size, self.batches.vision.frame) for example in examples]
 
     def _say(self, answer: Answer, query: Query) -> Iterator[str]:
         """The answers to the questions of a batch, in order."""
@@ -109,28 +124,39 @@ class Evaluator:
             row["score"] = value
         return pd.DataFrame(rows, columns=MEASURED), tokens
 
-    def shuffled(self, examples: Sequence[Example]) -> dict[str, float]:
-        """What is left when words and image do not belong together, by the column it is reported in.
+    def controls(self, examples: Sequence[Example]) -> dict[str, float]:
+        """What is left without what the scores should come from, by the column it is reported in.
 
-        Each image is asked what the next one is asked: masks are held against what its own expression means, answers
-        against the question that was put.
+        - `*_shuffled`: words and image do not belong together. Each image is asked what the next one is asked: masks
+          are held against what its own expression means, answers against the question that was put.
+        - `giou_other_tokens`: the LLM reads the visual tokens of the next image. Words and mask head are as they should
+          be, so that what is left goes past the projector.
         """
         others = [examples[(i + 1) % len(examples)] for i in range(len(examples))]
         asked: list[list[Asked]] = [
             [*other.expressions[: len(example.expressions)], *other.questions]
             for example, other in zip(examples, others, strict=True)
         ]
-        overlaps, said = list[float](), list[str]()
-        for example, prediction in zip(examples, self.predict(examples, asked), strict=True):
-            masks = prediction.masks & prediction.answered[:, None, None]
-            for own, mask in zip(example.expressions, masks, strict=False):
-                overlaps.append(_overlap(mask & example.judged(), example.mask(own) & example.judged()))
-            said += prediction.said
+        shuffled = list(self.predict(examples, asked))
         questions = [question for other in others for question in other.questions]
-        scores = pd.Series(score_answers(said, questions), dtype=float)
+        scores = pd.Series(score_answers([said for one in shuffled for said in one.said], questions), dtype=float)
         by_scoring = scores.groupby([question.scoring for question in questions]).mean()
-        answers = {f"{scoring}_shuffled": float(value) for scoring, value in by_scoring.items()}
-        return {"giou_shuffled": float(np.mean(overlaps)), **answers} if overlaps else answers
+        found = {f"{scoring}_shuffled": float(value) for scoring, value in by_scoring.items()}
+        if any(example.expressions for example in examples):
+            found["giou_shuffled"] = _giou(examples, shuffled)
+            expressions = [example.expressions for example in examples]
+            found["giou_other_tokens"] = _giou(examples, self.predict(examples, expressions, read=others))
+        return found
+
+
+def _giou(examples: Sequence[Example], predictions: Iterable[Prediction]) -> float:
+    """Mean IoU of the masks with what each image's own expressions mean."""
+    overlaps = []
+    for example, prediction in zip(examples, predictions, strict=True):
+        masks, judged = prediction.masks & prediction.answered[:, None, None], example.judged()
+        for own, mask in zip(example.expressions, masks, strict=False):
+            overlaps.append(_overlap(mask & judged, example.mask(own) & judged))
+    return float(np.mean(overlaps))
 
 
 def sample_rows(example: Example, prediction: Prediction) -> Iterator[dict[str, Any]]:

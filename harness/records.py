@@ -65,6 +65,7 @@ def _metrics() -> dict[str, Metric]:
         "target_accuracy": Metric("target accuracy"),
         **{f"precision_at_{percent}": Metric(f"P@0.{percent // 10}") for percent in (50, 60, 70, 80, 90)},
         "giou_shuffled": Metric("gIoU, expressions shuffled", higher_is_better=None),
+        "giou_other_tokens": Metric("gIoU, tokens of another image", higher_is_better=None),
         "giou_random_object": Metric("gIoU, random object", higher_is_better=None),
     }
     for scoring, label in ANSWER_METRICS.items():

@@ -16,7 +16,16 @@ from harness.records import ANSWER_METRICS, METRICS, Row, RunFolder
 from harness.study import Cell, Study, load
 
 _ANSWERS = [column for scoring in ANSWER_METRICS for column in (scoring, f"{scoring}_shuffled")]
-RESULT_COLUMNS = ("giou", "giou_shuffled", "giou_random_object", "fp_rate", *_ANSWERS, "tokens", "latency_ms")
+RESULT_COLUMNS = (
+    "giou",
+    "giou_shuffled",
+    "giou_other_tokens",
+    "giou_random_object",
+    "fp_rate",
+    *_ANSWERS,
+    "tokens",
+    "latency_ms",
+)
 LIST_KINDS = ("projectors", "superpixels", "datasets", "metrics", "encoders", "llms", "mask_heads")
 
 

@@ -42,6 +42,7 @@ def main_table(findings: Findings) -> Table:
         (Column("latency_ms", "latency, ms"), _mean("latency_ms", 1)),
         _score_column(findings),
         (Column(f"{findings.metric}_shuffled", "shuffled"), _mean(f"{findings.metric}_shuffled", 3)),
+        (Column("giou_other_tokens", "other tokens"), _mean("giou_other_tokens", 3)),
         *(
             (Column(metric, METRICS[metric].label, METRICS[metric].higher_is_better), score(metric))
             for metric in ("giou", "ciou", "precision_at_50", "fp_rate", *ANSWER_METRICS)
@@ -53,7 +54,7 @@ def main_table(findings: Findings) -> Table:
     caption = (
         f"Means over seeds; 95% intervals by bootstrap over images and seeds. Δ and the verdict compare "
         f"{findings.label} with {baselines} (margin {findings.margin:g}). shuffled: {findings.label} with "
-        f"{findings.asked}s swapped between images. {_chance(findings)}"
+        f"{findings.asked}s swapped between images. {_chance(findings)}{_other_tokens(findings)}"
         "FLOPs and latency are of one image, asked once. Intervals of all scores are in the CSV."
     )
     return _table("main", "Main result", caption, columns, findings)
@@ -137,6 +138,7 @@ def control_table(findings: Findings) -> Table:
     columns: list[tuple[Column, _Make]] = [
         (Column("giou", "gIoU", True), score("giou")),
         (Column("giou_shuffled", "shuffled expressions"), _mean("giou_shuffled", 3)),
+        (Column("giou_other_tokens", "tokens of another image"), _mean("giou_other_tokens", 3)),
         (Column("giou_random_object", "random object"), _mean("giou_random_object", 3)),
         (Column("giou_teacher_forced", "teacher-forced gIoU"), score("giou_teacher_forced")),
         (Column("wrong_object_rate", "wrong object", False), score("wrong_object_rate")),
@@ -148,8 +150,10 @@ def control_table(findings: Findings) -> Table:
         columns.append((Column(metric, label, True), score(metric)))
         columns.append((Column(f"{metric}_shuffled", f"{label}, images shuffled"), _mean(f"{metric}_shuffled", 3)))
     about_masks = (
-        "shuffled expressions: the model answers another image's expression; random object: gIoU of picking one object "
-        "at random, which is chance; teacher-forced: [SEG] is given instead of generated. "
+        "shuffled expressions: the model answers another image's expression; tokens of another image: the LLM reads "
+        "them, while expression and mask head are as they should be, so what is left goes past the projector; random "
+        "object: gIoU of picking one object at random, which is chance; teacher-forced: [SEG] is given instead of "
+        "generated. "
     )
     about_answers = "images shuffled: the model answers while it looks at another image, so from the words alone."
     is_answered = bool(findings.samples["said"].notna().any())
@@ -272,6 +276,10 @@ def _verdict(baseline: str, variant: Variant) -> Cell:
     if comparison is None:
         return Cell("baseline" if variant.name == baseline else DASH)
     return Cell(str(comparison.verdict))
+
+
+def _other_tokens(findings: Findings) -> str:
+    return "other tokens: gIoU where the LLM reads another image. " if findings.is_drawn else ""
 
 
 def _chance(findings: Findings) -> str:

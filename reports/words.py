@@ -56,7 +56,13 @@ def finding_sentence(judgement: Judgement, finding: Finding) -> str:
 
 def caveats(findings: Findings) -> list[str]:
     """What a reader must know before quoting a number."""
-    return [*_about_seeds(findings), *_about_cells(findings), *_about_models(findings), *_about_language(findings)]
+    return [
+        *_about_seeds(findings),
+        *_about_cells(findings),
+        *_about_models(findings),
+        *_about_language(findings),
+        *_about_tokens(findings),
+    ]
 
 
 def _best(findings: Findings, best: Variant) -> str:
@@ -172,6 +178,22 @@ def _about_language(findings: Findings) -> Iterator[str]:
         yield (
             f"With {findings.asked}s shuffled between images an arm keeps {percent(max(known))} of its "
             f"{findings.label}, so much of the score does not depend on {needless}."
+        )
+
+
+def _about_tokens(findings: Findings) -> Iterator[str]:
+    """How much of the masks comes from what the projector hands on."""
+    shares = {
+        variant.name: variant.means.get("giou_other_tokens", np.nan) / variant.means.get("giou", np.nan)
+        for variant in findings.variants
+    }
+    known = {name: share for name, share in shares.items() if not is_missing(share)}
+    if known and max(known.values()) > 0.5:
+        most = max(known, key=lambda name: known[name])
+        yield (
+            f"With the visual tokens of another image {most} keeps {percent(known[most])} of its gIoU: that much goes "
+            "past the projector, from the expression and what the mask head sees itself, and only the rest can tell "
+            "projectors apart."
         )
 
 

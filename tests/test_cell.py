@@ -89,7 +89,7 @@ def test_a_cell_of_questions_measures_answers_and_no_masks(cells, folder):
     assert row["status"] == "done", row["reason"]
     assert 0 <= row["accuracy"] <= 1
     assert {"accuracy_shuffled", "cider", "cider_shuffled"} <= row.keys()
-    assert not {"giou", "ciou", "fp_rate", "giou_shuffled"} & row.keys()
+    assert not {"giou", "ciou", "fp_rate", "giou_shuffled", "giou_other_tokens"} & row.keys()
     assert row["flops_llm"] > 0
     assert row["flops_mask"] == 0
     samples = pd.read_parquet(folder.cells / f"{row['cell']}.samples.parquet")
@@ -100,7 +100,16 @@ def test_a_cell_of_questions_measures_answers_and_no_masks(cells, folder):
 
 def test_a_cell_is_the_same_twice(cells, folder):
     first, second = (run_cell(cells["sspe"], folder, quiet()) for _ in range(2))
-    for name in ("giou", "giou_teacher_forced", "ciou", "tokens", "curve", "flops", "giou_shuffled"):
+    for name in (
+        "giou",
+        "giou_teacher_forced",
+        "ciou",
+        "tokens",
+        "curve",
+        "flops",
+        "giou_shuffled",
+        "giou_other_tokens",
+    ):
         assert first[name] == second[name], name
 
 

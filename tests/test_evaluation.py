@@ -37,7 +37,22 @@ def test_what_was_learnt_scores_high_and_shuffled_words_do_not(trained):
     assert tokens == [4, 4]
     swapped = [replace(e, expressions=e.expressions[::-1]) for e in trained.examples]
     mixed = [trained.examples[0], swapped[1]]
-    assert _evaluator(trained).shuffled(mixed)["giou_shuffled"] < 0.2
+    assert _evaluator(trained).controls(mixed)["giou_shuffled"] < 0.2
+
+
+def test_the_llm_reads_the_tokens_of_the_next_image_and_the_mask_head_its_own(trained, monkeypatch):
+    segmenter, own = trained.segmenter, trained.visual.patches
+    project, segment, seen = segmenter.projector.forward, segmenter.segment, []
+    monkeypatch.setattr(
+        segmenter.projector, "forward", lambda features: project(seen.append(features.patches) or features)
+    )
+    monkeypatch.setattr(segmenter, "segment", lambda patches, *rest: segment(seen.append(patches) or patches, *rest))
+    found = _evaluator(trained).controls(trained.examples)
+    assert set(found) == {"giou_shuffled", "giou_other_tokens"}
+    shuffled, other_tokens = seen[:2], seen[2:]
+    assert all(torch.equal(patches, own) for patches in shuffled)
+    assert torch.equal(other_tokens[0], own.flip(0))
+    assert torch.equal(other_tokens[1], own)
 
 
 def test_rows_count_pixels_and_hold_the_masks(trained):

@@ -159,10 +159,10 @@ def test_what_was_learnt_is_said_and_another_image_says_otherwise(trained: tuple
     assert found["accuracy"] == 1.0
     assert found["giou"] > 0.8
     assert found["giou"] == samples["iou"].mean()
-    shuffled = evaluator.shuffled(examples)
+    shuffled = evaluator.controls(examples)
     assert shuffled["accuracy_shuffled"] == 0.0
     assert shuffled["cider_shuffled"] < found["cider"]
-    assert set(shuffled) == {"giou_shuffled", "accuracy_shuffled", "cider_shuffled"}
+    assert set(shuffled) == {"giou_shuffled", "giou_other_tokens", "accuracy_shuffled", "cider_shuffled"}
 
 
 def test_questions_alone_give_no_score_of_masks(trained: tuple[Evaluator, list[Example]]) -> None:
@@ -170,7 +170,7 @@ def test_questions_alone_give_no_score_of_masks(trained: tuple[Evaluator, list[E
     samples, tokens = evaluator.score([replace(example, expressions=()) for example in examples])
     assert set(score(samples)) == {"accuracy", "cider"}
     assert tokens == [4, 4]
-    assert set(evaluator.shuffled([replace(example, expressions=()) for example in examples])) == {
+    assert set(evaluator.controls([replace(example, expressions=()) for example in examples])) == {
         "accuracy_shuffled",
         "cider_shuffled",
     }

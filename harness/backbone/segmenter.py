@@ -85,12 +85,15 @@ class Segmenter(nn.Module):
 
     def forward(self, features: VisualFeatures, view: Tensor, query: Query) -> Answer:
         """Features of B images, what else their masks are drawn from (see `Batch.view`), and what is asked of them."""
-        tokens = self.projector(features)
+        return self.answer(self.projector(features), features.patches, view, query)
+
+    def answer(self, tokens: VisualTokens, patches: Tensor, view: Tensor, query: Query) -> Answer:
+        """The LLM reads these tokens; the mask head sees the images by their patches (B, N, C) and views."""
         answering, seg = self.read(tokens, query)
         image, _ = query.drawn.nonzero(as_tuple=True)
         return Answer(
             # Without an expression there is nothing to draw.
-            mask_logits=self.segment(features.patches, view, seg, image) if len(image) else seg.new_zeros(0, 1, 1),
+            mask_logits=self.segment(patches, view, seg, image) if len(image) else seg.new_zeros(0, 1, 1),
             answer_logits=self.llm.answer_logits(answering),
             tokens=tokens,
         )
