@@ -83,7 +83,7 @@ class Step:
         batch = make()
         with autocast(self.precision, self.device):
             answer = self.assembly.segmenter(batch.features, batch.view, batch.query)
-        losses(answer, batch).total.backward()
+        losses(answer, batch).total(0.0).backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         synchronize(self.device)

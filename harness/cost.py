@@ -92,7 +92,9 @@ class Pipeline:
             answering, seg = self.segmenter.read(tokens, self.query)
             self.segmenter.llm.answer_logits(answering)
             stage("llm")
-            self.mask_frame.restore(self.segmenter.segment(features.patches, view, seg, self.first))
+            self.mask_frame.restore(
+                self.segmenter.segment(features.patches, view, self.segmenter.prompt(seg), self.first)
+            )
         stage("mask")
 
 

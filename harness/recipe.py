@@ -38,6 +38,12 @@ class TrainingConfig(BaseModel):
     learning_rate: float = Field(default=3e-4, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=100, ge=0, description="of each stage, rising linearly")
+    pointing: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of a loss that LISA has not: where the [SEG] state points, in the mask decoder's "
+        "coordinates, should be on the target; teaches an LLM from scratch to read places from its visual tokens",
+    )
     clip_norm: float = Field(default=1.0, gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="auto: bfloat16 where the hardware multiplies it natively, else float32"

@@ -8,7 +8,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,11 @@ class Losses:
     answer: Tensor
     bce: Tensor
     dice: Tensor
+    pointing: Tensor
 
-    @property
-    def total(self) -> Tensor:
-        """LISA's weights: cross-entropy 1, BCE 2, dice 0.5."""
-        return self.answer + 2.0 * self.bce + 0.5 * self.dice
+    def total(self, pointing: float) -> Tensor:
+        """LISA's weights, cross-entropy 1, BCE 2, dice 0.5; and this one for pointing, which LISA has not."""
+        return self.answer + 2.0 * self.bce + 0.5 * self.dice + pointing * self.pointing
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +50,15 @@ class CurvePoint:
     answer: float
     bce: float
     dice: float
+    pointing: float
 
 
 def losses(answer: Answer, batch: Batch) -> Losses:
-    """Cross-entropy of the answers' words, BCE and dice of the masks at the decoder's resolution."""
+    """Cross-entropy of the answers' words, BCE and dice of the masks at the decoder's resolution, and of pointing."""
     said = F.cross_entropy(answer.answer_logits.float(), batch.answers)
     if not len(batch.targets):
-        return Losses(answer=said, bce=said.new_zeros(()), dice=said.new_zeros(()))
+        nothing = said.new_zeros(())
+        return Losses(answer=said, bce=nothing, dice=nothing, pointing=nothing)
     logits = answer.mask_logits.float()
     target = F.interpolate(batch.targets[:, None], logits.shape[-2:], mode="area")[:, 0]
     inside = F.interpolate(batch.inside[:, None], logits.shape[-2:], mode="area")[:, 0][batch.image]
@@ -65,6 +67,7 @@ def losses(answer: Answer, batch: Batch) -> Losses:
         answer=said,
         bce=(bce / inside.sum((1, 2))).mean(),
         dice=dice_loss(logits.sigmoid() * inside, target).mean(),
+        pointing=pointing_loss(answer.place_logits.float(), batch.targets),
     )
 
 
@@ -73,6 +76,19 @@ def dice_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
     scale, epsilon = 1000.0, 1e-6
     overlap = 2 * (probabilities / scale * targets).sum((1, 2))
     return 1 - (overlap + epsilon) / ((probabilities / scale).sum((1, 2)) + (targets / scale).sum((1, 2)) + epsilon)
+
+
+def pointing_loss(places: Tensor, targets: Tensor) -> Tensor:
+    """How unlikely a place drawn from the softmax of `places` (M, g, g) is on its target (M, R, R): mean of -log.
+
+    What has no target is left out.
+    """
+    share = F.interpolate(targets[:, None], places.shape[-2:], mode="area").flatten(1)
+    is_meant = share.sum(1) > 0
+    if not is_meant.any():
+        return places.sum() * 0
+    likely = places.flatten(1).log_softmax(1)[is_meant] + share[is_meant].clamp(min=1e-6).log()
+    return -likely.logsumexp(1).mean()
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -189,7 +205,7 @@ class Trainer:
             self._step += 1
             self.seconds += time.perf_counter() - started
             if self._step % every == 0 or self._step == steps.stop:
-                self.curve.append(_mean(self._step, self._window))
+                self.curve.append(_mean(self._step, self._window, self.config.pointing))
                 self._window.clear()
                 self.on_step(self._step, total, self.curve[-1].loss)
             if self.bookmark is not None and time.monotonic() - self._saved_at >= SAVE_EVERY_SECONDS:
@@ -207,13 +223,13 @@ class Trainer:
         with autocast(self.config.precision, parameters[0].device):
             answer = self.segmenter(batch.features, batch.view, batch.query)
         parts = losses(answer, batch)
-        parts.total.backward()
+        parts.total(self.config.pointing).backward()
         torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             schedule.step()
-        return Losses(parts.answer.detach(), parts.bce.detach(), parts.dice.detach())
+        return Losses(*(getattr(parts, field.name).detach() for field in fields(parts)))
 
     def _keep(self, orders: list[Order], parameters: list[nn.Parameter], optimizers: list[Any]) -> None:
         """Writes the bookmark."""
@@ -223,7 +239,7 @@ class Trainer:
             "parameters": [parameter.detach() for parameter in parameters],
             "optimizers": [part.state_dict() for part in optimizers],
             "curve": [asdict(point) for point in self.curve],
-            "window": [[parts.answer, parts.bce, parts.dice] for parts in self._window],
+            "window": [asdict(parts) for parts in self._window],
             "orders": [order.left for order in orders],
             "generator": self.generator.get_state(),
             "torch": torch.get_rng_state(),
@@ -240,7 +256,8 @@ class Trainer:
         state: dict[str, Any] = torch.load(self.bookmark, map_location="cpu", weights_only=True)
         self._step, self.seconds = state["step"], state["seconds"]
         self.curve = [CurvePoint(**point) for point in state["curve"]]
-        self._window = [Losses(*(part.to(parameters[0].device) for part in parts)) for parts in state["window"]]
+        device = parameters[0].device
+        self._window = [Losses(**{name: part.to(device) for name, part in parts.items()}) for parts in state["window"]]
         with torch.no_grad():
             for parameter, value in zip(parameters, state["parameters"], strict=True):
                 parameter.copy_(value)
@@ -300,17 +317,12 @@ def hidden_matrices(segmenter: Segmenter) -> set[int]:
     return linear - {id(segmenter.llm.model.get_output_embeddings().weight)}
 
 
-def _mean(step: int, window: list[Losses]) -> CurvePoint:
-    def mean(values: list[Tensor]) -> float:
-        return float(torch.stack(values).mean())
-
-    return CurvePoint(
-        step,
-        mean([x.total for x in window]),
-        mean([x.answer for x in window]),
-        mean([x.bce for x in window]),
-        mean([x.dice for x in window]),
-    )
+def _mean(step: int, window: list[Losses], pointing: float) -> CurvePoint:
+    parts = {
+        each.name: torch.stack([getattr(losses, each.name) for losses in window]).mean() for each in fields(Losses)
+    }
+    total = Losses(**parts).total(pointing)
+    return CurvePoint(step, float(total), **{name: float(part) for name, part in parts.items()})
 
 
 def warmup_cosine(optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> torch.optim.lr_scheduler.LRScheduler:

@@ -12,7 +12,7 @@ from harness.metrics import score
 
 FAMILIES = ("attribute", "texture", "absolute", "relation", "ordinal", "group", "absent")
 SIDE = 96
-LOSSES = {"loss": 3.0, "answer": 1.0, "bce": 1.2, "dice": 0.8}
+LOSSES = {"loss": 3.0, "answer": 1.0, "bce": 1.2, "dice": 0.8, "pointing": 0.0}
 #: arm: (search point, mean gIoU, what it loses on relations, tokens, projector parameters, superpixel source)
 ARMS = {
     "pooling": ({}, 0.62, 0.05, 36.0, 180_000, None),

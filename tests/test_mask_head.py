@@ -42,6 +42,14 @@ def test_each_image_equals_the_upstream_decoder(depth, pixel_width):
             assert_close(ours[mine], theirs[:, 0], atol=1e-5, rtol=0)
 
 
+def test_a_point_agrees_best_with_where_it_lies():
+    head = _head(6, 1)
+    cells = head.positional_encoding(6).flatten(1).T
+    places = head.places(3 * cells)
+    assert places.shape == (36, 6, 6)
+    assert torch.equal(places.flatten(1).argmax(1), torch.arange(36))
+
+
 def test_points_are_answered_as_upstream_answers_them():
     """Several images at once; masks of too low a predicted IoU are left out, the rest are upstream's."""
     torch.manual_seed(0)

@@ -131,8 +131,8 @@ def test_a_loss_without_expressions_is_that_of_the_words(parts: tuple[Segmenter,
     examples = [asking(example, question("red")) for example in batches.examples]
     answer, batch = _answer(segmenter, batches, examples, [example.asked for example in examples])
     found = losses(answer, batch)
-    assert_close(found.total, F.cross_entropy(answer.answer_logits, batch.answers))
-    found.total.backward()
+    assert_close(found.total(1.0), F.cross_entropy(answer.answer_logits, batch.answers))
+    found.total(1.0).backward()
     assert segmenter.llm.model.get_input_embeddings().weight.grad.abs().sum() > 0
 
 

@@ -19,6 +19,7 @@ from harness.training import (
     dice_loss,
     losses,
     of_families,
+    pointing_loss,
     resolve_precision,
     warmup_cosine,
 )
@@ -38,7 +39,7 @@ def _batch(logits: torch.Tensor, targets: torch.Tensor, inside: torch.Tensor) ->
     count = len(logits)
     ids = torch.ones(1, count, 1, dtype=torch.long)
     tokens = VisualTokens.dense(torch.zeros(1, 1, 1))
-    answer = Answer(logits, torch.zeros(count, 4), tokens)
+    answer = Answer(logits, torch.zeros(count, 2, 2), torch.zeros(count, 4), tokens)
     batch = Batch(
         features=None,
         view=None,
@@ -57,7 +58,23 @@ def test_losses_by_hand_with_lisas_weights():
     assert_close(parts.answer, torch.tensor(math.log(4)))
     assert_close(parts.bce, torch.tensor(math.log(2)))
     assert_close(parts.dice, torch.tensor(1 - 2 * 0.5 / 3), atol=1e-3, rtol=0)
-    assert_close(parts.total, parts.answer + 2 * parts.bce + 0.5 * parts.dice)
+    assert_close(parts.total(0.0), parts.answer + 2 * parts.bce + 0.5 * parts.dice)
+    assert_close(parts.pointing, torch.tensor(math.log(4)))
+    assert_close(parts.total(0.3), parts.total(0.0) + 0.3 * parts.pointing)
+
+
+def test_pointing_counts_what_lies_on_the_target_and_leaves_out_what_has_none():
+    generator = torch.Generator().manual_seed(0)
+    places, targets = torch.randn(3, 4, 4, generator=generator), torch.zeros(3, 8, 8)
+    targets[0, :2, :3] = 1
+    targets[2, 5, 5] = 1
+    share = targets.reshape(3, 4, 2, 4, 2).mean((2, 4))
+    naive = []
+    for logits, part in zip(places, share, strict=True):
+        if part.sum():
+            naive.append(-float(torch.log((logits.exp() / logits.exp().sum() * part).sum())))
+    assert_close(pointing_loss(places, targets), torch.tensor(naive).mean(), atol=1e-4, rtol=0)
+    assert float(pointing_loss(places[1:2], targets[1:2])) == 0.0
 
 
 def test_padding_of_the_frame_costs_nothing():

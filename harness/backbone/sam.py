@@ -124,6 +124,14 @@ class MaskHead(nn.Module):
         """(P, side, side): the coordinates in which the decoder thinks, on a grid of that many cells a side."""
         return self.prompt_encoder.pe_layer((side, side))
 
+    def places(self, prompts: Tensor) -> Tensor:
+        """Prompts (M, P) -> how well each agrees with the decoder's coordinates, (M, g, g) logits.
+
+        The embedding of a point agrees best with where the point lies.
+        """
+        coordinates = self.prompt_encoder.get_dense_pe()[0]
+        return einsum(prompts.float(), coordinates, "m p, p h w -> m h w") * self.width**-0.5
+
     def forward(self, embedding: ImageEmbedding, prompts: Tensor, image: Tensor) -> Tensor:
         """One mask a prompt.
 

@@ -52,12 +52,14 @@ class Answer:
 
     Args:
         mask_logits: (S, h, w) over the padded frame, for each expression.
+        place_logits: (S, g, g) over the padded frame, where the [SEG] state points in the decoder's own coordinates.
         answer_logits: (A, V + 2), the vocabulary, then [SEG], then [REJ]: behind each prompt, and behind each word
             that is given of its answer.
         tokens: the visual tokens that were read.
     """
 
     mask_logits: Tensor
+    place_logits: Tensor
     answer_logits: Tensor
     tokens: VisualTokens
 
@@ -91,9 +93,11 @@ class Segmenter(nn.Module):
         """The LLM reads these tokens; the mask head sees the images by their patches (B, N, C) and views."""
         answering, seg = self.read(tokens, query)
         image, _ = query.drawn.nonzero(as_tuple=True)
+        prompts = self.prompt(seg)
         return Answer(
             # Without an expression there is nothing to draw.
-            mask_logits=self.segment(patches, view, seg, image) if len(image) else seg.new_zeros(0, 1, 1),
+            mask_logits=self.segment(patches, view, prompts, image) if len(image) else seg.new_zeros(0, 1, 1),
+            place_logits=self.mask_head.places(prompts),
             answer_logits=self.llm.answer_logits(answering),
             tokens=tokens,
         )
@@ -140,10 +144,9 @@ class Segmenter(nn.Module):
         packed = pack(tokens, words, mask, bidirectional=config.visual_attention == "bidirectional")
         return packed, packed.first + query.mask.sum(-1) - query.given - 1
 
-    def segment(self, patches: Tensor, view: Tensor, states: Tensor, image: Tensor) -> Tensor:
-        """States (M, D), each of one of the B images, to mask logits (M, h, w)."""
-        embedding = self.image_embedding(patches, view)
-        return self.mask_head(embedding, self.prompt(states), image)
+    def segment(self, patches: Tensor, view: Tensor, prompts: Tensor, image: Tensor) -> Tensor:
+        """Prompts (M, P), each of one of the B images, to mask logits (M, h, w)."""
+        return self.mask_head(self.image_embedding(patches, view), prompts, image)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """What learns, by when: `early` in both stages, `late` only in the second (LLM or its LoRA, SSPE)."""
