@@ -141,7 +141,8 @@ def _mask_head(
     model = frozen_sam(config.name)
     # The decoder learns; the one that proposes superpixels stays as it is.
     decoder = deepcopy(model.sam.mask_decoder).requires_grad_(True)
-    return MaskHead(deepcopy(model.sam.prompt_encoder), decoder), SamEmbedding(), SamCache(model)
+    head = MaskHead(deepcopy(model.sam.prompt_encoder), decoder)
+    return head.requires_grad_(False) if config.frozen else head, SamEmbedding(), SamCache(model)
 
 
 def _projector(spec: CellSpec, dims: Dims) -> tuple[projectors.Projector, tuple[WeightsRecord, ...]]:

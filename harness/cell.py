@@ -13,7 +13,7 @@ import torch
 
 from harness import metrics
 from harness.assembly import Assembly, assemble, load_examples, prepare, words_of
-from harness.checkpoint import save
+from harness.checkpoint import Start, save
 from harness.cost import Cost, PeakMemory, measure, num_parameters
 from harness.device import default_device
 from harness.environment import describe_environment
@@ -77,8 +77,15 @@ def train_and_score(cell: Cell, folder: RunFolder, progress: Progress) -> tuple[
     testing = load_examples(spec, spec.evaluation.split)
     generator = seed_everything(cell.seed)
     words = words_of(training)
+    start = None if spec.start is None else Start(spec, device)
+    if start is not None:
+        words = start.words_for(words)
     assembly = assemble(spec, words, device)
+    if start is not None:
+        start.give(assembly)
     prepare(assembly.batches, [*training, *testing], progress)
+
+    weights = assembly.weights if start is None else (*assembly.weights, start.record)
 
     bookmark = folder.bookmark(cell.id)
     trainer = Trainer(assembly.segmenter, assembly.batches, spec.training, generator, progress.step, bookmark)
@@ -106,7 +113,7 @@ def train_and_score(cell: Cell, folder: RunFolder, progress: Progress) -> tuple[
         **size_columns(assembly),
         **cost_columns(cost),
         "peak_memory_mib": memory.mib(),
-        "weights": json.dumps([record.as_row() for record in assembly.weights]),
+        "weights": json.dumps([record.as_row() for record in weights]),
         "curve": json.dumps([asdict(point) for point in curve]),
     }
     keys = {"cell": cell.id, "arm": cell.arm, "seed": cell.seed, "split": spec.evaluation.split}

@@ -4,10 +4,13 @@ Pretrained parts are not in it: they are resolved by name as when the cell was t
 """
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -15,7 +18,7 @@ from torch import Tensor
 from harness.assembly import Assembly, assemble
 from harness.backbone.segmenter import Segmenter
 from harness.backbone.strict import refuse_misfits
-from harness.backbone.weights import WeightsRecord
+from harness.backbone.weights import WeightsRecord, resolve
 from harness.errors import WeightsError
 from harness.study import Cell, CellSpec
 
@@ -62,34 +65,100 @@ def load(path: Path, device: torch.device) -> Trained:
         WeightsError: no such file, no checkpoint of a cell, one of other pretrained weights than those found now, or of
             tensors that do not fit the cell as this version builds it.
     """
+    saved = _Saved.read(path, device)
     try:
-        with safe_open(path, "pt", str(device)) as file:
-            metadata = file.metadata() or {}
-            saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path} cannot be read as the checkpoint of a cell: {error}") from None
-    if "version" not in metadata:
-        raise WeightsError(f"{path} is no checkpoint of a cell; name a file of runs/<study>/cells/*.safetensors")
-    if metadata["version"] != VERSION:
-        raise WeightsError(
-            f"{path} is a checkpoint of version {metadata['version']}, and {VERSION} is read; run its cell again, in "
-            "another folder (--out)"
-        )
-    spec = CellSpec.model_validate_json(metadata["spec"])
-    assembly = assemble(spec, json.loads(metadata["words"]), device)
-    _refuse_others(path, json.loads(metadata["weights"]), assembly.weights)
-    own = _own(assembly.segmenter)
-    refuse_misfits(
-        str(path),
-        "the cell",
-        missing=own.keys() - saved.keys(),
-        unexpected=saved.keys() - own.keys(),
-        reshaped={name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape},
-    )
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(saved[name])
-    return Trained(metadata["arm"], int(metadata["seed"]), spec, assembly)
+        spec = CellSpec.model_validate(saved.spec)
+    except ValidationError as error:
+        raise WeightsError(f"{path} holds a cell with settings that this version does not know: {error}") from None
+    assembly = assemble(spec, saved.words, device)
+    _refuse_others(str(path), saved.weights, assembly.weights)
+    _give(_own(assembly.segmenter), saved.tensors, str(path), "the cell")
+    return Trained(saved.arm, saved.seed, spec, assembly)
+
+
+class Start:
+    """The LLM and the mask head of a trained cell, with which others begin; its projector is left behind.
+
+    Args:
+        spec: of the cell that begins; says which start, by name or file, and must have the backbone that it has.
+
+    Raises:
+        WeightsError: the start cannot be had, is no checkpoint of a cell, or was trained on another backbone.
+    """
+
+    def __init__(self, spec: CellSpec, device: torch.device) -> None:
+        assert spec.start is not None
+        self._spec = spec
+        self.record = resolve(spec.start.name)
+        if self.record.folder is None or self.record.file is None:
+            raise WeightsError(f"start: {self.record.name!r} is no file; name the checkpoint of a cell, *.safetensors")
+        self._saved = _Saved.read(self.record.folder / self.record.file, device)
+        for section in _backbone(spec):
+            own = getattr(spec, section)
+            trained = dict(type(own).model_validate(self._saved.spec[section]))
+            for setting, value in own:
+                if value != trained[setting]:
+                    raise WeightsError(
+                        f"start: {self.record.name!r} was trained with {section}.{setting} {trained[setting]}, and "
+                        f"this cell has {value}; give the cell the same, or leave start out (start: null)"
+                    )
+
+    def words_for(self, words: Iterable[str]) -> list[str]:
+        """The vocabulary of the start, if it has all of these words.
+
+        Raises:
+            WeightsError: an LLM from scratch never read one of them.
+        """
+        unread = sorted(set(words) - set(self._saved.words))
+        if self._saved.spec["llm"]["name"] == "tiny" and unread:
+            raise WeightsError(
+                f"start: the LLM of {self.record.name!r} never read {', '.join(map(repr, unread[:8]))}, which training "
+                "asks; train a start on such words, or leave start out (start: null)"
+            )
+        return self._saved.words
+
+    def give(self, assembly: Assembly) -> None:
+        """Everything but the projector, in place.
+
+        Raises:
+            WeightsError: it was trained on other pretrained weights, or its tensors do not fit this version's.
+        """
+        names = {getattr(self._spec, section).name for section in _backbone(self._spec)}
+        backbone = [record for record in self._saved.weights if record["name"] in names]
+        _refuse_others(self.record.name, backbone, assembly.weights)
+        own, saved = (_without_projector(tensors) for tensors in (_own(assembly.segmenter), self._saved.tensors))
+        _give(own, saved, self.record.name, "LLM and mask head of the cell")
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    """What a checkpoint's file holds; `spec` as it was written, perhaps by another version."""
+
+    arm: str
+    seed: int
+    spec: dict[str, Any]
+    words: list[str]
+    weights: list[dict[str, str]]
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, path: Path, device: torch.device) -> "_Saved":
+        """Raises WeightsError where it is no checkpoint of a cell of this version."""
+        try:
+            with safe_open(path, "pt", str(device)) as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"{path} cannot be read as the checkpoint of a cell: {error}") from None
+        if "version" not in metadata:
+            raise WeightsError(f"{path} is no checkpoint of a cell; name a file of runs/<study>/cells/*.safetensors")
+        if metadata["version"] != VERSION:
+            raise WeightsError(
+                f"{path} is a checkpoint of version {metadata['version']}, and {VERSION} is read; run its cell again, "
+                "in another folder (--out)"
+            )
+        spec, words, weights = (json.loads(metadata[key]) for key in ("spec", "words", "weights"))
+        return cls(metadata["arm"], int(metadata["seed"]), spec, words, weights, tensors)
 
 
 def _own(segmenter: Segmenter) -> dict[str, Tensor]:
@@ -103,12 +172,35 @@ def _own(segmenter: Segmenter) -> dict[str, Tensor]:
     }
 
 
-def _refuse_others(path: Path, trained_on: list[dict[str, str]], found: tuple[WeightsRecord, ...]) -> None:
+def _backbone(spec: CellSpec) -> list[str]:
+    """The sections in which a cell must be as the one it begins with; only a head from scratch looks at patches."""
+    return ["llm", "mask_head", *(["vision_encoder"] if spec.mask_head.name == "scratch" else [])]
+
+
+def _without_projector(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in tensors.items() if not name.startswith("projector.")}
+
+
+def _give(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], name: str, kind: str) -> None:
+    """Copies what was saved, of which nothing may be missing, left over, or of another shape."""
+    refuse_misfits(
+        name,
+        kind,
+        missing=own.keys() - saved.keys(),
+        unexpected=saved.keys() - own.keys(),
+        reshaped={key for key in own.keys() & saved.keys() if own[key].shape != saved[key].shape},
+    )
+    with torch.no_grad():
+        for key, value in own.items():
+            value.copy_(saved[key])
+
+
+def _refuse_others(name: str, trained_on: Iterable[Mapping[str, str]], found: tuple[WeightsRecord, ...]) -> None:
     """Raises where a pretrained part is another than the one that the cell was trained on."""
     now = {record.name: record.sha256 for record in found}
     for record in trained_on:
         if now.get(record["name"]) != record["sha256"]:
             raise WeightsError(
-                f"{path} was trained on {record['name']!r} of sha256 {record['sha256'][:12]}, but what is found under "
+                f"{name} was trained on {record['name']!r} of sha256 {record['sha256'][:12]}, but what is found under "
                 f"that name has {str(now.get(record['name']))[:12]}; restore the weights it was trained on"
             )

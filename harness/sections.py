@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 import projectors
 from harness import data, superpixels
-from harness.backbone.config import LLMConfig, MaskHeadConfig, VisionConfig
+from harness.backbone.config import LLMConfig, MaskHeadConfig, StartConfig, VisionConfig
 from harness.errors import HarnessError, suggest
 from harness.recipe import EvaluationConfig, TrainingConfig
 from harness.yaml_errors import validate
@@ -23,7 +23,8 @@ class CellSpec(BaseModel):
     """Everything that decides what a cell trains and scores, except its seed; every default filled in.
 
     `data`, `superpixels` and `projector` are {"name": ..., **settings}; `superpixels` is None where the projector
-    uses none, so that a source it never sees does not make it another cell.
+    uses none, so that a source it never sees does not make it another cell. `start` is None where LLM and mask head
+    begin as their sections say.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -32,6 +33,7 @@ class CellSpec(BaseModel):
     vision_encoder: VisionConfig
     llm: LLMConfig
     mask_head: MaskHeadConfig
+    start: StartConfig | None = None
     superpixels: dict[str, Any] | None
     projector: dict[str, Any]
     training: TrainingConfig
@@ -62,6 +64,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "vision_encoder": VisionConfig,
     "llm": LLMConfig,
     "mask_head": MaskHeadConfig,
+    "start": StartConfig,
     "training": TrainingConfig,
     "evaluation": EvaluationConfig,
 }
@@ -69,7 +72,13 @@ SECTIONS = tuple(CellSpec.model_fields)
 TRAIN = "train"
 """The split that training reads, in every dataset."""
 IS_MISSING = "is missing; give it in the arm, in base, or in the preset that base extends"
-OPTIONAL = frozenset({"mask_head", "evaluation", "superpixels"})
+DEFAULTS: dict[str, BaseModel | None] = {
+    "mask_head": MaskHeadConfig(),
+    "start": None,
+    "superpixels": None,
+    "evaluation": EvaluationConfig(),
+}
+"""The sections that may be left out, and what holds then."""
 
 
 def resolve(tree: Tree, problems: list[str], superpixels_asked_by: Tree | None = None) -> CellSpec | None:
@@ -85,7 +94,7 @@ def resolve(tree: Tree, problems: list[str], superpixels_asked_by: Tree | None =
     mistakes += [
         f"{tree.spot}: section {section} {IS_MISSING}"
         for section in SECTIONS
-        if section not in OPTIONAL and tree.get(section) is None
+        if section not in DEFAULTS and tree.get(section) is None
     ]
     resolved = {section: _resolve_section(section, tree.get(section), mistakes) for section in SECTIONS}
     if not mistakes:
@@ -103,8 +112,8 @@ def set_values(arm: Tree, values: Mapping[str, Any], spot: Spot) -> Tree:
 
 
 def _resolve_section(section: str, tree: Tree | None, problems: list[str]) -> Any:
-    if tree is None or (tree.value is None and section in OPTIONAL):
-        return MODELS[section]() if section in MODELS and section in OPTIONAL else None
+    if tree is None or (tree.value is None and section in DEFAULTS):
+        return DEFAULTS.get(section)
     if isinstance(tree.value, str):
         tree = Tree({"name": tree}, tree.spot)
     if not tree.is_mapping:

@@ -56,9 +56,10 @@ class CurvePoint:
 def losses(answer: Answer, batch: Batch) -> Losses:
     """Cross-entropy of the answers' words, BCE and dice of the masks at the decoder's resolution, and of pointing."""
     said = F.cross_entropy(answer.answer_logits.float(), batch.answers)
-    if not len(batch.targets):
-        nothing = said.new_zeros(())
-        return Losses(answer=said, bce=nothing, dice=nothing, pointing=nothing)
+    nothing = said.new_zeros(())
+    pointing = pointing_loss(answer.place_logits.float(), batch.targets) if len(batch.targets) else nothing
+    if not len(answer.mask_logits):
+        return Losses(answer=said, bce=nothing, dice=nothing, pointing=pointing)
     logits = answer.mask_logits.float()
     target = F.interpolate(batch.targets[:, None], logits.shape[-2:], mode="area")[:, 0]
     inside = F.interpolate(batch.inside[:, None], logits.shape[-2:], mode="area")[:, 0][batch.image]
@@ -67,7 +68,7 @@ def losses(answer: Answer, batch: Batch) -> Losses:
         answer=said,
         bce=(bce / inside.sum((1, 2))).mean(),
         dice=dice_loss(logits.sigmoid() * inside, target).mean(),
-        pointing=pointing_loss(answer.place_logits.float(), batch.targets),
+        pointing=pointing,
     )
 
 
@@ -221,7 +222,8 @@ class Trainer:
         """One step over these images."""
         batch = self.batches.training(examples, self.config.expressions_per_image, self.generator)
         with autocast(self.config.precision, parameters[0].device):
-            answer = self.segmenter(batch.features, batch.view, batch.query)
+            draws = self._step >= self.config.pointing_steps
+            answer = self.segmenter(batch.features, batch.view, batch.query, draws=draws)
         parts = losses(answer, batch)
         parts.total(self.config.pointing).backward()
         torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)

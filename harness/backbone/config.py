@@ -80,8 +80,14 @@ class LLMConfig(BackboneConfig):
         return self
 
 
+class StartConfig(BackboneConfig):
+    """A trained cell that others begin with: its LLM and its mask head, everything but its projector."""
+
+    name: str = Field(description="`--list starts`, or the checkpoint of a cell, runs/<study>/cells/<cell>.safetensors")
+
+
 class MaskHeadConfig(BackboneConfig):
-    """SAM's prompt encoder and mask decoder, trained with the rest.
+    """SAM's prompt encoder and mask decoder, trained with the rest unless they are frozen.
 
     `scratch` learns from nothing on the vision encoder's patches; any other name is a SAM, whose decoder begins as it
     is and looks at that SAM's own frozen image embedding.
@@ -104,9 +110,16 @@ class MaskHeadConfig(BackboneConfig):
         default=True, description="whether the image looks back at each prompt, as in SAM; false is far cheaper"
     )
 
+    frozen: bool = Field(
+        default=False,
+        description="whether a SAM's decoder stays as it came, so that it answers to places and learns no words",
+    )
+
     @model_validator(mode="after")
     def _settings_take_effect(self) -> "MaskHeadConfig":
         if self.name == "scratch":
+            if self.frozen:
+                raise ValueError("frozen: true would leave a mask head from scratch as it was drawn; name a SAM")
             return self
         sizes = ("width", "depth", "mlp_width", "heads", "pixel_width")
         ignored = [key for key in sizes if getattr(self, key) is not None]

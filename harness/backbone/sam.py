@@ -127,10 +127,11 @@ class MaskHead(nn.Module):
     def places(self, prompts: Tensor) -> Tensor:
         """Prompts (M, P) -> how well each agrees with the decoder's coordinates, (M, g, g) logits.
 
-        The embedding of a point agrees best with where the point lies.
+        The embedding of a point agrees best with where the point lies: there its logit is the root of P, and about zero
+        far away.
         """
         coordinates = self.prompt_encoder.get_dense_pe()[0]
-        return einsum(prompts.float(), coordinates, "m p, p h w -> m h w") * self.width**-0.5
+        return einsum(prompts.float(), coordinates, "m p, p h w -> m h w") * 2 * self.width**-0.5
 
     def forward(self, embedding: ImageEmbedding, prompts: Tensor, image: Tensor) -> Tensor:
         """One mask a prompt.

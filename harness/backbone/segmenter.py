@@ -85,18 +85,24 @@ class Segmenter(nn.Module):
             # SAM's own tokens have unit variance; a prompt that starts weaker than they are is ignored for long.
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
-    def forward(self, features: VisualFeatures, view: Tensor, query: Query) -> Answer:
-        """Features of B images, what else their masks are drawn from (see `Batch.view`), and what is asked of them."""
-        return self.answer(self.projector(features), features.patches, view, query)
+    def forward(self, features: VisualFeatures, view: Tensor, query: Query, *, draws: bool = True) -> Answer:
+        """Features of B images, what else their masks are drawn from (see `Batch.view`), and what is asked of them.
 
-    def answer(self, tokens: VisualTokens, patches: Tensor, view: Tensor, query: Query) -> Answer:
+        Args:
+            draws: whether the mask head draws; else there are no masks, and [SEG] only points.
+        """
+        return self.answer(self.projector(features), features.patches, view, query, draws=draws)
+
+    def answer(
+        self, tokens: VisualTokens, patches: Tensor, view: Tensor, query: Query, *, draws: bool = True
+    ) -> Answer:
         """The LLM reads these tokens; the mask head sees the images by their patches (B, N, C) and views."""
         answering, seg = self.read(tokens, query)
         image, _ = query.drawn.nonzero(as_tuple=True)
         prompts = self.prompt(seg)
         return Answer(
             # Without an expression there is nothing to draw.
-            mask_logits=self.segment(patches, view, prompts, image) if len(image) else seg.new_zeros(0, 1, 1),
+            mask_logits=self.segment(patches, view, prompts, image) if draws and len(image) else seg.new_zeros(0, 1, 1),
             place_logits=self.mask_head.places(prompts),
             answer_logits=self.llm.answer_logits(answering),
             tokens=tokens,
