@@ -112,6 +112,13 @@ def _mask_heads() -> list[Line]:
     ]
 
 
+def _starts() -> list[Line]:
+    return [
+        *_weights("start"),
+        ("runs/<study>/cells/<cell>.safetensors", "any trained cell; its projector is left behind", "path"),
+    ]
+
+
 LISTS: dict[str, Callable[[], list[Line]]] = {
     "projectors": _projectors,
     "superpixels": _superpixels,
@@ -120,6 +127,7 @@ LISTS: dict[str, Callable[[], list[Line]]] = {
     "encoders": _encoders,
     "llms": _llms,
     "mask_heads": _mask_heads,
+    "starts": _starts,
 }
 
 

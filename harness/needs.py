@@ -75,7 +75,8 @@ def needs_of(specs: Iterable[CellSpec]) -> list[Need]:
 
 def _names(spec: CellSpec) -> list[str]:
     sam = (spec.superpixels or {}).get("model")
-    named = [spec.vision_encoder.name, spec.llm.name, spec.mask_head.name, *([sam] if sam else [])]
+    start = spec.start.name if spec.start else None
+    named = [spec.vision_encoder.name, spec.llm.name, spec.mask_head.name, *filter(None, (sam, start))]
     return [name for name in named if name not in {"tiny", "scratch"} and not name.startswith("random-")]
 
 

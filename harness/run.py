@@ -26,7 +26,7 @@ RESULT_COLUMNS = (
     "tokens",
     "latency_ms",
 )
-LIST_KINDS = ("projectors", "superpixels", "datasets", "metrics", "encoders", "llms", "mask_heads")
+LIST_KINDS = ("projectors", "superpixels", "datasets", "metrics", "encoders", "llms", "mask_heads", "starts")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

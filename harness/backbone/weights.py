@@ -85,7 +85,7 @@ class Shipped(NamedTuple):
 
     path: Path
     sha256: str
-    kind: Literal["encoder", "mask_head"]
+    kind: Literal["encoder", "mask_head", "start"]
     about: str
 
 

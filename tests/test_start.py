@@ -1,0 +1,135 @@
+"""A cell may begin with the LLM and the mask head of another, and a SAM's decoder may stay as it came."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from harness.assembly import assemble, load_examples, words_of
+from harness.backbone.config import StartConfig
+from harness.cell import run_cell
+from harness.checkpoint import Start, load
+from harness.errors import StudyError, WeightsError
+from harness.records import RunFolder
+from harness.study import Cell
+from harness.study import load as load_study
+from tests.small_study import quiet
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def checkpoint(cells: dict[str, Cell], folder: RunFolder):
+    """The pooling cell, trained for three steps."""
+    row = run_cell(cells["pooling"], folder, quiet())
+    assert row["status"] == "done", row["reason"]
+    return folder.checkpoint(cells["pooling"].id)
+
+
+def _with(cell: Cell, **sections) -> Cell:
+    return replace(cell, id="0" * 12, spec=cell.spec.model_copy(update=sections))
+
+
+def _section(cell: Cell, section: str, **settings):
+    return {section: getattr(cell.spec, section).model_copy(update=settings)}
+
+
+def test_llm_and_mask_head_begin_as_they_ended_and_the_projector_does_not(cells, checkpoint):
+    spec = _with(cells["pooling"], start=StartConfig(name=str(checkpoint))).spec
+    torch.manual_seed(7)
+    start = Start(spec, CPU)
+    assembly = assemble(spec, start.words_for(words_of(load_examples(spec, "train"))), CPU)
+    start.give(assembly)
+    saved, begun = load_file(checkpoint), assembly.segmenter.state_dict()
+    kept = {name for name in saved if torch.equal(saved[name], begun[name])}
+    assert {name for name in saved if not name.startswith("projector.")} <= kept
+    assert any(name.startswith("mask_head.") for name in kept)
+    assert any(name.startswith("llm.") for name in kept)
+    assert "projector.project.0.weight" in saved.keys() - kept
+
+
+def test_a_cell_says_what_it_began_with_and_is_read_back_without_it(cells, checkpoint, folder):
+    cell = _with(cells["sspe"], start=StartConfig(name=str(checkpoint)))
+    row = run_cell(cell, folder, quiet())
+    assert row["status"] == "done", row["reason"]
+    assert {weight["name"] for weight in json.loads(row["weights"])} >= {str(checkpoint)}
+    checkpoint.unlink()
+    assert load(folder.checkpoint(cell.id), CPU).spec == cell.spec
+
+
+def test_another_llm_is_refused(cells, checkpoint):
+    cell = _with(
+        cells["pooling"], start=StartConfig(name=str(checkpoint)), **_section(cells["pooling"], "llm", layers=2)
+    )
+    with pytest.raises(WeightsError, match=r"with llm.layers 1, and this cell has 2; give the cell the same, or leave"):
+        Start(cell.spec, CPU)
+
+
+def test_only_a_mask_head_from_scratch_needs_the_same_patches(cells, checkpoint, folder):
+    finer = _section(cells["pooling"], "vision_encoder", layer=1)
+    cell = _with(cells["pooling"], start=StartConfig(name=str(checkpoint)), **finer)
+    with pytest.raises(WeightsError, match=r"with vision_encoder\.layer None, and this cell has 1"):
+        Start(cell.spec, CPU)
+    assert run_cell(cells["sam"], folder, quiet())["status"] == "done"
+    of_sam = StartConfig(name=str(folder.checkpoint(cells["sam"].id)))
+    assert run_cell(_with(cells["sam"], start=of_sam, **finer), folder, quiet())["status"] == "done"
+
+
+def test_words_that_were_never_read_are_told(cells, checkpoint):
+    spec = _with(cells["pooling"], start=StartConfig(name=str(checkpoint))).spec
+    with pytest.raises(WeightsError, match="never read 'astronaut', which training asks; train a start on such words"):
+        Start(spec, CPU).words_for(["the", "astronaut"])
+
+
+def test_what_is_no_cell_is_refused(cells, checkpoint, folder):
+    for name, told in ((str(checkpoint.parent / "none.safetensors"), "no weights"), ("sam-scenes", "is no checkpoint")):
+        row = run_cell(_with(cells["pooling"], start=StartConfig(name=name)), folder, quiet())
+        assert row["status"] == "failed"
+        assert told in row["reason"]
+
+
+def test_a_frozen_decoder_stays_as_it_came(cells, folder):
+    came = assemble(cells["sam"].spec, ["a"], CPU).segmenter.mask_head.state_dict()
+    cell = _with(cells["sam"], **_section(cells["sam"], "mask_head", frozen=True))
+    rows = {each.id: run_cell(each, folder, quiet()) for each in (cells["sam"], cell)}
+    assert {row["status"] for row in rows.values()} == {"done"}
+    learnt, frozen = (load(folder.checkpoint(each), CPU).assembly.segmenter.mask_head.state_dict() for each in rows)
+    assert all(torch.equal(came[name], value) for name, value in frozen.items())
+    assert not all(torch.equal(came[name], value) for name, value in learnt.items())
+    assert rows[cell.id]["trainable_parameters"] < rows[cells["sam"].id]["trainable_parameters"]
+
+
+def test_steps_that_only_point_draw_nothing(cells, folder):
+    training = _section(cells["pooling"], "training", pointing=0.5, pointing_steps=2)
+    row = run_cell(_with(cells["pooling"], **training), folder, quiet())
+    assert row["status"] == "done", row["reason"]
+    points = json.loads(row["curve"])
+    assert [point["bce"] > 0 for point in points] == [False, False, True, True]
+    assert all(point["pointing"] > 0 for point in points)
+    for point in points:
+        loss = point["answer"] + 2 * point["bce"] + 0.5 * point["dice"] + 0.5 * point["pointing"]
+        assert point["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.usefixtures("cells")
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("base.training.pointing_steps=3", "pointing_steps would teach nothing without a weight of pointing"),
+        ("base.mask_head.frozen=true", "frozen: true would leave a mask head from scratch as it was drawn"),
+        ("base.start.nmae=x", "nmae"),
+    ],
+)
+def test_settings_without_effect_are_told(tmp_path, given, told):
+    with pytest.raises(StudyError, match=told):
+        load_study(tmp_path / "study.yaml", [given])
+
+
+@pytest.mark.usefixtures("cells")
+def test_a_start_is_named_or_left_out(tmp_path):
+    named = load_study(tmp_path / "study.yaml", ["base.start=some/cell.safetensors"])
+    assert {cell.spec.start for cell in named.cells()} == {StartConfig(name="some/cell.safetensors")}
+    left_out = load_study(tmp_path / "study.yaml", ["base.start=null"])
+    assert {cell.spec.start for cell in left_out.cells()} == {None}
