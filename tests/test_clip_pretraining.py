@@ -213,6 +213,19 @@ def test_a_shipped_folder_is_found_by_its_name_and_checked(folder: Path, monkeyp
         weights.resolve("clip-scenes")
 
 
+def test_the_shipped_weights_tell_scenes_apart_as_the_model_card_says() -> None:
+    shipped = weights.SHIPPED["clip-scenes"]
+    scores = json.loads((shipped.path / "scores.json").read_text())
+    text = (shipped.path / "README.md").read_text()
+    assert f"`{weights.resolve('clip-scenes').sha256}`" in text
+    assert f"| the scene's own caption | {scores['image_to_text']:.3f} | {scores['text_to_image']:.3f} |" in text
+    # Among fewer captions the right one is easier to find than among the card's 200.
+    measured = measure(*load_clip(shipped.path), [scene_pair("test", 0, index, 224) for index in range(48)])
+    for direction in ("image_to_text", "text_to_image"):
+        assert scores[direction] < measured[direction] <= 1.0
+        assert measured["shuffled"][direction] < 0.15
+
+
 def test_retrieval_of_hand_worked_vectors() -> None:
     images = torch.eye(4)
     assert retrieval(images, images) == {"image_to_text": 1.0, "text_to_image": 1.0}

@@ -171,7 +171,7 @@ def test_random_weights_are_called_random_and_leave_the_random_state_alone(encod
     assert first.weights == second.weights
     assert (first.weights.source, first.model_id) == ("random", "random-dinov2-small")
     assert first.weights.sha256 != encoder.weights.sha256
-    assert set(names()) == {"dinov2-small", "random-dinov2-small"}
+    assert set(names()) == {"clip-scenes", "dinov2-small", "random-dinov2-small"}
 
 
 def test_a_frame_that_patches_do_not_fill_is_refused_with_the_nearest_that_they_do() -> None:

@@ -1,6 +1,6 @@
 """A weight is named once, found in one of a few places, checked by its hash, and written into every result.
 
-    sam-scenes                       a shipped name: a file or a folder of this package
+    clip-scenes, sam-scenes          a shipped name: a folder or a file of this package
     dinov2-small                     a packaged name: our cache, then the package that ships the file
     sam-vit-b                        a checkpoint's name: our cache, the local hub cache, then the hub
     path/to/folder, path/to/file     what a user has on disk
@@ -91,6 +91,12 @@ class Shipped(NamedTuple):
 
 _SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 SHIPPED = {
+    "clip-scenes": Shipped(
+        path=_SHIPPED_FOLDER / "clip-scenes",
+        sha256="d189ea8ffc31c9f0f4b8e66af8892b26835a1b6ce9f7d11e7eb419afa8784efb",
+        kind="encoder",
+        about="a small CLIP trained on scenes and their captions",
+    ),
     "sam-scenes": Shipped(
         path=_SHIPPED_FOLDER / "sam-scenes" / "model.safetensors",
         sha256="9db4b8b773752b1630e54048518445280515df769b0aa822af17e3c41a9e590d",

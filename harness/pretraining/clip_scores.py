@@ -92,7 +92,7 @@ def card(folder: Path, scores: Mapping[str, Any]) -> str:
     return f"""# clip-scenes
 
 A CLIP in small, for the embedded benchmark `scenes` and nothing else: it has never seen a photograph, and its words are
-the {len(tokenizer)} of scenes' captions. `vision_encoder: {{name: FOLDER}}` loads its image side, as of any CLIP;
+the {len(tokenizer)} of scenes' captions. `vision_encoder: {{name: clip-scenes}}` loads its image side, as of any CLIP;
 Apache-2.0, like the rest of this package.
 
 | | |
