@@ -105,7 +105,8 @@ def assemble(spec: CellSpec, words: Iterable[str], device: torch.device) -> Asse
             f"{spec.projector['name']} needs what CLS looks at, and {spec.vision_encoder.name!r} has no CLS token; "
             "use an encoder that has one, as CLIP or DINOv2"
         )
-    segmenter = Segmenter(projector, llm, image_embedding, mask_head).to(device)
+    says_points = spec.mask_head.prompt == "point"
+    segmenter = Segmenter(projector, llm, image_embedding, mask_head, says_points=says_points).to(device)
     decoder_pe = None
     if "decoder_pe" in projector.needs:
         decoder_pe = partial(mask_head.positional_encoding, spec.vision_encoder.frame // DECODER_PE_STRIDE)

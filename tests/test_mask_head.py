@@ -50,6 +50,17 @@ def test_a_point_agrees_best_with_where_it_lies():
     assert torch.equal(places.flatten(1).argmax(1), torch.arange(36))
 
 
+def test_who_points_without_doubt_prompts_with_sams_own_point():
+    head = _head(6, 1)
+    places = torch.full((36, 36), -1e4)
+    places.fill_diagonal_(1e4)
+    middles = torch.stack(torch.meshgrid(torch.arange(6), torch.arange(6), indexing="xy"), dim=-1).reshape(36, 1, 2)
+    labels = torch.ones(36, 1)
+    # Upstream shifts a point by half a pixel to its middle, and a cell is 16 pixels wide.
+    points, _ = head.prompt_encoder(points=(16.0 * middles + 7.5, labels), boxes=None, masks=None)
+    assert_close(head.point_prompts(places.reshape(36, 6, 6)), points[:, 0], atol=1e-5, rtol=0)
+
+
 def test_points_are_answered_as_upstream_answers_them():
     """Several images at once; masks of too low a predicted IoU are left out, the rest are upstream's."""
     torch.manual_seed(0)

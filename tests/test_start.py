@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.testing import assert_close
 
 from harness.assembly import assemble, load_examples, words_of
 from harness.backbone.config import StartConfig
@@ -99,6 +100,20 @@ def test_a_frozen_decoder_stays_as_it_came(cells, folder):
     assert all(torch.equal(came[name], value) for name, value in frozen.items())
     assert not all(torch.equal(came[name], value) for name, value in learnt.items())
     assert rows[cell.id]["trainable_parameters"] < rows[cells["sam"].id]["trainable_parameters"]
+
+
+def test_a_cell_may_prompt_with_points_alone(cells, folder):
+    """Nothing but where [SEG] points reaches the decoder: prompts of one place are equal whatever the state."""
+    cell = _with(cells["sam"], **_section(cells["sam"], "mask_head", frozen=True, prompt="point"))
+    segmenter = assemble(cell.spec, ["a"], CPU).segmenter
+    states = torch.randn(3, segmenter.llm.width)
+    prompts, places = segmenter.point(states)
+    assert_close(prompts, segmenter.mask_head.point_prompts(segmenter.mask_head.places(segmenter.prompt(states))))
+    assert_close(places, segmenter.mask_head.places(segmenter.prompt(states)))
+    free = assemble(cells["sam"].spec, ["a"], CPU).segmenter
+    assert_close(free.point(states)[0], free.prompt(states))
+    row = run_cell(cell, folder, quiet())
+    assert row["status"] == "done", row["reason"]
 
 
 def test_steps_that_only_point_draw_nothing(cells, folder):

@@ -115,6 +115,12 @@ class MaskHeadConfig(BackboneConfig):
         description="whether a SAM's decoder stays as it came, so that it answers to places and learns no words",
     )
 
+    prompt: Literal["free", "point"] = Field(
+        default="free",
+        description="what the [SEG] state becomes: any embedding, as in LISA; or that of a point, the mean of the "
+        "decoder's coordinates over where the state points, which a SAM's decoder knows how to answer",
+    )
+
     @model_validator(mode="after")
     def _settings_take_effect(self) -> "MaskHeadConfig":
         if self.name == "scratch":

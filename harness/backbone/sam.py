@@ -133,6 +133,12 @@ class MaskHead(nn.Module):
         coordinates = self.prompt_encoder.get_dense_pe()[0]
         return einsum(prompts.float(), coordinates, "m p, p h w -> m h w") * 2 * self.width**-0.5
 
+    def point_prompts(self, places: Tensor) -> Tensor:
+        """Place logits (M, g, g) -> prompts (M, P): the foreground points of SAM, each as likely as its place."""
+        coordinates = self.prompt_encoder.get_dense_pe()[0].flatten(1)
+        foreground = self.prompt_encoder.point_embeddings[1].weight
+        return places.flatten(1).softmax(1) @ coordinates.T + foreground
+
     def forward(self, embedding: ImageEmbedding, prompts: Tensor, image: Tensor) -> Tensor:
         """One mask a prompt.
 

@@ -65,7 +65,11 @@ class Answer:
 
 
 class Segmenter(nn.Module):
-    """One trained model of a cell; everything but the projector is the same in every arm of a study."""
+    """One trained model of a cell; everything but the projector is the same in every arm of a study.
+
+    Args:
+        says_points: whether the mask head is prompted with where a [SEG] state points, not with the state itself.
+    """
 
     def __init__(
         self,
@@ -73,12 +77,15 @@ class Segmenter(nn.Module):
         llm: LanguageModel,
         image_embedding: PatchEmbedding | SamEmbedding,
         mask_head: MaskHead,
+        *,
+        says_points: bool = False,
     ) -> None:
         super().__init__()
         self.projector = projector
         self.llm = llm
         self.image_embedding = image_embedding
         self.mask_head = mask_head
+        self.says_points = says_points
         hidden, out = nn.Linear(llm.width, llm.width), nn.Linear(llm.width, mask_head.width)
         self.prompt = nn.Sequential(hidden, nn.ReLU(), out)
         for layer in (hidden, out):
@@ -99,11 +106,11 @@ class Segmenter(nn.Module):
         """The LLM reads these tokens; the mask head sees the images by their patches (B, N, C) and views."""
         answering, seg = self.read(tokens, query)
         image, _ = query.drawn.nonzero(as_tuple=True)
-        prompts = self.prompt(seg)
+        prompts, places = self.point(seg)
         return Answer(
             # Without an expression there is nothing to draw.
             mask_logits=self.segment(patches, view, prompts, image) if draws and len(image) else seg.new_zeros(0, 1, 1),
-            place_logits=self.mask_head.places(prompts),
+            place_logits=places,
             answer_logits=self.llm.answer_logits(answering),
             tokens=tokens,
         )
@@ -149,6 +156,12 @@ class Segmenter(nn.Module):
             words, mask = self.llm.with_own_seg(words, mask, query.drawn)
         packed = pack(tokens, words, mask, bidirectional=config.visual_attention == "bidirectional")
         return packed, packed.first + query.mask.sum(-1) - query.given - 1
+
+    def point(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """States (S, D) of [SEG] -> prompts (S, P) and `Answer.place_logits`."""
+        prompts = self.prompt(states)
+        places = self.mask_head.places(prompts)
+        return (self.mask_head.point_prompts(places) if self.says_points else prompts), places
 
     def segment(self, patches: Tensor, view: Tensor, prompts: Tensor, image: Tensor) -> Tensor:
         """Prompts (M, P), each of one of the B images, to mask logits (M, h, w)."""
