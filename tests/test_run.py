@@ -51,6 +51,7 @@ def test_lists_name_what_there_is(kind, capsys):
         "encoders": "dinov2-small",
         "llms": "tiny",
         "mask_heads": "sam-scenes",
+        "starts": "runs/<study>/cells",
         "datasets": "scenes",
         "metrics": "giou",
     }

@@ -130,12 +130,12 @@ class MaskHead(nn.Module):
         The embedding of a point agrees best with where the point lies: there its logit is the root of P, and about zero
         far away.
         """
-        coordinates = self.prompt_encoder.get_dense_pe()[0]
+        coordinates = self.prompt_encoder.get_dense_pe()[0].float()
         return einsum(prompts.float(), coordinates, "m p, p h w -> m h w") * 2 * self.width**-0.5
 
     def point_prompts(self, places: Tensor) -> Tensor:
         """Place logits (M, g, g) -> prompts (M, P): the foreground points of SAM, each as likely as its place."""
-        coordinates = self.prompt_encoder.get_dense_pe()[0].flatten(1)
+        coordinates = self.prompt_encoder.get_dense_pe()[0].float().flatten(1)
         foreground = self.prompt_encoder.point_embeddings[1].weight
         return places.flatten(1).softmax(1) @ coordinates.T + foreground
 
