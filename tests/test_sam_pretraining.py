@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from harness.backbone.sam_model import build_sam_scenes
 from harness.pretraining import prompts
 from harness.pretraining.dense_head import UNIT, _targets
 from harness.pretraining.mask_losses import dice_loss, iou, mask_loss, shares
-from harness.pretraining.sam_scenes import Options, Trainer, scene, train
+from harness.pretraining.sam_scenes import Options, Trainer, scene, train, write_model
 
 TINY = Options(steps=2, images=1, prompts=2, validation_images=0)
 
@@ -126,6 +127,16 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     again = train(TINY, tmp_path / "killed")
     assert_close(again.sam.state_dict(), whole.sam.state_dict(), rtol=0, atol=0)
     assert len((tmp_path / "killed" / "curve.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_model_that_is_begun_goes_on_with_other_images(tmp_path: Path) -> None:
+    first = Trainer(TINY)
+    write_model(first.sam, tmp_path / "begun.safetensors")
+    begun = Trainer(replace(TINY, begin=str(tmp_path / "begun.safetensors"), first_image=2, seed=3))
+    halved = {name: value.half().float() for name, value in first.sam.state_dict().items()}
+    assert_close(begun.sam.state_dict(), halved, rtol=0, atol=0)
+    fresh = Trainer(replace(TINY, begin=begun.options.begin, seed=3))
+    assert begun.train_step()["dense"] != fresh.train_step()["dense"]
 
 
 def test_a_model_in_training_is_measured_more_than_once(tmp_path: Path) -> None:

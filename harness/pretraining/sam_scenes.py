@@ -14,7 +14,7 @@ import argparse
 import json
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +65,8 @@ class Options:
         learning_rate, muon_learning_rate: while it stays.
         warmup: steps until the rate is reached.
         cooldown: share of the steps over which it falls to zero.
+        begin: a SAM of this architecture to go on from, by name or file; None begins from nothing.
+        first_image: of the train split; a model that goes on sees none of the images that it was begun with.
         validation_images: scored now and then; no choice that a run makes depends on them.
         test_images: scored at the end.
     """
@@ -78,6 +80,8 @@ class Options:
     weight_decay: float = 0.01
     warmup: int = 50
     cooldown: float = 0.4
+    begin: str | None = None
+    first_image: int = 0
     validation_images: int = 24
     test_images: int = 200
 
@@ -93,7 +97,10 @@ class Trainer:
         torch.manual_seed(options.seed)
         self.options = options
         self.sam = build_sam_scenes()
-        _initialise(self.sam)
+        if options.begin is None:
+            _initialise(self.sam)
+        else:
+            self.sam.load_state_dict(load_sam(options.begin).sam.state_dict())
         fuse_attention(self.sam.image_encoder)
         self.dense = DenseHead(self.sam.mask_decoder.transformer_dim)
         matrices = _hidden_matrices(self.sam)
@@ -109,12 +116,12 @@ class Trainer:
         """One step on scenes of its own; everything drawn depends on the seed and the step only."""
         options = self.options
         dice = np.random.default_rng((options.seed, self.step))
-        first = self.step * options.images
+        first = options.first_image + self.step * options.images
         examples = [scene("train", options.seed, first + i) for i in range(options.images)]
         embeddings = self._embed(examples)
         objects = [example.id_map() for example in examples]
         dense = self.dense.loss(embeddings, np.stack(objects))
-        is_early = self.step < CORRECTIONS_FROM * options.steps
+        is_early = options.begin is None and self.step < CORRECTIONS_FROM * options.steps
         rounds = 1 if is_early else int(dice.choice(LAST_ROUNDS, p=LAST_ROUND_CHANCES))
         losses = [self._prompt(one, ids, rounds, dice) for one, ids in zip(embeddings, objects, strict=True)]
         masks = torch.stack(losses).mean()
@@ -270,11 +277,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint, the model and its scores")
     parser.add_argument("--steps", type=int, default=4000, help="steps of 4 images")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--begin", help="a SAM to go on from, by name (sam-scenes) or file")
+    parser.add_argument("--first-image", type=int, default=0, help="of the train split, where --begin has seen others")
+    parser.add_argument("--cooldown", type=float, default=0.4, help="share of the steps over which the rate falls")
     parser.add_argument("--validation-images", type=int, default=24)
     parser.add_argument("--test-images", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=2.0, help="between checkpoints")
     given = parser.parse_args()
-    options = Options(given.steps, given.seed, validation_images=given.validation_images, test_images=given.test_images)
+    names = [field.name for field in fields(Options) if hasattr(given, field.name)]
+    options = Options(**{name: getattr(given, name) for name in names})
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     given.out.mkdir(parents=True, exist_ok=True)
     trainer = train(options, given.out, given.minutes)
