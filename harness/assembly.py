@@ -13,7 +13,7 @@ from harness import data
 from harness import superpixels as sources
 from harness.backbone.config import VisionConfig
 from harness.backbone.llm import build_llm
-from harness.backbone.sam import MaskHead, PatchEmbedding, SamEmbedding, build_mask_head
+from harness.backbone.sam import MaskHead, PatchEmbedding, PointedMaskHead, SamEmbedding, build_mask_head
 from harness.backbone.segmenter import Segmenter
 from harness.backbone.strict import read_tensors
 from harness.backbone.vision import VisionEncoder, load_vision_encoder
@@ -105,8 +105,7 @@ def assemble(spec: CellSpec, words: Iterable[str], device: torch.device) -> Asse
             f"{spec.projector['name']} needs what CLS looks at, and {spec.vision_encoder.name!r} has no CLS token; "
             "use an encoder that has one, as CLIP or DINOv2"
         )
-    says_points = spec.mask_head.prompt == "point"
-    segmenter = Segmenter(projector, llm, image_embedding, mask_head, says_points=says_points).to(device)
+    segmenter = Segmenter(projector, llm, image_embedding, mask_head).to(device)
     decoder_pe = None
     if "decoder_pe" in projector.needs:
         decoder_pe = partial(mask_head.positional_encoding, spec.vision_encoder.frame // DECODER_PE_STRIDE)
@@ -140,10 +139,11 @@ def _mask_head(
         head = build_mask_head(config, encoder.grid, spec.vision_encoder.frame)
         return head, PatchEmbedding(encoder.width, head, encoder.grid), None
     model = frozen_sam(config.name)
-    # The decoder learns; the one that proposes superpixels stays as it is.
-    decoder = deepcopy(model.sam.mask_decoder).requires_grad_(True)
-    head = MaskHead(deepcopy(model.sam.prompt_encoder), decoder)
-    return head.requires_grad_(False) if config.frozen else head, SamEmbedding(), SamCache(model)
+    # A decoder that learns is another than the one that proposes superpixels.
+    prompt_encoder, decoder = deepcopy(model.sam.prompt_encoder), deepcopy(model.sam.mask_decoder)
+    if config.prompt == "points":
+        return PointedMaskHead(prompt_encoder, decoder), SamEmbedding(), SamCache(model)
+    return MaskHead(prompt_encoder, decoder.requires_grad_(True)), SamEmbedding(), SamCache(model)
 
 
 def _projector(spec: CellSpec, dims: Dims) -> tuple[projectors.Projector, tuple[WeightsRecord, ...]]:

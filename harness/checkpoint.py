@@ -162,13 +162,14 @@ class _Saved:
 
 
 def _own(segmenter: Segmenter) -> dict[str, Tensor]:
-    """Parameters and buffers, by name: what learns, and what else does not come with a pretrained LLM."""
+    """Parameters and buffers, by name: what learns, and what else comes with no pretrained LLM and no frozen SAM."""
     held = segmenter.state_dict().keys()
     named = {**dict(segmenter.named_parameters()), **dict(segmenter.named_buffers())}  # what is tied, once
+    pretrained = ("llm.model.",) if segmenter.mask_head.learns else ("llm.model.", "mask_head.")
     return {
         name: value
         for name, value in named.items()
-        if name in held and (value.requires_grad or not name.startswith("llm.model."))
+        if name in held and (value.requires_grad or not name.startswith(pretrained))
     }
 
 

@@ -93,7 +93,7 @@ class Pipeline:
             self.segmenter.llm.answer_logits(answering)
             stage("llm")
             self.mask_frame.restore(
-                self.segmenter.segment(features.patches, view, self.segmenter.point(seg)[0], self.first)
+                self.segmenter.segment(features.patches, view, self.segmenter.prompt(seg), self.first)
             )
         stage("mask")
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class CurriculumConfig(BaseModel):
@@ -42,21 +42,12 @@ class TrainingConfig(BaseModel):
         default=0.0,
         ge=0,
         description="weight of a loss that LISA has not: where the [SEG] state points, in the mask decoder's "
-        "coordinates, should be on the target; teaches an LLM from scratch to read places from its visual tokens",
-    )
-    pointing_steps: int = Field(
-        default=0, ge=0, description="the first steps of all, in which [SEG] only points and no mask is drawn"
+        "coordinates, should be on the target; the only one of masks for mask_head.prompt: points",
     )
     clip_norm: float = Field(default=1.0, gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="auto: bfloat16 where the hardware multiplies it natively, else float32"
     )
-
-    @model_validator(mode="after")
-    def _points_at_something(self) -> "TrainingConfig":
-        if self.pointing_steps and not self.pointing:
-            raise ValueError("pointing_steps would teach nothing without a weight of pointing; give pointing, as 0.5")
-        return self
 
 
 class EvaluationConfig(BaseModel):

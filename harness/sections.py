@@ -100,6 +100,7 @@ def resolve(tree: Tree, problems: list[str], superpixels_asked_by: Tree | None =
     if not mistakes:
         _match_superpixels(resolved, tree, superpixels_asked_by, mistakes)
         _match_split(resolved, tree, mistakes)
+        _match_pointing(resolved, tree, mistakes)
     problems.extend(mistakes)
     return None if mistakes else CellSpec.model_construct(**resolved)
 
@@ -173,6 +174,16 @@ def _match_split(resolved: dict[str, Any], tree: Tree, problems: list[str]) -> N
     if split not in allowed:
         place = (tree.get("evaluation") or tree).get("split") or tree.get("data") or tree
         problems.append(f"{place.spot}: {settings['name']} has no split {split!r} to score; {suggest(split, allowed)}")
+
+
+def _match_pointing(resolved: dict[str, Any], tree: Tree, problems: list[str]) -> None:
+    """A mask head that is only told places learns them from one loss."""
+    if resolved["mask_head"].prompt == "points" and not resolved["training"].pointing:
+        place = (tree.get("training") or tree).get("pointing") or tree.get("training") or tree
+        problems.append(
+            f"{place.spot}: with mask_head.prompt: points nothing else teaches [SEG] where to point; "
+            "give training.pointing a weight, as 1.0"
+        )
 
 
 def projector_needs(projector: dict[str, Any]) -> frozenset[str] | None:

@@ -222,8 +222,7 @@ class Trainer:
         """One step over these images."""
         batch = self.batches.training(examples, self.config.expressions_per_image, self.generator)
         with autocast(self.config.precision, parameters[0].device):
-            draws = self._step >= self.config.pointing_steps
-            answer = self.segmenter(batch.features, batch.view, batch.query, draws=draws)
+            answer = self.segmenter(batch.features, batch.view, batch.query)
         parts = losses(answer, batch)
         parts.total(self.config.pointing).backward()
         torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)

@@ -6,7 +6,7 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransfor
 from torch.testing import assert_close
 
 from harness.backbone.config import MaskHeadConfig
-from harness.backbone.sam import ImageEmbedding, MaskHead, PatchEmbedding, build_mask_head
+from harness.backbone.sam import ImageEmbedding, MaskHead, PatchEmbedding, PointedMaskHead, build_mask_head
 
 
 def _head(side: int, depth: int, *, image_update: bool = True, pixel_width: int | None = None) -> MaskHead:
@@ -50,15 +50,63 @@ def test_a_point_agrees_best_with_where_it_lies():
     assert torch.equal(places.flatten(1).argmax(1), torch.arange(36))
 
 
-def test_who_points_without_doubt_prompts_with_sams_own_point():
-    head = _head(6, 1)
-    places = torch.full((36, 36), -1e4)
-    places.fill_diagonal_(1e4)
-    middles = torch.stack(torch.meshgrid(torch.arange(6), torch.arange(6), indexing="xy"), dim=-1).reshape(36, 1, 2)
-    labels = torch.ones(36, 1)
-    # Upstream shifts a point by half a pixel to its middle, and a cell is 16 pixels wide.
-    points, _ = head.prompt_encoder(points=(16.0 * middles + 7.5, labels), boxes=None, masks=None)
-    assert_close(head.point_prompts(places.reshape(36, 6, 6)), points[:, 0], atol=1e-5, rtol=0)
+def _pointed(side: int) -> PointedMaskHead:
+    """An upstream decoder of three alternatives, with weights of which none is zero."""
+    torch.manual_seed(0)
+    encoder = PromptEncoder(
+        embed_dim=32, image_embedding_size=(side, side), input_image_size=(8 * side, 8 * side), mask_in_chans=16
+    )
+    transformer = TwoWayTransformer(depth=2, embedding_dim=32, mlp_dim=64, num_heads=4)
+    decoder = MaskDecoder(transformer_dim=32, transformer=transformer, num_multimask_outputs=3)
+    return PointedMaskHead(encoder, decoder).eval()
+
+
+def _likely(places: list[dict[tuple[int, int], float]], side: int) -> torch.Tensor:
+    """Place logits whose softmax has these shares at (row, column)."""
+    shares = torch.full((len(places), side, side), 1e-9)
+    for number, found in enumerate(places):
+        for place, share in found.items():
+            shares[(number, *place)] = share
+    return shares.log()
+
+
+def test_a_state_means_the_likely_places_and_the_middle_of_each():
+    sure = {(4, 7): 1.0}
+    between = {(2, 2): 0.25, (2, 3): 0.75}
+    two = {(1, 1): 0.5, (10, 9): 0.3, (10, 1): 0.2}
+    points, is_meant = _pointed(12).points(_likely([sure, between, two], 12))
+    assert is_meant.tolist() == [[True, False, False, False]] * 2 + [[True, True, False, False]]
+    # Cells are 8 pixels wide, and upstream counts a point from the middle of its pixel.
+    assert_close(points[0, 0], torch.tensor([8 * 7.5, 8 * 4.5]) - 0.5)
+    assert_close(points[1, 0], torch.tensor([8 * 3.25, 8 * 2.5]) - 0.5)
+    assert_close(points[2, :2], torch.tensor([[12.0, 12.0], [76.0, 84.0]]) - 0.5)
+
+
+def test_a_mask_is_all_that_upstream_answers_to_its_points():
+    head = _pointed(12)
+    coarse, image = torch.randn(2, 32, 12, 12), torch.tensor([1, 0])
+    places = _likely([{(4, 7): 1.0}, {(1, 1): 0.5, (10, 9): 0.5}], 12)
+    answers = []
+    with torch.inference_mode():
+        for number, clicks in ((1, [[59.5, 35.5]]), (0, [[11.5, 11.5], [75.5, 83.5]])):
+            points = torch.tensor(clicks).unsqueeze(1), torch.ones(len(clicks), 1)
+            sparse, dense = head.prompt_encoder(points=points, boxes=None, masks=None)
+            masks, scores = head.mask_decoder(
+                image_embeddings=coarse[number : number + 1],
+                image_pe=head.prompt_encoder.get_dense_pe(),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=True,
+            )
+            answers.append(masks[torch.arange(len(clicks)), scores.argmax(1)].amax(0))
+        head.places = lambda _: places
+        assert_close(head(ImageEmbedding(coarse), torch.zeros(2, 32), image), torch.stack(answers), atol=1e-5, rtol=0)
+
+
+def test_nothing_of_a_pointed_sam_learns():
+    head = _pointed(4)
+    assert not head.learns
+    assert not any(parameter.requires_grad for parameter in head.parameters())
 
 
 def test_points_are_answered_as_upstream_answers_them():

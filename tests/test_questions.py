@@ -103,7 +103,7 @@ def test_expressions_draw_the_same_beside_questions(parts: tuple[Segmenter, Fixe
 @torch.inference_mode()
 @pytest.mark.parametrize("seg_state", ["predict", "own"])
 def test_the_likeliest_words_are_said_as_one_question_alone_would_say_them(seg_state: str) -> None:
-    torch.manual_seed(1)
+    torch.manual_seed(2)
     segmenter = tiny_segmenter(seg_state=seg_state).eval()
     batches = FixedBatches(segmenter.llm)
     examples = examples_of(batches)
@@ -121,6 +121,7 @@ def test_the_likeliest_words_are_said_as_one_question_alone_would_say_them(seg_s
                 state, _ = segmenter.read(one_image, batches.query([[known]], answered=True))
                 said.append(int(segmenter.llm.answer_logits(state[-1:]).argmax()))
             alone.append(said)
+    assert len({word for said in alone for word in said}) > 2, "an LLM that says one word shows nothing"
     for row, said in zip(packed.tolist(), alone, strict=True):
         assert row[: len(said)] == said
         assert set(row[len(said) :]) <= {segmenter.llm.end}

@@ -1,4 +1,4 @@
-"""A cell may begin with the LLM and the mask head of another, and a SAM's decoder may stay as it came."""
+"""A cell may begin with the LLM and the mask head of another, and a SAM may stay as it came."""
 
 import json
 from dataclasses import replace
@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.testing import assert_close
 
 from harness.assembly import assemble, load_examples, words_of
 from harness.backbone.config import StartConfig
 from harness.cell import run_cell
 from harness.checkpoint import Start, load
+from harness.encodings import frozen_sam
 from harness.errors import StudyError, WeightsError
 from harness.records import RunFolder
 from harness.study import Cell
@@ -91,49 +91,32 @@ def test_what_is_no_cell_is_refused(cells, checkpoint, folder):
         assert told in row["reason"]
 
 
-def test_a_frozen_decoder_stays_as_it_came(cells, folder):
-    came = assemble(cells["sam"].spec, ["a"], CPU).segmenter.mask_head.state_dict()
-    cell = _with(cells["sam"], **_section(cells["sam"], "mask_head", frozen=True))
+def test_a_sam_that_is_pointed_at_stays_as_it_came_and_nothing_is_drawn_in_training(cells, folder):
+    pointed = {
+        **_section(cells["sam"], "mask_head", prompt="points"),
+        **_section(cells["sam"], "training", pointing=0.5),
+    }
+    cell = _with(cells["sam"], **pointed)
     rows = {each.id: run_cell(each, folder, quiet()) for each in (cells["sam"], cell)}
     assert {row["status"] for row in rows.values()} == {"done"}
-    learnt, frozen = (load(folder.checkpoint(each), CPU).assembly.segmenter.mask_head.state_dict() for each in rows)
-    assert all(torch.equal(came[name], value) for name, value in frozen.items())
-    assert not all(torch.equal(came[name], value) for name, value in learnt.items())
     assert rows[cell.id]["trainable_parameters"] < rows[cells["sam"].id]["trainable_parameters"]
-
-
-def test_a_cell_may_prompt_with_points_alone(cells, folder):
-    """Nothing but where [SEG] points reaches the decoder: prompts of one place are equal whatever the state."""
-    cell = _with(cells["sam"], **_section(cells["sam"], "mask_head", frozen=True, prompt="point"))
-    segmenter = assemble(cell.spec, ["a"], CPU).segmenter
-    states = torch.randn(3, segmenter.llm.width)
-    prompts, places = segmenter.point(states)
-    assert_close(prompts, segmenter.mask_head.point_prompts(segmenter.mask_head.places(segmenter.prompt(states))))
-    assert_close(places, segmenter.mask_head.places(segmenter.prompt(states)))
-    free = assemble(cells["sam"].spec, ["a"], CPU).segmenter
-    assert_close(free.point(states)[0], free.prompt(states))
-    row = run_cell(cell, folder, quiet())
-    assert row["status"] == "done", row["reason"]
-
-
-def test_steps_that_only_point_draw_nothing(cells, folder):
-    training = _section(cells["pooling"], "training", pointing=0.5, pointing_steps=2)
-    row = run_cell(_with(cells["pooling"], **training), folder, quiet())
-    assert row["status"] == "done", row["reason"]
-    points = json.loads(row["curve"])
-    assert [point["bce"] > 0 for point in points] == [False, False, True, True]
-    assert all(point["pointing"] > 0 for point in points)
-    for point in points:
-        loss = point["answer"] + 2 * point["bce"] + 0.5 * point["dice"] + 0.5 * point["pointing"]
-        assert point["loss"] == pytest.approx(loss, rel=1e-5)
+    assert not any(name.startswith("mask_head.") for name in load_file(folder.checkpoint(cell.id)))
+    for point in json.loads(rows[cell.id]["curve"]):
+        assert point["bce"] == point["dice"] == 0 < point["pointing"]
+        assert point["loss"] == pytest.approx(point["answer"] + 0.5 * point["pointing"], rel=1e-5)
+    came = frozen_sam("sam-scenes").sam.mask_decoder.state_dict()
+    read = load(folder.checkpoint(cell.id), CPU).assembly.segmenter.mask_head.mask_decoder.state_dict()
+    learnt = load_file(folder.checkpoint(cells["sam"].id))
+    assert all(torch.equal(came[name], value) for name, value in read.items())
+    assert not all(torch.equal(came[name], learnt[f"mask_head.mask_decoder.{name}"]) for name in came)
 
 
 @pytest.mark.usefixtures("cells")
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ("base.training.pointing_steps=3", "pointing_steps would teach nothing without a weight of pointing"),
-        ("base.mask_head.frozen=true", "frozen: true would leave a mask head from scratch as it was drawn"),
+        ("base.mask_head.prompt=points", "a mask head from scratch knows no answer; name a SAM"),
+        ("base.mask_head={name: sam-scenes, prompt: points}", "give training.pointing a weight, as 1.0"),
         ("base.start.nmae=x", "nmae"),
     ],
 )

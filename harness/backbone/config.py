@@ -87,7 +87,7 @@ class StartConfig(BackboneConfig):
 
 
 class MaskHeadConfig(BackboneConfig):
-    """SAM's prompt encoder and mask decoder, trained with the rest unless they are frozen.
+    """SAM's prompt encoder and mask decoder.
 
     `scratch` learns from nothing on the vision encoder's patches; any other name is a SAM, whose decoder begins as it
     is and looks at that SAM's own frozen image embedding.
@@ -109,23 +109,18 @@ class MaskHeadConfig(BackboneConfig):
     image_update: bool = Field(
         default=True, description="whether the image looks back at each prompt, as in SAM; false is far cheaper"
     )
-
-    frozen: bool = Field(
-        default=False,
-        description="whether a SAM's decoder stays as it came, so that it answers to places and learns no words",
-    )
-
-    prompt: Literal["free", "point"] = Field(
-        default="free",
-        description="what the [SEG] state becomes: any embedding, as in LISA; or that of a point, the mean of the "
-        "decoder's coordinates over where the state points, which a SAM's decoder knows how to answer",
+    prompt: Literal["state", "points"] = Field(
+        default="state",
+        description="what the decoder is prompted with: an embedding of the [SEG] state, as in LISA, and it is trained "
+        "with the rest; or the places that the state points at, and it stays the SAM that it is, answers to places and "
+        "learns no words",
     )
 
     @model_validator(mode="after")
     def _settings_take_effect(self) -> "MaskHeadConfig":
         if self.name == "scratch":
-            if self.frozen:
-                raise ValueError("frozen: true would leave a mask head from scratch as it was drawn; name a SAM")
+            if self.prompt == "points":
+                raise ValueError("prompt: points asks a SAM, and a mask head from scratch knows no answer; name a SAM")
             return self
         sizes = ("width", "depth", "mlp_width", "heads", "pixel_width")
         ignored = [key for key in sizes if getattr(self, key) is not None]

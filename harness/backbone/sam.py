@@ -110,6 +110,11 @@ class MaskHead(nn.Module):
                 block.norm4.requires_grad_(False)
 
     @property
+    def learns(self) -> bool:
+        """Whether its masks teach it and what prompts it."""
+        return True
+
+    @property
     def width(self) -> int:
         """P."""
         return self.mask_decoder.transformer_dim
@@ -132,12 +137,6 @@ class MaskHead(nn.Module):
         """
         coordinates = self.prompt_encoder.get_dense_pe()[0].float()
         return einsum(prompts.float(), coordinates, "m p, p h w -> m h w") * 2 * self.width**-0.5
-
-    def point_prompts(self, places: Tensor) -> Tensor:
-        """Place logits (M, g, g) -> prompts (M, P): the foreground points of SAM, each as likely as its place."""
-        coordinates = self.prompt_encoder.get_dense_pe()[0].float().flatten(1)
-        foreground = self.prompt_encoder.point_embeddings[1].weight
-        return places.flatten(1).softmax(1) @ coordinates.T + foreground
 
     def forward(self, embedding: ImageEmbedding, prompts: Tensor, image: Tensor) -> Tensor:
         """One mask a prompt.
@@ -170,19 +169,11 @@ class MaskHead(nn.Module):
             image: (M,) int64, which image each point lies in.
             min_iou: masks with a predicted IoU of no more than this are left out, and so are empty ones.
         """
-        assert self.image_update, "a point's masks are SAM's own, whose image looks back at the point"
-        decoder = self.mask_decoder
-        labels = torch.ones(len(points), 1, dtype=torch.int, device=points.device)
-        prompts, _ = self.prompt_encoder(points=(points.unsqueeze(1), labels), boxes=None, masks=None)
-        states, keys = self._two_way(embedding, prompts, Grouping.of(image, len(embedding.coarse)))
-        # The first mask token is for prompts that leave no doubt what is meant; a point leaves some.
-        predicted_iou = decoder.iou_prediction_head(states[:, 0])[:, 1:]
+        predicted_iou, states, keys = self._asked(embedding, points, image)
         is_wanted = predicted_iou > min_iou
         is_drawn = is_wanted.any(dim=1)
         pixels = self._upscale(keys[is_drawn], embedding.details, image[is_drawn])
-        networks = decoder.output_hypernetworks_mlps
-        kernels = [networks[token](states[is_drawn, 1 + token]) for token in range(1, len(networks))]
-        masks = einsum(torch.stack(kernels, dim=1), pixels, "m level c, m n ij kl c -> m level n ij kl")
+        masks = einsum(self._kernels(states[is_drawn]), pixels, "m level c, m n ij kl c -> m level n ij kl")
         masks = masks[is_wanted[is_drawn]]
         prompt, level = is_wanted.nonzero(as_tuple=True)
         is_there = masks.amax((1, 2, 3)) > 0
@@ -192,6 +183,30 @@ class MaskHead(nn.Module):
             level[is_there],
             predicted_iou[is_wanted][is_there],
         )
+
+    def best_at_points(self, embedding: ImageEmbedding, points: Tensor, image: Tensor) -> Tensor:
+        """Of SAM's three answers to each of these points the one it thinks best, (M, 4g, 4g) logits.
+
+        Args: as in `at_points`.
+        """
+        predicted_iou, states, keys = self._asked(embedding, points, image)
+        kernel = self._kernels(states)[torch.arange(len(points), device=points.device), predicted_iou.argmax(1)]
+        pixels = self._upscale(keys, embedding.details, image)
+        return _to_image(einsum(kernel, pixels, "m c, m n ij kl c -> m n ij kl"), embedding.coarse.shape[-2])
+
+    def _asked(self, embedding: ImageEmbedding, points: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Single points -> predicted IoU (M, 3), mask states (M, 3, P), and the image as each point sees it."""
+        assert self.image_update, "a point's masks are SAM's own, whose image looks back at the point"
+        labels = torch.ones(len(points), 1, dtype=torch.int, device=points.device)
+        prompts, _ = self.prompt_encoder(points=(points.unsqueeze(1), labels), boxes=None, masks=None)
+        states, keys = self._two_way(embedding, prompts, Grouping.of(image, len(embedding.coarse)))
+        # The first mask token is for prompts that leave no doubt what is meant; a point leaves some.
+        return self.mask_decoder.iou_prediction_head(states[:, 0])[:, 1:], states[:, 2:], keys
+
+    def _kernels(self, states: Tensor) -> Tensor:
+        """What each of the three mask states (M, 3, P) looks for in a pixel."""
+        networks = self.mask_decoder.output_hypernetworks_mlps[1:]
+        return torch.stack([network(states[:, level]) for level, network in enumerate(networks)], dim=1)
 
     def _two_way(self, embedding: ImageEmbedding, prompts: Tensor, group: Grouping) -> tuple[Tensor, Tensor]:
         """The answers (M, 1 + masks, P) to prompts (M, K, P), IoU first, and the image as each prompt sees it."""
@@ -227,6 +242,62 @@ class MaskHead(nn.Module):
             blocks = rearrange(details[1], "b c (h i k) (w j l) -> b (h w) (i j) (k l) c", i=2, j=2, k=2, l=2)
             pixels = pixels + (blocks if image is None else blocks.index_select(0, image))
         return activate_last(pixels)
+
+
+class PointedMaskHead(MaskHead):
+    """A frozen SAM that is asked about the few places where a [SEG] state points: the mask is all that it answers.
+
+    Whatever words a state holds, nothing but places reaches the decoder, so that a mask says what the LLM has read from
+    its visual tokens.
+    """
+
+    MAX_POINTS = 4
+    """How many places one state may mean."""
+    WORTH = 0.5
+    """How likely a place must be beside the likeliest one; chosen on validation scenes."""
+    REACH = 3
+    """Cells within which likelihood is one place's: a window of that side counts for it, and so far off is the next."""
+
+    def __init__(self, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
+        super().__init__(prompt_encoder, mask_decoder)
+        self.requires_grad_(False)
+
+    @property
+    def learns(self) -> bool:
+        """It stays the SAM that it is."""
+        return False
+
+    def forward(self, embedding: ImageEmbedding, prompts: Tensor, image: Tensor) -> Tensor:
+        """As in `MaskHead`; the logits of a pixel are those of the point that claims it most."""
+        points, is_meant = self.points(self.places(prompts))
+        number, _ = is_meant.nonzero(as_tuple=True)
+        masks = self.best_at_points(embedding, points[is_meant], image[number])
+        answers = masks.new_full((*is_meant.shape, *masks.shape[1:]), -torch.inf)
+        answers[is_meant] = masks
+        return answers.amax(1)
+
+    def points(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Place logits (M, g, g) -> points (M, MAX_POINTS, 2), x and y in pixels of the frame, and which are meant.
+
+        One after another the likeliest windows are taken, a point in the middle of what is likely in each.
+        """
+        side, pad = places.shape[-1], self.REACH // 2
+        cells = torch.arange(side, device=places.device)
+        likely = rearrange(places.flatten(1).softmax(1), "m (h w) -> m 1 h w", w=side)
+        moments = torch.cat([likely, likely * cells, likely * cells[:, None]], dim=1)
+        share, *middle = F.avg_pool2d(moments, self.REACH, stride=1, padding=pad).unbind(1)
+        found, is_meant = [], []
+        first = share.amax((1, 2))
+        for _ in range(self.MAX_POINTS):
+            value, at = share.flatten(1).max(1)
+            x, y = (part.flatten(1).gather(1, at[:, None])[:, 0] / value.clamp(min=1e-12) for part in middle)
+            found.append(torch.stack([x, y], dim=1))
+            is_meant.append(value >= self.WORTH * first)
+            away = [(cells - part[:, None]).abs() > self.REACH for part in (at // side, at % side)]
+            share = share * (away[0][:, :, None] | away[1][:, None])
+        cell = self.prompt_encoder.input_image_size[0] / side
+        # Upstream takes a point as a pixel's corner and moves it to its middle.
+        return (torch.stack(found, dim=1) + 0.5) * cell - 0.5, torch.stack(is_meant, dim=1)
 
 
 def _to_image(masks: Tensor, height: int) -> Tensor:

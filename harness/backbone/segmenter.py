@@ -8,6 +8,7 @@ Source: LISA, https://arxiv.org/abs/2308.00692 (`text_hidden_fcs`, losses); GLaM
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -65,11 +66,7 @@ class Answer:
 
 
 class Segmenter(nn.Module):
-    """One trained model of a cell; everything but the projector is the same in every arm of a study.
-
-    Args:
-        says_points: whether the mask head is prompted with where a [SEG] state points, not with the state itself.
-    """
+    """One trained model of a cell; everything but the projector is the same in every arm of a study."""
 
     def __init__(
         self,
@@ -77,40 +74,34 @@ class Segmenter(nn.Module):
         llm: LanguageModel,
         image_embedding: PatchEmbedding | SamEmbedding,
         mask_head: MaskHead,
-        *,
-        says_points: bool = False,
     ) -> None:
         super().__init__()
         self.projector = projector
         self.llm = llm
         self.image_embedding = image_embedding
         self.mask_head = mask_head
-        self.says_points = says_points
         hidden, out = nn.Linear(llm.width, llm.width), nn.Linear(llm.width, mask_head.width)
         self.prompt = nn.Sequential(hidden, nn.ReLU(), out)
         for layer in (hidden, out):
             # SAM's own tokens have unit variance; a prompt that starts weaker than they are is ignored for long.
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
-    def forward(self, features: VisualFeatures, view: Tensor, query: Query, *, draws: bool = True) -> Answer:
-        """Features of B images, what else their masks are drawn from (see `Batch.view`), and what is asked of them.
+    def forward(self, features: VisualFeatures, view: Tensor, query: Query) -> Answer:
+        """Features of B images, what else their masks are drawn from (see `Batch.view`), and what is asked of them."""
+        return self.answer(self.projector(features), features.patches, view, query)
 
-        Args:
-            draws: whether the mask head draws; else there are no masks, and [SEG] only points.
+    def answer(self, tokens: VisualTokens, patches: Tensor, view: Tensor, query: Query) -> Answer:
+        """The LLM reads these tokens; the mask head sees the images by their patches (B, N, C) and views.
+
+        In training a mask head that does not learn draws nothing, since nothing could be learnt from its masks.
         """
-        return self.answer(self.projector(features), features.patches, view, query, draws=draws)
-
-    def answer(
-        self, tokens: VisualTokens, patches: Tensor, view: Tensor, query: Query, *, draws: bool = True
-    ) -> Answer:
-        """The LLM reads these tokens; the mask head sees the images by their patches (B, N, C) and views."""
         answering, seg = self.read(tokens, query)
         image, _ = query.drawn.nonzero(as_tuple=True)
-        prompts, places = self.point(seg)
+        prompts = self.prompt(seg)
+        is_drawn = len(image) and (self.mask_head.learns or not self.training)
         return Answer(
-            # Without an expression there is nothing to draw.
-            mask_logits=self.segment(patches, view, prompts, image) if draws and len(image) else seg.new_zeros(0, 1, 1),
-            place_logits=places,
+            mask_logits=self.segment(patches, view, prompts, image) if is_drawn else seg.new_zeros(0, 1, 1),
+            place_logits=self.mask_head.places(prompts),
             answer_logits=self.llm.answer_logits(answering),
             tokens=tokens,
         )
@@ -137,17 +128,22 @@ class Segmenter(nn.Module):
         states = self.llm(packed.embeds, packed.attention, packed.positions, cache)[image, asked]
         seen, positions = packed.attention[image, asked], packed.positions[image, asked]
         itself = torch.eye(asked.shape[1], dtype=torch.bool, device=asked.device).expand(len(asked), -1, -1)
+        # What was asked and said so far, since a word may be embedded with those before it.
+        text, length = F.pad(query.ids, (0, limit)), query.mask.sum(-1)
+        number = torch.arange(asked.shape[1], device=asked.device)
         said: list[Tensor] = []
         has_ended = torch.zeros_like(asked[real], dtype=torch.bool)
         while True:
-            words = self.llm.answer_logits(states[real]).argmax(-1)
-            has_ended |= (words == self.llm.end) | (words >= self.llm.vocabulary)
-            said.append(words.masked_fill(has_ended, self.llm.end))
+            likeliest = self.llm.answer_logits(states[real]).argmax(-1)
+            has_ended |= (likeliest == self.llm.end) | (likeliest >= self.llm.vocabulary)
+            said.append(likeliest.masked_fill(has_ended, self.llm.end))
             if len(said) == limit or has_ended.all():
                 return torch.stack(said, dim=1)
-            ids, positions = torch.zeros_like(asked).masked_scatter(real, said[-1]), positions + 1
+            text[real, length[real]] = said[-1]
+            words = self.llm.embed(text)[image, number, length]
+            length, positions = length + 1, positions + 1
             seen, keys = torch.cat([seen, itself], dim=2), torch.cat([keys, positions], dim=1)
-            states = self.llm(self.llm.embed(ids), seen, positions, cache, keys)
+            states = self.llm(words, seen, positions, cache, keys)
 
     def _pack(self, tokens: VisualTokens, query: Query) -> tuple[PackedSequence, Tensor]:
         """What the LLM runs on, and where in it each prompt's last token stands, (B, E)."""
@@ -156,12 +152,6 @@ class Segmenter(nn.Module):
             words, mask = self.llm.with_own_seg(words, mask, query.drawn)
         packed = pack(tokens, words, mask, bidirectional=config.visual_attention == "bidirectional")
         return packed, packed.first + query.mask.sum(-1) - query.given - 1
-
-    def point(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """States (S, D) of [SEG] -> prompts (S, P) and `Answer.place_logits`."""
-        prompts = self.prompt(states)
-        places = self.mask_head.places(prompts)
-        return (self.mask_head.point_prompts(places) if self.says_points else prompts), places
 
     def segment(self, patches: Tensor, view: Tensor, prompts: Tensor, image: Tensor) -> Tensor:
         """Prompts (M, P), each of one of the B images, to mask logits (M, h, w)."""
