@@ -64,7 +64,7 @@ class Step:
 
     def __init__(self, assembly: Assembly, spec: CellSpec) -> None:
         self.assembly = assembly
-        self.precision = spec.training.precision
+        self.precision, self.pointing = spec.training.precision, spec.training.pointing
         self.device = assembly.batches.device
         learning = [p for p in assembly.segmenter.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(learning, lr=spec.training.learning_rate, fused=True)
@@ -83,7 +83,7 @@ class Step:
         batch = make()
         with autocast(self.precision, self.device):
             answer = self.assembly.segmenter(batch.features, batch.view, batch.query)
-        losses(answer, batch).total(0.0).backward()
+        losses(answer, batch).total(self.pointing).backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         synchronize(self.device)
