@@ -35,6 +35,7 @@ PUBLISHED = {
     "dinov2-small": Published(22_056_192, 90_210_194),
     "smollm2-135m": Published(134_515_008, 92_871_040),
     "clip-scenes": Published(1_942_656, 0),
+    "mllm-scenes": Published(678_624, 0),
     "sam-scenes": Published(1_910_084, 0),
     "sam-vit-b": Published(93_735_472, 375_042_383),
     "sam-vit-l": Published(312_342_832, 1_249_524_607),

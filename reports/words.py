@@ -159,6 +159,12 @@ def _about_models(findings: Findings) -> Iterator[str]:
     done = findings.results[findings.results["status"] == "done"]
     if (done["llm"] == "tiny").any():
         yield "The LLM is small and trained from scratch: differences need not carry over to a pretrained LLM."
+    starts = {start["name"] for spec in done["spec"] if (start := json.loads(spec).get("start"))}
+    if starts:
+        yield (
+            f"The LLM began with {_list(sorted(starts))}, trained before with a projector of its own: arms that are "
+            "like that one may learn sooner."
+        )
     random = {
         weight["name"] for weights in done["weights"] for weight in json.loads(weights) if weight["source"] == "random"
     }

@@ -160,7 +160,8 @@ def _result(name: str, seed: int, samples: pd.DataFrame, generator: np.random.Ge
         "projector_parameters": parameters, "trainable_parameters": parameters + 2_000_000,
         "flops": 12.3e9 + tokens * 1e7, "latency_ms": wiggle * sum(stages.values()),
         **{f"latency_{stage}_ms": value * wiggle for stage, value in stages.items()},
-        "peak_memory_mib": 812.0, "spec": "{}", "weights": json.dumps([vision, decoder]),
+        "peak_memory_mib": 812.0, "spec": json.dumps({"start": {"name": "some-start"}}),
+        "weights": json.dumps([vision, decoder]),
         "environment": json.dumps({"device": "cpu", "torch": "2.15.0"}), "curve": json.dumps(curve),
     }  # fmt: skip
 

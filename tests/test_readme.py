@@ -38,7 +38,6 @@ def test_the_projector_of_the_readme_becomes_an_arm_that_runs(checkout: Path) ->
     small = [
         "seeds=[0]",
         "base.training.steps=2",
-        "base.training.curriculum=null",
         "base.training.warmup_steps=0",
         "base.training.batch_images=2",
         "base.data.train_images=2",

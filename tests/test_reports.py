@@ -105,6 +105,8 @@ def test_the_page_says_what_the_numbers_say(page: str):
         "Worse than pooling: no_position, bbox_mlp, sspe (blocks=1) and sspe (blocks=3).",
         "The LLM is small and trained from scratch",
         "Random weights, as the study asks: sam-decoder.",
+        "The LLM began with some-start, trained before with a projector of its own: arms that are like that one may "
+        "learn sooner.",
         "Latency was measured on a CPU",
         "1 cell failed (qformer)",
         "1 cell skipped (shuffle)",

@@ -2,23 +2,27 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.assembly import assemble, load_examples, words_of
+from harness.assembly import assemble, load_examples, prepare, words_of
 from harness.backbone.config import StartConfig
+from harness.backbone.weights import SHIPPED, resolve, sha256_of
 from harness.cell import run_cell
 from harness.checkpoint import Start, load
 from harness.encodings import frozen_sam
 from harness.errors import StudyError, WeightsError
+from harness.evaluation import Evaluator
 from harness.records import RunFolder
 from harness.study import Cell
 from harness.study import load as load_study
 from tests.small_study import quiet
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -131,3 +135,39 @@ def test_a_start_is_named_or_left_out(tmp_path):
     assert {cell.spec.start for cell in named.cells()} == {StartConfig(name="some/cell.safetensors")}
     left_out = load_study(tmp_path / "study.yaml", ["base.start=null"])
     assert {cell.spec.start for cell in left_out.cells()} == {None}
+
+
+FOLDER = SHIPPED["mllm-scenes"].path.parent
+
+
+def test_the_shipped_start_is_that_of_its_model_card():
+    record = resolve("mllm-scenes")
+    assert f"sha256 `{record.sha256}`" in (FOLDER / "README.md").read_text()
+    assert (record.source, record.sha256) == ("package svp-harness", sha256_of(SHIPPED["mllm-scenes"].path))
+
+
+def test_every_embedded_study_that_begins_with_the_shipped_start_fits_it():
+    begun = [
+        cell.spec
+        for path in sorted((ROOT / "studies").glob("*.yaml"))
+        for cell in load_study(path).cells()[:1]
+        if cell.spec.start == StartConfig(name="mllm-scenes")
+    ]
+    assert len(begun) > 5
+    for spec in begun:
+        words = words_of(load_examples(spec, "train")[:40])
+        assert set(words) <= set(Start(spec, CPU).words_for(words))
+
+
+@pytest.mark.slow
+def test_the_shipped_start_scores_as_its_model_card_says():
+    trained = load(FOLDER / "model.safetensors", CPU)
+    examples = load_examples(trained.spec, "test")[:24]
+    prepare(trained.assembly.batches, examples, quiet())
+    evaluator = Evaluator(trained.assembly.segmenter, trained.assembly.batches, 12, "float32")
+    samples, _ = evaluator.score(examples)
+    said = json.loads((FOLDER / "scores.json").read_text())
+    # 24 of the card's 200 images: three standard errors of a mean over images.
+    spread = samples.groupby("image_id")["iou"].mean().std() / len(examples) ** 0.5
+    assert samples["iou"].mean() == pytest.approx(said["giou"], abs=3 * spread)
+    assert evaluator.controls(examples)["giou_shuffled"] < said["giou"] / 2

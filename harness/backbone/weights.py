@@ -1,6 +1,6 @@
 """A weight is named once, found in one of a few places, checked by its hash, and written into every result.
 
-    clip-scenes, sam-scenes          a shipped name: a folder or a file of this package
+    clip-, mllm-, sam-scenes         a shipped name: a folder or a file of this package
     dinov2-small                     a packaged name: our cache, then the package that ships the file
     sam-vit-b                        a checkpoint's name: our cache, the local hub cache, then the hub
     path/to/folder, path/to/file     what a user has on disk
@@ -96,6 +96,12 @@ SHIPPED = {
         sha256="d189ea8ffc31c9f0f4b8e66af8892b26835a1b6ce9f7d11e7eb419afa8784efb",
         kind="encoder",
         about="a small CLIP trained on scenes and their captions",
+    ),
+    "mllm-scenes": Shipped(
+        path=_SHIPPED_FOLDER / "mllm-scenes" / "model.safetensors",
+        sha256="191d2f637052ca175112cc82312f12b41503b99615c790c90a74f5267cf800de",
+        kind="start",
+        about="a small LLM trained to point at what expressions about scenes mean",
     ),
     "sam-scenes": Shipped(
         path=_SHIPPED_FOLDER / "sam-scenes" / "model.safetensors",
