@@ -7,6 +7,7 @@ where given, are added between the two upscaling steps, as in SAM 2 (https://arx
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -96,6 +97,9 @@ class MaskHead(nn.Module):
             its expressions, and the decoder's cost no longer grows with their number.
     """
 
+    learns: ClassVar[bool] = True
+    """Whether its masks teach it, and what prompts it."""
+
     def __init__(self, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder, *, image_update: bool = True) -> None:
         super().__init__()
         self.prompt_encoder = prompt_encoder.requires_grad_(False)
@@ -108,11 +112,6 @@ class MaskHead(nn.Module):
             for block in mask_decoder.transformer.layers:
                 block.cross_attn_image_to_token.requires_grad_(False)
                 block.norm4.requires_grad_(False)
-
-    @property
-    def learns(self) -> bool:
-        """Whether its masks teach it and what prompts it."""
-        return True
 
     @property
     def width(self) -> int:
@@ -251,6 +250,7 @@ class PointedMaskHead(MaskHead):
     its visual tokens.
     """
 
+    learns = False
     MAX_POINTS = 4
     """How many places one state may mean."""
     WORTH = 0.5
@@ -261,11 +261,6 @@ class PointedMaskHead(MaskHead):
     def __init__(self, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
         super().__init__(prompt_encoder, mask_decoder)
         self.requires_grad_(False)
-
-    @property
-    def learns(self) -> bool:
-        """It stays the SAM that it is."""
-        return False
 
     def forward(self, embedding: ImageEmbedding, prompts: Tensor, image: Tensor) -> Tensor:
         """As in `MaskHead`; the logits of a pixel are those of the point that claims it most."""
