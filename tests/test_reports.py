@@ -12,7 +12,7 @@ import pytest
 
 import reports
 from harness.errors import DataError
-from reports.figures import draw_all, grid
+from reports.figures import draw_all, grid, training
 from reports.findings import load
 from reports.frontier import budgets
 from reports.gallery import exhibits
@@ -95,6 +95,12 @@ def test_no_cell_shows_a_number_that_does_not_exist(page: str, run: Path):
     shown = [cell for cell in resources.cells if wrong.search(cell)]
     assert shown == ["ValueError: NaN <loss> at 12"]
     assert not wrong.search((run / "report" / "tables" / "main.md").read_text())
+
+
+def test_only_losses_that_are_there_have_a_curve(run: Path):
+    panels = training(load(run)).axes
+    # No cell of these points.
+    assert [panel.get_title() for panel in panels] == ["loss", "answer", "bce", "dice"]
 
 
 def test_the_page_says_what_the_numbers_say(page: str):
