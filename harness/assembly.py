@@ -13,7 +13,8 @@ from harness import data
 from harness import superpixels as sources
 from harness.backbone.config import VisionConfig
 from harness.backbone.llm import build_llm
-from harness.backbone.sam import MaskHead, PatchEmbedding, PointedMaskHead, SamEmbedding, build_mask_head
+from harness.backbone.pointed import PointedMaskHead
+from harness.backbone.sam import MaskHead, PatchEmbedding, SamEmbedding, build_mask_head
 from harness.backbone.segmenter import Segmenter
 from harness.backbone.strict import read_tensors
 from harness.backbone.vision import VisionEncoder, load_vision_encoder

@@ -6,7 +6,8 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransfor
 from torch.testing import assert_close
 
 from harness.backbone.config import MaskHeadConfig
-from harness.backbone.sam import ImageEmbedding, MaskHead, PatchEmbedding, PointedMaskHead, build_mask_head
+from harness.backbone.pointed import PointedMaskHead
+from harness.backbone.sam import ImageEmbedding, MaskHead, PatchEmbedding, build_mask_head
 
 
 def _head(side: int, depth: int, *, image_update: bool = True, pixel_width: int | None = None) -> MaskHead:
