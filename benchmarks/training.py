@@ -25,7 +25,7 @@ from harness.assembly import Assembly, assemble, load_examples, prepare, words_o
 from harness.backbone.vision import Encoding
 from harness.batches import Batch
 from harness.cell import seed_everything
-from harness.data.example import Example
+from harness.data.example import Example, Expression
 from harness.device import default_device, synchronize
 from harness.encodings import VisionCache
 from harness.environment import describe_environment
@@ -35,6 +35,8 @@ from harness.study import CellSpec, load
 from harness.training import autocast, losses
 
 WARM_UP = 2
+Rows = list[tuple[Example, tuple[Expression, ...]]]
+"""The sequences of a step: an image and what is asked of it there."""
 
 
 class ComputedVision(VisionCache):
@@ -59,6 +61,16 @@ class ComputedSuperpixels(SuperpixelCache):
         return torch.from_numpy(np.stack([self.cut(example) for example in examples])).long()
 
 
+def packed(examples: Sequence[Example], num_expressions: int) -> Rows:
+    """Each image once, with its expressions side by side."""
+    return [(e, e.expressions[:num_expressions]) for e in examples]
+
+
+def alone(examples: Sequence[Example], num_expressions: int) -> Rows:
+    """The same expressions, each in a row of its own with its own copy of the image."""
+    return [(e, (expression,)) for e in examples for expression in e.expressions[:num_expressions]]
+
+
 class Step:
     """One optimiser step on a fixed set of expressions."""
 
@@ -69,18 +81,9 @@ class Step:
         learning = [p for p in assembly.segmenter.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(learning, lr=spec.training.learning_rate, fused=True)
 
-    def packed(self, examples: Sequence[Example], num_expressions: int) -> Batch:
-        """Each image once, with its expressions side by side."""
-        return self.assembly.batches.make(examples, [e.expressions[:num_expressions] for e in examples])
-
-    def alone(self, examples: Sequence[Example], num_expressions: int) -> Batch:
-        """The same expressions, each in a row of its own with its own copy of the image."""
-        pairs = [(e, expression) for e in examples for expression in e.expressions[:num_expressions]]
-        return self.assembly.batches.make([e for e, _ in pairs], [[expression] for _, expression in pairs])
-
-    def run(self, make: Callable[[], Batch]) -> None:
+    def run(self, rows: Rows) -> None:
         """Batch, forward, backward, update."""
-        batch = make()
+        batch = self._make(rows, with_view=self.assembly.segmenter.mask_head.learns)
         with autocast(self.precision, self.device):
             answer = self.assembly.segmenter(batch.features, batch.view, batch.query)
         losses(answer, batch).total(self.pointing).backward()
@@ -89,12 +92,16 @@ class Step:
         synchronize(self.device)
 
     @torch.inference_mode()
-    def masks(self, batch: Batch) -> Tensor:
+    def masks(self, rows: Rows) -> Tensor:
         """Mask logits in float32, to compare."""
+        batch = self._make(rows, with_view=True)
         self.assembly.segmenter.eval()
         logits = self.assembly.segmenter(batch.features, batch.view, batch.query).mask_logits
         self.assembly.segmenter.train()
         return logits
+
+    def _make(self, rows: Rows, *, with_view: bool) -> Batch:
+        return self.assembly.batches.make([e for e, _ in rows], [asked for _, asked in rows], with_view=with_view)
 
 
 def alternate(
@@ -155,39 +162,35 @@ class Bench:
 
     def packed_against_alone(self) -> str:
         """Comparison 1."""
-        step, examples, count = self.step, self.examples, self.count
-        difference = (step.masks(step.packed(examples, count)) - step.masks(step.alone(examples, count))).abs().max()
-        packed, alone = alternate(
-            lambda: step.run(lambda: step.packed(examples, count)),
-            lambda: step.run(lambda: step.alone(examples, count)),
-            self.rounds,
-        )
-        ways = {"packed": packed, "one at a time": alone}
-        return compare("packed against one at a time", ways, len(examples) * count, float(difference))
+        shared, single = packed(self.examples, self.count), alone(self.examples, self.count)
+        difference = (self.step.masks(shared) - self.step.masks(single)).abs().max()
+        times = alternate(lambda: self.step.run(shared), lambda: self.step.run(single), self.rounds)
+        ways = dict(zip(("packed", "one at a time"), times, strict=True))
+        return compare("packed against one at a time", ways, len(single), float(difference))
 
     def cached_against_computed(self) -> str:
         """Comparison 2."""
-        step, examples, batches = self.step, self.examples, self.assembly.batches
+        step, rows, batches = self.step, packed(self.examples, self.count), self.assembly.batches
         cached = (batches.vision, batches.superpixels)
         computed = (
             ComputedVision(cached[0].encoder, cached[0].frame),
             cached[1] and ComputedSuperpixels(cached[1].source.name, cached[1].config, cached[1].frame),
         )
-        reference = step.masks(step.packed(examples, self.count))
+        reference = step.masks(rows)
 
         def use(caches: tuple[VisionCache, SuperpixelCache | None]) -> None:
             batches.vision, batches.superpixels = caches
 
         def run_with(caches: tuple[VisionCache, SuperpixelCache | None]) -> None:
             use(caches)
-            step.run(lambda: step.packed(examples, self.count))
+            step.run(rows)
 
         use(computed)
-        difference = (step.masks(step.packed(examples, self.count)) - reference).abs().max()
+        difference = (step.masks(rows) - reference).abs().max()
         with_cache, without = alternate(lambda: run_with(cached), lambda: run_with(computed), self.rounds)
         use(cached)
         ways = {"cached": with_cache, "computed": without}
-        return compare("feature cache against none", ways, len(examples) * self.count, float(difference))
+        return compare("feature cache against none", ways, len(rows) * self.count, float(difference))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -173,10 +173,14 @@ def _superpixels(spec: CellSpec) -> tuple[SuperpixelCache | None, int]:
     return SuperpixelCache(name, config, spec.vision_encoder.frame), config.max_superpixels
 
 
-def prepare(batches: BatchMaker, examples: Sequence[Example], progress: Progress) -> None:
-    """Fills the caches for these images, so that training only reads."""
+def prepare(batches: BatchMaker, examples: Sequence[Example], progress: Progress, *, with_view: bool = True) -> None:
+    """Fills the caches for these images, so that training and scoring only read.
+
+    Args:
+        with_view: whether masks are drawn of them.
+    """
     batches.vision.ensure(examples, lambda done, total: progress.note(f"patches {done}/{total}"))
-    if batches.sam is not None:
+    if batches.sam is not None and with_view:
         batches.sam.ensure(examples, lambda done, total: progress.note(f"SAM embeddings {done}/{total}"))
     if batches.superpixels is not None:
         batches.superpixels.ensure(examples, lambda done, total: progress.note(f"superpixels {done}/{total}"))

@@ -25,7 +25,7 @@ class Batch:
     Args:
         features: what the projector sees.
         view: what masks are drawn from beside the patches: frames (B, 3, R, R) in 0..1 for a mask head from scratch,
-            SAM's embeddings (B, P, g, g) for one of a SAM.
+            SAM's embeddings (B, P, g, g) for one of a SAM. None where no masks are drawn.
         inside: (B, R, R) float, 1 where the image is judged, 0 in the padding and where it is ignored.
         query: the prompts and their answers in words, (B, E, L).
         image: (S,) which image an expression is asked of.
@@ -34,7 +34,7 @@ class Batch:
     """
 
     features: VisualFeatures
-    view: Tensor
+    view: Tensor | None
     inside: Tensor
     query: Query
     image: Tensor
@@ -73,15 +73,17 @@ class BatchMaker:
         self.device = device
         self.sam = sam
 
-    def training(self, examples: Sequence[Example], num_expressions: int, generator: torch.Generator) -> Batch:
+    def training(
+        self, examples: Sequence[Example], num_expressions: int, generator: torch.Generator, *, with_view: bool = True
+    ) -> Batch:
         """At most `num_expressions` of what is asked of each image, drawn without replacement."""
         chosen = []
         for example in examples:
             order = torch.randperm(len(example.asked), generator=generator)[:num_expressions]
             chosen.append([example.asked[i] for i in order.tolist()])
-        return self.make(examples, chosen)
+        return self.make(examples, chosen, with_view=with_view)
 
-    def make(self, examples: Sequence[Example], chosen: Sequence[Sequence[Asked]]) -> Batch:
+    def make(self, examples: Sequence[Example], chosen: Sequence[Sequence[Asked]], *, with_view: bool = True) -> Batch:
         """This asked of these images, in this order, with the right answers."""
         frames = [Frame.of(example.size, self.vision.frame) for example in examples]
         targets = [
@@ -95,7 +97,7 @@ class BatchMaker:
         image, _ = query.drawn.nonzero(as_tuple=True)
         return Batch(
             features=self.features(examples, frames),
-            view=self.view(examples, frames),
+            view=self.view(examples, frames) if with_view else None,
             inside=torch.from_numpy(inside).float().to(self.device),
             query=query,
             image=image,

@@ -83,8 +83,9 @@ def train_and_score(cell: Cell, folder: RunFolder, progress: Progress) -> tuple[
     assembly = assemble(spec, words, device)
     if start is not None:
         start.give(assembly)
-    prepare(assembly.batches, [*training, *testing], progress)
-
+    # A mask head that does not learn is taught nothing by its masks, so none are drawn in training.
+    prepare(assembly.batches, training, progress, with_view=assembly.segmenter.mask_head.learns)
+    prepare(assembly.batches, testing, progress)
     weights = assembly.weights if start is None else (*assembly.weights, start.record)
 
     bookmark = folder.bookmark(cell.id)

@@ -220,7 +220,8 @@ class Trainer:
         schedules: list[torch.optim.lr_scheduler.LRScheduler],
     ) -> Losses:
         """One step over these images."""
-        batch = self.batches.training(examples, self.config.expressions_per_image, self.generator)
+        count, with_view = self.config.expressions_per_image, self.segmenter.mask_head.learns
+        batch = self.batches.training(examples, count, self.generator, with_view=with_view)
         with autocast(self.config.precision, parameters[0].device):
             answer = self.segmenter(batch.features, batch.view, batch.query)
         parts = losses(answer, batch)

@@ -183,9 +183,9 @@ def test_the_llm_learns_in_the_second_stage_only():
 
 def test_a_curriculum_asks_its_families_first():
     class Seen(FixedBatches):
-        def training(self, examples, num_expressions, generator):
+        def training(self, examples, num_expressions, generator, *, with_view=True):
             seen.append({one.family for example in examples for one in example.expressions})
-            return super().training(examples, num_expressions, generator)
+            return super().training(examples, num_expressions, generator, with_view=with_view)
 
     seen: list[set[str]] = []
     segmenter = tiny_segmenter()

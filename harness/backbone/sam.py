@@ -98,7 +98,7 @@ class MaskHead(nn.Module):
     """
 
     learns: ClassVar[bool] = True
-    """Whether its masks teach it, and what prompts it."""
+    """Whether its masks teach it, and what prompts it; none are drawn in training where they do not."""
 
     def __init__(self, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder, *, image_update: bool = True) -> None:
         super().__init__()

@@ -86,21 +86,24 @@ class Segmenter(nn.Module):
             # SAM's own tokens have unit variance; a prompt that starts weaker than they are is ignored for long.
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
-    def forward(self, features: VisualFeatures, view: Tensor, query: Query) -> Answer:
+    def forward(self, features: VisualFeatures, view: Tensor | None, query: Query) -> Answer:
         """Features of B images, what else their masks are drawn from (see `Batch.view`), and what is asked of them."""
         return self.answer(self.projector(features), features.patches, view, query)
 
-    def answer(self, tokens: VisualTokens, patches: Tensor, view: Tensor, query: Query) -> Answer:
+    def answer(self, tokens: VisualTokens, patches: Tensor, view: Tensor | None, query: Query) -> Answer:
         """The LLM reads these tokens; the mask head sees the images by their patches (B, N, C) and views.
 
-        In training a mask head that does not learn draws nothing, since nothing could be learnt from its masks.
+        Without views no masks are drawn.
         """
         answering, seg = self.read(tokens, query)
         image, _ = query.drawn.nonzero(as_tuple=True)
         prompts = self.prompt(seg)
-        is_drawn = len(image) and (self.mask_head.learns or not self.training)
+        if view is None or not len(image):
+            masks = seg.new_zeros(0, 1, 1)
+        else:
+            masks = self.segment(patches, view, prompts, image)
         return Answer(
-            mask_logits=self.segment(patches, view, prompts, image) if is_drawn else seg.new_zeros(0, 1, 1),
+            mask_logits=masks,
             place_logits=self.mask_head.places(prompts),
             answer_logits=self.llm.answer_logits(answering),
             tokens=tokens,
