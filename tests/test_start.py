@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from harness.assembly import assemble, load_examples, prepare, words_of
-from harness.backbone.config import StartConfig
+from harness.backbone.config import MaskHeadConfig, StartConfig
 from harness.backbone.weights import SHIPPED, resolve, sha256_of
 from harness.cell import run_cell
 from harness.checkpoint import Start, load
@@ -31,6 +31,13 @@ def checkpoint(cells: dict[str, Cell], folder: RunFolder):
     row = run_cell(cells["pooling"], folder, quiet())
     assert row["status"] == "done", row["reason"]
     return folder.checkpoint(cells["pooling"].id)
+
+
+@pytest.fixture
+def on_sam(cells: dict[str, Cell]) -> Cell:
+    """The pooling cell with a mask head that is a SAM's and learns."""
+    mask_head = MaskHeadConfig(name="sam-scenes")
+    return replace(cells["pooling"], id="1" * 12, spec=cells["pooling"].spec.model_copy(update={"mask_head": mask_head}))
 
 
 def _with(cell: Cell, **sections) -> Cell:
@@ -72,14 +79,14 @@ def test_another_llm_is_refused(cells, checkpoint):
         Start(cell.spec, CPU)
 
 
-def test_only_a_mask_head_from_scratch_needs_the_same_patches(cells, checkpoint, folder):
+def test_only_a_mask_head_from_scratch_needs_the_same_patches(cells, on_sam, checkpoint, folder):
     finer = _section(cells["pooling"], "vision_encoder", layer=1)
     cell = _with(cells["pooling"], start=StartConfig(name=str(checkpoint)), **finer)
     with pytest.raises(WeightsError, match=r"with vision_encoder\.layer None, and this cell has 1"):
         Start(cell.spec, CPU)
-    assert run_cell(cells["sam"], folder, quiet())["status"] == "done"
-    of_sam = StartConfig(name=str(folder.checkpoint(cells["sam"].id)))
-    assert run_cell(_with(cells["sam"], start=of_sam, **finer), folder, quiet())["status"] == "done"
+    assert run_cell(on_sam, folder, quiet())["status"] == "done"
+    begun = StartConfig(name=str(folder.checkpoint(on_sam.id)))
+    assert run_cell(_with(on_sam, start=begun, **finer), folder, quiet())["status"] == "done"
 
 
 def test_words_that_were_never_read_are_told(cells, checkpoint):
@@ -95,22 +102,22 @@ def test_what_is_no_cell_is_refused(cells, checkpoint, folder):
         assert told in row["reason"]
 
 
-def test_a_sam_that_is_pointed_at_stays_as_it_came_and_nothing_is_drawn_in_training(cells, folder):
+def test_a_sam_that_is_pointed_at_stays_as_it_came_and_nothing_is_drawn_in_training(on_sam, folder):
     pointed = {
-        **_section(cells["sam"], "mask_head", prompt="points"),
-        **_section(cells["sam"], "training", pointing=0.5),
+        **_section(on_sam, "mask_head", prompt="points"),
+        **_section(on_sam, "training", pointing=0.5),
     }
-    cell = _with(cells["sam"], **pointed)
-    rows = {each.id: run_cell(each, folder, quiet()) for each in (cells["sam"], cell)}
+    cell = _with(on_sam, **pointed)
+    rows = {each.id: run_cell(each, folder, quiet()) for each in (on_sam, cell)}
     assert {row["status"] for row in rows.values()} == {"done"}
-    assert rows[cell.id]["trainable_parameters"] < rows[cells["sam"].id]["trainable_parameters"]
+    assert rows[cell.id]["trainable_parameters"] < rows[on_sam.id]["trainable_parameters"]
     assert not any(name.startswith("mask_head.") for name in load_file(folder.checkpoint(cell.id)))
     for point in json.loads(rows[cell.id]["curve"]):
         assert point["bce"] == point["dice"] == 0 < point["pointing"]
         assert point["loss"] == pytest.approx(point["answer"] + 0.5 * point["pointing"], rel=1e-5)
     came = frozen_sam("sam-scenes").sam.mask_decoder.state_dict()
     read = load(folder.checkpoint(cell.id), CPU).assembly.segmenter.mask_head.mask_decoder.state_dict()
-    learnt = load_file(folder.checkpoint(cells["sam"].id))
+    learnt = load_file(folder.checkpoint(on_sam.id))
     assert all(torch.equal(came[name], value) for name, value in read.items())
     assert not all(torch.equal(came[name], learnt[f"mask_head.mask_decoder.{name}"]) for name in came)
 
