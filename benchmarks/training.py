@@ -3,7 +3,8 @@
     python -m benchmarks.training
 
 1. Packed against one at a time: the same expressions of the same images in one optimiser step, once with the visual
-   tokens of an image shared by its expressions, once with every expression in a row of its own, as LISA and GLaMM do.
+   tokens of an image shared by its expressions, once with every expression in a row of its own, as LISA and GLaMM do;
+   for an arm of few visual tokens and for one that keeps every patch, since what is shared is what is saved.
 2. Cached against computed: the same packed step with what is frozen read from the cache and made anew, for an arm
    without superpixels (the vision encoder) and for one with SAM's (the vision encoder, SAM, its candidates).
 
@@ -158,7 +159,8 @@ class Bench:
     @property
     def title(self) -> str:
         """What is measured."""
-        return f"{len(self.examples)} images x {self.count} expressions, arm {self.arm!r}"
+        tokens = self.assembly.segmenter.projector.max_tokens
+        return f"{len(self.examples)} images x {self.count} expressions, arm {self.arm!r}, at most {tokens} tokens"
 
     def packed_against_alone(self) -> str:
         """Comparison 1."""
@@ -203,6 +205,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"\n{pooling.title}")
     print(pooling.packed_against_alone())
     print(pooling.cached_against_computed())
+    patches = Bench("studies/projector_comparison.yaml", "mlp", max(1, options.rounds // 3))
+    print(f"\n{patches.title}")
+    print(patches.packed_against_alone())
     superpixels = Bench("studies/granularity_sweep.yaml", "sam_default", max(1, options.rounds // 3))
     print(f"\n{superpixels.title}")
     print(superpixels.cached_against_computed())

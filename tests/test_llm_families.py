@@ -43,8 +43,8 @@ def read_packed(llm: LanguageModel, texts: list[str]) -> list[Tensor]:
     """The states of each expression's tokens, all packed behind one image."""
     prompts = llm.prompts([llm.wish(text) for text in texts])
     packed = pack(visual_tokens(), llm.embed(prompts.ids)[None], prompts.mask[None], bidirectional=False)
-    states = llm(packed.embeds, packed.attention, packed.positions)[0, VISUAL:].unflatten(0, prompts.mask.shape)
-    return [row[mask] for row, mask in zip(states, prompts.mask, strict=True)]
+    states = llm(packed.embeds, packed.attention, packed.positions)[0, VISUAL:]
+    return list(states.split(prompts.mask.sum(-1).tolist()))
 
 
 @every_family
@@ -118,7 +118,7 @@ def test_own_seg_is_read_behind_the_expression_as_one_more_word(folders: dict[st
     drawn = torch.ones(1, len(TEXTS), dtype=torch.bool)
     words, mask = llm.with_own_seg(llm.embed(prompts.ids)[None], prompts.mask[None], drawn)
     packed = pack(visual_tokens(), words, mask, bidirectional=False)
-    states = llm(packed.embeds, packed.attention, packed.positions)[0, packed.first + prompts.mask.sum(-1)]
+    states = llm(packed.embeds, packed.attention, packed.positions)[0, packed.first[0] + prompts.mask.sum(-1)]
     assert llm.own_seg is not None
     for text, state in zip(TEXTS, states, strict=True):
         embeds = [

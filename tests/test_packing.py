@@ -81,21 +81,29 @@ def test_padding_changes_nothing(generator):
 
 
 def test_layout_by_hand():
-    """Two visual tokens of which one is padding, two expressions of lengths two and one."""
-    visual = VisualTokens(torch.zeros(1, 2, 3), torch.tensor([[True, False]]))
-    mask = torch.tensor([[[True, True], [True, False]]])
-    packed = pack(visual, torch.zeros(1, 2, 2, 3), mask, bidirectional=True)
-    assert packed.positions.tolist() == [[0, 0, 1, 2, 1, 2]]
-    assert packed.first.tolist() == [2, 4]
-    expected = torch.tensor(
-        [
-            [1, 0, 0, 0, 0, 0],
-            [0, 1, 0, 0, 0, 0],
-            [1, 0, 1, 0, 0, 0],
-            [1, 0, 1, 1, 0, 0],
-            [1, 0, 0, 0, 1, 0],
-            [0, 0, 0, 0, 0, 1],
-        ],
-        dtype=torch.bool,
-    )
-    assert packed.attention[0].tolist() == expected.tolist()
+    """Two visual tokens of which one is padding, expressions of two words, of none and of one; then one of one word."""
+    visual = VisualTokens(torch.zeros(2, 2, 3), torch.tensor([[True, False], [True, True]]))
+    mask = torch.tensor([[[1, 1], [0, 0], [1, 0]], [[1, 0], [0, 0], [0, 0]]], dtype=torch.bool)
+    words = torch.arange(12.0).view(2, 3, 2, 1).expand(2, 3, 2, 3)
+    packed = pack(visual, words, mask, bidirectional=True)
+    assert packed.embeds[0, :, 0].tolist() == [0, 0, 0, 1, 4]
+    assert packed.embeds[1, :3, 0].tolist() == [0, 0, 6]
+    assert packed.positions[0].tolist() == [0, 0, 1, 2, 1]
+    assert packed.positions[1, :3].tolist() == [0, 1, 2]
+    assert packed.first[0, [0, 2]].tolist() == [2, 4]
+    assert packed.first[1, 0] == 2
+    first = [
+        [1, 0, 0, 0, 0],
+        [0, 1, 0, 0, 0],
+        [1, 0, 1, 0, 0],
+        [1, 0, 1, 1, 0],
+        [1, 0, 0, 0, 1],
+    ]
+    second = [
+        [1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 1],
+    ]
+    assert packed.attention.int().tolist() == [first, second]

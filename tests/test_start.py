@@ -37,7 +37,9 @@ def checkpoint(cells: dict[str, Cell], folder: RunFolder):
 def on_sam(cells: dict[str, Cell]) -> Cell:
     """The pooling cell with a mask head that is a SAM's and learns."""
     mask_head = MaskHeadConfig(name="sam-scenes")
-    return replace(cells["pooling"], id="1" * 12, spec=cells["pooling"].spec.model_copy(update={"mask_head": mask_head}))
+    return replace(
+        cells["pooling"], id="1" * 12, spec=cells["pooling"].spec.model_copy(update={"mask_head": mask_head})
+    )
 
 
 def _with(cell: Cell, **sections) -> Cell:

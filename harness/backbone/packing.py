@@ -15,13 +15,13 @@ from projectors import VisualTokens
 
 @dataclass(frozen=True, slots=True)
 class PackedSequence:
-    """What the LLM runs on; Q = T + E * L.
+    """What the LLM runs on; Q is T and the words of the image that is asked most.
 
     Args:
         embeds: (B, Q, D).
         attention: (B, Q, Q) bool, True where the query (row) may look at the key (column).
         positions: (B, Q) int64.
-        first: (E,) int64, where in the sequence the first token of each expression stands.
+        first: (B, E) int64, where in the sequence the first token of each expression stands.
     """
 
     embeds: Tensor
@@ -39,34 +39,30 @@ def pack(visual: VisualTokens, words: Tensor, words_mask: Tensor, *, bidirection
         words_mask: (B, E, L) bool; an expression of no words is padding and attends to nothing.
         bidirectional: whether visual tokens see one another whole, or only those before them.
     """
-    num_visual, (_, num_expressions, length) = visual.embeds.shape[1], words_mask.shape
-    device = words.device
+    num_visual, length = visual.embeds.shape[1], words_mask.shape[-1]
+    is_word, lengths = rearrange(words_mask, "b e l -> b (e l)"), words_mask.sum(-1)
+    # The words of an image come first, in their order; what no image needs of the padding is cut off.
+    kept = (~is_word).byte().argsort(dim=1, stable=True)[:, : int(lengths.sum(1).max())]
+    image = torch.arange(len(kept), device=kept.device)[:, None]
+    real = torch.cat([visual.mask, is_word[image, kept]], dim=1)
     # 0 for the image, 1..E for the expressions; order inside a part is the order in the sequence.
-    part = torch.cat(
-        [
-            torch.zeros(num_visual, dtype=torch.long, device=device),
-            torch.arange(1, num_expressions + 1, device=device).repeat_interleave(length),
-        ]
-    )
-    order = torch.arange(len(part), device=device)
-    causal = order[None, :] <= order[:, None]
-    same_part = part[None, :] == part[:, None]
-    key_is_visual = (part == 0)[None, :]
-    within_image = key_is_visual & (part == 0)[:, None]
-    allowed = (same_part & causal) | (key_is_visual & ~within_image)
+    part = torch.cat([torch.zeros_like(visual.mask, dtype=kept.dtype), kept // length + 1], dim=1)
+    order = torch.arange(part.shape[1], device=kept.device)
+    is_visual = part == 0
+    allowed = (part[:, None, :] == part[:, :, None]) & (order[None, :] <= order[:, None])
+    allowed |= is_visual[:, None, :] & ~is_visual[:, :, None]
     if bidirectional:
-        allowed = allowed | within_image
-    real = torch.cat([visual.mask, rearrange(words_mask, "b e l -> b (e l)")], dim=1)
+        allowed |= is_visual[:, None, :] & is_visual[:, :, None]
     # A padded query looks at itself alone, since a softmax over nothing is not a number.
-    itself = torch.eye(len(part), dtype=torch.bool, device=device)
+    itself = torch.eye(len(order), dtype=torch.bool, device=kept.device)
     attention = (allowed & real[:, None, :] & real[:, :, None]) | itself
 
     visual_positions = (visual.mask.cumsum(1) - 1).clamp(min=0)
-    start = visual.mask.sum(1)
-    word_positions = (start[:, None, None] + torch.arange(length, device=device)).expand(words_mask.shape)
+    word_positions = visual.mask.sum(1, keepdim=True) + kept % length
+    packed_words = rearrange(words, "b e l d -> b (e l) d")[image, kept]
     return PackedSequence(
-        embeds=torch.cat([visual.embeds, rearrange(words, "b e l d -> b (e l) d").to(visual.embeds.dtype)], dim=1),
+        embeds=torch.cat([visual.embeds, packed_words.to(visual.embeds.dtype)], dim=1),
         attention=attention,
-        positions=torch.cat([visual_positions, rearrange(word_positions, "b e l -> b (e l)")], dim=1),
-        first=num_visual + torch.arange(num_expressions, device=device) * length,
+        positions=torch.cat([visual_positions, word_positions], dim=1),
+        first=num_visual + lengths.cumsum(1) - lengths,
     )
