@@ -2,7 +2,7 @@
 
 Source: named in SVP, https://arxiv.org/abs/2509.13676, as the simpler alternative to SSPE.
 Differs from the paper: widths and the form of the box are not in the sources we have; here [cx, cy, w, h], and
-a layer norm at the end, so that the embedding has the scale of the patches that it is added to.
+a layer norm at the end (`position_norm`), so that the embedding has a known size beside the patches.
 """
 
 from typing import Literal
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from projectors.contract import Dims, PartConfig
 from projectors.layers import mlp
-from projectors.svp.regions import PositionEncoder, Regions
+from projectors.svp.regions import PositionEncoder, Regions, position_norm
 
 
 class BBoxMLP(PositionEncoder):
@@ -23,7 +23,7 @@ class BBoxMLP(PositionEncoder):
 
     def __init__(self, config: Config, dims: Dims) -> None:
         super().__init__(config, dims)
-        self.encode = nn.Sequential(mlp(4, dims.vision, depth=2), nn.LayerNorm(dims.vision))
+        self.encode = nn.Sequential(mlp(4, dims.vision, depth=2), position_norm(dims.vision))
 
     def forward(self, regions: Regions) -> Tensor:
         """(B, S, C) from the boxes of the regions."""

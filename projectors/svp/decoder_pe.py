@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from projectors.contract import Dims, PartConfig
 from projectors.layers import mlp, pool_by_area
-from projectors.svp.regions import PositionEncoder, Regions
+from projectors.svp.regions import PositionEncoder, Regions, position_norm
 
 
 class DecoderPE(PositionEncoder):
@@ -27,7 +27,7 @@ class DecoderPE(PositionEncoder):
 
     def __init__(self, config: Config, dims: Dims) -> None:
         super().__init__(config, dims)
-        self.encode = nn.Sequential(mlp(dims.decoder + 2, dims.vision, depth=2), nn.LayerNorm(dims.vision))
+        self.encode = nn.Sequential(mlp(dims.decoder + 2, dims.vision, depth=2), position_norm(dims.vision))
 
     def forward(self, regions: Regions) -> Tensor:
         """(B, S, C) from the mean encoding of each region, its share of the frame, and the logarithm of that."""

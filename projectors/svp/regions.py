@@ -9,6 +9,13 @@ from torch import Tensor, nn
 from projectors.contract import Dims, PartConfig
 from projectors.layers import area_fractions
 
+POSITION_GAIN = 0.25
+"""Of a position beside what its superpixel holds, at the start of training.
+
+A mean of patches varies less than they do; a position of a patch's size drowns it, the more so the finer it tells
+places apart (embedded validation scenes, 250 steps: decoder_pe gIoU .450 with 1, .511 with 0.25).
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Regions:
@@ -27,6 +34,13 @@ class Regions:
     def areas(self, size: tuple[int, int]) -> Tensor:
         """(B, S, h*w), the share of each cell of an h x w grid that belongs to each region."""
         return area_fractions(self.labels, self.count, size)
+
+
+def position_norm(width: int) -> nn.LayerNorm:
+    """The last layer of a position encoder, so that all of them begin equally loud."""
+    norm = nn.LayerNorm(width)
+    nn.init.constant_(norm.weight, POSITION_GAIN)
+    return norm
 
 
 class PositionEncoder(nn.Module, ABC):

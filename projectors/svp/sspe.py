@@ -5,7 +5,7 @@ Source: SVP, https://arxiv.org/abs/2509.13676 (learnable queries cross-attend to
 Differs from the paper, or is not in the sources we have: mask resolution, width and heads; a cell of the mask holds
 the share of its pixels that are inside, so that a superpixel smaller than a cell still shows; a block is
 cross-attention and an MLP, without self-attention between the queries, which meet when they are concatenated and
-projected to one vector; a layer norm at the end; `keys: decoder_pe` is ours.
+projected to one vector; a layer norm at the end (`position_norm`); `keys: decoder_pe` is ours.
 Initialisation is ours: because SSPE keeps its initial weights in the first stage, they must already tell regions
 apart. Queries start small and every head starts out looking inside the mask; with plain unit-scale queries the
 embeddings of different superpixels differ by 2% of their length only, and nothing can be read from them.
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from projectors.contract import Dims
 from projectors.layers import HeadedConfig
-from projectors.svp.regions import PositionEncoder, Regions
+from projectors.svp.regions import PositionEncoder, Regions, position_norm
 
 _INITIAL_GAIN = 4.0
 
@@ -58,7 +58,7 @@ class SSPE(PositionEncoder):
             assert isinstance(block, _Block)
             block.look_inside(self.inside)
         self.norm = nn.LayerNorm(config.width)
-        self.merge = nn.Sequential(nn.Linear(config.queries * config.width, dims.vision), nn.LayerNorm(dims.vision))
+        self.merge = nn.Sequential(nn.Linear(config.queries * config.width, dims.vision), position_norm(dims.vision))
 
     def forward(self, regions: Regions) -> Tensor:
         """(B, S, C); only regions that exist are read."""
