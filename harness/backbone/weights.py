@@ -99,7 +99,7 @@ SHIPPED = {
     ),
     "mllm-scenes": Shipped(
         path=_SHIPPED_FOLDER / "mllm-scenes" / "model.safetensors",
-        sha256="191d2f637052ca175112cc82312f12b41503b99615c790c90a74f5267cf800de",
+        sha256="8ac59ffa97978bb1f601eec66630e268d179750b73f9e888384c0b42d5c0e92e",
         kind="start",
         about="a small LLM trained to point at what expressions about scenes mean",
     ),
