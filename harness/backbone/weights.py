@@ -99,13 +99,13 @@ SHIPPED = {
     ),
     "mllm-scenes": Shipped(
         path=_SHIPPED_FOLDER / "mllm-scenes" / "model.safetensors",
-        sha256="8ac59ffa97978bb1f601eec66630e268d179750b73f9e888384c0b42d5c0e92e",
+        sha256="b0d8119e1f4bbf031d940e861c321175f49a0986183edb1f16d4ea9746f060ea",
         kind="start",
         about="a small LLM trained to point at what expressions about scenes mean",
     ),
     "sam-scenes": Shipped(
         path=_SHIPPED_FOLDER / "sam-scenes" / "model.safetensors",
-        sha256="9db4b8b773752b1630e54048518445280515df769b0aa822af17e3c41a9e590d",
+        sha256="14ed074ed86c58e9d412a1972f7ad3f4dd2f8b0ed98ac243c1aa112b26f60449",
         kind="mask_head",
         about="a small SAM trained on scenes",
     ),
