@@ -85,7 +85,7 @@ class BatchMaker:
 
     def make(self, examples: Sequence[Example], chosen: Sequence[Sequence[Asked]], *, with_view: bool = True) -> Batch:
         """This asked of these images, in this order, with the right answers."""
-        frames = [Frame.of(example.size, self.vision.frame) for example in examples]
+        frames = self._frames(examples)
         targets = [
             frame.place_mask(example.mask(one))
             for example, frame, asked in zip(examples, frames, chosen, strict=True)
@@ -96,8 +96,8 @@ class BatchMaker:
         query = self.query(chosen, answered=True)
         image, _ = query.drawn.nonzero(as_tuple=True)
         return Batch(
-            features=self.features(examples, frames),
-            view=self.view(examples, frames) if with_view else None,
+            features=self.features(examples),
+            view=self.view(examples) if with_view else None,
             inside=torch.from_numpy(inside).float().to(self.device),
             query=query,
             image=image,
@@ -116,8 +116,9 @@ class BatchMaker:
                 answers += [*ids[length - given : length], self.llm.end]
         return torch.tensor(answers, device=self.device)
 
-    def features(self, examples: Sequence[Example], frames: Sequence[Frame]) -> VisualFeatures:
+    def features(self, examples: Sequence[Example]) -> VisualFeatures:
         """What the projector sees of these images."""
+        frames = self._frames(examples)
         superpixels = None if self.superpixels is None else self.superpixels.load(examples).to(self.device)
         patch_mask = torch.from_numpy(np.stack([frame.patch_mask(self.grid) for frame in frames])).to(self.device)
         return self.see(self.vision.load(examples), patch_mask, superpixels)
@@ -134,12 +135,15 @@ class BatchMaker:
         """Side of the frame that masks are drawn in, in pixels: SAM's own, or else the vision encoder's."""
         return self.vision.frame if self.sam is None else self.sam.frame
 
-    def view(self, examples: Sequence[Example], frames: Sequence[Frame]) -> Tensor:
+    def _frames(self, examples: Sequence[Example]) -> list[Frame]:
+        return [Frame.of(example.size, self.vision.frame) for example in examples]
+
+    def view(self, examples: Sequence[Example]) -> Tensor:
         """What masks are drawn from beside the patches: pixels (B, 3, R, R) in 0..1, or SAM's embeddings."""
         if self.sam is not None:
             return self.sam.load(examples).to(self.device)
-        placed = [frame.place_image(example.image) for example, frame in zip(examples, frames, strict=True)]
-        return to_tensor(placed).to(self.device)
+        placed = zip(self._frames(examples), examples, strict=True)
+        return to_tensor([frame.place_image(example.image) for frame, example in placed]).to(self.device)
 
     def query(self, chosen: Sequence[Sequence[Asked]], *, answered: bool = False) -> Query:
         """What is asked of each image -> prompts (B, E, L), padded to the largest E.

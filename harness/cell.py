@@ -27,6 +27,9 @@ from harness.study import Cell
 from harness.training import Trainer
 from projectors import IncompatibleError, ProjectorError
 
+MEASURED_IMAGES = 32
+"""From how many training images the size of visual tokens is told."""
+
 
 def run_cell(cell: Cell, folder: RunFolder, progress: Progress) -> Row:
     """Trains and scores one cell and writes its row and samples; a cell that breaks is a row that says why."""
@@ -86,11 +89,14 @@ def train_and_score(cell: Cell, folder: RunFolder, progress: Progress) -> tuple[
     # A mask head that does not learn is taught nothing by its masks, so none are drawn in training.
     prepare(assembly.batches, training, progress, with_view=assembly.segmenter.mask_head.learns)
     prepare(assembly.batches, testing, progress)
+    segmenter, some = assembly.segmenter.eval(), [training[i] for i in range(min(MEASURED_IMAGES, len(training)))]
+    if start is not None:
+        segmenter.match(assembly.batches.features(some))
     weights = assembly.weights if start is None else (*assembly.weights, start.record)
-
     bookmark = folder.bookmark(cell.id)
     trainer = Trainer(assembly.segmenter, assembly.batches, spec.training, generator, progress.step, bookmark)
     curve = trainer.run(training)
+    segmenter.eval().visual_rms.copy_(segmenter.tokens_rms(assembly.batches.features(some)))
     replace_file(folder.checkpoint(cell.id), lambda path: save(path, cell, assembly, words))
 
     clock = time.perf_counter()

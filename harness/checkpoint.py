@@ -22,8 +22,8 @@ from harness.backbone.weights import WeightsRecord, resolve
 from harness.errors import WeightsError
 from harness.study import Cell, CellSpec
 
-VERSION = "2"
-"""1 left out what is drawn at random and never learns, as the frequencies of a mask head's positions."""
+VERSION = "3"
+"""2 did not know the size of visual tokens, 1 not what is drawn at random and never learns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def load(path: Path, device: torch.device) -> Trained:
 
 
 class Start:
-    """The LLM and the mask head of a trained cell, with which others begin; its projector is left behind.
+    """The LLM and the mask head of a trained cell, with which others begin; its projector and its gain are left behind.
 
     Args:
         spec: of the cell that begins; says which start, by name or file, and must have the backbone that it has.
@@ -179,7 +179,7 @@ def _backbone(spec: CellSpec) -> list[str]:
 
 
 def _without_projector(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in tensors.items() if not name.startswith("projector.")}
+    return {name: value for name, value in tensors.items() if not name.startswith(("projector.", "visual_gain"))}
 
 
 def _give(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], name: str, kind: str) -> None:

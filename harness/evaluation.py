@@ -75,15 +75,12 @@ class Evaluator:
             stop = min(start + self.batch_images, len(examples))
             chunk = [examples[i] for i in range(start, stop)]
             chosen = asked[start:stop]
-            frames = self._frames(chunk)
             query = self.batches.query(chosen)
             with autocast(self.precision, self.batches.device):
-                features = self.batches.features(chunk, frames)
+                features = self.batches.features(chunk)
                 others = None if read is None else [read[i] for i in range(start, stop)]
-                tokens = self.segmenter.projector(
-                    features if others is None else self.batches.features(others, self._frames(others))
-                )
-                view = self.batches.view(chunk, frames)
+                tokens = self.segmenter.projector(features if others is None else self.batches.features(others))
+                view = self.batches.view(chunk)
                 answer = self.segmenter.answer(tokens, features.patches, view, query)
                 words = self._say(answer, query)
             num_drawn = query.drawn.sum(1).tolist()
@@ -100,9 +97,6 @@ class Evaluator:
                 said = tuple(next(words) for one in row if isinstance(one, Question))
                 masks = (frame.restore(logits) > 0).cpu().numpy()
                 yield Prediction(masks, answered.cpu().numpy(), num_tokens, said)
-
-    def _frames(self, examples: Sequence[Example]) -> list[Frame]:
-        return [Frame.of(example.size, self.batches.vision.frame) for example in examples]
 
     def _say(self, answer: Answer, query: Query) -> Iterator[str]:
         """The answers to the questions of a batch, in order."""

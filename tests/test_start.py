@@ -73,6 +73,25 @@ def test_a_cell_says_what_it_began_with_and_is_read_back_without_it(cells, check
     assert load(folder.checkpoint(cell.id), CPU).spec == cell.spec
 
 
+def test_a_projector_begins_with_tokens_as_large_as_those_that_were_read(cells, checkpoint):
+    spec = _with(cells["decoder_pe"], start=StartConfig(name=str(checkpoint))).spec
+    start, training = Start(spec, CPU), load_examples(spec, "train")
+    assembly = assemble(spec, start.words_for(words_of(training)), CPU)
+    start.give(assembly)
+    prepare(assembly.batches, training, quiet())
+    segmenter, features = assembly.segmenter.eval(), assembly.batches.features(training)
+    read = load_file(checkpoint)["visual_rms"]
+    assert read > 0
+    assert segmenter.visual_gain == 1
+    assert segmenter.tokens_rms(features) != pytest.approx(float(read), rel=0.1)
+    query = assembly.batches.query([example.asked for example in training])
+    before, _ = segmenter.read(segmenter.projector(features), query)
+    segmenter.match(features)
+    assert segmenter.tokens_rms(features) == pytest.approx(float(read), rel=1e-5)
+    after, _ = segmenter.read(segmenter.projector(features), query)
+    assert (before - after).abs().max() > 1e-3
+
+
 def test_another_llm_is_refused(cells, checkpoint):
     cell = _with(
         cells["pooling"], start=StartConfig(name=str(checkpoint)), **_section(cells["pooling"], "llm", layers=2)

@@ -66,7 +66,16 @@ class Answer:
 
 
 class Segmenter(nn.Module):
-    """One trained model of a cell; everything but the projector is the same in every arm of a study."""
+    """One trained model of a cell; everything but the projector is the same in every arm of a study.
+
+    Attributes:
+        visual_gain: what the projector's tokens are multiplied by before the LLM reads them; 1 without `match`.
+        visual_rms: root mean square of the tokens that this LLM learnt to read, () float; not a number where it is not
+            known.
+    """
+
+    visual_gain: Tensor
+    visual_rms: Tensor
 
     def __init__(
         self,
@@ -80,11 +89,30 @@ class Segmenter(nn.Module):
         self.llm = llm
         self.image_embedding = image_embedding
         self.mask_head = mask_head
+        self.register_buffer("visual_gain", torch.ones(()))
+        self.register_buffer("visual_rms", torch.tensor(torch.nan))
         hidden, out = nn.Linear(llm.width, llm.width), nn.Linear(llm.width, mask_head.width)
         self.prompt = nn.Sequential(hidden, nn.ReLU(), out)
         for layer in (hidden, out):
             # SAM's own tokens have unit variance; a prompt that starts weaker than they are is ignored for long.
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+
+    @torch.no_grad()
+    def tokens_rms(self, features: VisualFeatures) -> Tensor:
+        """Root mean square () of the visual tokens of these images, as the LLM reads them."""
+        tokens = self.projector(features)
+        return self.visual_gain * tokens.embeds[tokens.mask].float().square().mean().sqrt()
+
+    def match(self, features: VisualFeatures) -> None:
+        """Lets a projector that begins at random begin with tokens as large as those that the LLM learnt to read.
+
+        Their size at random is an accident of each projector's last layers: next to a trained LLM's own states small
+        tokens go unheard, and how soon an arm learns would be a matter of that.
+
+        Source: data-dependent scale at the start, LSUV, https://arxiv.org/abs/1511.06422.
+        Differs from the paper: one factor for all tokens, kept, in place of a scale in each layer's weights.
+        """
+        self.visual_gain *= self.visual_rms / self.tokens_rms(features)
 
     def forward(self, features: VisualFeatures, view: Tensor | None, query: Query) -> Answer:
         """Features of B images, what else their masks are drawn from (see `Batch.view`), and what is asked of them."""
@@ -153,6 +181,7 @@ class Segmenter(nn.Module):
         config, words, mask = self.llm.config, self.llm.embed(query.ids), query.mask
         if config.seg_state == "own":
             words, mask = self.llm.with_own_seg(words, mask, query.drawn)
+        tokens = replace(tokens, embeds=tokens.embeds * self.visual_gain)
         packed = pack(tokens, words, mask, bidirectional=config.visual_attention == "bidirectional")
         return packed, packed.first + query.mask.sum(-1) - query.given - 1
 

@@ -99,7 +99,7 @@ SHIPPED = {
     ),
     "mllm-scenes": Shipped(
         path=_SHIPPED_FOLDER / "mllm-scenes" / "model.safetensors",
-        sha256="b0d8119e1f4bbf031d940e861c321175f49a0986183edb1f16d4ea9746f060ea",
+        sha256="23c184e5651c5656c6f993b446b2421505fbb53212de16e1f5df2924ed252a62",
         kind="start",
         about="a small LLM trained to point at what expressions about scenes mean",
     ),
