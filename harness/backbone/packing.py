@@ -50,9 +50,7 @@ def pack(visual: VisualTokens, words: Tensor, words_mask: Tensor, *, bidirection
     order = torch.arange(part.shape[1], device=kept.device)
     is_visual = part == 0
     allowed = (part[:, None, :] == part[:, :, None]) & (order[None, :] <= order[:, None])
-    allowed |= is_visual[:, None, :] & ~is_visual[:, :, None]
-    if bidirectional:
-        allowed |= is_visual[:, None, :] & is_visual[:, :, None]
+    allowed |= is_visual[:, None, :] & (~is_visual[:, :, None] | bidirectional)
     # A padded query looks at itself alone, since a softmax over nothing is not a number.
     itself = torch.eye(len(order), dtype=torch.bool, device=kept.device)
     attention = (allowed & real[:, None, :] & real[:, :, None]) | itself
