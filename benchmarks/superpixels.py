@@ -64,17 +64,20 @@ def compare_pool(sam: LoadedSam, examples: Sequence[Example], settings: PoolSett
     agreements = [_agreement(ours(example), upstream.generate(example.image)) for example in examples]
     overlaps = np.concatenate([overlap for _, _, overlap in agreements])
     num_ours, num_theirs = (sum(one[i] for one in agreements) for i in (0, 1))
-    first = examples[0]
-    fast, slow = alternate(lambda: ours(first), lambda: upstream.generate(first.image), rounds)
-    whole, _ = alternate(lambda: ours_with_encoding(first), lambda: None, rounds)
-    seconds = [statistics.median(times) for times in (slow, fast, whole)]
+    times = alternate(
+        lambda: [ours(example) for example in examples],
+        lambda: [upstream.generate(example.image) for example in examples],
+        lambda: [ours_with_encoding(example) for example in examples],
+        rounds=rounds,
+    )
+    fast, slow, whole = (statistics.median(way) / len(examples) for way in times)
     return "\n".join(
         [
             f"candidate pool against SamAutomaticMaskGenerator, {settings.points_per_side}^2 points, "
             f"predicted IoU > {settings.min_iou}, stability >= {settings.min_stability}",
-            f"  generator            {seconds[0]:7.2f} s an image",
-            f"  pool                 {seconds[1]:7.2f} s   ratio {seconds[0] / seconds[1]:.2f}x",
-            f"  pool and encoding    {seconds[2]:7.2f} s   ratio {seconds[0] / seconds[2]:.2f}x",
+            f"  generator            {slow:7.2f} s an image",
+            f"  pool                 {fast:7.2f} s   ratio {slow / fast:.2f}x",
+            f"  pool and encoding    {whole:7.2f} s   ratio {slow / whole:.2f}x",
             f"  {num_ours} masks against {num_theirs} on {len(examples)} images; IoU with the generator's: "
             f"at least {overlaps.min(initial=1):.4f}, mean {overlaps.mean() if len(overlaps) else 1:.4f}",
         ]
@@ -151,7 +154,7 @@ def compare_filter(rounds: int, count: int = 300, side: int = 256) -> str:
     candidates, settings = ellipses(count, side, 16, 0), FilterSettings(16, 0.6, 0.8, 0.3, 100.0)
     masks = candidates.masks()
     fast, slow = alternate(
-        lambda: choose(candidates, settings, 16), lambda: filter_by_loop(candidates, masks, settings, 16), rounds
+        lambda: choose(candidates, settings, 16), lambda: filter_by_loop(candidates, masks, settings, 16), rounds=rounds
     )
     kept = sorted(str(rle) for rle in choose(candidates, settings, 16).rles)
     by_loop = sorted(str(candidates.rles[i]) for i in filter_by_loop(candidates, masks, settings, 16))

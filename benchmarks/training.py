@@ -105,13 +105,11 @@ class Step:
         return self.assembly.batches.make([e for e, _ in rows], [asked for _, asked in rows], with_view=with_view)
 
 
-def alternate(
-    first: Callable[[], object], second: Callable[[], object], rounds: int
-) -> tuple[list[float], list[float]]:
-    """Seconds of each round of both, A B A B ..., warm-up excluded."""
-    times: tuple[list[float], list[float]] = ([], [])
+def alternate(*ways: Callable[[], object], rounds: int) -> list[list[float]]:
+    """Seconds of each round of each way, A B A B ..., warm-up excluded."""
+    times: list[list[float]] = [[] for _ in ways]
     for number in range(WARM_UP + rounds):
-        for run, kept in zip((first, second), times, strict=True):
+        for run, kept in zip(ways, times, strict=True):
             start = time.perf_counter()
             run()
             if number >= WARM_UP:
@@ -166,7 +164,7 @@ class Bench:
         """Comparison 1."""
         shared, single = packed(self.examples, self.count), alone(self.examples, self.count)
         difference = (self.step.masks(shared) - self.step.masks(single)).abs().max()
-        times = alternate(lambda: self.step.run(shared), lambda: self.step.run(single), self.rounds)
+        times = alternate(lambda: self.step.run(shared), lambda: self.step.run(single), rounds=self.rounds)
         ways = dict(zip(("packed", "one at a time"), times, strict=True))
         return compare("packed against one at a time", ways, len(single), float(difference))
 
@@ -189,7 +187,7 @@ class Bench:
 
         use(computed)
         difference = (step.masks(rows) - reference).abs().max()
-        with_cache, without = alternate(lambda: run_with(cached), lambda: run_with(computed), self.rounds)
+        with_cache, without = alternate(lambda: run_with(cached), lambda: run_with(computed), rounds=self.rounds)
         use(cached)
         ways = {"cached": with_cache, "computed": without}
         return compare("feature cache against none", ways, len(rows) * self.count, float(difference))

@@ -81,10 +81,8 @@ def two_way(
         queries = block.norm2(queries + looked)
         queries = block.norm3(queries + block.mlp(queries))
         if image_update:
-            back = _look_back(block.cross_attn_image_to_token, keys, position, queries, queries + tokens, shared)
-            # The only image there is needs no copies.
-            own = keys if shared is None or len(keys) == 1 else keys.index_select(0, group.image)
-            keys = block.norm4(own + back)
+            attention = block.cross_attn_image_to_token
+            keys = block.norm4(_look_back(attention, keys, position, queries, queries + tokens, shared))
             shared = None
     queries, tokens = queries[:, :num_read], tokens[:, :num_read]
     final = _look(transformer.final_attn_token_to_image, queries + tokens, keys, position, shared)
@@ -98,7 +96,7 @@ def _look(attention: Attention, queries: Tensor, keys: Tensor, position: Tensor,
         return shared.by_prompt(_look_together(attention, shared.by_image(q), keys, position))
     asked = _by_head(attention, q) / (q.shape[-1] // attention.num_heads) ** 0.5
     places = attention.k_proj(position)[0]
-    scores = (asked @ attention.k_proj.weight) @ keys.mT + asked @ places.mT
+    scores = torch.baddbmm(asked @ places.mT, asked @ attention.k_proj.weight, keys.mT)
     seen = rearrange(scores.softmax(-1) @ keys, "m (heads k) p -> m heads k p", heads=attention.num_heads)
     weight = rearrange(attention.v_proj.weight, "(heads d) p -> heads d p", heads=attention.num_heads)
     mixed = rearrange(einsum(seen, weight, "m heads k p, heads d p -> m k heads d"), "m k heads d -> m k (heads d)")
@@ -117,7 +115,7 @@ def _look_together(attention: Attention, q: Tensor, keys: Tensor, position: Tens
 def _look_back(
     attention: Attention, keys: Tensor, position: Tensor, values: Tensor, tokens: Tensor, shared: Grouping | None
 ) -> Tensor:
-    """The image (B, N, P) or (M, N, P) looks at each prompt's tokens (M, K, P): what it sees, (M, N, P)."""
+    """The image (B, N, P) or (M, N, P) looks at each prompt's tokens (M, K, P): it and what it sees, (M, N, P)."""
     heads = attention.num_heads
     k, v = attention.k_proj(tokens), attention.v_proj(values)
     offered = _by_head(attention, k) / (k.shape[-1] // heads) ** 0.5
@@ -125,14 +123,17 @@ def _look_back(
         looking = attention.q_proj(keys + position)
         grouped = rearrange(shared.by_image(offered), "b e k d -> b (e k) d")
         scores = shared.by_prompt(rearrange(grouped @ looking.mT, "b (e k) n -> b e k n", e=shared.shape[1]))
+        # The only image there is needs no copies.
+        keys = keys.expand(len(tokens), -1, -1) if len(keys) == 1 else keys.index_select(0, shared.image)
     else:
         places = attention.q_proj(position)[0]
-        scores = (offered @ attention.q_proj.weight) @ keys.mT + offered @ places.mT
+        scores = torch.baddbmm(offered @ places.mT, offered @ attention.q_proj.weight, keys.mT)
     attended = rearrange(scores, "m (heads k) n -> m heads k n", heads=heads).softmax(dim=2)
     weight = rearrange(attention.out_proj.weight, "p (heads d) -> heads d p", heads=heads)
     said = einsum(rearrange(v, "m k (heads d) -> m heads k d", heads=heads), weight, "m h k d, h d p -> m h k p")
-    seen = rearrange(attended, "m heads k n -> m (heads k) n").mT @ rearrange(said, "m heads k p -> m (heads k) p")
-    return seen + attention.out_proj.bias
+    # What an image cell sees is a mean of each head's tokens, so a share of the bias in every token adds up to it.
+    said = rearrange(said + attention.out_proj.bias / heads, "m heads k p -> m (heads k) p")
+    return torch.baddbmm(keys, rearrange(attended, "m heads k n -> m (heads k) n").mT, said)
 
 
 def _by_head(attention: Attention, tokens: Tensor) -> Tensor:
