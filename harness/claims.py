@@ -3,7 +3,9 @@
 A claim in a study's YAML is one of two kinds:
 
     - {claim: SSPE beats a bounding-box MLP on relations, better: sspe, than: bbox_mlp, family: relation}
-    - {claim: SVP keeps up with pooling on attributes, equivalent: svp, to: pooling, within: 0.05, family: attribute}
+    - {claim: SVP keeps up with pooling on attributes, no_worse: svp, than: pooling, within: 0.05, family: attribute}
+
+The second is non-inferiority: the arm may be better, and the whole interval of its difference lies above -`within`.
 
 An arm with several search points is judged at every point: no point is picked after the fact. `at` names the points
 meant, `at: {projector.position.blocks: 3}`. A claim holds when it holds at every point and is refuted when every point
@@ -30,17 +32,16 @@ class ClaimVerdict(StrEnum):
 
 
 class Claim(BaseModel):
-    """One claim of a study: `better` ... `than` ..., or `equivalent` ... `to` ... `within` a margin."""
+    """One claim of a study: `better` ... `than` ..., or `no_worse` ... `than` ... `within` a margin."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     claim: str = Field(description="the claim as a sentence, for the reader")
     better: str | None = Field(default=None, description="the arm said to be better")
-    than: str | None = Field(default=None, description="the arm it is better than")
-    equivalent: str | None = Field(default=None, description="the arm said to be as good")
-    to: str | None = Field(default=None, description="the arm it is as good as")
+    no_worse: str | None = Field(default=None, description="the arm said to keep up")
+    than: str = Field(description="the arm it is compared with")
     within: float | None = Field(
-        default=None, gt=0, description="margin of equivalence; the study's margin if left out"
+        default=None, gt=0, description="by how much it may be worse and still keep up; the study's margin if left out"
     )
     metric: str = Field(default="giou", description=f"one of {', '.join(METRICS)}")
     family: str | None = Field(default=None, description="only expressions of this family")
@@ -55,18 +56,16 @@ class Claim(BaseModel):
 
     @model_validator(mode="after")
     def _is_one_kind(self) -> "Claim":
-        kinds = [(self.better, self.than), (self.equivalent, self.to)]
-        whole = [all(kind) for kind in kinds]
-        if sum(whole) != 1 or any(any(kind) for kind, is_whole in zip(kinds, whole, strict=True) if not is_whole):
-            raise ValueError("a claim says either better: ARM, than: ARM or equivalent: ARM, to: ARM")
+        if (self.better is None) == (self.no_worse is None):
+            raise ValueError("a claim says either better: ARM, than: ARM or no_worse: ARM, than: ARM")
         if self.within is not None and self.better:
-            raise ValueError("within belongs to equivalent/to; better/than uses the study's margin")
+            raise ValueError("within belongs to no_worse; better uses the study's margin")
         return self
 
     @property
     def arms(self) -> tuple[str, str]:
         """The arm the claim is about and the arm it is compared with."""
-        return (self.better or self.equivalent or "", self.than or self.to or "")
+        return (self.better or self.no_worse or "", self.than)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +123,17 @@ def _pairs(claim: Claim, panel: Panel) -> list[tuple[str, str]]:
 
 
 def _verdict(claim: Claim, difference: Difference, adjusted_p: float, margin: float) -> ClaimVerdict:
+    is_lower_better = claim.metric in LOWER_IS_BETTER
     if claim.better:
-        outcome = judge(difference, adjusted_p, margin, claim.metric not in LOWER_IS_BETTER)
+        outcome = judge(difference, adjusted_p, margin, not is_lower_better)
         if outcome is Verdict.BETTER:
             return ClaimVerdict.SUPPORTED
         return ClaimVerdict.NOT_RESOLVED if outcome is Verdict.NOT_RESOLVED else ClaimVerdict.REFUTED
+    worst, best = (-difference.high, -difference.low) if is_lower_better else (difference.low, difference.high)
     within = claim.within or margin
-    if -within < difference.low and difference.high < within:
+    if worst > -within:
         return ClaimVerdict.SUPPORTED
-    is_apart = difference.low > within or difference.high < -within
-    return ClaimVerdict.REFUTED if is_apart else ClaimVerdict.NOT_RESOLVED
+    return ClaimVerdict.REFUTED if best < -within else ClaimVerdict.NOT_RESOLVED
 
 
 def _sum_up(claim: Claim, findings: tuple[Finding, ...], panel: Panel) -> Judgement:

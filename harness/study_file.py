@@ -160,7 +160,7 @@ def _names(study: Tree, arms: Mapping[str, Tree]) -> Iterator[str]:
         if isinstance(tree.value, str) and tree.value not in arms:
             yield f"{tree.spot}: there is no arm {tree.value!r}; {suggest(tree.value, arms)}"
     for claim in _items(study.get("claims")):
-        for key in ("better", "than", "equivalent", "to"):
+        for key in ("better", "no_worse", "than"):
             arm = claim.get(key)
             if arm is not None and isinstance(arm.value, str) and arm.value not in arms:
                 yield f"{arm.spot}: there is no arm {arm.value!r}; {suggest(arm.value, arms)}"

@@ -31,7 +31,7 @@ objectives: {giou: maximize, tokens: minimize, latency_ms: minimize}
 arms: {pooling: {}, no_position: {}, bbox_mlp: {}, decoder_pe: {}, sspe: {}}
 claims:
 - {claim: decoder_pe beats a bounding-box MLP on relations, better: decoder_pe, than: bbox_mlp, family: relation}
-- {claim: Superpixels without a position are as good as pooling, equivalent: no_position, to: pooling, within: 0.05}
+- {claim: Superpixels without a position are as good as pooling, no_worse: no_position, than: pooling, within: 0.05}
 - {claim: SSPE beats a bounding-box MLP, better: sspe, than: bbox_mlp}
 """
 

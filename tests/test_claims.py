@@ -26,10 +26,17 @@ def test_fewer_false_positives_support_better(panel: Panel):
     assert verdict(panel, better="pooling", than="no_position", metric="fp_rate") is ClaimVerdict.SUPPORTED
 
 
-def test_equivalence_depends_on_the_margin_stated(panel: Panel):
-    assert verdict(panel, equivalent="decoder_pe", to="pooling", within=0.2) is ClaimVerdict.SUPPORTED
-    assert verdict(panel, equivalent="no_position", to="pooling", within=0.02) is ClaimVerdict.REFUTED
-    assert verdict(panel, equivalent="decoder_pe", to="pooling", within=0.001) is ClaimVerdict.NOT_RESOLVED
+def test_keeping_up_depends_on_the_margin_stated(panel: Panel):
+    assert verdict(panel, no_worse="no_position", than="pooling", within=0.2) is ClaimVerdict.SUPPORTED
+    assert verdict(panel, no_worse="no_position", than="pooling", within=0.02) is ClaimVerdict.REFUTED
+    assert verdict(panel, no_worse="sspe", than="pooling", within=0.036) is ClaimVerdict.NOT_RESOLVED
+
+
+def test_what_is_better_keeps_up(panel: Panel):
+    for metric in ("giou", "fp_rate"):
+        asked = {"within": 0.001, "metric": metric}
+        assert verdict(panel, no_worse="pooling", than="no_position", **asked) is ClaimVerdict.SUPPORTED
+        assert verdict(panel, no_worse="no_position", than="pooling", **asked) is ClaimVerdict.REFUTED
 
 
 def test_every_search_point_is_judged_and_none_is_picked(panel: Panel):
@@ -38,7 +45,7 @@ def test_every_search_point_is_judged_and_none_is_picked(panel: Panel):
 
 
 def test_points_that_disagree_resolve_nothing(panel: Panel):
-    judgement = judge_claims([Claim(claim="stated", equivalent="sspe", to="pooling", within=0.036)], panel, 0.01)[0]
+    judgement = judge_claims([Claim(claim="stated", no_worse="sspe", than="pooling", within=0.036)], panel, 0.01)[0]
     verdicts = {finding.verdict for finding in judgement.findings}
     assert len(verdicts) == 2
     assert judgement.verdict is ClaimVerdict.NOT_RESOLVED
@@ -72,10 +79,10 @@ def test_a_family_without_expressions_resolves_nothing(panel: Panel):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"better": "a"}, "a claim says either"),
-        ({"better": "a", "than": "b", "equivalent": "c", "to": "d"}, "a claim says either"),
-        ({"better": "a", "than": "b", "to": "d"}, "a claim says either"),
-        ({"better": "a", "than": "b", "within": 0.1}, "within belongs to equivalent/to"),
+        ({"better": "a"}, "Field required"),
+        ({"better": "a", "than": "b", "no_worse": "c"}, "a claim says either"),
+        ({"than": "b"}, "a claim says either"),
+        ({"better": "a", "than": "b", "within": 0.1}, "within belongs to no_worse"),
         ({"better": "a", "than": "b", "metric": "gious"}, "did you mean giou"),
         ({"better": "a", "than": "b", "famly": "relation"}, "Extra inputs"),
     ],
