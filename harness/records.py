@@ -95,7 +95,7 @@ METRICS = _metrics()
 """Every number of a row, by column."""
 
 IDENTITY = ("study", "cell", "arm", "point", "seed", "status", "reason", "projector", "superpixels", "vision_encoder")
-PROVENANCE = ("llm", "num_images", "num_expressions", "started_at", "command", "trial")
+PROVENANCE = ("llm", "num_images", "num_expressions", "num_control_images", "started_at", "command", "trial")
 DOCUMENTS = ("spec", "weights", "environment", "curve")
 COLUMNS = (*IDENTITY, *PROVENANCE, *METRICS, *DOCUMENTS)
 """Order of the columns of results.parquet; what a cell adds beyond them comes last."""

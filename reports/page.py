@@ -85,6 +85,7 @@ def _provenance(findings: Findings) -> list[tuple[str, str]]:
         ("seeds", ", ".join(f"{seed:.0f}" for seed in sorted(rows["seed"].unique()))),
         ("images scored", _unique(rows, "num_images")),
         ("answers scored", _unique(rows, "num_expressions")),
+        ("images of the controls", _unique(rows, "num_control_images")),
         ("vision encoder", _unique(rows, "vision_encoder")),
         ("LLM", _unique(rows, "llm")),
         ("superpixels", _unique(rows, "superpixels")),

@@ -154,6 +154,7 @@ def _result(name: str, seed: int, samples: pd.DataFrame, generator: np.random.Ge
         "started_at": f"2026-01-0{seed + 1}T10:00:00+00:00", "train_seconds": 60.0, "eval_seconds": 9.0,
         "wall_seconds": 70.0, "projector": "svp" if superpixels else "pooling", "superpixels": superpixels or "none",
         "vision_encoder": "dinov2-small", "llm": "tiny", "num_images": samples["image_id"].nunique(),
+        "num_control_images": samples["image_id"].nunique(),
         "num_expressions": len(samples), **score(samples), "giou_shuffled": 0.14 * wiggle,
         "giou_other_tokens": 0.3 * wiggle, "giou_random_object": 0.11,
         "tokens": tokens, "tokens_p95": tokens + 3, "max_tokens": 40,
