@@ -42,7 +42,10 @@ def metric_name(metric: str) -> str:
 def finding_sentence(judgement: Judgement, finding: Finding) -> str:
     """The numbers behind one comparison of a claim."""
     claim, apart = judgement.claim, finding.difference
-    test = f"p {p_value(finding.adjusted_p)} (Holm, {finding.num_comparisons} tests), " if claim.better else ""
+    if claim.better:
+        test = f"p {p_value(finding.adjusted_p)} (Holm, {finding.num_comparisons} tests), "
+    else:
+        test = f"no worse within {fixed(claim.within)}, " if claim.within else ""
     family = f" on {claim.family}" if claim.family else ""
     asked = "questions" if claim.metric in ANSWER_METRICS else "expressions"
     return (

@@ -99,13 +99,13 @@ SHIPPED = {
     ),
     "mllm-scenes": Shipped(
         path=_SHIPPED_FOLDER / "mllm-scenes" / "model.safetensors",
-        sha256="23c184e5651c5656c6f993b446b2421505fbb53212de16e1f5df2924ed252a62",
+        sha256="fc811d3bc424192f3d3937ee9accb2b1b974f5f374a74213774bbdc2ac8012fc",
         kind="start",
         about="a small LLM trained to point at what expressions about scenes mean",
     ),
     "sam-scenes": Shipped(
         path=_SHIPPED_FOLDER / "sam-scenes" / "model.safetensors",
-        sha256="14ed074ed86c58e9d412a1972f7ad3f4dd2f8b0ed98ac243c1aa112b26f60449",
+        sha256="d53c5eb67aa8d3ed4da0565da4c993c8391ee846a3320d6a665ae825c54bb7dc",
         kind="mask_head",
         about="a small SAM trained on scenes",
     ),
