@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from harness.records import ANSWER_METRICS, Row
+from harness.records import ANSWER_METRICS, METRICS, Row
 from harness.study import Cell
 
 QUIET_SECONDS = 30.0
@@ -144,12 +144,10 @@ def summary(row: Row) -> str:
     if row["status"] != "done":
         reason = str(row.get("reason") or "").strip().splitlines()
         return f"{row['status']} after {seconds}: {reason[-1] if reason else 'no reason given'}"
-    figures = ((f"{label} {row[column]:.3g}", row[column]) for column, label in SUMMARY if row.get(column) is not None)
-    return ", ".join([*(text for text, _ in figures), seconds])
+    known = [(METRICS[column], row[column]) for column in SUMMARY if row.get(column) is not None]
+    figures = (f"{metric.label} {value:.{metric.decimals}f} {metric.unit}".rstrip() for metric, value in known)
+    return ", ".join([*figures, seconds])
 
 
-SUMMARY = (
-    *(("giou", "gIoU"), *ANSWER_METRICS.items()),
-    *(("tokens", "tokens"), ("latency_ms", "latency ms"), ("fp_rate", "FP rate")),
-)
+SUMMARY = ("giou", *ANSWER_METRICS, "fp_rate", "tokens", "latency_ms")
 """What is said of a finished cell."""
