@@ -27,9 +27,9 @@ def test_fewer_false_positives_support_better(panel: Panel):
 
 
 def test_keeping_up_depends_on_the_margin_stated(panel: Panel):
-    assert verdict(panel, no_worse="no_position", than="pooling", within=0.2) is ClaimVerdict.SUPPORTED
+    assert verdict(panel, no_worse="decoder_pe", than="pooling", within=0.2) is ClaimVerdict.SUPPORTED
     assert verdict(panel, no_worse="no_position", than="pooling", within=0.02) is ClaimVerdict.REFUTED
-    assert verdict(panel, no_worse="sspe", than="pooling", within=0.036) is ClaimVerdict.NOT_RESOLVED
+    assert verdict(panel, no_worse="decoder_pe", than="pooling", within=0.001) is ClaimVerdict.NOT_RESOLVED
 
 
 def test_what_is_better_keeps_up(panel: Panel):
