@@ -149,9 +149,10 @@ def _split(labels: np.ndarray, finest: np.ndarray, features: np.ndarray, config:
     """
     height, width = labels.shape
     cells = (np.arange(height) * CELLS // height)[:, None] * CELLS + np.arange(width) * CELLS // width
-    _, pieces = np.unique(np.stack([labels, finest, cells]).reshape(3, -1), axis=1, return_inverse=True)
+    maps = (labels, finest, cells)
+    pieces = np.ravel_multi_index(maps, [int(each.max()) + 1 for each in maps])
     variance = ((features - features.mean((0, 1))) ** 2).sum()
-    return merge(compact(pieces.reshape(height, width)), features, config.count, config.detail * variance, labels)
+    return merge(compact(pieces), features, config.count, config.detail * variance, labels)
 
 
 def _features(embeddings: SamCache, example: Example) -> np.ndarray:
