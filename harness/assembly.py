@@ -101,7 +101,8 @@ def assemble(spec: CellSpec, words: Iterable[str], device: torch.device) -> Asse
         vision_blocks=encoder.layer,
     )
     projector, official = _projector(spec, dims)
-    if "cls_query" in projector.needs and not encoder.has_cls:
+    of_cls = projector.needs & {"cls_query", "cls_key"}
+    if of_cls and not encoder.has_cls:
         raise IncompatibleError(
             f"{spec.projector['name']} needs what CLS looks at, and {spec.vision_encoder.name!r} has no CLS token; "
             "use an encoder that has one, as CLIP or DINOv2"
@@ -115,7 +116,7 @@ def assemble(spec: CellSpec, words: Iterable[str], device: torch.device) -> Asse
         VisionCache(
             encoder,
             spec.vision_encoder.frame,
-            has_attention=bool(projector.needs & {"keys", "cls_query"}),
+            has_attention="keys" in projector.needs or bool(of_cls),
             layers=projector.needs_layers,
         ),
         superpixels if "superpixels" in projector.needs else None,

@@ -88,21 +88,22 @@ class PatchCache(EncodingCache):
 
 
 class AttentionCache(PatchCache):
-    """The patches' keys in the encoder's last block, after what CLS asks there, where there is one.
+    """The patches' keys in the encoder's last block, after what CLS asks and offers there, where there is one.
 
-    (A, N, C / A) an image, (A, 1 + N, C / A) with CLS.
+    (A, N, C / A) an image, (A, 2 + N, C / A) with CLS.
     """
 
-    kind = "attention"
+    kind = "queries-and-keys"
 
     def encode(self, examples: Sequence[Example]) -> Tensor:
-        """(B, A, N or 1 + N, C / A)."""
+        """(B, A, N or 2 + N, C / A)."""
         with torch.inference_mode():
             encoding = self._encoding(examples, has_attention=True)
         assert encoding.keys is not None
-        if encoding.cls_query is None:
+        if encoding.cls_query is None or encoding.cls_key is None:
             return encoding.keys.float().cpu()
-        return torch.cat([encoding.cls_query[:, :, None], encoding.keys], dim=2).float().cpu()
+        of_cls = torch.stack([encoding.cls_query, encoding.cls_key], dim=2)
+        return torch.cat([of_cls, encoding.keys], dim=2).float().cpu()
 
 
 class LayerCache(PatchCache):
@@ -130,7 +131,7 @@ class VisionCache:
     """What a projector reads of the vision encoder: patches, and only where it asks, attention and earlier blocks.
 
     Args:
-        has_attention: whether it reads keys and the query of CLS.
+        has_attention: whether it reads keys, or the query and key of CLS.
         layers: the earlier blocks that it reads, counted from 1.
     """
 
@@ -152,11 +153,12 @@ class VisionCache:
     def load(self, examples: Sequence[Example]) -> Encoding:
         """Of images that `ensure` has seen, on the CPU."""
         attention = None if self.attention is None else self.attention.load(examples)
-        first_key = int(self.encoder.has_cls)
+        of_cls = None if attention is None or not self.encoder.has_cls else attention[:, :, :2]
         return Encoding(
             patches=self.patches.load(examples),
-            keys=None if attention is None else attention[:, :, first_key:],
-            cls_query=None if attention is None or not self.encoder.has_cls else attention[:, :, 0],
+            keys=attention if attention is None or of_cls is None else attention[:, :, 2:],
+            cls_query=None if of_cls is None else of_cls[:, :, 0],
+            cls_key=None if of_cls is None else of_cls[:, :, 1],
             layers=None if self.layers is None else self.layers.load(examples),
         )
 

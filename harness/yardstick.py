@@ -80,6 +80,7 @@ def given(projector: Projector) -> VisualFeatures:
         "decoder_pe": torch.rand(REFERENCE_DIMS.decoder, DECODER_GRID, DECODER_GRID, generator=generator),
         "keys": patches.unflatten(-1, (HEADS, head)).transpose(0, 1)[None],
         "cls_query": torch.randn(1, HEADS, head, generator=generator),
+        "cls_key": torch.randn(1, HEADS, head, generator=generator),
     }
     layers = repeat(patches, "n c -> 1 k n c", k=len(projector.needs_layers)) if projector.needs_layers else None
     return VisualFeatures(

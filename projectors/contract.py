@@ -71,7 +71,7 @@ class VisualFeatures:
         superpixels: (B, R, R) int64 label map, 0..S-1 per image, -1 in the padding; None unless in `Projector.needs`.
         decoder_pe: (P, h, w), the mask decoder's dense positional encoding of the frame; None unless needed.
         keys: (B, A, N, C / A), what the patches offer as keys in the vision encoder's last block; None unless needed.
-        cls_query: (B, A, C / A), what CLS asks there; None unless needed.
+        cls_query, cls_key: (B, A, C / A), what CLS asks and offers there; None unless needed.
         layers: (B, K, N, C), the patches as they leave each block of `Projector.needs_layers`; None unless needed.
     """
 
@@ -81,6 +81,7 @@ class VisualFeatures:
     decoder_pe: Tensor | None = None
     keys: Tensor | None = None
     cls_query: Tensor | None = None
+    cls_key: Tensor | None = None
     layers: Tensor | None = None
 
 
@@ -127,8 +128,8 @@ class Projector(nn.Module, ABC):
 
     Config: ClassVar[type[ProjectorConfig]]
     needs: frozenset[str] = frozenset()
-    """Optional fields of VisualFeatures that must be filled: any of "superpixels", "decoder_pe", "keys", "cls_query".
-    Ask the instance, not the class: what is needed may depend on the configuration."""
+    """Optional fields of VisualFeatures that must be filled: any of "superpixels", "decoder_pe", "keys", "cls_query",
+    "cls_key". Ask the instance, not the class: what is needed may depend on the configuration."""
     needs_layers: tuple[int, ...] = ()
     """Blocks of the vision encoder, counted from 1, whose patches `VisualFeatures.layers` must hold, in this order."""
     official_names: ClassVar[Mapping[str, str]] = {}
@@ -153,12 +154,20 @@ class Projector(nn.Module, ABC):
     def load_official(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load weights as the authors published them, strictly, named as in their module or in a whole checkpoint.
 
+        Of a whole checkpoint, what does not begin with `official_prefix` belongs to other modules and is left out.
+
         Raises:
             ProjectorError: no weights were published, or names or shapes are not those of this configuration.
         """
         if not self.official_names:
             raise ProjectorError(f"{type(self).__name__} has no official weights; train it")
-        renamed = {self._own_name(name): value for name, value in state_dict.items()}
+        ours = [name for name in state_dict if name.startswith(self.official_prefix)] or list(state_dict)
+        renamed = {self._own_name(name): state_dict[name] for name in ours}
+        if len(renamed) < len(ours):
+            raise ProjectorError(
+                f"these are no official weights of {type(self).__name__}: two of {', '.join(sorted(ours))} stand for "
+                "one parameter; give the weights of one model"
+            )
         try:
             self.load_state_dict(renamed)
         except RuntimeError as error:

@@ -74,7 +74,7 @@ class DAbstractor(Projector):
         # Its own takes no mask of what is real and what is not.
         layer._attn_implementation = "sdpa"
         self.layers = nn.ModuleList(DeformableDetrDecoderLayer(layer) for _ in range(config.depth))
-        self.project = nn.Linear(width, dims.language)
+        self.project = nn.Identity() if width == dims.language else nn.Linear(width, dims.language)
         self.apply(draw_normal)
         nn.init.trunc_normal_(self.positions, std=_STD)
         nn.init.normal_(self.queries, std=_STD)

@@ -12,16 +12,20 @@ nanoVLM, and InternVL, Idefics3 and SmolVLM in transformers all have it so. Inte
 gives the tokens column by column; `torch.nn.functional.pixel_unshuffle` has the order (c, i, j).
 """
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
 from einops import rearrange, reduce, repeat
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from projectors.contract import Dims, Projector, ProjectorConfig, VisualFeatures, VisualTokens
 from projectors.layers import blocks_of
 from projectors.registry import register
+
+_OTHER_MODULES = ("vision_model.", "language_model.", "vision_encoder.", "decoder.")
+"""Of whole checkpoints of InternVL and of nanoVLM."""
 
 
 @register
@@ -55,6 +59,10 @@ class PixelShuffle(Projector):
         embeds = self.project(blocks) * mask[..., None]
         regions = repeat(torch.eye(mask.shape[1], device=real.device), "t (h w) -> t (h i w j)", **self.blocks)
         return VisualTokens(embeds, mask, regions * real[:, None])
+
+    def load_official(self, state_dict: Mapping[str, Tensor]) -> None:
+        """As for every projector; the other modules of a whole checkpoint are left out."""
+        super().load_official({key: value for key, value in state_dict.items() if not key.startswith(_OTHER_MODULES)})
 
 
 def _head(kind: str, block_dim: int, token_dim: int) -> nn.Module:

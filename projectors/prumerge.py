@@ -5,10 +5,12 @@ llava/model/multimodal_encoder/clip_encoder.py (`token_prune_merge_advanced`); L
 Licence: Apache-2.0.
 Differs from the paper, as the release does: what is added is not divided by its weights, and one more token holds the
 patches that were not kept.
-Differs from the release: each image has its own outliers, where the release finds those of a batch together; CLS looks
-at patches alone, not at itself; padding takes no part; an image without outliers has the one token of all patches.
+Differs from the release: each image has its own outliers, where the release finds those of a batch together; padding
+takes no part; an image without outliers has the one token of all patches; keys and the query of CLS are those of the
+block whose patches are read, where the release takes them from the one behind it.
 """
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -21,19 +23,27 @@ from projectors.contract import Dims, Projector, ProjectorConfig, VisualFeatures
 from projectors.layers import mlp
 from projectors.registry import register
 
+Rank = Callable[[Tensor, Tensor], Tensor]
+"""In which order patches are kept, N where they are not: how much CLS looks at each, patch_mask (B, N) -> (B, N)."""
+NEEDS = frozenset({"keys", "cls_query", "cls_key"})
+
+
+class PruMergeConfig(ProjectorConfig):
+    """What PruMerge and PruMerge+ may vary."""
+
+    nearest: int = Field(default=32, ge=1, description="patches, by the cosine of their keys, added to one kept")
+
 
 @register
 class PruMerge(Projector):
     """Tokens where the image says much at a glance, however many that are, and one for the rest of it."""
 
-    needs = frozenset({"keys", "cls_query"})
+    needs = NEEDS
     official_names: ClassVar = {"0.": "project.0.", "2.": "project.2."}
     official_prefix = "model.mm_projector."
+    Config = PruMergeConfig
 
-    class Config(ProjectorConfig):
-        nearest: int = Field(default=32, ge=1, description="patches, by the cosine of their keys, added to one kept")
-
-    def __init__(self, config: Config, dims: Dims) -> None:
+    def __init__(self, config: PruMergeConfig, dims: Dims) -> None:
         super().__init__(config, dims)
         self.nearest = config.nearest
         self.project = mlp(dims.vision, dims.language, depth=2)
@@ -45,43 +55,54 @@ class PruMerge(Projector):
 
     def forward(self, features: VisualFeatures) -> VisualTokens:
         """patches (B, N, C) -> embeds (B, T, D): those CLS looks at most first, that of all not kept last."""
-        assert features.keys is not None, "the projector declares that it needs keys"
-        assert features.cls_query is not None, "the projector declares that it needs the query of CLS"
-        # Rounded scores would keep other patches.
-        with torch.no_grad(), torch.autocast(features.keys.device.type, enabled=False):
-            keys = rearrange(features.keys, "b a n e -> b n (a e)")
-            query = rearrange(features.cls_query, "b a e -> b (a e) 1")
-            scores = rearrange(keys @ query, "b n 1 -> b n") / keys.shape[-1] ** 0.5
-            attention = scores.masked_fill(~features.patch_mask, -torch.inf).softmax(dim=-1)
-            rank = self._rank(attention, features.patch_mask)
-            is_kept = rank < rank.shape[1]
-            members = F.pad(self._alike(keys, features.patch_mask), (0, 0, 0, 1))
-            members[:, -1] = features.patch_mask & ~is_kept
-            own = F.pad(torch.eye(rank.shape[1], dtype=keys.dtype, device=keys.device), (0, 0, 0, 1))
-            shares = members * attention[:, None] + own
-            # The token of all not kept stands right after the kept ones of its image.
-            order = F.pad(rank, (0, 1), value=rank.shape[1] - 0.5).argsort(dim=-1)[:, : int(is_kept.sum(-1).max()) + 1]
-            shares, regions = (of.take_along_dim(order[..., None], dim=1) for of in (shares, members + own))
-            mask = torch.arange(order.shape[1], device=order.device) <= is_kept.sum(dim=-1, keepdim=True)
-            shares, regions = shares * mask[..., None], regions * mask[..., None]
-        embeds = self.project(shares.to(features.patches.dtype) @ features.patches) * mask[..., None]
-        return VisualTokens(embeds, mask, regions)
+        merged = prune_and_merge(features, outliers, self.nearest)
+        return VisualTokens(self.project(merged.embeds) * merged.mask[..., None], merged.mask, merged.regions)
 
-    def _rank(self, attention: Tensor, patch_mask: Tensor) -> Tensor:
-        """In which order patches are kept, N where they are not: attention and patch_mask (B, N) -> (B, N).
 
-        Kept are outliers above: further over the third quartile than one and a half times the quartiles are apart.
-        """
-        real = attention.masked_fill(~patch_mask, torch.nan)
-        quartiles = real.nanquantile(attention.new_tensor([0.25, 0.75]), dim=-1, keepdim=True)
-        bound = quartiles[1] + 1.5 * (quartiles[1] - quartiles[0])
-        rank = attention.argsort(dim=-1, descending=True).argsort(dim=-1)
-        return rank.masked_fill(attention <= bound, attention.shape[1]).to(attention.dtype)
+def prune_and_merge(features: VisualFeatures, rank_of: Rank, nearest: int) -> VisualTokens:
+    """Each kept patch and what is most like it, then all that were not kept: tokens of the width of patches."""
+    assert features.keys is not None, "the projector declares that it needs keys"
+    # Rounded scores would keep other patches.
+    with torch.no_grad(), torch.autocast(features.keys.device.type, enabled=False):
+        keys = rearrange(features.keys, "b a n e -> b n (a e)")
+        attention = _attention(features, keys)
+        rank = rank_of(attention, features.patch_mask)
+        is_kept = rank < rank.shape[1]
+        members = F.pad(_alike(keys, features.patch_mask, nearest), (0, 0, 0, 1))
+        members[:, -1] = features.patch_mask & ~is_kept
+        own = F.pad(torch.eye(rank.shape[1], dtype=keys.dtype, device=keys.device), (0, 0, 0, 1))
+        shares = members * attention[:, None] + own
+        # The token of all not kept stands right after the kept ones of its image.
+        order = F.pad(rank, (0, 1), value=rank.shape[1] - 0.5).argsort(dim=-1)[:, : int(is_kept.sum(-1).max()) + 1]
+        shares, regions = (of.take_along_dim(order[..., None], dim=1) for of in (shares, members + own))
+        mask = torch.arange(order.shape[1], device=order.device) <= is_kept.sum(dim=-1, keepdim=True)
+        shares, regions = shares * mask[..., None], regions * mask[..., None]
+    return VisualTokens(shares.to(features.patches.dtype) @ features.patches, mask, regions)
 
-    def _alike(self, keys: Tensor, patch_mask: Tensor) -> Tensor:
-        """(B, N, N), 1 where the second patch is one of those most alike the first, itself not counted."""
-        directions = F.normalize(keys, dim=-1)
-        cosine = (directions @ directions.mT).masked_fill(~patch_mask[:, None], -torch.inf)
-        cosine.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
-        best = cosine.topk(min(self.nearest, cosine.shape[-1] - 1), dim=-1)
-        return torch.zeros_like(cosine).scatter(-1, best.indices, best.values.isfinite().to(cosine.dtype))
+
+def outliers(attention: Tensor, patch_mask: Tensor) -> Tensor:
+    """A `Rank`: kept are those further over the third quartile than one and a half times the quartiles are apart."""
+    real = attention.masked_fill(~patch_mask, torch.nan)
+    quartiles = real.nanquantile(attention.new_tensor([0.25, 0.75]), dim=-1, keepdim=True)
+    bound = quartiles[1] + 1.5 * (quartiles[1] - quartiles[0])
+    rank = attention.argsort(dim=-1, descending=True).argsort(dim=-1)
+    return rank.masked_fill(attention <= bound, attention.shape[1]).to(attention.dtype)
+
+
+def _attention(features: VisualFeatures, keys: Tensor) -> Tensor:
+    """(B, N), how much CLS looks at each patch, all heads in one; what is left, it looks at itself."""
+    assert features.cls_query is not None, "the projector declares that it needs the query of CLS"
+    assert features.cls_key is not None, "the projector declares that it needs the key of CLS"
+    query, cls_key = (rearrange(of, "b a e -> b (a e) 1") for of in (features.cls_query, features.cls_key))
+    scores = torch.cat([cls_key.mT, keys], dim=1) @ query / keys.shape[-1] ** 0.5
+    is_read = F.pad(features.patch_mask, (1, 0), value=True)
+    return scores.squeeze(-1).masked_fill(~is_read, -torch.inf).softmax(dim=-1)[:, 1:]
+
+
+def _alike(keys: Tensor, patch_mask: Tensor, nearest: int) -> Tensor:
+    """(B, N, N), 1 where the second patch is one of those most alike the first, itself not counted."""
+    directions = F.normalize(keys, dim=-1)
+    cosine = (directions @ directions.mT).masked_fill(~patch_mask[:, None], -torch.inf)
+    cosine.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+    best = cosine.topk(min(nearest, cosine.shape[-1] - 1), dim=-1)
+    return torch.zeros_like(cosine).scatter(-1, best.indices, best.values.isfinite().to(cosine.dtype))

@@ -4,28 +4,54 @@ Source: LLaVA-PruMerge, https://arxiv.org/abs/2403.15388, section 3 (PruMerge+);
 llava/model/multimodal_encoder/clip_encoder.py (`token_prune_merge_advanced_plus`, adaptive).
 Licence: Apache-2.0.
 Differs from the release: as PruMerge does; works on batches, where the release fails on more than one image; an image
-with many outliers keeps every patch, where the release fails.
+with many outliers keeps every patch, and one without any keeps as many at even distances as with one outlier, where
+the release fails.
 """
+
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from projectors.prumerge import PruMerge
+from projectors.contract import Dims, Projector, VisualFeatures, VisualTokens
+from projectors.layers import mlp
+from projectors.prumerge import NEEDS, PruMergeConfig, outliers, prune_and_merge
 from projectors.registry import register
 
 
 @register
-class PruMergePlus(PruMerge):
+class PruMergePlus(Projector):
     """About four times the tokens of PruMerge: three spread evenly for each that CLS looks at."""
 
-    def _rank(self, attention: Tensor, patch_mask: Tensor) -> Tensor:
-        """As in PruMerge, those at even distances last: (B, N)."""
-        rank = super()._rank(attention, patch_mask)
-        count = patch_mask.sum(dim=-1, keepdim=True)
-        is_outlier = rank < attention.shape[1]
-        num_outliers = is_outlier.sum(dim=-1, keepdim=True)
-        step = (count // num_outliers.clamp(min=1) // 3).clamp(min=1)
-        # The release never takes the last patch.
-        place = patch_mask.cumsum(dim=-1) - 1
-        is_even = patch_mask & (place % step == 0) & (place < count - 1) & ~is_outlier
-        return torch.where(is_even, num_outliers + is_even.cumsum(dim=-1) - 1, rank)
+    needs = NEEDS
+    official_names: ClassVar = {"0.": "project.0.", "2.": "project.2."}
+    official_prefix = "model.mm_projector."
+    Config = PruMergeConfig
+
+    def __init__(self, config: PruMergeConfig, dims: Dims) -> None:
+        super().__init__(config, dims)
+        self.nearest = config.nearest
+        self.project = mlp(dims.vision, dims.language, depth=2)
+
+    @property
+    def max_tokens(self) -> int:
+        """N, and one for what was not kept."""
+        return self.dims.num_patches + 1
+
+    def forward(self, features: VisualFeatures) -> VisualTokens:
+        """patches (B, N, C) -> embeds (B, T, D): outliers as in PruMerge, even ones, that of all not kept last."""
+        merged = prune_and_merge(features, _outliers_and_even, self.nearest)
+        return VisualTokens(self.project(merged.embeds) * merged.mask[..., None], merged.mask, merged.regions)
+
+
+def _outliers_and_even(attention: Tensor, patch_mask: Tensor) -> Tensor:
+    """A `Rank`: the outliers, then what lies at even distances."""
+    rank = outliers(attention, patch_mask)
+    count = patch_mask.sum(dim=-1, keepdim=True)
+    is_outlier = rank < attention.shape[1]
+    num_outliers = is_outlier.sum(dim=-1, keepdim=True)
+    step = (count // num_outliers.clamp(min=1) // 3).clamp(min=1)
+    # The release never takes the last patch.
+    place = patch_mask.cumsum(dim=-1) - 1
+    is_even = patch_mask & (place % step == 0) & (place < count - 1) & ~is_outlier
+    return torch.where(is_even, num_outliers + is_even.cumsum(dim=-1) - 1, rank)

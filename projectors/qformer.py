@@ -23,11 +23,12 @@ from projectors.registry import register
 
 MAX_DEPTH = 24
 _LAYERS = "Qformer.bert.encoder.layer."
-_OF_TEXT = re.compile(
+_NOT_OURS = re.compile(
     r"Qformer\.(cls\.|bert\.embeddings\.(word_embeddings|position_embeddings|position_ids)"
     r"|bert\.encoder\.layer\.\d+\.(intermediate|output)\.)"
+    r"|(ln_vision|visual_encoder|opt_model|t5_model|llm_model)\."
 )
-"""What the release's Q-Former has for text, which never comes here."""
+"""What the release's Q-Former has for text, which never comes here, and the other modules of a whole checkpoint."""
 
 
 @register
@@ -82,5 +83,5 @@ class QFormer(Projector):
         return VisualTokens.dense(self.project(read.last_hidden_state))
 
     def load_official(self, state_dict: Mapping[str, Tensor]) -> None:
-        """As for every projector; what the release has for text is left out."""
-        super().load_official({name: value for name, value in state_dict.items() if not _OF_TEXT.match(name)})
+        """As for every projector; what the release has for text is left out, and its encoder with `ln_vision`."""
+        super().load_official({name: value for name, value in state_dict.items() if not _NOT_OURS.match(name)})

@@ -1,7 +1,8 @@
 """Qwen-VL's resampler: a grid of learned queries reads the patches once, both told where they lie.
 
 Source: Qwen-VL, https://arxiv.org/abs/2308.12966, section 2.1; the class is in the model's own repository on the hub
-(Qwen/Qwen-VL, visual.py: `Resampler`, and `ln_post` and `proj` of `VisionTransformer`, which follow it).
+(Qwen/Qwen-VL, visual.py: `Resampler`, and `ln_post` and `proj` of `VisionTransformer`, which follow it); followed is
+vLLM's reading of it (`Resampler2`; vllm-project/vllm@0531c22, vllm/model_executor/layers/resampler.py).
 Licence: of the original, Tongyi Qianwen; written from the formulas, without that code.
 Differs from the release: padding is not read; the grid is that of the vision encoder, where it is 32x32.
 """
@@ -32,6 +33,13 @@ class QwenResampler(Projector):
         "attn_pool.attn.": "attention.",
         "attn_pool.ln_q.": "query_norm.",
         "attn_pool.ln_kv.": "patch_norm.",
+        # The resampler alone, and vLLM's.
+        "query": "queries",
+        "pos_embed": "positions",
+        "kv_proj.": "enter.",
+        "attn.": "attention.",
+        "ln_q.": "query_norm.",
+        "ln_kv.": "patch_norm.",
         "ln_post.": "norm.",
         "proj": "project",
     }

@@ -3,9 +3,10 @@
 Source: Subobject-level Image Tokenization, https://arxiv.org/abs/2402.14327 (embedding of tokens of any shape);
 facts on ChenDelong1999/subobjects-VLM@bff128d, model/visual_token_embedding.py and model/modeling.py.
 Licence: none is given with the original code; written from the formula, without that code.
-Differs from the paper, or is not in the sources we have: RoIAlign is the aligned one, with as many samples as a bin has
-pixels or patches, and the shape keeps the shares that it gives; the box is in shares of the frame; superpixels come
-from the study, of any source; patches in the padding of the frame do not enter the mean.
+Differs from the release: RoIAlign is the aligned one, with as many samples as a bin has pixels or patches, where the
+release takes one sample a bin, of features that it first brings to the size of the output; the shape keeps the shares
+that this gives, where the release makes each of them 0 or 1; a box ends behind its last pixel, not on it; superpixels
+come from the study, of any source; patches in the padding of the frame do not enter the mean.
 """
 
 import torch

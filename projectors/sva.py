@@ -7,7 +7,8 @@ Differs from the paper: one vision encoder, and no further aggregators inside th
 nothing to choose from in windows of one patch, as those of the released 576 tokens on a 24x24 grid, so they are
 refused, and 144 tokens with windows of 2x2 stand in for them.
 Differs from the release: padding does not enter the mean of the image, a window that holds nothing else gives no token,
-and no token marks the end of a row; the grid need not be square.
+and no token marks the end of a row; the grid need not be square. The published weights are of four encoders and do not
+fit; those of one encoder load under the names of the release.
 """
 
 from collections.abc import Mapping

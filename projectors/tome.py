@@ -6,7 +6,8 @@ Licence: the authors' code is CC-BY-NC-4.0; written from the paper, without that
 Differs from the paper: merging is done at once after the encoder, not a little in each of its blocks, so nothing is
 attended to in proportion to its size, and keys are those of the last block, averaged like the patches as they merge;
 at each step and in the result, tokens stand in the order of their first patches, where the paper puts the two halves
-one after the other; padding takes no part, and an image with fewer patches than tokens keeps them all.
+one after the other, so that from the second step on others meet than in its order; padding takes no part, and an image
+with fewer patches than tokens keeps them all.
 """
 
 import torch

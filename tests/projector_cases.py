@@ -13,7 +13,7 @@ from projectors import Dims, Projector, VisualFeatures
 # Neither the frame nor the grid divides evenly by what the projectors lay over them.
 DIMS = Dims(vision=24, language=20, grid=(6, 6), frame=45, decoder=16, max_superpixels=7, vision_blocks=4)
 
-OPTIONAL = ("superpixels", "decoder_pe", "keys", "cls_query")
+OPTIONAL = ("superpixels", "decoder_pe", "keys", "cls_query", "cls_key")
 HEADS = 3
 """A, of the vision encoder."""
 
@@ -57,6 +57,7 @@ def features(batch: int = 3) -> VisualFeatures:
         decoder_pe=torch.rand(DIMS.decoder, 11, 11, generator=generator, dtype=torch.float64) * 2 - 1,
         keys=noise(batch, HEADS, height * width, head),
         cls_query=noise(batch, HEADS, head),
+        cls_key=noise(batch, HEADS, head),
         layers=noise(batch, DIMS.vision_blocks, height * width, DIMS.vision),
     )
 

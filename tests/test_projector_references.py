@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import projectors
 from harness.cost import counting_flops
@@ -68,11 +68,17 @@ def test_official_weights_give_the_official_output(name: str) -> None:
         state = {key: torch.randn(shape, generator=generator, dtype=torch.float64) for key, shape in shapes.items()}
         whole = images(features(), slice(0, 1))
         whole = replace(whole, patch_mask=torch.ones_like(whole.patch_mask))
-        projector.load_official({projector.official_prefix + key: value for key, value in state.items()})
+        projector.load_official(_whole_checkpoint(name, projector.official_prefix, state))
         expected = reference.official_forward(state, given(whole, projector))
         torch.testing.assert_close(projector(given(whole, projector)).embeds, expected)
         with pytest.raises(projectors.ProjectorError, match="no official weights"):
             projector.load_official({**state, "another": torch.zeros(1)})
+
+
+def _whole_checkpoint(name: str, prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The projector's weights as the authors' whole model has them, beside one of another module."""
+    other = {"qformer": "ln_vision.weight", "pixel_shuffle": "vision_model.weight"}.get(name, "lm_head.weight")
+    return {**{prefix + key: value for key, value in state.items()}, other: torch.zeros(1)}
 
 
 def _unsettle(projector: nn.Module) -> None:

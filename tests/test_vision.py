@@ -260,6 +260,7 @@ def test_attention_and_layers_are_those_of_the_blocks_asked_for(folder: Path) ->
     )
     torch.testing.assert_close(found.keys, keys[:, :, 1:])
     torch.testing.assert_close(found.cls_query, query[:, :, 0])
+    torch.testing.assert_close(found.cls_key, keys[:, :, 0])
     torch.testing.assert_close(found.layers, torch.stack([states[2][:, 1:], states[1][:, 1:]], dim=1))
     torch.testing.assert_close(found.patches, encoder(frames))
     assert encoder.encode(frames).keys is None

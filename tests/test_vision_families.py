@@ -55,7 +55,7 @@ def test_a_checkpoint_of_the_family_gives_patches_in_the_grid(folders: dict[str,
     assert found.patches.shape == (2, 16, WIDTH)
     assert found.keys is not None
     assert found.keys.shape == (2, 2, 16, WIDTH // 2)
-    assert (found.cls_query is not None) == encoder.has_cls
+    assert (found.cls_query is not None) == (found.cls_key is not None) == encoder.has_cls
     assert found.layers is not None
     assert found.layers.shape == (2, 2, 16, WIDTH)
     assert found.patches.std() > 0.01

@@ -1,17 +1,52 @@
 """What a projector costs on the reference backbone."""
 
 import pytest
+import torch
 
 import projectors
+from harness.cost import counting_flops
 from harness.yardstick import given, measured
 from projectors import REFERENCE_DIMS
 from tests.projector_cases import OPTIONAL
+
+MEASURED_IN_THE_RELEASES = [
+    ("linear", {}, "4.83"),
+    ("mlp", {}, "24.16"),
+    ("pooling", {"tokens": 144}, "6.04"),
+    ("pixel_shuffle", {}, "9.66"),
+    ("pixel_shuffle", {"scale": 4, "head": "linear"}, "4.83"),
+    ("ldpv2", {}, "24.17"),
+    ("c_abstractor", {"tokens": 64}, "10.78"),
+    ("c_abstractor", {"tokens": 144}, "15.15"),
+    ("c_abstractor", {"tokens": 256}, "21.26"),
+    # 17.1, 23.5 and 39.7 of the Q-Former, and the linear layer behind it.
+    ("qformer", {"tokens": 32}, "17.3"),
+    ("qformer", {"tokens": 64}, "23.9"),
+    ("qformer", {"tokens": 144}, "40.6"),
+    ("qwen_resampler", {}, "71.7"),
+    ("mqt", {"tokens": 36}, "2.95"),
+    ("mqt", {"tokens": 256}, "6.24"),
+    ("token_packer", {"scale": 2}, "21.4"),
+    ("token_packer", {"scale": 3}, "17.6"),
+    ("token_packer", {"scale": 4}, "16.2"),
+]
+"""GFLOPs at the reference backbone, of the authors' own classes."""
 
 
 def test_the_mlp_costs_what_its_layers_multiply():
     cost = measured("mlp")
     assert (cost.tokens, cost.parameters, cost.needs) == (576, 20_979_712, ())
     assert cost.flops == 2 * 576 * (1024 * 4096 + 4096 * 4096)
+
+
+@pytest.mark.parametrize(("name", "settings", "gflops"), MEASURED_IN_THE_RELEASES)
+@torch.inference_mode()
+def test_flops_are_those_of_the_release(name, settings, gflops):
+    projector = projectors.get(name)(projectors.get(name).Config(**settings), REFERENCE_DIMS).eval()
+    with counting_flops(projector) as counter:
+        projector(given(projector))
+    decimals = len(gflops.partition(".")[2])
+    assert f"{counter.get_total_flops() / 1e9:.{decimals}f}" == gflops
 
 
 @pytest.mark.parametrize("name", projectors.names())

@@ -56,7 +56,9 @@ def load_strictly(
 
 
 def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint in one file; a .pth or .bin file is read without running what it may hold beside.
+    """The tensors of a checkpoint in one file, which some put under the name "model" in it (LAVIS).
+
+    A .pth or .bin file is read without running what it may hold beside.
 
     Raises:
         WeightsError: it cannot be read, or is no table of tensors.
@@ -67,6 +69,8 @@ def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise WeightsError(f"the weights {name!r} ({path}) cannot be read: {str(error).splitlines()[0]}") from error
+    if isinstance(state, dict) and isinstance(state.get("model"), dict):
+        state = state["model"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"the weights {name!r} ({path}) are no table of tensors, as a checkpoint is")
     return state

@@ -33,13 +33,14 @@ class Encoding:
     Args:
         patches: (B, N, C).
         keys: (B, A, N, C / A), of the last block that runs; None unless asked for.
-        cls_query: (B, A, C / A), of the same block; None unless asked for, or where there is no CLS.
+        cls_query, cls_key: (B, A, C / A), of the same block; None unless asked for, or where there is no CLS.
         layers: (B, K, N, C), as they leave the blocks asked for; None unless asked for.
     """
 
     patches: Tensor
     keys: Tensor | None = None
     cls_query: Tensor | None = None
+    cls_key: Tensor | None = None
     layers: Tensor | None = None
 
 
@@ -109,7 +110,7 @@ class VisionEncoder(nn.Module):
 
     @property
     def has_cls(self) -> bool:
-        """Whether `Encoding.cls_query` can be had."""
+        """Whether `Encoding.cls_query` and `cls_key` can be had."""
         return self.family.has_cls
 
     @property
@@ -138,8 +139,8 @@ class VisionEncoder(nn.Module):
         Args:
             sizes: height and width in pixels of the image in each frame, from its upper left corner; None where they
                 fill their frames. Encoders of native resolution see no more than that.
-            has_attention: also the keys, and the query of CLS where there is one, in the last block, before any
-                rotation.
+            has_attention: also the keys, and the query and key of CLS where there is one, in the last block, before
+                any rotation.
             layers: also the patches as they leave these blocks, counted from 1, before whatever follows the last.
         """
         shapes = [self._shape(size) for size in sizes or [self.frame_size] * len(frames)]
@@ -159,11 +160,12 @@ class VisionEncoder(nn.Module):
             for states in (last, *(seen[module] for module in watched))
         ]
         prefix, earlier = self.num_prefix_tokens, placed[1 : 1 + len(layers)]
-        query, keys = self._attention(torch.cat(placed[1 + len(layers) :], dim=-1)) if has_attention else (None, None)
+        query, key = self._attention(torch.cat(placed[1 + len(layers) :], dim=-1)) if has_attention else (None, None)
         return Encoding(
             patches=placed[0][:, prefix:],
-            keys=None if keys is None else keys[:, :, prefix:],
+            keys=None if key is None else key[:, :, prefix:],
             cls_query=query[:, :, 0] if query is not None and self.has_cls else None,
+            cls_key=key[:, :, 0] if key is not None and self.has_cls else None,
             layers=torch.stack([states[:, prefix:] for states in earlier], dim=1) if layers else None,
         )
 

@@ -23,14 +23,16 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
 
 
 def looked_at(batch: VisualFeatures, image: int) -> tuple[dict[int, float], dict[int, Tensor]]:
-    """How much CLS looks at each real patch, and the patches' keys, all heads in one."""
+    """How much CLS looks at each real patch, and the patches' keys, all heads in one; it looks at itself too."""
     assert batch.keys is not None
     assert batch.cls_query is not None
+    assert batch.cls_key is not None
     real = [n for n in range(HEIGHT * WIDTH) if batch.patch_mask[image, n]]
     keys = {n: torch.cat([head[n] for head in batch.keys[image]]) for n in real}
     query = torch.cat(list(batch.cls_query[image]))
-    scores = torch.stack([query @ keys[n] / len(query) ** 0.5 for n in real]).softmax(0)
-    return dict(zip(real, scores.tolist(), strict=True)), keys
+    looked_at = [*(keys[n] for n in real), torch.cat(list(batch.cls_key[image]))]
+    scores = torch.stack([query @ key / len(query) ** 0.5 for key in looked_at]).softmax(0)
+    return dict(zip(real, scores.tolist()[:-1], strict=True)), keys
 
 
 def outliers(attention: dict[int, float]) -> list[int]:
@@ -67,9 +69,9 @@ def flops(projector: Any, batch: VisualFeatures) -> int:
 
 
 def flops_of(projector: Any, tokens: int) -> int:
-    """CLS on each patch, each patch on each, and the tokens' sums; then the MLP."""
+    """CLS on itself and each patch, each patch on each, and the tokens' sums; then the MLP."""
     n, c = projector.dims.num_patches, projector.dims.vision
-    return 2 * n * c + 2 * n**2 * c + 2 * tokens * n * c + linear_flops(projector.project, tokens)
+    return 2 * (n + 1) * c + 2 * n**2 * c + 2 * tokens * n * c + linear_flops(projector.project, tokens)
 
 
 def official_shapes(projector: Any) -> dict[str, tuple[int, ...]]:
@@ -90,10 +92,13 @@ def official_outliers(batch: VisualFeatures, image: int) -> Tensor:
 
 
 def official_attention(batch: VisualFeatures, image: int) -> Tensor:
+    """The first row of the softmax over CLS and patches, without its first column."""
     assert batch.keys is not None
     assert batch.cls_query is not None
-    keys, query = batch.keys[image].transpose(0, 1).flatten(1), batch.cls_query[image].flatten()
-    return (keys @ query * len(query) ** -0.5).softmax(0)
+    assert batch.cls_key is not None
+    query = batch.cls_query[image].flatten()
+    keys = torch.cat([batch.cls_key[image].flatten()[None], batch.keys[image].transpose(0, 1).flatten(1)])
+    return (keys @ query * len(query) ** -0.5).softmax(0)[1:]
 
 
 def official_tokens(batch: VisualFeatures, image: int, kept: Tensor) -> Tensor:
