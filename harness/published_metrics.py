@@ -1,7 +1,8 @@
 """Scores as four published evaluators compute them, epsilons and edge cases included, to be put beside their numbers.
 
 Ours are in `harness.metrics`; these differ from them, and from one another, in what an expression without a target
-counts, whether a rejected expression keeps its mask, where epsilons stand, and what a share is a share of.
+counts, whether a rejected expression keeps its mask, where epsilons stand, and what a share is a share of. Here an
+expression has no target where its mask is empty; ReLA goes by the annotation, the same but for empty polygons.
 
 Source: LISA's `validate` (dvlab-research/LISA@3cb2d43), ReLA's `refer_evaluation.py` (henghuiding/ReLA@3ca9551), GSVA's
 `eval_gres` (LeapLabTHU/GSVA@618dc79), LAVT's `test.py` (yz93/LAVT-RIS@1da0af9).
@@ -83,18 +84,19 @@ def lisa(counts: Counts) -> dict[str, float]:
     each = intersection / (union + np.float32(1e-5))
     each[union == 0] += 1
     return {
-        "giou": float(each.sum(dtype=np.float32) / (len(each) + 1e-5)),
-        "ciou": float(intersection.sum(dtype=np.float32) / (union.sum(dtype=np.float32) + 1e-10)),
+        "giou": float(_added_up(each) / (len(each) + 1e-5)),
+        "ciou": float(_added_up(intersection) / (_added_up(union) + 1e-10)),
     }
 
 
 def rela(counts: Counts) -> dict[str, float]:
     """ReLA on gRefCOCO: a rejected expression has no mask. IoUs and precisions in percent, accuracies as fractions.
 
-    Precisions are shares of the expressions that have a target, accuracies 0 where no expression is of their kind, as
-    in the release; where it divides by zero, for want of any target, precisions are NaN.
+    Precisions are shares of the expressions that have a target, and both accuracies are 0 where every expression has
+    one, as in the release; where it divides by zero, for want of any target, precisions and target accuracy are NaN.
     """
     has_target, rejected = counts.has_target, counts.is_rejected
+    is_told_apart = not has_target.all()
     intersection = np.where(rejected, 0, counts.intersection)
     union = np.where(rejected & ~has_target, 0, counts.union)
     each = np.divide(intersection, union, out=np.zeros(len(union)), where=union > 0)
@@ -103,28 +105,26 @@ def rela(counts: Counts) -> dict[str, float]:
         "giou": 100 * _mean(each),
         "ciou": 100 * _ratio(intersection.sum(), union.sum()),
         **{f"precision_at_{p}": 100 * _mean(each[has_target] >= p / 100) for p in (70, 80, 90)},
-        "no_target_accuracy": _ratio(rejected[~has_target].sum(), (~has_target).sum(), otherwise=0.0),
-        "target_accuracy": _ratio((~rejected[has_target]).sum(), has_target.sum(), otherwise=0.0),
+        "no_target_accuracy": _mean(rejected[~has_target]) if is_told_apart else 0.0,
+        "target_accuracy": _mean(~rejected[has_target]) if is_told_apart else 0.0,
     }
 
 
 def gsva(counts: Counts, *, counts_hallucinations: bool = True) -> dict[str, float]:
-    """GSVA's `eval_gres`: a rejected expression with a target keeps its mask.
+    """GSVA's `eval_gres`, in float32: a rejected expression with a target keeps its mask.
 
     Args:
         counts_hallucinations: whether what is predicted for no target enters cIoU; so on gRefCOCO, not on Ref-ZOM.
     """
     has_target, rejected = counts.has_target, counts.is_rejected
-    each = counts.intersection / (counts.union + 1e-8)
-    each = np.where(has_target, each, rejected.astype(float))
-    union = np.where(has_target, counts.union, 0)
-    if counts_hallucinations:
-        union = np.where(~has_target & ~rejected, counts.union, union)
+    intersection, union = counts.intersection.astype(np.float32), counts.union.astype(np.float32)
+    each = np.where(has_target, intersection / (union + np.float32(1e-8)), rejected.astype(np.float32))
+    is_counted = has_target | ~rejected if counts_hallucinations else has_target
     return {
-        "giou": float(each.sum() / (len(each) + 1e-5)),
-        "ciou": float(np.where(has_target, counts.intersection, 0).sum() / (union.sum() + 1e-8)),
-        "no_target_accuracy": _ratio(rejected[~has_target].sum(), (~has_target).sum()),
-        "target_accuracy": _ratio((~rejected[has_target]).sum(), has_target.sum()),
+        "giou": float(_added_up(each) / (len(each) + 1e-5)),
+        "ciou": float(_added_up(intersection[has_target]) / (_added_up(union[is_counted]) + 1e-10)),
+        "no_target_accuracy": _mean(rejected[~has_target]),
+        "target_accuracy": _mean(~rejected[has_target]),
     }
 
 
@@ -142,9 +142,14 @@ PRESETS: Mapping[str, Callable[[Counts], dict[str, float]]] = {"lisa": lisa, "re
 """By name; the names of their scores are those of `harness.metrics`."""
 
 
+def _added_up(values: np.ndarray) -> np.float32:
+    """One after another in float32, as the meters of LISA and GSVA do; `np.sum` would round in another order."""
+    return np.cumsum(values, dtype=np.float32)[-1] if len(values) else np.float32(0)
+
+
 def _mean(values: np.ndarray) -> float:
     return float(np.mean(values)) if len(values) else float("nan")
 
 
-def _ratio(part: float, whole: float, otherwise: float = float("nan")) -> float:
-    return float(part / whole) if whole else otherwise
+def _ratio(part: float, whole: float) -> float:
+    return float(part / whole) if whole else float("nan")

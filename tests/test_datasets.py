@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from harness.data import coco_instances, grefcoco, mix, reasonseg, ref_zom, refer
 from harness.data.__main__ import main
 from harness.data.coco_file import mask_of
+from harness.data.pickled import read_plain_pickle
 from harness.errors import DataError
 from tests import datasets
 
@@ -128,7 +130,7 @@ def test_a_pickle_that_would_run_something_is_refused(root: Path) -> None:
             return os.system, ("touch " + str(root / "ran"),)
 
     (root / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps([Malicious()]))
-    with pytest.raises(DataError, match=r"refs\(unc\).p is a pickle that asks for posix.system"):
+    with pytest.raises(DataError, match=r"refs\(unc\).p is a pickle that asks for 'posix.system'"):
         refer.load(refcoco(root), "train")
     assert not (root / "ran").exists()
 
@@ -239,8 +241,13 @@ def test_reasonseg_in_another_encoding_and_without_shapes(tmp_path: Path) -> Non
     datasets.write_reasonseg(tmp_path, "a", image, content, encoding="cp1252")
     (example,) = reasonseg.load(reasonseg.Config(root=tmp_path), "test")
     assert [(one.text, one.targets) for one in example.expressions] == [("the caf\xe9", ())]
-    datasets.write_reasonseg(tmp_path, "b", image, {"text": [], "is_sentence": True})
-    with pytest.raises(DataError, match=r"b.json is no annotation of ReasonSeg \(KeyError: 'shapes'\)"):
+    # As two of the released test split.
+    datasets.write_reasonseg(tmp_path, "b", image, {"text": ["left out"], "is_sentence": True})
+    assert len(reasonseg.load(reasonseg.Config(root=tmp_path), "test")) == 1
+    *_, found = reasonseg.check(tmp_path)
+    assert "2 images, 1 sentences, 1 of the images left out" in found.text
+    datasets.write_reasonseg(tmp_path, "c", image, {"shapes": [], "is_sentence": True})
+    with pytest.raises(DataError, match=r"c.json is no annotation of ReasonSeg \(KeyError: 'text'\)"):
         reasonseg.load(reasonseg.Config(root=tmp_path), "test")
 
 
@@ -255,6 +262,7 @@ def test_check_holds_counts_against_what_is_published(root: Path, capsys) -> Non
     assert "!! refcoco (unc) testA: " in said
     assert "published are 5657 sentences, 1975 refs, 750 images" in said
     assert "ok refcoco (unc): all 4 image files are there" in said
+    assert "ok refcoco (unc): none of the" in said
     assert "refcoco+ (unc)" in said
     assert "missing; annotations: refcoco.zip" in said
 
@@ -268,6 +276,86 @@ def test_check_is_content_where_all_is_as_published(root: Path, capsys, monkeypa
     (root / datasets.IMAGES / "COCO_train2014_000000000103.png").unlink()
     assert main(["check", "refer", "--root", str(root)]) == 2
     assert "1 of 4 image files are missing, the first" in capsys.readouterr().out
+
+
+def test_check_goes_on_behind_polygons_that_overlap_and_counts_them(root: Path, capsys) -> None:
+    key = pickle.loads((root / "refcoco" / "refs(unc).p").read_bytes())[0]["ann_id"]
+    path = root / "refcoco" / "instances.json"
+    edit(path, lambda content: next(a for a in content["annotations"] if a["id"] == key).update(segmentation=OVERLAP))
+    main(["check", "refer", "--root", str(root)])
+    said = capsys.readouterr().out
+    assert f"annotations meant have polygons that overlap, the first {key}; evaluators differ" in said
+    assert "ok refcoco (unc): all 4 image files are there" in said
+
+
+def test_check_reads_the_size_of_images(root: Path, capsys) -> None:
+    Image.new("RGB", (10, 20)).save(root / datasets.IMAGES / "COCO_train2014_000000000103.png")
+    assert main(["check", "refer", "--root", str(root)]) == 2
+    said = capsys.readouterr().out
+    assert "!! refcoco (unc): 1 of 4 images have another size than their annotations, the first" in said
+    assert "COCO_train2014_000000000103.png: 10 x 20, not 224 x 224" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"I1\n(tR.", "not callable"),
+        (b"}(]I1\nu.", "unhashable"),
+        (b"\x8e\xff\xff\xff\xff\xff\xff\xff\xff.", "exceeds"),
+        (b"Pname\n.", "persistent"),
+    ],
+)
+def test_a_damaged_pickle_is_one_sentence_whatever_its_instructions_raise(tmp_path: Path, content, reason: str) -> None:
+    (tmp_path / "refs.p").write_bytes(content)
+    with pytest.raises(DataError, match=rf"refs.p is no whole pickle \(.*{reason}") as raised:
+        read_plain_pickle(tmp_path / "refs.p")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "reason"),
+    [
+        ([[0, 0, 4, 0, 4, float("nan")]], "a point at y = nan"),
+        ([[0, 0, 4, 0, 1e9, 4]], "a point at x = 1e"),
+        ([[0, 0, 4, 0, float("inf"), 4]], "a point at x = inf"),
+        ({"size": [8, 8], "counts": [70, -6]}, "an encoding of 64 pixels"),
+        ({"size": [8, 8], "counts": [32]}, "an encoding of 32 pixels"),
+    ],
+)
+def test_masks_that_would_break_pycocotools_are_refused(segmentation, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        mask_of(segmentation, 8, 8, "union")
+
+
+def test_a_compressed_encoding_that_is_cut_off_is_refused() -> None:
+    whole = coco_mask.encode(np.asfortranarray(SQUARE.astype(np.uint8)))
+    assert np.array_equal(coco_mask.decode(mask_of(whole, 8, 8, "union")[0]) > 0, SQUARE)
+    cut = {**whole, "counts": whole["counts"][:3].decode()}
+    with pytest.raises(ValueError, match=r"an encoding of .* pixels; the image has 64"):
+        mask_of(cut, 8, 8, "union")
+
+
+def test_no_polygon_is_an_empty_mask() -> None:
+    assert coco_mask.area(mask_of([], 8, 8, "union")[0]) == 0
+
+
+def test_images_are_known_by_cocos_number_and_others_by_their_file(tmp_path: Path) -> None:
+    """A file of instances may number images as it likes."""
+    images = datasets.write_images(tmp_path / "images", MADE[:2])
+    content = datasets.instances(MADE[:2], images)
+    content["images"][1]["file_name"] = "mine/102.png"
+    for one in content["annotations"]:
+        one["expression"] = "something"
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(content).replace('"image_id": 101', '"image_id": 7').replace('"id": 101,', '"id": 7,'))
+    config = coco_instances.Config(annotations={"train": path}, images=tmp_path / "images")
+    assert [one.image_id for one in coco_instances.load(config, "train")] == ["coco/101", "file/mine/102.png"]
+
+
+def test_gqa_beside_cocos_images_is_refused() -> None:
+    coco = {"name": "refer", "root": ".", "dataset": "refcoco", "split_by": "unc"}
+    with pytest.raises(ValueError, match="gqa and refer share images of COCO under different numbers"):
+        mix.Config.model_validate({"train": [{"name": "gqa", "root": "."}], "score": coco})
 
 
 def test_check_knows_which_datasets_are_published(capsys) -> None:

@@ -90,10 +90,19 @@ def test_targets_that_match_nothing_are_refused_with_those_that_would(folders: d
         load(folders["phi3"], lora=LoRAConfig(rank=2))
 
 
-def test_a_chat_is_what_the_tokenizers_own_template_writes(folders: dict[str, Path]) -> None:
-    for prompt, expected in {"plain": "[BOS] the star .", "chat": "[BOS] user the star . assistant"}.items():
+@torch.no_grad()
+def test_an_image_stands_where_a_user_would_say_it(folders: dict[str, Path]) -> None:
+    for prompt, before, behind in (
+        ("plain", "[BOS]", "the star ."),
+        ("chat", "[BOS] user", "the star . assistant"),
+    ):
         llm = load(folders["llama"], prompt=prompt)
-        assert llm.tokenizer.batch_decode(llm.prompts([llm.wish("the star")]).ids) == [expected]
+        assert llm.tokenizer.decode(llm.opening) == before
+        assert llm.tokenizer.batch_decode(llm.prompts([llm.wish("the star")]).ids) == [behind]
+        opened = llm.opened(visual_tokens())
+        assert opened.mask.all()
+        torch.testing.assert_close(opened.embeds[0, : len(llm.opening)], llm.embed(llm.opening))
+        torch.testing.assert_close(opened.embeds[0, len(llm.opening) :], visual_tokens().embeds[0])
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:

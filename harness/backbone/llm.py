@@ -1,8 +1,9 @@
 """The LLM: reads visual tokens and what is asked, answers an expression by [SEG] or [REJ] and a question in words.
 
 [SEG] and [REJ] are rows of their own beside the pretrained vocabulary, so that only they are trained and no tokenizer
-changes. Visual tokens stand before the whole prompt and come as the projector makes them; where a family scales its
-words (Gemma), it does so as it embeds them.
+changes. Visual tokens stand where a user would say them: behind the word that begins every text, or behind a chat
+template's head, and before the prompt. They come as the projector makes them; where a family scales its words (Gemma),
+it does so as it embeds them.
 
 Source: LISA, https://arxiv.org/abs/2308.00692 ([SEG] as mask); GSVA, https://arxiv.org/abs/2312.10103 ([REJ]).
 """
@@ -32,7 +33,10 @@ from harness.backbone.strict import load_strictly
 from harness.backbone.tiny_llm import build_tiny
 from harness.backbone.weights import WeightsRecord, resolve
 from harness.errors import WeightsError
+from projectors import VisualTokens
 
+_SAID = "\ufffc"
+"""Stands in a chat's turn for what is said there."""
 SEG, REJ = 0, 1
 """Index of an answer among the two trained rows; in `answer_logits` they come after the vocabulary."""
 
@@ -60,7 +64,12 @@ class LanguageModel(nn.Module):
         tokenizer: its tokenizer.
         config: prompt template and how visual tokens attend to one another.
         weights: where the weights come from; None for a model trained from scratch.
+
+    Attributes:
+        opening: (O,) int64, the words before the visual tokens; none for `tiny`.
     """
+
+    opening: Tensor
 
     def __init__(
         self,
@@ -76,6 +85,8 @@ class LanguageModel(nn.Module):
         self.weights = weights
         shape: Any = model.config
         self._shape = shape.get_text_config()
+        head, self._behind = self._turn() if config.prompt == "chat" else (self._first_word(), "")
+        self.register_buffer("opening", torch.tensor(self._tokenise([head])[0], dtype=torch.int64), persistent=False)
         head = model.get_output_embeddings().weight
         self.answers = nn.Parameter(torch.zeros(2, head.shape[1]).normal_(std=float(head.detach().float().std())))
         self.own_seg: nn.Parameter | None = None
@@ -107,7 +118,7 @@ class LanguageModel(nn.Module):
         """What is said to the model, and what is given of each answer, which may be nothing."""
         answers = [""] * len(texts) if answers is None else answers
         is_chat = self.config.prompt == "chat"
-        said = [self._as_chat(text) if is_chat else text for text in texts]
+        said = [f"{text}{self._behind}" for text in texts]
         # An answer stands behind a plain prompt as a word behind another; a chat's template has led up to it.
         space = "" if is_chat else " "
         whole = [f"{text}{space}{answer}" if answer else text for text, answer in zip(said, answers, strict=True)]
@@ -120,9 +131,7 @@ class LanguageModel(nn.Module):
         return Prompts(ids, mask, given)
 
     def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
-        # A chat template writes the special tokens itself.
-        encoded = self.tokenizer(list(texts), add_special_tokens=self.config.prompt == "plain")
-        rows: list[list[int]] = encoded["input_ids"]
+        rows: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         return rows
 
     def words(self, ids: Sequence[int]) -> str:
@@ -130,10 +139,25 @@ class LanguageModel(nn.Module):
         kept = list(takewhile(lambda word: word != self.end and word < self.vocabulary, ids))
         return str(self.tokenizer.decode(kept)).strip()
 
-    def _as_chat(self, text: str) -> str:
-        """What a user says, in the tokenizer's own template, up to where the model answers."""
-        said = [{"role": "user", "content": text}]
-        return str(self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
+    def _turn(self) -> tuple[str, str]:
+        """The tokenizer's own template before what a user says and behind it, up to where the model answers."""
+        said = [{"role": "user", "content": _SAID}]
+        turn = str(self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
+        head, _, behind = turn.partition(_SAID)
+        return head, behind
+
+    def _first_word(self) -> str:
+        """The special token that the tokenizer begins every text with, if any."""
+        first = self.tokenizer.bos_token
+        has_one = first is not None and self.tokenizer("").input_ids[:1] == [self.tokenizer.bos_token_id]
+        return str(first) if has_one else ""
+
+    def opened(self, visual: VisualTokens) -> VisualTokens:
+        """Visual tokens (B, T, D) behind what stands before them: (B, O + T, D)."""
+        words = self.embed(self.opening).to(visual.embeds.dtype).expand(len(visual.embeds), -1, -1)
+        return VisualTokens(
+            torch.cat([words, visual.embeds], dim=1), F.pad(visual.mask, (len(self.opening), 0), value=True)
+        )
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids (..., L) -> embeddings (..., L, D)."""

@@ -181,7 +181,7 @@ class Segmenter(nn.Module):
         config, words, mask = self.llm.config, self.llm.embed(query.ids), query.mask
         if config.seg_state == "own":
             words, mask = self.llm.with_own_seg(words, mask, query.drawn)
-        tokens = replace(tokens, embeds=tokens.embeds * self.visual_gain)
+        tokens = self.llm.opened(replace(tokens, embeds=tokens.embeds * self.visual_gain))
         packed = pack(tokens, words, mask, bidirectional=config.visual_attention == "bidirectional")
         return packed, packed.first + query.mask.sum(-1) - query.given - 1
 

@@ -1,11 +1,11 @@
 """What `python -m harness.data check` finds out about a dataset on disk."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.data.example import Example, ImageFile
-from harness.data.referrals import Counts, RefFile, RefsConfig, examples
+from harness.data.referrals import Counts, Masks, Ref, RefFile, RefsConfig, examples, with_overlap
 from harness.errors import DataError
 
 
@@ -47,7 +47,10 @@ def check_refs(
         for split in config.splits:
             yield _check_counts(f"{subject} {split}", refs.counts(split), published.get(split))
         everything = [ref for split in config.splits for ref in refs.split(split)]
-        yield check_images(subject, examples(everything, config.masks), source)
+        # Either meaning will do, since none is scored here.
+        masks = replace(config.masks, ground_truth="union")
+        yield check_images(subject, examples(everything, masks), source)
+        yield _check_overlap(subject, everything, masks)
     except DataError as error:
         yield Finding(subject, False, str(error))
 
@@ -60,9 +63,37 @@ def _check_counts(subject: str, found: Counts, published: Counts | None) -> Find
     return Finding(subject, False, f"{found}; published are {published}; take the official file")
 
 
+def _check_overlap(subject: str, refs: Sequence[Ref], masks: Masks) -> Finding:
+    found, named = with_overlap(refs, masks), {key for ref in refs for key in ref.annotations}
+    if not found:
+        return Finding(subject, True, f"none of the {len(named)} annotations meant has polygons that overlap")
+    return Finding(
+        subject,
+        True,
+        f"{len(found)} of the {len(named)} annotations meant have polygons that overlap, the first {found[0]}; "
+        "evaluators differ on what that is, so studies must say data.ground_truth: union or lisa_sum",
+    )
+
+
 def check_images(subject: str, found: Sequence[Example], source: str) -> Finding:
-    """Whether the file of every image is there; none is opened, as that takes long for COCO."""
-    return check_files(subject, {one.picture.path for one in found if isinstance(one.picture, ImageFile)}, source)
+    """Whether the file of every image is there, and of the size that its annotations are for.
+
+    Only their heads are read: all of COCO's pixels would take minutes.
+    """
+    pictures = [one.picture for one in found if isinstance(one.picture, ImageFile)]
+    missing = check_files(subject, {picture.path for picture in pictures}, source)
+    if not missing.is_right:
+        return missing
+    other = [(one, file) for one in pictures if (file := ImageFile.of(one.path)) != one]
+    if not other:
+        return missing
+    one, file = other[0]
+    return Finding(
+        subject,
+        False,
+        f"{len(other)} of {len(pictures)} images have another size than their annotations, the first {one.path}: "
+        f"{file.width} x {file.height}, not {one.width} x {one.height}; {source}",
+    )
 
 
 def check_files(subject: str, paths: Collection[Path], source: str) -> Finding:

@@ -66,10 +66,14 @@ def load(config: Config, split: str) -> Sequence[Example]:
 
 
 def check(root: Path) -> Iterator[Finding]:
-    """What lies under `root`, held against what is published."""
+    """What lies under `root`, held against what is published; nobody needs both splits."""
+    is_any_here = any(_file(root, *key).exists() for key in PUBLISHED)
     for (split_by, split), published in PUBLISHED.items():
         config = Config(root=root, split_by=split_by)
         subject = f"coco_captions ({split_by}) {split}"
+        if is_any_here and not _file(root, split_by, split).exists():
+            yield Finding(subject, True, f"not here, as {_file(root, split_by, split)} is missing; {SOURCE}")
+            continue
         yield from check_questions(subject, lambda: _read(config, split), published, SOURCE)  # noqa: B023
 
 
@@ -83,6 +87,10 @@ def _read(config: Config, split: str) -> Mapping[str, AskedImage]:
     }
 
 
+def _file(root: Path, split_by: SplitBy, split: str) -> Path:
+    return root / ("dataset_coco.json" if split_by == "karpathy" else f"annotations/captions_{split}2014.json")
+
+
 def _questions(prompt: str, captions: Sequence[str], *, each: bool) -> tuple[Question, ...]:
     """A question a caption, or one with all captions to hold the answer against."""
     if each:
@@ -91,7 +99,7 @@ def _questions(prompt: str, captions: Sequence[str], *, each: bool) -> tuple[Que
 
 
 def _official(root: Path, split: str) -> Mapping[int, tuple[Path, list[str]]]:
-    path = root / "annotations" / f"captions_{split}2014.json"
+    path = _file(root, "official", split)
     content = read_json(path)
     captions: dict[int, list[str]] = defaultdict(list)
     try:
@@ -110,7 +118,7 @@ def _official(root: Path, split: str) -> Mapping[int, tuple[Path, list[str]]]:
 
 
 def _karpathy(root: Path, split: str) -> Mapping[int, tuple[Path, list[str]]]:
-    path, found = root / "dataset_coco.json", dict[int, tuple[Path, list[str]]]()
+    path, found = _file(root, "karpathy", split), dict[int, tuple[Path, list[str]]]()
     content: Any = read_json(path)
     try:
         for image in content["images"]:

@@ -21,6 +21,8 @@ GroundTruth = Literal["union", "lisa_sum"]
 """What a pixel of two polygons of one annotation is: the object's, or, as in LISA's loader, background."""
 MIN_POLYGON = 6
 """Numbers of a polygon; pycocotools takes four for a box."""
+MARGIN = 1.0
+"""How far outside of its image a polygon may reach, in sides of the image; pycocotools takes memory for all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,11 @@ class InstanceFile:
             return ImageFile(folder / entry["file_name"], int(entry["height"]), int(entry["width"]))
         except KeyError as error:
             raise DataError(f"{self.path}: image {image_id} lacks {error}; take the file that belongs to it") from None
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"{self.path}: image {image_id} has no file_name, height and width that can be read ({error}); take "
+                "the official file"
+            ) from None
 
     def annotation(self, annotation_id: int, ground_truth: GroundTruth) -> Annotation:
         """An annotation with its mask.
@@ -98,7 +105,7 @@ class InstanceFile:
         size = self.image(int(entry["image_id"]), Path())
         try:
             mask, has_overlap = mask_of(entry["segmentation"], size.height, size.width, ground_truth)
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
             raise DataError(f"{self.path}: annotation {annotation_id} has no mask that can be read: {error}") from None
         return Annotation(mask, has_overlap, bool(entry.get("iscrowd", 0)))
 
@@ -112,8 +119,10 @@ def mask_of(segmentation: Any, height: int, width: int, ground_truth: GroundTrut
     """The mask of polygons or of one or more run-length encodings, and whether its parts overlap.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is neither, or not within the image.
     """
+    if segmentation == []:
+        return encode(np.zeros((height, width), bool)), False
     parts = _parts(segmentation, height, width)
     whole = coco_mask.merge(parts)
     has_overlap = int(np.sum(coco_mask.area(parts))) > int(coco_mask.area(whole))
@@ -125,14 +134,19 @@ def mask_of(segmentation: Any, height: int, width: int, ground_truth: GroundTrut
 def _parts(segmentation: Any, height: int, width: int) -> list[Rle]:
     if isinstance(segmentation, Mapping):
         return [_from_rle(segmentation, height, width)]
-    if not isinstance(segmentation, Sequence) or isinstance(segmentation, str) or not segmentation:
+    if not isinstance(segmentation, Sequence) or isinstance(segmentation, str):
         raise ValueError(f"found {segmentation!r:.60}; a list of polygons or an encoding with `counts` is allowed")
     if isinstance(segmentation[0], Mapping):
         return [_from_rle(one, height, width) for one in segmentation]
     for polygon in segmentation:
         if len(polygon) < MIN_POLYGON or len(polygon) % 2:
             raise ValueError(f"a polygon of {len(polygon)} numbers; three points or more, x and y of each, are allowed")
-    return coco_mask.frPyObjects([list(map(float, polygon)) for polygon in segmentation], height, width)
+    polygons = [list(map(float, polygon)) for polygon in segmentation]
+    for axis, side in enumerate((width, height)):
+        for at in (at for polygon in polygons for at in polygon[axis::2]):
+            if not -MARGIN * side <= at <= (1 + MARGIN) * side:  # so NaN is refused too
+                raise ValueError(f"a polygon with a point at {'xy'[axis]} = {at:g}; the image is {width} x {height}")
+    return coco_mask.frPyObjects(polygons, height, width)
 
 
 def _from_rle(encoding: Mapping[str, Any], height: int, width: int) -> Rle:
@@ -140,11 +154,37 @@ def _from_rle(encoding: Mapping[str, Any], height: int, width: int) -> Rle:
     if size != [height, width]:
         raise ValueError(f"an encoding for {size[1]} x {size[0]} pixels; the image has {width} x {height}")
     counts = encoding["counts"]
-    if isinstance(counts, Sequence) and not isinstance(counts, str | bytes):
-        if sum(counts) != height * width:
-            raise ValueError(f"an encoding of {sum(counts)} pixels; the image has {height * width}")
-        return coco_mask.frPyObjects({"size": size, "counts": list(counts)}, height, width)
-    return {"size": size, "counts": counts.encode() if isinstance(counts, str) else counts}
+    is_plain = isinstance(counts, Sequence) and not isinstance(counts, str | bytes)
+    text = counts.encode() if isinstance(counts, str) else counts
+    runs = [int(run) for run in counts] if is_plain else _runs(text)
+    if sum(runs) != height * width or min(runs) < 0:
+        raise ValueError(f"an encoding of {sum(runs)} pixels; the image has {height * width}")
+    if is_plain:
+        return coco_mask.frPyObjects({"size": size, "counts": runs}, height, width)
+    return {"size": size, "counts": text}
+
+
+def _runs(text: bytes) -> list[int]:
+    """The runs of a compressed encoding, which pycocotools decodes into memory of its own without counting them.
+
+    Each is written in groups of five bits, the lowest first, with a sixth that says whether another follows; from the
+    fourth on it is less the one before the last.
+
+    Raises:
+        IndexError: the last one is cut off.
+    """
+    runs: list[int] = []
+    place = 0
+    while place < len(text):
+        value, shift, has_more = 0, 0, True
+        while has_more:
+            group = text[place] - 48
+            value |= (group & 31) << shift
+            place, shift, has_more = place + 1, shift + 5, bool(group & 32)
+        if group & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+    return runs
 
 
 def read_json(path: Path) -> Any:

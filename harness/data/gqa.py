@@ -1,7 +1,7 @@
 """GQA: questions made from scene graphs of Visual Genome's images, each with one right answer.
 
 The balanced questions, as everybody reports them; testdev is what papers score. Some of Visual Genome's images are
-COCO's too, under other numbers, so that `mix` does not see them as the same.
+COCO's too, under other numbers, so that `mix` refuses them beside COCO's.
 
 Source: https://cs.stanford.edu/people/dorarad/gqa, https://arxiv.org/abs/1902.09506; scoring: `harness.answers`.
 """

@@ -8,7 +8,7 @@ Source: the overlap of their splits, https://arxiv.org/abs/1511.02283, section 3
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from harness import data
 from harness.data.example import Example
@@ -34,6 +34,17 @@ class Config(BaseModel):
     name: Literal["mix"] = "mix"
     train: tuple[Part, ...] = Field(min_length=1, description="datasets whose training images are trained on")
     score: Part = Field(description="dataset whose other splits are scored")
+
+    @model_validator(mode="after")
+    def _images_have_one_number(self) -> "Config":
+        names = {part["name"] for part in (*self.train, self.score)}
+        others = sorted(names - {"gqa", "scenes"})
+        if "gqa" in names and others:
+            raise ValueError(
+                f"gqa and {others[0]} share images of COCO under different numbers, so those that one keeps for "
+                "scoring cannot be kept out of training; mix gqa with scenes only"
+            )
+        return self
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -6,6 +6,21 @@ from typing import Any
 
 from harness.errors import DataError
 
+_DAMAGE = (
+    pickle.UnpicklingError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What a pickle's instructions raise where some are missing or wrong."""
+
 
 class _PlainData(pickle.Unpickler):
     """Knows no class and no function: lists, dicts, numbers and text need none."""
@@ -17,8 +32,8 @@ class _PlainData(pickle.Unpickler):
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         raise DataError(
-            f"{self.path} is a pickle that asks for {module_name}.{global_name}, which could run anything; only lists, "
-            "dicts, numbers and text are allowed; take the official file"
+            f"{self.path} is a pickle that asks for {f'{module_name}.{global_name}'!r:.80}, which could run anything; "
+            "only lists, dicts, numbers and text are allowed; take the official file"
         )
 
 
@@ -33,5 +48,6 @@ def read_plain_pickle(path: Path) -> Any:
             return _PlainData(path, file).load()
     except FileNotFoundError:
         raise DataError(f"{path} is missing; `python -m harness.data check` says where it comes from") from None
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError, ImportError) as error:
-        raise DataError(f"{path} is no whole pickle ({error or type(error).__name__}); fetch it again") from None
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path} is no whole pickle ({reason}); fetch it again") from None

@@ -6,6 +6,7 @@ nothing is meant, -1, [-1] or []; Ref-ZOM says so by `source: zero`.
 Source: lichengunc/refer@e3bbaa3; gRefCOCO, henghuiding/gRefCOCO@41a8f00.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
@@ -172,6 +173,22 @@ def examples(refs: Iterable[Ref], masks: Masks) -> list[Example]:
     return [_example(image_id, of_image[image_id], instances, masks) for image_id in sorted(of_image)]
 
 
+def _key(path: Path) -> str:
+    """How an image is known in every dataset: by its number in COCO, which COCO's file names end with, or by its file.
+
+    The numbers that a file of instances gives need not be COCO's.
+    """
+    number = re.fullmatch(r"(COCO_\w+_)?(\d{12})", path.stem)
+    return f"coco/{int(number[2])}" if number else f"file/{path.as_posix()}"
+
+
+def with_overlap(refs: Iterable[Ref], masks: Masks) -> list[int]:
+    """Ids, ascending, of the annotations meant of which polygons overlap one another."""
+    instances = masks.read(masks.instances)
+    named = sorted({key for ref in refs for key in ref.annotations})
+    return [key for key in named if instances.annotation(key, "union").has_overlap]
+
+
 def _example(image_id: int, refs: Sequence[Ref], instances: InstanceFile, masks: Masks) -> Example:
     named = {key for ref in refs for key in ref.annotations}
     found = {
@@ -194,7 +211,7 @@ def _example(image_id: int, refs: Sequence[Ref], instances: InstanceFile, masks:
     kept = [key for key, one in found.items() if not one.is_crowd or key in named]
     ids = {key: position for position, key in enumerate(kept, start=1)}
     return Example(
-        image_id=f"coco/{image_id}",
+        image_id=_key(instances.image(image_id, Path()).path),
         picture=instances.image(image_id, masks.images),
         objects=tuple(found[key].mask for key in kept),
         expressions=tuple(
