@@ -17,7 +17,7 @@ from harness.checkpoint import Start, save
 from harness.cost import Cost, PeakMemory, measure, num_parameters
 from harness.device import default_device
 from harness.environment import describe_environment
-from harness.errors import HarnessError
+from harness.errors import DataError, HarnessError
 from harness.evaluation import Evaluator
 from harness.files import replace_file
 from harness.gallery import save_gallery
@@ -34,7 +34,11 @@ CONTROL_IMAGES = 64
 
 
 def run_cell(cell: Cell, folder: RunFolder, progress: Progress) -> Row:
-    """Trains and scores one cell and writes its row and samples; a cell that breaks is a row that says why."""
+    """Trains and scores one cell and writes its row and samples; a cell that breaks is a row that says why.
+
+    Raises:
+        DataError: a file of the dataset is not as it must be, which no other cell would be spared.
+    """
     started, clock = datetime.now(UTC), time.perf_counter()
     row: Row = {
         **identity(cell),
@@ -47,6 +51,8 @@ def run_cell(cell: Cell, folder: RunFolder, progress: Progress) -> Row:
         row |= {"status": "done", "reason": "", **measured}
     except IncompatibleError as error:
         row |= {"status": "skipped", "reason": str(error)}
+    except DataError:
+        raise
     except (HarnessError, ProjectorError) as error:
         row |= {"status": "failed", "reason": str(error)}
     except Exception:

@@ -68,9 +68,10 @@ def load(path: Path, device: torch.device) -> Trained:
     saved = _Saved.read(path, device)
     try:
         spec = CellSpec.model_validate(saved.spec)
+        assembly = assemble(spec, saved.words, device)
     except ValidationError as error:
-        raise WeightsError(f"{path} holds a cell with settings that this version does not know: {error}") from None
-    assembly = assemble(spec, saved.words, device)
+        reason = " ".join(str(error).split())
+        raise WeightsError(f"{path} holds a cell with settings that this version does not know: {reason}") from None
     _refuse_others(str(path), saved.weights, assembly.weights)
     _give(_own(assembly.segmenter), saved.tensors, str(path), "the cell")
     return Trained(saved.arm, saved.seed, spec, assembly)

@@ -45,6 +45,7 @@ class Claim(BaseModel):
     )
     metric: str = Field(default="giou", description=f"one of {', '.join(METRICS)}")
     family: str | None = Field(default=None, description="only expressions of this family")
+    domain: str | None = Field(default=None, description="only images of this domain")
     at: dict[str, bool | int | float | str] = Field(default={}, description="only search points with these settings")
 
     @field_validator("metric")
@@ -93,7 +94,10 @@ class Judgement:
 def judge_claims(claims: Sequence[Claim], panel: Panel, margin: float) -> list[Judgement]:
     """A verdict for every claim, in order."""
     compared = [
-        [(left, right, panel.compare(left, right, claim.metric, claim.family)) for left, right in _pairs(claim, panel)]
+        [
+            (left, right, panel.compare(left, right, claim.metric, claim.family, claim.domain))
+            for left, right in _pairs(claim, panel)
+        ]
         for claim in claims
     ]
     tested = [
@@ -118,6 +122,8 @@ def _pairs(claim: Claim, panel: Panel) -> list[tuple[str, str]]:
     """The variants to compare, every point of one arm with every point of the other."""
     if claim.family is not None and claim.family not in panel.families_of(claim.metric):
         return []
+    if claim.domain is not None and claim.domain not in panel.domains:
+        return []
     left, right = (panel.variants_of(arm, claim.at) for arm in claim.arms)
     return [(one, other) for one in left for other in right]
 
@@ -136,10 +142,16 @@ def _verdict(claim: Claim, difference: Difference, adjusted_p: float, margin: fl
     return ClaimVerdict.REFUTED if best < -within else ClaimVerdict.NOT_RESOLVED
 
 
+def _part(claim: Claim, panel: Panel) -> str:
+    """What a claim is about that no expression is of."""
+    is_domain = claim.domain is not None and claim.domain not in panel.domains
+    return f"domain {claim.domain}" if is_domain else f"family {claim.family}"
+
+
 def _sum_up(claim: Claim, findings: tuple[Finding, ...], panel: Panel) -> Judgement:
     if not findings:
         missing = [arm for arm in claim.arms if not panel.variants_of(arm, claim.at)]
-        what = f"arm {' and '.join(missing)}" if missing else f"family {claim.family}"
+        what = f"arm {' and '.join(missing)}" if missing else _part(claim, panel)
         return Judgement(claim, ClaimVerdict.NOT_RESOLVED, (), f"no finished cell has scored {what}")
     verdicts = [finding.verdict for finding in findings]
     if len(set(verdicts)) == 1:

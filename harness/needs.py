@@ -14,8 +14,15 @@ from harness.environment import accelerator, memory_gib
 from harness.study import CellSpec
 from harness.training import resolve_precision
 
-BYTES = {"float32": 4, "bfloat16": 2}
-"""A number of the LLM's base in memory, by precision; all else is held in float32."""
+BYTES = {"float32": 4.0, "bfloat16": 2.0, "4bit": 0.5}
+"""A number of the LLM's base in memory, by precision or quantization; all else is held in float32."""
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""Of a checkpoint on the hub, one of which is there where it has been fetched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +85,8 @@ def needs_of(specs: Iterable[CellSpec]) -> list[Need]:
 def _names(spec: CellSpec) -> list[str]:
     sam = (spec.superpixels or {}).get("model")
     start = spec.start.name if spec.start else None
-    named = [spec.vision_encoder.name, spec.llm.name, spec.mask_head.name, *filter(None, (sam, start))]
+    of_projector = spec.projector.get("weights")
+    named = [spec.vision_encoder.name, spec.llm.name, spec.mask_head.name, *filter(None, (sam, start, of_projector))]
     return [name for name in named if name not in {"tiny", "scratch"} and not name.startswith("random-")]
 
 
@@ -91,7 +99,7 @@ def _is_here(name: str) -> bool:
         own = cache_dir() / "weights" / name / Path(CHECKPOINTS[name].member).name
         return own.exists() or _is_cached(CHECKPOINTS[name].repository, CHECKPOINTS[name].member)
     hub_id = HUB_ID.fullmatch(name)
-    return hub_id is not None and _is_cached(hub_id["repository"], "config.json")
+    return hub_id is not None and any(_is_cached(hub_id["repository"], file) for file in WEIGHT_FILES)
 
 
 def _is_cached(repository: str, file: str) -> bool:
@@ -111,6 +119,8 @@ def verdict(specs: Iterable[CellSpec]) -> str:
     where, has = _memory()
     if has is None:
         judged = "how much this machine has is unknown"
+    elif any(spec.llm.quantization for spec in specs) and default_device().type != "cuda":
+        judged = f"llm.quantization needs a CUDA device, and {where} is what there is: this machine cannot run it"
     elif asked > has:
         judged = f"{where} has {has:.1f} GiB: this machine cannot run it"
     else:
@@ -119,7 +129,7 @@ def verdict(specs: Iterable[CellSpec]) -> str:
 
 
 def _memory_gib(spec: CellSpec, needs: Iterable[Need]) -> float:
-    llm_bytes = BYTES[resolve_precision(spec.training.precision, default_device())]
+    llm_bytes = BYTES[spec.llm.quantization or resolve_precision(spec.training.precision, default_device())]
     return (
         sum(
             (llm_bytes if need.name == spec.llm.name else BYTES["float32"]) * need.published.parameters

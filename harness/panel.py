@@ -159,9 +159,16 @@ class Panel:
         front = is_on_front(np.stack([sign * quality, -cost], axis=-1))
         return dict(zip(variants, front.mean(axis=0).tolist(), strict=True))
 
-    def compare(self, variant: str, baseline: str, metric: str = "giou", family: str | None = None) -> Difference:
-        """Variant minus baseline over the seeds and expressions that both have scored."""
-        ours, theirs = (self._scores(name, metric, family) for name in (variant, baseline))
+    def compare(
+        self,
+        variant: str,
+        baseline: str,
+        metric: str = "giou",
+        family: str | None = None,
+        domain: str | None = None,
+    ) -> Difference:
+        """Variant minus baseline over the seeds and expressions that both have scored, all or of a family or domain."""
+        ours, theirs = (self._scores(name, metric, family, domain) for name in (variant, baseline))
         both = ours.merge(theirs, on=_KEYS, suffixes=("", "_theirs"))
         if both.empty:
             raise DataError(f"{variant!r} and {baseline!r} share no scored expression; run both on the same seeds")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from rich.console import Console
 from skimage.segmentation import find_boundaries
 
@@ -17,6 +17,7 @@ from harness.device import default_device
 from harness.errors import HarnessError
 from harness.evaluation import Evaluator
 from harness.progress import progress_on
+from projectors import ProjectorError
 
 _TINT = np.array([255, 64, 64])
 _OPACITY = 0.45
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         example = _example(options.image, options.expression, trained)
         prepare(trained.assembly.batches, [example], progress_on(console))
         written = _predict(trained, example, options.out)
-    except HarnessError as error:
+    except (HarnessError, ProjectorError) as error:
         console.print(str(error), style="red", soft_wrap=True, markup=False)
         return 2
     for line in [*written, expectation(trained)]:
@@ -63,7 +64,7 @@ def _example(path: Path, texts: Sequence[str], trained: Trained) -> Example:
         )
     try:
         image = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise HarnessError(f"{path} cannot be read as an image: {error}") from None
     expressions = tuple(Expression(" ".join(text.lower().split()), "all", ()) for text in texts)
     tokenizer = trained.assembly.batches.llm.tokenizer
@@ -82,7 +83,10 @@ def _predict(trained: Trained, example: Example, out: Path) -> list[str]:
     texts = [expression.text for expression in example.expressions]
     evaluator = Evaluator(assembly.segmenter, assembly.batches, 1, precision)
     prediction = next(evaluator.predict([example], [example.expressions]))
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HarnessError(f"--out {out} cannot be a folder ({error}); name another") from None
     lines = []
     for number, (text, mask, answered) in enumerate(zip(texts, prediction.masks, prediction.answered, strict=True)):
         stem = example.image_id if len(texts) == 1 else f"{example.image_id}-{number}"

@@ -18,18 +18,23 @@ from harness.yaml_errors import validate
 from harness.yaml_tree import Spot, Tree, merge, parse, read
 
 PRESET_KEYS = ("base", "objectives", "seeds")
+ALONE = "{question: What does this backbone reach with all patches?, arms: {mlp: {projector: mlp}}, baseline: mlp}"
+"""What a preset is run or planned as by itself."""
 _NO_ASSIGNMENT = "is not of the form key=value, as in training.steps=100"
 _EXTENDS = "extends="
 
 
 def read_study(path: Path, overrides: Sequence[str]) -> tuple[StudySettings, dict[str, Tree]]:
-    """The settings of a study, and its arms merged over base.
+    """The settings of a study, and its arms merged over base; a preset by itself is a study of one arm, `ALONE`.
 
     Raises:
         StudyError: with every mistake that was found.
     """
     problems: list[str] = []
     tree = read(path, problems)
+    if tree is not None and {"base"} <= {*_keys(tree)} <= {*PRESET_KEYS}:
+        alone = parse(ALONE, tree.spot, problems)
+        tree = replace(merge(alone, tree), spot=tree.spot)
     if tree is not None:
         presets = [given for given in overrides if given.startswith(_EXTENDS)]
         others = [given for given in overrides if given not in presets]

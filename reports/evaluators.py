@@ -1,10 +1,12 @@
 """The scores as published evaluators would print them, to be put beside published numbers."""
 
+import json
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 
-from harness.published_metrics import PRESETS, Counts
+from harness.published_metrics import PRESETS, Counts, gsva
 from reports.findings import Findings
 from reports.numbers import DASH, fixed, is_missing
 from reports.tables import Cell, Column, Table, mark_best
@@ -43,9 +45,11 @@ def evaluator_table(findings: Findings) -> Table:
 def _means(findings: Findings, variant: str) -> Mapping[str, Mapping[str, float]]:
     samples = findings.samples
     samples = samples[samples["scoring"].isna()]
-    cells = [samples[samples["cell"] == cell] for cell in findings.cells(variant)["cell"]]
-    counts = [Counts.of_samples(rows) for rows in cells]
-    scores = {name: [preset(each) for each in counts] for name, preset in PRESETS.items()}
+    cells = findings.cells(variant)
+    counts = [Counts.of_samples(samples[samples["cell"] == cell]) for cell in cells["cell"]]
+    data = json.loads(cells["spec"].iloc[0]).get("data", {}).get("name")
+    presets = dict(PRESETS) | {"gsva": partial(gsva, counts_hallucinations=data != "ref_zom")}
+    scores = {name: [preset(each) for each in counts] for name, preset in presets.items()}
     return {name: {key: float(np.mean([s[key] for s in found])) for key in found[0]} for name, found in scores.items()}
 
 

@@ -46,11 +46,11 @@ def finding_sentence(judgement: Judgement, finding: Finding) -> str:
         test = f"p {p_value(finding.adjusted_p)} (Holm, {finding.num_comparisons} tests), "
     else:
         test = f"no worse within {fixed(claim.within)}, " if claim.within else ""
-    family = f" on {claim.family}" if claim.family else ""
+    parts = "".join(f" on {part}" for part in (claim.family, claim.domain) if part)
     asked = "questions" if claim.metric in ANSWER_METRICS else "expressions"
     return (
         f"{finding.variant} minus {finding.other}: "
-        f"{fixed(apart.delta, signed=True)} {metric_name(claim.metric)}{family} "
+        f"{fixed(apart.delta, signed=True)} {metric_name(claim.metric)}{parts} "
         f"{between(apart.low, apart.high, signed=True)}, {test}{apart.num_expressions:,} {asked} of "
         f"{apart.num_images:,} images, {_seeds(apart.num_seeds)}; "
         f"MDE {fixed(apart.minimum_detectable(finding.num_comparisons))}."

@@ -14,6 +14,7 @@ from harness import assembly
 from harness.backbone.config import LLMConfig, VisionConfig
 from harness.cell import run_cell
 from harness.encodings import frozen_sam
+from harness.errors import DataError
 from harness.records import ANSWER_METRICS, METRICS, SAMPLE_COLUMNS
 from tests import checkpoints, datasets
 from tests.small_study import quiet
@@ -134,6 +135,16 @@ def test_a_broken_cell_is_a_failed_row_and_runs_again(cells, folder, tmp_path):
     assert row["status"] == "failed"
     assert "encoder" in row["reason"]
     assert not folder.finished()
+
+
+def test_a_damaged_dataset_ends_the_run_and_fails_no_cell(cells, folder, monkeypatch):
+    def damaged(*_):
+        raise DataError("refs(unc).p is no whole pickle; fetch it again")
+
+    monkeypatch.setattr("harness.cell.load_examples", damaged)
+    with pytest.raises(DataError, match="no whole pickle"):
+        run_cell(cells["pooling"], folder, quiet())
+    assert not folder.rows()
 
 
 def test_the_gallery_keeps_images_and_superpixels(cells, folder):

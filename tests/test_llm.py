@@ -29,7 +29,10 @@ def folder(tmp_path: Path) -> Path:
     LlamaForCausalLM(llama).save_pretrained(tmp_path)
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(tmp_path)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", eos_token="[PAD]"
+    )
+    wrapped.save_pretrained(tmp_path)
     return tmp_path
 
 
@@ -66,6 +69,14 @@ def test_a_weight_of_another_shape_is_refused_in_a_sentence(folder: Path) -> Non
     change(folder, **{"model.norm.weight": torch.ones(31)})
     with pytest.raises(WeightsError, match=r"do not fit a llama exactly: of another shape: model\.norm\.weight; take"):
         load(folder)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_damaged_file_is_one_sentence(folder: Path, file: str) -> None:
+    (folder / file).write_bytes(b'{"')
+    with pytest.raises(WeightsError, match="cannot be read") as raised:
+        load(folder)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_weight_left_over_is_refused_in_a_sentence(folder: Path) -> None:

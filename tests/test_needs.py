@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from harness import needs
 from harness.backbone.weights import CHECKPOINTS, PACKAGED, SHIPPED
@@ -38,6 +39,18 @@ def test_weights_are_counted_once_as_this_machine_holds_them(precision, llm_byte
     monkeypatch.setattr(needs, "resolve_precision", lambda *_: precision)
     asked = 4 * (304_368_640 + 641_090_608) + llm_bytes * 6_738_415_616
     assert f"a cell's take {asked / 2**30:.1f} GiB" in needs.verdict(specs("paper"))
+
+
+@pytest.mark.usefixtures("_a_small_machine")
+def test_four_bits_take_half_a_byte_and_a_cuda_device():
+    (spec, *_) = specs("paper")
+    llm = spec.llm.model_copy(update={"quantization": "4bit"})
+    said = needs.verdict([spec.model_copy(update={"llm": llm})])
+    assert f"a cell's take {(4 * (304_368_640 + 641_090_608) + 6_738_415_616 / 2) / 2**30:.1f} GiB" in said
+    if not torch.cuda.is_available():
+        assert said.endswith(
+            "llm.quantization needs a CUDA device, and the CPU is what there is: this machine cannot run it"
+        )
 
 
 @pytest.mark.usefixtures("_a_small_machine")

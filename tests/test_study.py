@@ -105,6 +105,13 @@ def test_a_preset_gives_no_arms(tmp_path):
     assert problem == "presets/small.yaml:6: arms: a preset may only give base, objectives, seeds; move it to the study"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "studies" / "presets").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_preset_by_itself_is_a_study_of_all_patches_on_it(path):
+    (cell,) = load(path).cells()
+    assert cell.arm == "mlp"
+    assert cell.spec.projector["name"] == "mlp"
+
+
 def test_overrides_reach_every_arm_and_their_mistakes_are_told(tmp_path):
     study = load(write_study(tmp_path), ["training.steps=7", "seeds=[5]", "arms.sspe.training.steps=9"])
     steps = {cell.arm: cell.spec.training.steps for cell in study.cells()}

@@ -167,6 +167,28 @@ def test_a_checkpoint_without_preprocessing_takes_that_of_its_family(
     np.testing.assert_allclose(encoder.std.flatten(), expected[1], rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("model.safetensors", b"\x10"),
+        ("config.json", b'{"model_ty'),
+        ("config.json", b"{}"),
+        ("config.json", b'{"model_type": "internvl_chat", "auto_map": {"AutoConfig": "configuration.Config"}}'),
+        ("preprocessor_config.json", b'{"image_mean": ['),
+        ("preprocessor_config.json", b'{"image_mean": 1}'),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_sentence_and_runs_no_code(
+    folders: dict[str, Path], tmp_path: Path, file: str, content: bytes
+) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((folders["clip"] / name).read_bytes())
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(WeightsError, match="cannot be read") as raised:
+        encoder_of(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
 @every_family
 def test_a_weight_that_is_missing_or_left_over_is_refused(folders: dict[str, Path], kind: str, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):

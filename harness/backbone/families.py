@@ -3,6 +3,9 @@
 A family is known by the `model_type` of its checkpoint, of the vision encoder alone or of a whole CLIP or vision LLM.
 Most see the padded frame whole. Those of native resolution see of each image its own patches only; InternVL sees the
 frame in tiles. Whatever they see, their patches are put back into the one grid of the frame.
+Differs from the releases of native resolution: an image keeps its shape, but its longer side becomes that of the frame,
+so that a study decides what is seen; InternVL's tiles are those of the padded square, where the release chooses rows
+and columns by the image's shape and adds the whole image, small.
 """
 
 from collections.abc import Mapping, Sequence

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from harness.backbone.config import LLMConfig, LoRAConfig
-from harness.backbone.strict import load_strictly
+from harness.backbone.strict import load_strictly, readable
 from harness.backbone.tiny_llm import build_tiny
 from harness.backbone.weights import WeightsRecord, resolve
 from harness.errors import WeightsError
@@ -111,8 +111,8 @@ class LanguageModel(nn.Module):
         return int(self.tokenizer.eos_token_id)
 
     def wish(self, expression: str) -> str:
-        """The fixed template around an expression."""
-        return self.config.template.format(expression=expression)
+        """The fixed template around an expression; all other braces are text."""
+        return self.config.template.replace("{expression}", expression)
 
     def prompts(self, texts: Sequence[str], answers: Sequence[str] | None = None) -> Prompts:
         """What is said to the model, and what is given of each answer, which may be nothing."""
@@ -268,12 +268,17 @@ def _load_pretrained(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The causal LM and its tokenizer, with no weight missing and none left over."""
     assert record.folder is not None
-    tokenizer = AutoTokenizer.from_pretrained(record.folder, gguf_file=record.file)
+    with readable(record.name):
+        tokenizer = AutoTokenizer.from_pretrained(record.folder, gguf_file=record.file, trust_remote_code=False)
+        shape: Any = AutoConfig.from_pretrained(record.folder, gguf_file=record.file, trust_remote_code=False)
+    if tokenizer.eos_token is None:
+        raise WeightsError(
+            f"the tokenizer of {record.name!r} has no word that ends a text (eos_token); name another LLM"
+        )
     if config.prompt == "chat" and not tokenizer.chat_template:
         raise WeightsError(f"the tokenizer of {record.name!r} has no chat template; use llm.prompt: plain")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    shape: Any = AutoConfig.from_pretrained(record.folder, gguf_file=record.file)
     # Fused attention cannot cap its scores.
     is_capped = getattr(shape.get_text_config(), "attn_logit_softcapping", None) is not None
     settings: dict[str, Any] = {"attn_implementation": "eager" if is_capped else "sdpa", "gguf_file": record.file}

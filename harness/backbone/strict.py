@@ -34,12 +34,13 @@ def load_strictly(
         settings: handed to `from_pretrained`.
 
     Raises:
-        WeightsError: the weights do not fit the architecture that their folder describes.
+        WeightsError: a file of the folder cannot be read, or the weights do not fit the architecture that it describes.
     """
-    with _no_progress_bar():
+    with readable(name), _no_progress_bar():
         model, loading = auto.from_pretrained(
             folder,
             local_files_only=True,
+            trust_remote_code=False,
             dtype=dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below with the rest, in place of an exception of its own
@@ -53,6 +54,22 @@ def load_strictly(
         reshaped={key[0] for key in loading["mismatched_keys"]},
     )
     return model
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """While a checkpoint's own files are read: whatever is wrong with one of them ends in one sentence.
+
+    Raises:
+        WeightsError: in place of what transformers and safetensors raise for a damaged or incomplete folder.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise WeightsError(
+            f"the weights {name!r} cannot be read ({reason:.300}); take the checkpoint from where it was published"
+        ) from error
 
 
 def read_tensors(path: Path, name: str) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from harness.backbone.config import LLMConfig
 
 def build_tiny(config: LLMConfig, words: Iterable[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The LLM and a tokenizer that knows these words and those of the prompt's template."""
-    template_words = config.template.format(expression="").split()
+    template_words = config.template.replace("{expression}", "").split()
     vocabulary = ["[PAD]", "[UNK]", *sorted({*words, *template_words})]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

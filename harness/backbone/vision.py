@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from harness.backbone import dinov2_onnx, weights
 from harness.backbone.config import VisionConfig
 from harness.backbone.families import FAMILIES, Family
-from harness.backbone.strict import load_strictly
+from harness.backbone.strict import load_strictly, readable
 from harness.backbone.weights import WeightsRecord, resolve
 from harness.cache import cache_dir
 from harness.errors import WeightsError
@@ -206,7 +206,9 @@ def load_vision_encoder(config: VisionConfig) -> VisionEncoder:
     folder = _as_folder(record)
     family = _family_of(folder, record.name)
     model = load_strictly(family.model, folder, record.name, family.unused, key_mapping=dict(family.renamed) or None)
-    return VisionEncoder(model, family, config.frame, record, config.layer, _normalisation(folder, family))
+    with readable(record.name):
+        normalisation = _normalisation(folder, family)
+    return VisionEncoder(model, family, config.frame, record, config.layer, normalisation)
 
 
 def _as_folder(record: WeightsRecord) -> Path:
@@ -223,7 +225,8 @@ def _as_folder(record: WeightsRecord) -> Path:
 
 
 def _family_of(folder: Path, name: str) -> Family:
-    kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+    with readable(name):
+        kind = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).model_type
     if kind not in FAMILIES:
         raise WeightsError(f"{name!r} is of the family {kind!r}; known vision encoders: {', '.join(FAMILIES)}")
     return FAMILIES[kind]
@@ -234,7 +237,7 @@ def _normalisation(folder: Path, family: Family) -> tuple[tuple[float, ...], tup
     path = folder / "preprocessor_config.json"
     given = json.loads(path.read_text()) if path.exists() else {}
     mean, std = family.normalisation
-    return tuple(given.get("image_mean", mean)), tuple(given.get("image_std", std))
+    return tuple(given.get("image_mean") or mean), tuple(given.get("image_std") or std)
 
 
 def _random(config: VisionConfig) -> VisionEncoder:

@@ -93,7 +93,7 @@ class ImageFile:
                 return cls(path, image.height, image.width)
         except FileNotFoundError:
             raise DataError(f"{path} is missing; `python -m harness.data check` says where it comes from") from None
-        except OSError as error:
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(f"{path} cannot be read as an image ({error}); fetch it again") from None
 
     def read(self) -> np.ndarray:
@@ -107,7 +107,7 @@ class ImageFile:
         try:
             with Image.open(self.path) as file:
                 image = np.asarray(file.convert("RGB"))
-        except OSError as error:
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(f"{self.path} is no whole image ({error}); fetch it again") from None
         if image.shape[:2] != (self.height, self.width):
             raise DataError(
