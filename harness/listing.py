@@ -20,8 +20,9 @@ PROJECTOR_COLUMNS = ("tokens", "parameters", "GFLOPs", "reads beside patches", "
 _OURS = "ships with this package, Apache-2.0"
 _NUMBERS = PROJECTOR_COLUMNS[:3]
 _REFERENCE = (
-    "Defaults at vision width 1024, LLM width 4096, 24 x 24 patches after 24 blocks, and an image of 40 superpixels; "
-    "FLOPs are multiply-adds times two, of matrix products and convolutions."
+    "Defaults at vision width 1024, LLM width 4096, 24 x 24 patches after 24 blocks, and an image of 40 superpixels, "
+    "of which CLS looks at two; how many tokens PruMerge and DiVT make differs from image to image; FLOPs are "
+    "multiply-adds times two, of matrix products and convolutions."
 )
 
 

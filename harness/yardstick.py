@@ -16,6 +16,8 @@ from projectors import REFERENCE_DIMS, Projector, VisualFeatures
 HEADS = 16
 SUPERPIXELS = (5, 8)
 """Rows and columns of the superpixels: 40, as many as SAM's have on average in the paper."""
+NOTED = 2
+"""Superpixels that CLS looks at: 30 patches, where 32 stand out of the paper's images (PruMerge keeps those)."""
 DECODER_GRID = 64
 """Side of the decoder's dense positional encoding, as SAM's at 1024 px."""
 
@@ -25,7 +27,7 @@ class Yardstick:
     """One projector on the reference backbone.
 
     Args:
-        tokens: real visual tokens of an image of 40 even superpixels.
+        tokens: real visual tokens of an image of 40 even superpixels, of which CLS looks at two.
         parameters: all that it holds.
         flops: of this image; see `harness.cost` for what is counted.
         needs: what it reads beside patches.
@@ -68,18 +70,22 @@ def measured(name: str) -> Yardstick:
 
 
 def given(projector: Projector) -> VisualFeatures:
-    """An image of 40 even superpixels, whose patches are alike inside each, and what else the projector asks for."""
+    """An image of 40 even superpixels, whose patches are alike inside each, and what else the projector asks for.
+
+    CLS looks at `NOTED` of them.
+    """
     generator = torch.Generator().manual_seed(0)
     labels = _cells(REFERENCE_DIMS.frame, REFERENCE_DIMS.frame)
     patch_labels = _cells(*REFERENCE_DIMS.grid).flatten()
-    patches = torch.randn(REFERENCE_DIMS.max_superpixels, REFERENCE_DIMS.vision, generator=generator)[patch_labels]
+    contents = torch.randn(REFERENCE_DIMS.max_superpixels, REFERENCE_DIMS.vision, generator=generator)
+    patches = contents[patch_labels]
     patches = patches + 0.1 * torch.randn(patches.shape, generator=generator)
     head = REFERENCE_DIMS.vision // HEADS
     asked: dict[str, Tensor] = {
         "superpixels": labels[None],
         "decoder_pe": torch.rand(REFERENCE_DIMS.decoder, DECODER_GRID, DECODER_GRID, generator=generator),
         "keys": patches.unflatten(-1, (HEADS, head)).transpose(0, 1)[None],
-        "cls_query": torch.randn(1, HEADS, head, generator=generator),
+        "cls_query": 0.2 * contents[:NOTED].mean(dim=0).reshape(1, HEADS, head),
         "cls_key": torch.randn(1, HEADS, head, generator=generator),
     }
     layers = repeat(patches, "n c -> 1 k n c", k=len(projector.needs_layers)) if projector.needs_layers else None

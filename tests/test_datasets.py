@@ -58,6 +58,37 @@ def test_refcoco_has_the_masks_and_sentences_that_were_written(root: Path, split
     assert {one.family for one in example.expressions} == {"single"}
 
 
+@pytest.mark.parametrize(("dataset", "split_by"), refer.SPLITS)
+def test_every_pickle_of_refer_is_read_by_its_own_splits(tmp_path: Path, dataset: str, split_by: str) -> None:
+    config = refer.Config.model_validate({"root": tmp_path, "dataset": dataset, "split_by": split_by})
+    splits = [config.splits[number % len(config.splits)] for number in range(len(MADE))]
+    content = datasets.refs(MADE, splits, as_lists=False)
+    datasets.write_refs(tmp_path / dataset, f"refs({split_by}).p", tmp_path, MADE, content)
+    for split in config.splits:
+        found = refer.load(config, split)
+        assert [one.image_id for one in found] == [f"coco/{101 + i}" for i, name in enumerate(splits) if name == split]
+        for example in found:
+            scene = MADE[int(example.image_id.removeprefix("coco/")) - 101]
+            single = [one for one in scene.expressions if len(one.targets) == 1]
+            for one, meant in zip(example.expressions[::2], single, strict=True):
+                assert one.text == meant.text
+                assert np.array_equal(example.mask(one), scene.mask(meant))
+
+
+def test_polygons_of_a_file_are_filled(root: Path) -> None:
+    """Two parts of one object."""
+    key = pickle.loads((root / "refcoco" / "refs(unc).p").read_bytes())[0]["ann_id"]
+    parts = [[10, 20, 30, 20, 30, 60, 10, 60], [50, 20, 70, 20, 70, 60, 50, 60]]
+    edit(
+        root / "refcoco" / "instances.json",
+        lambda content: next(a for a in content["annotations"] if a["id"] == key).update(segmentation=parts),
+    )
+    (example,) = refer.load(refcoco(root), "train")
+    expected = np.zeros(MADE[0].size, bool)
+    expected[20:60, 10:30] = expected[20:60, 50:70] = True
+    assert np.array_equal(example.mask(example.expressions[0]), expected)
+
+
 @pytest.mark.parametrize(("dataset", "place"), [(grefcoco, "grefcoco"), (ref_zom, "ref-zom")])
 def test_expressions_about_several_objects_and_none(tmp_path: Path, dataset, place: str) -> None:
     if dataset is grefcoco:

@@ -39,6 +39,10 @@ def test_the_mlp_costs_what_its_layers_multiply():
     assert cost.flops == 2 * 576 * (1024 * 4096 + 4096 * 4096)
 
 
+def test_prumerge_keeps_the_patches_that_cls_looks_at_and_one_token_for_the_rest():
+    assert measured("prumerge").tokens == 30 + 1
+
+
 @pytest.mark.parametrize(("name", "settings", "gflops"), MEASURED_IN_THE_RELEASES)
 @torch.inference_mode()
 def test_flops_are_those_of_the_release(name, settings, gflops):
