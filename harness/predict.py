@@ -19,8 +19,8 @@ from harness.evaluation import Evaluator
 from harness.progress import progress_on
 from projectors import ProjectorError
 
-_TINT = np.array([255, 64, 64])
-_OPACITY = 0.45
+_OUTLINE = 20
+"""Nearly black, on a border whose outside is pale."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,10 +102,11 @@ def _predict(trained: Trained, example: Example, out: Path) -> list[str]:
 
 
 def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The image (h, w, 3) with the mask (h, w) tinted and outlined."""
-    tinted = np.where(mask[..., None], (1 - _OPACITY) * image + _OPACITY * _TINT, image).astype(np.uint8)
-    tinted[find_boundaries(mask, mode="inner")] = 255
-    return tinted
+    """The image (h, w, 3) as it is under the mask (h, w), grey and pale elsewhere, whatever colours it has."""
+    pale = 0.4 * image.mean(axis=-1, keepdims=True) + 0.6 * 255
+    shown = np.where(mask[..., None], image, pale).astype(np.uint8)
+    shown[find_boundaries(mask, mode="outer")] = _OUTLINE
+    return shown
 
 
 def expectation(trained: Trained) -> str:

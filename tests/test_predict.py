@@ -96,8 +96,18 @@ def test_a_photograph_gets_a_mask_and_an_overlay(checkpoint, photograph, tmp_pat
     assert mask.shape == (200, 512)
     assert set(np.unique(mask)) <= {0, 255}
     assert overlay.shape == (200, 512, 3)
-    assert np.array_equal(overlay[mask == 0], skimage.data.astronaut()[:200][mask == 0])
     assert "on a photograph it shows that the path" in capsys.readouterr().out
+
+
+def test_an_overlay_keeps_the_colours_of_what_is_meant_and_of_nothing_else():
+    image = skimage.data.astronaut()
+    mask = np.zeros(image.shape[:2], bool)
+    mask[100:200, 50:150] = True
+    shown = predict.overlay(image, mask)
+    assert np.array_equal(shown[mask], image[mask])
+    assert (np.ptp(shown[~mask].astype(int), axis=-1) == 0).all()
+    assert shown[~mask].mean() > 153
+    assert (shown[99, 50:150] < 30).all(), "an outline"
 
 
 def test_a_word_that_was_never_read_is_told_with_those_that_were(checkpoint, photograph, capsys):
