@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from einops import rearrange
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from projectors.contract import Dims, Projector, ProjectorConfig, VisualFeatures, VisualTokens
@@ -55,12 +55,11 @@ class PruMerge(Projector):
 
     def forward(self, features: VisualFeatures) -> VisualTokens:
         """patches (B, N, C) -> embeds (B, T, D): those CLS looks at most first, that of all not kept last."""
-        merged = prune_and_merge(features, outliers, self.nearest)
-        return VisualTokens(self.project(merged.embeds) * merged.mask[..., None], merged.mask, merged.regions)
+        return prune_and_merge(features, outliers, self.nearest, self.project)
 
 
-def prune_and_merge(features: VisualFeatures, rank_of: Rank, nearest: int) -> VisualTokens:
-    """Each kept patch and what is most like it, then all that were not kept: tokens of the width of patches."""
+def prune_and_merge(features: VisualFeatures, rank_of: Rank, nearest: int, project: nn.Module) -> VisualTokens:
+    """Each kept patch and what is most like it, then all that were not kept, projected."""
     assert features.keys is not None, "the projector declares that it needs keys"
     # Rounded scores would keep other patches.
     with torch.no_grad(), torch.autocast(features.keys.device.type, enabled=False):
@@ -77,7 +76,8 @@ def prune_and_merge(features: VisualFeatures, rank_of: Rank, nearest: int) -> Vi
         shares, regions = (of.take_along_dim(order[..., None], dim=1) for of in (shares, members + own))
         mask = torch.arange(order.shape[1], device=order.device) <= is_kept.sum(dim=-1, keepdim=True)
         shares, regions = shares * mask[..., None], regions * mask[..., None]
-    return VisualTokens(shares.to(features.patches.dtype) @ features.patches, mask, regions)
+    embeds = project(shares.to(features.patches.dtype) @ features.patches) * mask[..., None]
+    return VisualTokens(embeds, mask, regions)
 
 
 def outliers(attention: Tensor, patch_mask: Tensor) -> Tensor:

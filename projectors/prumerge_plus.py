@@ -40,8 +40,7 @@ class PruMergePlus(Projector):
 
     def forward(self, features: VisualFeatures) -> VisualTokens:
         """patches (B, N, C) -> embeds (B, T, D): outliers as in PruMerge, even ones, that of all not kept last."""
-        merged = prune_and_merge(features, _outliers_and_even, self.nearest)
-        return VisualTokens(self.project(merged.embeds) * merged.mask[..., None], merged.mask, merged.regions)
+        return prune_and_merge(features, _outliers_and_even, self.nearest, self.project)
 
 
 def _outliers_and_even(attention: Tensor, patch_mask: Tensor) -> Tensor:

@@ -85,8 +85,8 @@ class LanguageModel(nn.Module):
         self.weights = weights
         shape: Any = model.config
         self._shape = shape.get_text_config()
-        head, self._behind = self._turn() if config.prompt == "chat" else (self._first_word(), "")
-        self.register_buffer("opening", torch.tensor(self._tokenise([head])[0], dtype=torch.int64), persistent=False)
+        before, self._behind = self._turn() if config.prompt == "chat" else (self._first_word(), "")
+        self.register_buffer("opening", torch.tensor(self._tokenise([before])[0], dtype=torch.int64), persistent=False)
         head = model.get_output_embeddings().weight
         self.answers = nn.Parameter(torch.zeros(2, head.shape[1]).normal_(std=float(head.detach().float().std())))
         self.own_seg: nn.Parameter | None = None

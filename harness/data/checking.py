@@ -47,8 +47,9 @@ def check_refs(
         for split in config.splits:
             yield _check_counts(f"{subject} {split}", refs.counts(split), published.get(split))
         everything = [ref for split in config.splits for ref in refs.split(split)]
-        # Either meaning will do, since none is scored here.
-        masks = replace(config.masks, ground_truth="union")
+        # Read once for both; either meaning of overlap will do, since nothing is scored here.
+        instances = config.masks.read(config.masks.instances)
+        masks = replace(config.masks, ground_truth="union", read=lambda _: instances)
         yield check_images(subject, examples(everything, masks), source)
         yield _check_overlap(subject, everything, masks)
     except DataError as error:
