@@ -12,7 +12,7 @@ from skimage.segmentation import find_boundaries
 
 from harness.assembly import prepare
 from harness.checkpoint import Trained, load
-from harness.data.example import Example, Expression
+from harness.data.example import UNREADABLE, Example, Expression
 from harness.device import default_device
 from harness.errors import HarnessError
 from harness.evaluation import Evaluator
@@ -64,7 +64,7 @@ def _example(path: Path, texts: Sequence[str], trained: Trained) -> Example:
         )
     try:
         image = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise HarnessError(f"{path} cannot be read as an image: {error}") from None
     expressions = tuple(Expression(" ".join(text.lower().split()), "all", ()) for text in texts)
     tokenizer = trained.assembly.batches.llm.tokenizer

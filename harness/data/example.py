@@ -68,6 +68,10 @@ class ObjectFacts:
     area: int
 
 
+UNREADABLE = (OSError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises for a file that is no image, not a whole one, or too large to be one."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImageFile:
     """An image that is read each time it is looked at, because a dataset's images together fit no memory.
@@ -93,7 +97,7 @@ class ImageFile:
                 return cls(path, image.height, image.width)
         except FileNotFoundError:
             raise DataError(f"{path} is missing; `python -m harness.data check` says where it comes from") from None
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise DataError(f"{path} cannot be read as an image ({error}); fetch it again") from None
 
     def read(self) -> np.ndarray:
@@ -107,7 +111,7 @@ class ImageFile:
         try:
             with Image.open(self.path) as file:
                 image = np.asarray(file.convert("RGB"))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise DataError(f"{self.path} is no whole image ({error}); fetch it again") from None
         if image.shape[:2] != (self.height, self.width):
             raise DataError(
