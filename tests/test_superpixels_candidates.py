@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from sams import SIDE, random_sam
 from segment_anything import SamAutomaticMaskGenerator
 
@@ -92,6 +93,13 @@ def test_looser_settings_keep_what_stricter_ones_keep():
     assert all(more > fewer for more, fewer in pairwise(counts))
     loose, strict = _propose(PoolSettings(6, 0.7, 0.8)), _propose(SETTINGS)
     assert loose.select(loose.stability >= 0.85).rles == strict.rles
+
+
+def test_they_are_the_same_where_the_rest_is_in_half_precision():
+    expected = _propose(SETTINGS)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = _propose(SETTINGS)
+    assert found.to_json() == expected.to_json()
 
 
 def test_what_is_written_is_what_is_read():

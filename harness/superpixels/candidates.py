@@ -137,7 +137,7 @@ class Candidates:
 
 @torch.inference_mode()
 def propose(head: MaskHead, embedding: Tensor, frame: Frame, settings: PoolSettings) -> Candidates:
-    """All candidates of one image.
+    """All candidates of one image, in float32 also where others around it are asked in half of that.
 
     Args:
         head: of a SAM, with its three masks a point.
@@ -153,7 +153,8 @@ def propose(head: MaskHead, embedding: Tensor, frame: Frame, settings: PoolSetti
     for start in range(0, len(points), POINTS_AT_ONCE):
         chunk = points[start : start + POINTS_AT_ONCE]
         same = torch.zeros(len(chunk), dtype=torch.long, device=chunk.device)
-        found = head.at_points(looked_at, chunk, same, settings.min_iou)
+        with torch.autocast(chunk.device.type, enabled=False):
+            found = head.at_points(looked_at, chunk, same, settings.min_iou)
         is_near = _stability(found.logits.cpu().numpy(), settings.stability_offset) >= settings.min_stability - SLACK
         if not is_near.any():
             continue

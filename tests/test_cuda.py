@@ -1,0 +1,81 @@
+"""What a GPU computes is what a CPU computes; skipped only where there is none."""
+
+import dataclasses
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from harness.assembly import load_examples, prepare
+from harness.backbone.sam_model import load_sam
+from harness.cell import run_cell
+from harness.checkpoint import load
+from harness.encodings import frozen_sam
+from harness.frame import to_tensor
+from harness.pretraining.sam_scenes import scene
+from projectors import VisualFeatures
+from tests.projector_cases import build, features, given
+from tests.references import CASES, IDS
+from tests.small_study import quiet
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="compares a CUDA device with the CPU")
+
+CUDA = torch.device("cuda")
+
+
+def _to_cuda(batch: VisualFeatures) -> VisualFeatures:
+    given = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    return replace(batch, **{name: value.to(CUDA) for name, value in given.items() if value is not None})
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
+def test_a_projector_gives_the_same_tokens_and_gradients(name, settings):
+    on_cpu, on_cuda = build(name, settings), build(name, settings).to(CUDA)
+    batch = given(features(), on_cpu)
+    expected, found = on_cpu(batch), on_cuda(_to_cuda(batch))
+    assert torch.equal(found.mask.cpu(), expected.mask)
+    torch.testing.assert_close(found.embeds.cpu(), expected.embeds)
+    expected.embeds.square().sum().backward()
+    found.embeds.square().sum().backward()
+    for one, other in zip(on_cuda.parameters(), on_cpu.parameters(), strict=True):
+        if other.grad is not None:
+            torch.testing.assert_close(one.grad.cpu(), other.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_sams_embedding_in_bfloat16_is_near_that_in_float32():
+    """Compiled and in half the precision, as studies use it."""
+    frames = to_tensor([scene("test", 0, index).image for index in range(4)])
+    with torch.inference_mode():
+        expected = load_sam("sam-scenes").embed(frames)
+        found = frozen_sam("sam-scenes").embed(frames.to(CUDA)).cpu()
+    assert (found - expected).norm() / expected.norm() < 0.03
+
+
+@pytest.mark.parametrize("arm", ["pooling", "sspe", "decoder_pe", "sam"])
+def test_a_cell_trains_and_is_told_apart_by_what_it_ran_on(cells, folder, arm):
+    row = run_cell(cells[arm], folder, quiet())
+    assert row["status"] == "done", row["reason"]
+    assert row["latency_ms"] > 0
+    assert 0 < row["peak_memory_mib"] < 2**20
+
+
+def test_a_trained_cell_answers_the_same(cells, folder, monkeypatch):
+    """In one precision, float32, the same cell draws the same masks."""
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    cell = cells["decoder_pe"]
+    training = cell.spec.training.model_copy(update={"precision": "float32"})
+    cell = replace(cell, spec=cell.spec.model_copy(update={"training": training}))
+    row = run_cell(cell, folder, quiet())
+    assert row["status"] == "done", row["reason"]
+    drawn = []
+    for device in (torch.device("cpu"), CUDA):
+        trained = load(folder.cells / f"{row['cell']}.safetensors", device)
+        examples = load_examples(trained.spec, "test")
+        batches, segmenter = trained.assembly.batches, trained.assembly.segmenter.eval()
+        prepare(batches, examples, quiet())
+        batch = batches.make(examples, [example.asked for example in examples])
+        with torch.inference_mode():
+            drawn.append(segmenter(batch.features, batch.view, batch.query).mask_logits.float().cpu().numpy())
+    np.testing.assert_allclose(drawn[1], drawn[0], rtol=1e-3, atol=1e-3)
