@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,20 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Has `write` fill a folder of another name, then moves it into place, unless another process was faster."""
+    partial = partial_path(path)
+    partial.mkdir()
+    try:
+        write(partial)
+        partial.replace(path)
+    except OSError:
+        if not path.exists():
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_atomically(path: Path, content: bytes | np.ndarray) -> None:

@@ -6,10 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GgufConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from harness.backbone import gguf
 from harness.backbone.config import LLMConfig, LoRAConfig
 from harness.backbone.llm import LanguageModel, build_llm
+from harness.backbone.weights import resolve
 from harness.errors import WeightsError
 
 WORDS = ["[PAD]", "[UNK]", "the", "red", "square", "."]
@@ -54,6 +56,24 @@ def test_a_folder_loads_with_its_own_weights_and_words(folder: Path) -> None:
     causal = torch.ones(1, length, length, dtype=torch.bool).tril()
     states = llm(llm.embed(prompts.ids), causal, torch.arange(length)[None])
     torch.testing.assert_close(states, expected(input_ids=prompts.ids).last_hidden_state)
+
+
+@pytest.mark.slow
+def test_a_gguf_file_is_unpacked_once_to_what_transformers_makes_of_it(tmp_path: Path, monkeypatch) -> None:
+    record = resolve("smollm2-135m")
+    assert record.folder is not None
+    monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path))
+    config = LLMConfig(name=str(record.folder / str(record.file)), lora=LoRAConfig(), template="{expression}")
+    build_llm(config, words=())
+    monkeypatch.setattr(gguf, "convert", None)
+    llm = build_llm(config, words=())
+    asked = {"gguf_file": record.file, "quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
+    expected = AutoModelForCausalLM.from_pretrained(record.folder, **asked).get_decoder()
+    ids = llm.prompts(["the red square left of two circles"]).ids
+    length = ids.shape[1]
+    causal = torch.ones(1, length, length, dtype=torch.bool).tril()
+    states = llm(llm.embed(ids), causal, torch.arange(length)[None])
+    torch.testing.assert_close(states, expected(input_ids=ids).last_hidden_state, rtol=1e-3, atol=1e-3)
 
 
 def test_only_adapters_and_the_two_answers_learn(folder: Path) -> None:

@@ -6,7 +6,6 @@ The position table is split into its CLS row and its patch rows. The mask token 
 """
 
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from safetensors.numpy import save_file
 from transformers import Dinov2Config
 
 from harness.errors import WeightsError
-from harness.files import partial_path
+from harness.files import replace_folder
 
 VERSION = 1
 """Of what `convert` writes; part of the name under which it is kept."""
@@ -73,14 +72,9 @@ def _position_table(left: dict[str, np.ndarray]) -> np.ndarray:
 def convert(source: Path, folder: Path) -> None:
     """Writes config.json and model.safetensors of DINOv2-small; the folder appears whole or not at all."""
     state = read_state(onnx.load(str(source)).graph)
-    partial = partial_path(folder)
-    partial.mkdir()
-    try:
+
+    def write(partial: Path) -> None:
         small().save_pretrained(partial)
         save_file(state, partial / "model.safetensors", metadata={"format": "pt"})
-        partial.replace(folder)
-    except OSError:
-        if not folder.exists():  # it does when another process was faster
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+    replace_folder(folder, write)

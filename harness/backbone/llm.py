@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,10 +29,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from harness.backbone import gguf
 from harness.backbone.config import LLMConfig, LoRAConfig
 from harness.backbone.strict import load_strictly, readable
 from harness.backbone.tiny_llm import build_tiny
 from harness.backbone.weights import WeightsRecord, resolve
+from harness.cache import cache_dir
 from harness.errors import WeightsError
 from projectors import VisualTokens
 
@@ -267,10 +270,10 @@ def _load_pretrained(
     record: WeightsRecord, config: LLMConfig, base: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The causal LM and its tokenizer, with no weight missing and none left over."""
-    assert record.folder is not None
+    folder = _as_folder(record)
     with readable(record.name):
-        tokenizer = AutoTokenizer.from_pretrained(record.folder, gguf_file=record.file, trust_remote_code=False)
-        shape: Any = AutoConfig.from_pretrained(record.folder, gguf_file=record.file, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        shape: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.eos_token is None:
         raise WeightsError(
             f"the tokenizer of {record.name!r} has no word that ends a text (eos_token); name another LLM"
@@ -281,11 +284,21 @@ def _load_pretrained(
         tokenizer.pad_token = tokenizer.eos_token
     # Fused attention cannot cap its scores.
     is_capped = getattr(shape.get_text_config(), "attn_logit_softcapping", None) is not None
-    settings: dict[str, Any] = {"attn_implementation": "eager" if is_capped else "sdpa", "gguf_file": record.file}
-    settings["dtype"] = base
+    settings: dict[str, Any] = {"attn_implementation": "eager" if is_capped else "sdpa", "dtype": base}
     if config.quantization == "4bit":
         settings["quantization_config"] = _four_bits()
-    return load_strictly(AutoModelForCausalLM, record.folder, record.name, **settings), tokenizer
+    return load_strictly(AutoModelForCausalLM, folder, record.name, **settings), tokenizer
+
+
+def _as_folder(record: WeightsRecord) -> Path:
+    """A folder as transformers reads it; a GGUF file is converted once and kept under the hash of its content."""
+    assert record.folder is not None
+    if record.file is None:
+        return record.folder
+    converted = cache_dir() / "converted" / f"{record.sha256[:16]}-{gguf.VERSION}"
+    if not converted.exists():
+        gguf.convert(record.folder / record.file, record.name, converted)
+    return converted
 
 
 def _four_bits() -> BitsAndBytesConfig:

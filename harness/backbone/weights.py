@@ -99,13 +99,13 @@ SHIPPED = {
     ),
     "mllm-scenes": Shipped(
         path=_SHIPPED_FOLDER / "mllm-scenes" / "model.safetensors",
-        sha256="fc811d3bc424192f3d3937ee9accb2b1b974f5f374a74213774bbdc2ac8012fc",
+        sha256="70b431418ef9d308458affb77575ccaffd5e6dbae9a7543a0965f3073505ceee",
         kind="start",
         about="a small LLM trained to point at what expressions about scenes mean",
     ),
     "sam-scenes": Shipped(
         path=_SHIPPED_FOLDER / "sam-scenes" / "model.safetensors",
-        sha256="d53c5eb67aa8d3ed4da0565da4c993c8391ee846a3320d6a665ae825c54bb7dc",
+        sha256="5b4a64fe465ffa4f9caf66ca4c51e5df68e8dcae69321d8e9eb0629e3cb584f7",
         kind="mask_head",
         about="a small SAM trained on scenes",
     ),
