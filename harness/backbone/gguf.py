@@ -20,8 +20,10 @@ def convert(source: Path, name: str, folder: Path) -> None:
     Raises:
         WeightsError: the file cannot be read, or does not fit the architecture that it names.
     """
-    given = {"gguf_file": source.name, "quantization_config": GgufConfig(dequantize=True)}
-    model = load_strictly(AutoModelForCausalLM, source.parent, name, **given)
+    unpacked = GgufConfig(dequantize=True)
+    model = load_strictly(
+        AutoModelForCausalLM, source.parent, name, gguf_file=source.name, quantization_config=unpacked
+    )
     with readable(name):
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, trust_remote_code=False)
 
