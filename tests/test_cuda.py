@@ -1,6 +1,7 @@
 """What a GPU computes is what a CPU computes; skipped only where there is none."""
 
 import dataclasses
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -25,8 +26,8 @@ CUDA = torch.device("cuda")
 
 
 def _to_cuda(batch: VisualFeatures) -> VisualFeatures:
-    given = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    return replace(batch, **{name: value.to(CUDA) for name, value in given.items() if value is not None})
+    values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    return replace(batch, **{name: value.to(CUDA) for name, value in values.items() if value is not None})
 
 
 @pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
@@ -56,6 +57,7 @@ def test_sams_embedding_in_bfloat16_is_near_that_in_float32():
 def test_a_cell_trains_and_is_told_apart_by_what_it_ran_on(cells, folder, arm):
     row = run_cell(cells[arm], folder, quiet())
     assert row["status"] == "done", row["reason"]
+    assert json.loads(row["environment"])["device"] == torch.cuda.get_device_name(0)
     assert row["latency_ms"] > 0
     assert 0 < row["peak_memory_mib"] < 2**20
 

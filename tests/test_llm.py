@@ -65,7 +65,7 @@ def test_a_gguf_file_is_unpacked_once_to_what_transformers_makes_of_it(tmp_path:
     monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path))
     config = LLMConfig(name=str(record.folder / str(record.file)), lora=LoRAConfig(), template="{expression}")
     build_llm(config, words=())
-    monkeypatch.setattr(gguf, "convert", None)
+    monkeypatch.setattr(gguf, "convert", lambda *_, **__: pytest.fail("unpacked again"))
     llm = build_llm(config, words=())
     asked = {"gguf_file": record.file, "quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
     expected = AutoModelForCausalLM.from_pretrained(record.folder, **asked).get_decoder()

@@ -15,7 +15,6 @@ from safetensors.numpy import save_file
 from transformers import Dinov2Config
 
 from harness.errors import WeightsError
-from harness.files import replace_folder
 
 VERSION = 1
 """Of what `convert` writes; part of the name under which it is kept."""
@@ -70,11 +69,7 @@ def _position_table(left: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def convert(source: Path, folder: Path) -> None:
-    """Writes config.json and model.safetensors of DINOv2-small; the folder appears whole or not at all."""
+    """Writes config.json and model.safetensors of DINOv2-small."""
     state = read_state(onnx.load(str(source)).graph)
-
-    def write(partial: Path) -> None:
-        small().save_pretrained(partial)
-        save_file(state, partial / "model.safetensors", metadata={"format": "pt"})
-
-    replace_folder(folder, write)
+    small().save_pretrained(folder)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

@@ -8,14 +8,16 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from harness.backbone.strict import load_strictly, readable
-from harness.files import replace_folder
 
-VERSION = "1"
-"""Of what `convert` writes."""
+VERSION = 1
+"""Of what `convert` writes; part of the name under which it is kept."""
 
 
-def convert(source: Path, name: str, folder: Path) -> None:
+def convert(source: Path, folder: Path, name: str) -> None:
     """Writes the model in float32, which holds what it unpacks to exactly, and its tokenizer.
+
+    Args:
+        name: of the weights, for the message.
 
     Raises:
         WeightsError: the file cannot be read, or does not fit the architecture that it names.
@@ -26,9 +28,5 @@ def convert(source: Path, name: str, folder: Path) -> None:
     )
     with readable(name):
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, trust_remote_code=False)
-
-    def write(partial: Path) -> None:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-
-    replace_folder(folder, write)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -10,9 +10,9 @@ Source: LISA, https://arxiv.org/abs/2308.00692 ([SEG] as mask); GSVA, https://ar
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,8 +33,7 @@ from harness.backbone import gguf
 from harness.backbone.config import LLMConfig, LoRAConfig
 from harness.backbone.strict import load_strictly, readable
 from harness.backbone.tiny_llm import build_tiny
-from harness.backbone.weights import WeightsRecord, resolve
-from harness.cache import cache_dir
+from harness.backbone.weights import WeightsRecord, as_folder, resolve
 from harness.errors import WeightsError
 from projectors import VisualTokens
 
@@ -270,7 +269,7 @@ def _load_pretrained(
     record: WeightsRecord, config: LLMConfig, base: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The causal LM and its tokenizer, with no weight missing and none left over."""
-    folder = _as_folder(record)
+    folder = as_folder(record, gguf.VERSION, partial(gguf.convert, name=record.name))
     with readable(record.name):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         shape: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -288,17 +287,6 @@ def _load_pretrained(
     if config.quantization == "4bit":
         settings["quantization_config"] = _four_bits()
     return load_strictly(AutoModelForCausalLM, folder, record.name, **settings), tokenizer
-
-
-def _as_folder(record: WeightsRecord) -> Path:
-    """A folder as transformers reads it; a GGUF file is converted once and kept under the hash of its content."""
-    assert record.folder is not None
-    if record.file is None:
-        return record.folder
-    converted = cache_dir() / "converted" / f"{record.sha256[:16]}-{gguf.VERSION}"
-    if not converted.exists():
-        gguf.convert(record.folder / record.file, record.name, converted)
-    return converted
 
 
 def _four_bits() -> BitsAndBytesConfig:

@@ -16,8 +16,7 @@ from harness.backbone import dinov2_onnx, weights
 from harness.backbone.config import VisionConfig
 from harness.backbone.families import FAMILIES, Family
 from harness.backbone.strict import load_strictly, readable
-from harness.backbone.weights import WeightsRecord, resolve
-from harness.cache import cache_dir
+from harness.backbone.weights import WeightsRecord, as_folder, resolve
 from harness.errors import WeightsError
 
 ARCHITECTURES = {"dinov2-small": dinov2_onnx.small}
@@ -203,25 +202,14 @@ def load_vision_encoder(config: VisionConfig) -> VisionEncoder:
     if config.name.startswith(RANDOM):
         return _random(config)
     record = resolve(config.name)
-    folder = _as_folder(record)
+    if record.file is not None and not record.file.endswith(".onnx"):
+        raise WeightsError(f"{record.name!r} is no vision encoder; name one of {', '.join(names())} or a folder")
+    folder = as_folder(record, dinov2_onnx.VERSION, dinov2_onnx.convert)
     family = _family_of(folder, record.name)
     model = load_strictly(family.model, folder, record.name, family.unused, key_mapping=dict(family.renamed) or None)
     with readable(record.name):
         normalisation = _normalisation(folder, family)
     return VisionEncoder(model, family, config.frame, record, config.layer, normalisation)
-
-
-def _as_folder(record: WeightsRecord) -> Path:
-    """A folder as transformers reads it; an ONNX file is converted once and kept under the hash of its content."""
-    assert record.folder is not None
-    if record.file is None:
-        return record.folder
-    if not record.file.endswith(".onnx"):
-        raise WeightsError(f"{record.name!r} is no vision encoder; name one of {', '.join(names())} or a folder")
-    converted = cache_dir() / "converted" / f"{record.sha256[:16]}-{dinov2_onnx.VERSION}"
-    if not converted.exists():
-        dinov2_onnx.convert(record.folder / record.file, converted)
-    return converted
 
 
 def _family_of(folder: Path, name: str) -> Family:

