@@ -102,6 +102,20 @@ def test_they_are_the_same_where_the_rest_is_in_half_precision():
     assert found.to_json() == expected.to_json()
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_they_are_the_same_on_any_number_of_cores_and_torch_keeps_its_own(threads):
+    embedding, frame = SamCache(SAM).encode([Example("noise", IMAGE, (), ())])[0], Frame.of((SIDE, SIDE), SIDE)
+    head, usual = MaskHead(SAM.sam.prompt_encoder, SAM.sam.mask_decoder), torch.get_num_threads()
+    expected = propose(head, embedding, frame, SETTINGS)
+    assert len(expected) > 20
+    torch.set_num_threads(threads)
+    try:
+        assert propose(head, embedding, frame, SETTINGS).to_json() == expected.to_json()
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(usual)
+
+
 def test_what_is_written_is_what_is_read():
     written = _propose(SETTINGS)
     read = Candidates.from_json(written.to_json())

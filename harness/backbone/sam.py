@@ -23,6 +23,9 @@ from harness.backbone.two_way import Grouping, two_way
 UPSCALE = 4
 """How much finer the decoder's masks are than its image embedding."""
 
+POINTS_DRAWN_AT_ONCE = 4
+"""The pixels of so few points stay in a processor's cache from the first step of upscaling to the mask."""
+
 
 @dataclass(frozen=True, slots=True)
 class ImageEmbedding:
@@ -170,18 +173,19 @@ class MaskHead(nn.Module):
         """
         predicted_iou, states, keys = self._asked(embedding, points, image)
         is_wanted = predicted_iou > min_iou
-        is_drawn = is_wanted.any(dim=1)
-        pixels = self._upscale(keys[is_drawn], embedding.details, image[is_drawn])
-        masks = einsum(self._kernels(states[is_drawn]), pixels, "m level c, m n ij kl c -> m level n ij kl")
-        masks = masks[is_wanted[is_drawn]]
-        prompt, level = is_wanted.nonzero(as_tuple=True)
-        is_there = masks.amax((1, 2, 3)) > 0
-        return PointMasks(
-            _to_image(masks[is_there], embedding.coarse.shape[-2]),
-            prompt[is_there],
-            level[is_there],
-            predicted_iou[is_wanted][is_there],
-        )
+        is_drawn = is_wanted.any(dim=1).nonzero().squeeze(1)
+        kernels = self._kernels(states)
+        height = embedding.coarse.shape[-2]
+        logits = [keys.new_zeros(0, UPSCALE * height, UPSCALE * embedding.coarse.shape[-1])]
+        is_there = [is_wanted.new_zeros(0)]
+        for some in is_drawn.split(POINTS_DRAWN_AT_ONCE):
+            pixels = self._upscale(keys[some], embedding.details, image[some])
+            masks = einsum(kernels[some], pixels, "m level c, m n ij kl c -> m level n ij kl")[is_wanted[some]]
+            is_there.append(masks.amax((1, 2, 3)) > 0)
+            logits.append(_to_image(masks[is_there[-1]], height))
+        drawn = torch.cat(is_there)
+        prompt, level = (indices[drawn] for indices in is_wanted.nonzero(as_tuple=True))
+        return PointMasks(torch.cat(logits), prompt, level, predicted_iou[prompt, level])
 
     def best_at_points(self, embedding: ImageEmbedding, points: Tensor, image: Tensor) -> Tensor:
         """Of SAM's three answers to each of these points the one it thinks best, (M, 4g, 4g) logits.

@@ -10,6 +10,7 @@ duplicates removed as upstream does (`filter.suppress_duplicates`), the masks ar
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from harness.files import write_atomically
 from harness.frame import Frame
 
 POINTS_AT_ONCE = 16
-"""Few enough that what a point makes of the image stays in a processor's cache; a GPU takes many more."""
+"""Few enough that what points make of the image stays in a processor's cache."""
 
 SLACK = 0.3
 """Masks whose stability before they are resized to the image falls short by more than this are left out at once.
@@ -135,9 +136,10 @@ class Candidates:
         )
 
 
-@torch.inference_mode()
 def propose(head: MaskHead, embedding: Tensor, frame: Frame, settings: PoolSettings) -> Candidates:
     """All candidates of one image, in float32 also where others around it are asked in half of that.
+
+    On a CPU every core asks about points of its own: what a few points need is too little for all cores to share.
 
     Args:
         head: of a SAM, with its three masks a point.
@@ -146,26 +148,37 @@ def propose(head: MaskHead, embedding: Tensor, frame: Frame, settings: PoolSetti
     """
     side = settings.points_per_side
     grid = np.stack(np.divmod(np.arange(side**2), side), axis=1)
-    extent = torch.tensor([frame.width, frame.height], dtype=torch.float32)
-    points = ((torch.from_numpy(grid[:, ::-1].copy()) + 0.5) / side * extent).to(embedding.device)
     looked_at = ImageEmbedding(embedding.unsqueeze(0))
-    parts = []
-    for start in range(0, len(points), POINTS_AT_ONCE):
-        chunk = points[start : start + POINTS_AT_ONCE]
-        same = torch.zeros(len(chunk), dtype=torch.long, device=chunk.device)
-        with torch.autocast(chunk.device.type, enabled=False):
-            found = head.at_points(looked_at, chunk, same, settings.min_iou)
-        is_near = _stability(found.logits.cpu().numpy(), settings.stability_offset) >= settings.min_stability - SLACK
-        if not is_near.any():
-            continue
-        logits = frame.restore(found.logits[torch.from_numpy(is_near)]).cpu().numpy()
-        stability = _stability(logits, settings.stability_offset)
-        kept = stability >= settings.min_stability
-        answers = (found.prompt, found.level, found.predicted_iou)
-        asked, level, iou = (values.cpu().numpy()[is_near][kept] for values in answers)
-        parts.append(Candidates(encode((logits > 0)[kept]), grid[start + asked], level, iou, stability[kept]))
-    nothing = Candidates([], grid[:0], *(np.zeros(0, kind) for kind in (np.int64, np.float32, np.float32)))
-    return Candidates.joined([nothing, *parts])
+    chunks = np.split(grid, range(POINTS_AT_ONCE, len(grid), POINTS_AT_ONCE))
+    num_threads = torch.get_num_threads()
+    num_workers = num_threads if embedding.device.type == "cpu" else 1
+    try:
+        with ThreadPoolExecutor(num_workers, initializer=torch.set_num_threads, initargs=(1,)) as workers:
+            return Candidates.joined(
+                list(workers.map(lambda some: _ask(head, looked_at, some, frame, settings), chunks))
+            )
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+@torch.inference_mode()
+def _ask(
+    head: MaskHead, looked_at: ImageEmbedding, grid: np.ndarray, frame: Frame, settings: PoolSettings
+) -> Candidates:
+    """The candidates at some points of the grid, (K, 2) row and column."""
+    device = looked_at.coarse.device
+    extent = np.array([frame.width, frame.height])
+    points = torch.from_numpy((grid[:, ::-1] + 0.5) / settings.points_per_side * extent).float().to(device)
+    with torch.autocast(device.type, enabled=False):
+        found = head.at_points(
+            looked_at, points, torch.zeros(len(points), dtype=torch.long, device=device), settings.min_iou
+        )
+    is_near = _stability(found.logits.cpu().numpy(), settings.stability_offset) >= settings.min_stability - SLACK
+    logits = frame.restore(found.logits[torch.from_numpy(is_near)]).cpu().numpy()
+    stability = _stability(logits, settings.stability_offset)
+    kept = stability >= settings.min_stability
+    asked, level, iou = (x.cpu().numpy()[is_near][kept] for x in (found.prompt, found.level, found.predicted_iou))
+    return Candidates(encode(logits[kept] > 0), grid[asked], level, iou, stability[kept])
 
 
 def _stability(logits: np.ndarray, offset: float) -> np.ndarray:
