@@ -169,23 +169,20 @@ class MaskHead(nn.Module):
             embedding: of B images.
             points: (M, 2) x and y in pixels of the frame.
             image: (M,) int64, which image each point lies in.
-            min_iou: masks with a predicted IoU of no more than this are left out, and so are empty ones.
+            min_iou: masks with a predicted IoU of no more than this are left out.
         """
         predicted_iou, states, keys = self._asked(embedding, points, image)
         is_wanted = predicted_iou > min_iou
         is_drawn = is_wanted.any(dim=1).nonzero().squeeze(1)
         kernels = self._kernels(states)
-        height = embedding.coarse.shape[-2]
-        logits = [keys.new_zeros(0, UPSCALE * height, UPSCALE * embedding.coarse.shape[-1])]
-        is_there = [is_wanted.new_zeros(0)]
+        height, width = embedding.coarse.shape[-2:]
+        logits = [keys.new_zeros(0, UPSCALE * height, UPSCALE * width)]
         for some in is_drawn.split(POINTS_DRAWN_AT_ONCE):
             pixels = self._upscale(keys[some], embedding.details, image[some])
-            masks = einsum(kernels[some], pixels, "m level c, m n ij kl c -> m level n ij kl")[is_wanted[some]]
-            is_there.append(masks.amax((1, 2, 3)) > 0)
-            logits.append(_to_image(masks[is_there[-1]], height))
-        drawn = torch.cat(is_there)
-        prompt, level = (indices[drawn] for indices in is_wanted.nonzero(as_tuple=True))
-        return PointMasks(torch.cat(logits), prompt, level, predicted_iou[prompt, level])
+            masks = einsum(kernels[some], pixels, "m level c, m n ij kl c -> m level n ij kl")
+            logits.append(_to_image(masks[is_wanted[some]], height))
+        prompt, level = is_wanted.nonzero(as_tuple=True)
+        return PointMasks(torch.cat(logits), prompt, level, predicted_iou[is_wanted])
 
     def best_at_points(self, embedding: ImageEmbedding, points: Tensor, image: Tensor) -> Tensor:
         """Of SAM's three answers to each of these points the one it thinks best, (M, 4g, 4g) logits.

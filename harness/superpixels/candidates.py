@@ -44,7 +44,7 @@ class PoolSettings:
     Args:
         points_per_side: of the square grid of points.
         min_iou: masks with a predicted IoU of no more are left out.
-        min_stability: masks that are less stable are left out.
+        min_stability: masks that are less stable are left out, and empty ones always.
         stability_offset: by how much the cut-off moves, in logits, when stability is measured.
     """
 
@@ -169,16 +169,17 @@ def _ask(
     device = looked_at.coarse.device
     extent = np.array([frame.width, frame.height])
     points = torch.from_numpy((grid[:, ::-1] + 0.5) / settings.points_per_side * extent).float().to(device)
+    same = torch.zeros(len(points), dtype=torch.long, device=device)
     with torch.autocast(device.type, enabled=False):
-        found = head.at_points(
-            looked_at, points, torch.zeros(len(points), dtype=torch.long, device=device), settings.min_iou
-        )
-    is_near = _stability(found.logits.cpu().numpy(), settings.stability_offset) >= settings.min_stability - SLACK
-    logits = frame.restore(found.logits[torch.from_numpy(is_near)]).cpu().numpy()
+        found = head.at_points(looked_at, points, same, settings.min_iou)
+    stability = _stability(found.logits.cpu().numpy(), settings.stability_offset)
+    near = np.flatnonzero(stability >= settings.min_stability - SLACK)
+    logits = frame.restore(found.logits[torch.from_numpy(near)]).cpu().numpy()
     stability = _stability(logits, settings.stability_offset)
-    kept = stability >= settings.min_stability
-    asked, level, iou = (x.cpu().numpy()[is_near][kept] for x in (found.prompt, found.level, found.predicted_iou))
-    return Candidates(encode(logits[kept] > 0), grid[asked], level, iou, stability[kept])
+    stable = np.flatnonzero(stability >= settings.min_stability)
+    asked, level, iou = (x.cpu().numpy()[near[stable]] for x in (found.prompt, found.level, found.predicted_iou))
+    answers = Candidates(encode(logits[stable] > 0), grid[asked], level, iou, stability[stable])
+    return answers.select(answers.areas() > 0)
 
 
 def _stability(logits: np.ndarray, offset: float) -> np.ndarray:
