@@ -7,7 +7,7 @@
    and is timed with the encoding too.
 2. Filter against a plain loop over masks and pairs of masks, with the equality of what they keep.
 3. Mean best overlap of superpixels with the objects of test scenes, SAM's against SLIC's and Felzenszwalb's at as many
-   superpixels.
+   superpixels: at the default granularity, which makes about one an object, and at `adaptive`, which splits these.
 
 Rounds alternate between the ways that are compared, so that a drifting clock touches both; medians are printed.
 """
@@ -170,17 +170,19 @@ def compare_filter(rounds: int, count: int = 300, side: int = 256) -> str:
 
 
 def compare_overlap(examples: Sequence[Example], model: str) -> str:
-    """How well single superpixels stand for objects, by source, at as many superpixels as SAM needs."""
-    rows = {"sam": _overlaps("sam", Config.model_validate({"model": model}), examples)}
-    count = round(float(np.mean(rows["sam"][1])))
-    for name in ("slic", "felzenszwalb"):
-        rows[name] = _overlaps(name, superpixels.get(name).Config(count=count), examples)
+    """How well single superpixels stand for objects, by source, each at as many superpixels as SAM makes."""
     lines = [f"mean best overlap with the objects of {len(examples)} test scenes"]
-    for name, (overlaps, counts) in rows.items():
-        lines.append(
-            f"  {name:20} {np.mean(overlaps):.3f}   {np.mean(counts):5.1f} superpixels an image "
-            f"({min(counts)}-{max(counts)})"
-        )
+    for granularity in ("default", "adaptive"):
+        asked = Config.model_validate({"model": model, "granularity": granularity})
+        rows = {f"sam, {granularity}": _overlaps("sam", asked, examples)}
+        count = round(float(np.mean(rows[f"sam, {granularity}"][1])))
+        for name in ("slic", "felzenszwalb"):
+            rows[name] = _overlaps(name, superpixels.get(name).Config(count=count), examples)
+        for name, (overlaps, counts) in rows.items():
+            lines.append(
+                f"  {name:20} {np.mean(overlaps):.3f}   {np.mean(counts):5.1f} superpixels an image "
+                f"({min(counts)}-{max(counts)})"
+            )
     return "\n".join(lines)
 
 
