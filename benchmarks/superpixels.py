@@ -174,8 +174,8 @@ def compare_overlap(examples: Sequence[Example], model: str) -> str:
     lines = [f"mean best overlap with the objects of {len(examples)} test scenes"]
     for granularity in ("default", "adaptive"):
         asked = Config.model_validate({"model": model, "granularity": granularity})
-        rows = {f"sam, {granularity}": _overlaps("sam", asked, examples)}
-        count = round(float(np.mean(rows[f"sam, {granularity}"][1])))
+        found = _overlaps("sam", asked, examples)
+        rows, count = {f"sam, {granularity}": found}, round(float(np.mean(found[1])))
         for name in ("slic", "felzenszwalb"):
             rows[name] = _overlaps(name, superpixels.get(name).Config(count=count), examples)
         for name, (overlaps, counts) in rows.items():

@@ -38,6 +38,20 @@ baseline: pooling
 
 
 @pytest.fixture
+def set_threads():
+    """`torch.set_num_threads`; afterwards there are as many as before."""
+    usual = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(usual)
+
+
+@pytest.fixture
+def one_thread(set_threads):
+    """Several threads add up a gradient in the order in which they finish, so that no two runs have the same bits."""
+    set_threads(1)
+
+
+@pytest.fixture
 def cells(tmp_path, monkeypatch):
     """The study's cells by arm, with an encoder of two layers written as transformers writes one."""
     monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path / "cache"))

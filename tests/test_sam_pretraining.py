@@ -1,7 +1,6 @@
 """The training of sam-scenes: what it is asked, what it is told, and that a killed run goes on where it was."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,16 +105,7 @@ def test_dense_targets_reach_to_the_sides_of_the_visible_box(objects: np.ndarray
     assert (distances[:, 0, row, column] * UNIT).tolist() == [41 - 30, 13 - 10, 59 - 41, 19 - 13]
 
 
-@pytest.fixture
-def _one_thread() -> Iterator[None]:
-    """Several threads add up a gradient in the order in which they finish, so that no two runs have the same bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.usefixtures("one_thread")
 def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     whole = train(TINY, tmp_path / "whole")
     killed = Trainer(TINY)

@@ -103,17 +103,14 @@ def test_they_are_the_same_where_the_rest_is_in_half_precision():
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_they_are_the_same_on_any_number_of_cores_and_torch_keeps_its_own(threads):
+def test_they_are_the_same_on_any_number_of_cores_and_torch_keeps_its_own(threads, set_threads):
     embedding, frame = SamCache(SAM).encode([Example("noise", IMAGE, (), ())])[0], Frame.of((SIDE, SIDE), SIDE)
-    head, usual = MaskHead(SAM.sam.prompt_encoder, SAM.sam.mask_decoder), torch.get_num_threads()
+    head = MaskHead(SAM.sam.prompt_encoder, SAM.sam.mask_decoder)
     expected = propose(head, embedding, frame, SETTINGS)
     assert len(expected) > 20
-    torch.set_num_threads(threads)
-    try:
-        assert propose(head, embedding, frame, SETTINGS).to_json() == expected.to_json()
-        assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(usual)
+    set_threads(threads)
+    assert propose(head, embedding, frame, SETTINGS).to_json() == expected.to_json()
+    assert torch.get_num_threads() == threads
 
 
 def test_what_is_written_is_what_is_read():

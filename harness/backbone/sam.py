@@ -173,14 +173,12 @@ class MaskHead(nn.Module):
         """
         predicted_iou, states, keys = self._asked(embedding, points, image)
         is_wanted = predicted_iou > min_iou
-        is_drawn = is_wanted.any(dim=1).nonzero().squeeze(1)
-        kernels = self._kernels(states)
-        height, width = embedding.coarse.shape[-2:]
-        logits = [keys.new_zeros(0, UPSCALE * height, UPSCALE * width)]
-        for some in is_drawn.split(POINTS_DRAWN_AT_ONCE):
+        drawn = is_wanted.any(dim=1).nonzero().squeeze(1)
+        logits = []
+        for some in drawn.split(POINTS_DRAWN_AT_ONCE):
             pixels = self._upscale(keys[some], embedding.details, image[some])
-            masks = einsum(kernels[some], pixels, "m level c, m n ij kl c -> m level n ij kl")
-            logits.append(_to_image(masks[is_wanted[some]], height))
+            masks = einsum(self._kernels(states[some]), pixels, "m level c, m n ij kl c -> m level n ij kl")
+            logits.append(_to_image(masks[is_wanted[some]], embedding.coarse.shape[-2]))
         prompt, level = is_wanted.nonzero(as_tuple=True)
         return PointMasks(torch.cat(logits), prompt, level, predicted_iou[is_wanted])
 
