@@ -59,8 +59,10 @@ class Osprey(Projector):
         content = self.content(pool_by_area(features.patches, areas))
         labels = torch.arange(count, device=areas.device)
         masks = (features.superpixels[:, None] == labels[:, None, None]).to(features.patches.dtype)
+        # Each mask as an image of its own: of one image with many channels the library first makes a copy.
+        masks = rearrange(masks, "b s y x -> (b s) 1 y x")
         masks = F.interpolate(masks, size=(self.resolution, self.resolution), mode="bilinear", align_corners=False)
-        shape = self.shape(rearrange(masks, "b s y x -> b s (y x)"))
+        shape = self.shape(rearrange(masks, "(b s) 1 y x -> b s (y x)", s=count))
         mask = repeat(areas.any(dim=-1), "b s -> b (s two)", two=2)
         embeds = rearrange([content, shape], "two b s d -> b (s two) d") * mask[..., None]
         return VisualTokens(embeds, mask, repeat(areas, "b s n -> b (s two) n", two=2))

@@ -10,13 +10,12 @@ come from the study, of any source; patches in the padding of the frame do not e
 """
 
 import torch
-from einops import einsum, rearrange
 from pydantic import Field
 from torch import Tensor, nn
 from torchvision.ops import masks_to_boxes, roi_align
 
 from projectors.contract import Dims, Projector, ProjectorConfig, VisualFeatures, VisualTokens
-from projectors.layers import area_fractions, require_superpixels
+from projectors.layers import area_fractions, pool_by_area, require_superpixels
 from projectors.registry import register
 
 
@@ -53,33 +52,44 @@ class Subobject(Projector):
         assert count <= self.max_tokens, f"{count} superpixels, more than the {self.max_tokens} declared"
         areas = area_fractions(features.superpixels, count, self.dims.grid)
         mask = areas.any(dim=-1)
-        image, label = mask.nonzero(as_tuple=True)
-        shapes = features.superpixels[image] == label[:, None, None]
-        tokens = self.project(self._describe(features, image, shapes))
+        labels = torch.arange(count, device=mask.device)
+        shapes = (features.superpixels[:, None] == labels[:, None, None])[mask]
+        corners = masks_to_boxes(shapes) + torch.tensor([0, 0, 1, 1], device=shapes.device)
+        inside = self._align(shapes, corners)
+        seen = self._seen(inside, corners / shapes.shape[-1])
+        weights = seen.new_zeros(areas.shape)
+        weights[mask] = seen
+        mean = pool_by_area(features.patches, weights * features.patch_mask[:, None])[mask]
+        left, top, right, bottom = (corners / shapes.shape[-1]).unbind(dim=-1)
+        box = torch.stack([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top], dim=-1)
+        tokens = self.project(torch.cat([box.to(mean.dtype), inside.flatten(1).to(mean.dtype), mean], dim=-1))
         embeds = tokens.new_zeros(*mask.shape, tokens.shape[-1])
         embeds[mask] = tokens
         return VisualTokens(embeds, mask, areas)
 
-    def _describe(self, features: VisualFeatures, image: Tensor, shapes: Tensor) -> Tensor:
-        """Box, shape and mean of K superpixels, whose images are `image` (K) and shapes (K, R, R): (K, 4 + r^2 + C)."""
-        height, width = self.dims.grid
-        side = shapes.shape[-1]
-        # Pixel coordinates are not exact in bfloat16.
-        dtype = torch.promote_types(features.patches.dtype, torch.float32)
-        corners = masks_to_boxes(shapes).to(dtype) + torch.tensor([0, 0, 1, 1], device=shapes.device)
-        in_patches = corners * torch.tensor([width, height, width, height], device=shapes.device) / side
-        real = features.patch_mask[..., None].to(dtype)
-        maps = rearrange(torch.cat([features.patches * real, real], dim=-1), "b (h w) c -> b c h w", h=height)
-
+    def _align(self, shapes: Tensor, corners: Tensor) -> Tensor:
+        """RoIAlign of each of K masks (K, R, R) at its corners (K, 4), in pixels: (K, r, r)."""
         own = torch.arange(len(shapes), device=shapes.device)
-        inside = self._align(rearrange(shapes, "k y x -> k 1 y x").to(dtype), own, corners)
-        content = einsum(inside, self._align(maps, image, in_patches), "k one i j, k c i j -> k c")
-        mean = content[:, :-1] / content[:, -1:]
-        left, top, right, bottom = (corners / side).unbind(dim=-1)
-        box = torch.stack([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top], dim=-1)
-        return torch.cat([box, rearrange(inside, "k 1 i j -> k (i j)"), mean], dim=-1)
+        rois = torch.cat([own[:, None], corners], dim=-1)
+        return roi_align(shapes[:, None].to(corners.dtype), rois, self.resolution, aligned=True)[:, 0]
 
-    def _align(self, maps: Tensor, index: Tensor, corners: Tensor) -> Tensor:
-        """RoIAlign of maps (M, C, h, w) at corners (K, 4), each in the map of its index (K): (K, C, r, r)."""
-        rois = torch.cat([index[:, None].to(corners.dtype), corners], dim=-1)
-        return roi_align(maps, rois, self.resolution, aligned=True)
+    def _seen(self, inside: Tensor, corners: Tensor) -> Tensor:
+        """How much each patch enters the mean of RoIAligned features under `inside` (K, r, r): (K, N).
+
+        The weights that RoIAlign gives to patches, once for all channels: to align every channel of every superpixel
+        costs ten times as much as the rest of the model.
+
+        Args:
+            corners: (K, 4), in shares of the frame.
+        """
+        height, width = self.dims.grid
+        left, top, right, bottom = corners.unbind(dim=-1)
+        rows, columns = self._bins(top, bottom, height), self._bins(left, right, width)
+        return (rows @ inside @ columns.mT).flatten(1)
+
+    def _bins(self, starts: Tensor, ends: Tensor, length: int) -> Tensor:
+        """How much RoIAlign takes of each cell of an axis into each bin between starts and ends (K): (K, length, r)."""
+        cells = torch.eye(length, dtype=starts.dtype, device=starts.device)
+        first, last = torch.zeros_like(starts), torch.ones_like(starts)
+        rois = torch.stack([first, first, starts * length, last, ends * length], dim=-1)
+        return roi_align(cells[None, :, :, None], rois, (self.resolution, 1), aligned=True)[..., 0]

@@ -58,6 +58,8 @@ def _bins(start: float, end: float, bins: int, length: int) -> Tensor:
 def flops(projector: Any, batch: VisualFeatures) -> int:
     assert batch.superpixels is not None
     superpixels = int(batch.superpixels.max()) + 1
-    # The mean of the content, and of what is real, under the shape.
-    mean = 2 * superpixels * projector.config.resolution**2 * (projector.dims.vision + 1)
-    return mean + linear_flops(projector.project, superpixels)
+    bins = projector.config.resolution
+    # Bins to rows of patches, then to patches, whose mean is taken.
+    weights = 2 * superpixels * bins * HEIGHT * (bins + WIDTH)
+    mean = 2 * superpixels * HEIGHT * WIDTH * projector.dims.vision
+    return weights + mean + linear_flops(projector.project, superpixels)
