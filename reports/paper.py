@@ -169,12 +169,15 @@ def cost_table(findings: Findings) -> Table:
         (Column("tokens_p95", "tokens, p95"), _mean("tokens_p95", 1)),
         (Column("trainable_parameters", "trainable params"), _mean("trainable_parameters")),
         (Column("flops", "FLOPs"), _mean("flops")),
-        (Column("latency_ms", "latency, ms"), _mean("latency_ms", 1)),
+        (Column("latency_ms", "latency, ms"), partial(_over_seeds, findings, "latency_ms")),
         *((Column(f"latency_{stage}_ms", f"{stage}, ms"), _mean(f"latency_{stage}_ms", 1)) for stage in stages),
         (Column("peak_memory_mib", "peak memory, MiB"), _mean("peak_memory_mib", 0)),
         (Column("train_seconds", "training, s"), _mean("train_seconds", 0)),
     ]
-    caption = "Means over seeds; latency is the median of repeated runs of one image, asked once, by stage."
+    caption = (
+        "Means over seeds; latency is the median of repeated runs of one image, asked once, by stage, whole with the "
+        "least and the greatest of all seeds: what differs by less than these lie apart is the machine's doing."
+    )
     return _table("costs", "What it costs", caption, columns, findings)
 
 
@@ -233,6 +236,13 @@ def _number(value: float | None, decimals: int | None) -> Cell:
 
 def _mean(key: str, decimals: int | None = None) -> _Make:
     return lambda variant: _number(variant.means.get(key), decimals)
+
+
+def _over_seeds(findings: Findings, key: str, variant: Variant) -> Cell:
+    """The mean with the least and the greatest of the seeds, in whole units."""
+    values = findings.cells(variant.name)[key].astype(float)
+    note = between(values.min(), values.max(), 0) if len(values) > 1 else ""
+    return Cell(fixed(values.mean(), 1), values.mean(), values.min(), values.max(), note)
 
 
 def _count(value: int) -> Cell:
