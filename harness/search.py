@@ -7,7 +7,7 @@ in turn, so that each gets an equal share; TPE chooses the rest.
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
@@ -82,12 +82,15 @@ class Search:
         self.storage.remove_session()
         self.storage.engine.dispose()
 
-    def run(self, evaluate: Evaluate) -> None:
+    def run(self, evaluate: Evaluate, finished: Container[str]) -> None:
         """Runs every point that has no values yet, those of a run that was killed included.
 
         No other process may run this study meanwhile; the run folder's lock sees to it.
+
+        Args:
+            finished: ids of the cells that have a result; a point of which one was removed runs again.
         """
-        self._resume()
+        self._resume(finished)
         waiting = len(self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
         if waiting:
             self.optuna.optimize(
@@ -109,7 +112,8 @@ class Search:
         """
         search = self.study.settings.search
         trials = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        searched = [trial for trial in trials if search is not None and trial.params[ARM] in search.arms]
+        last = {_key(trial.params): trial for trial in trials}
+        searched = [trial for trial in last.values() if search is not None and trial.params[ARM] in search.arms]
         if len(searched) < _IMPORTANCE_TRIALS:
             return None
         quantile = min(0.5, max(0.1, 5 / len(searched)))
@@ -121,34 +125,32 @@ class Search:
         method = f"PED-ANOVA: what puts a point among the best {quantile:.0%} of {len(searched)}"
         return {"method": method, "importance": shares} if shares else None
 
-    def _resume(self) -> None:
-        """Enqueues what is wanted and neither has values nor waits."""
+    def _resume(self, finished: Container[str]) -> None:
+        """Enqueues what is wanted and neither has a result nor waits."""
         for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self.optuna.tell(trial.number, state=TrialState.FAIL)
         trials = self.optuna.get_trials(deepcopy=False)
-        kept = [trial for trial in trials if trial.state in _KEPT]
+        kept = [trial for trial in trials if _is_kept(trial, finished)]
         keys = {_key(_params(trial)) for trial in kept}
         for point in self.study.points():
             params = {ARM: point.arm, **{path: label(value) for path, value in point.values.items()}}
             if _key(params) not in keys:
                 self.optuna.enqueue_trial(params)
         if self.study.num_sampled:
-            self._resume_sampled(trials, keys)
+            lost = [trial for trial in trials if not _is_kept(trial, finished) and _key(_params(trial)) not in keys]
+            self._resume_sampled(kept, lost)
 
-    def _resume_sampled(self, trials: list[FrozenTrial], keys: set[str]) -> None:
-        """Sampled points that failed come again as they were; new ones fill up the number asked for."""
+    def _resume_sampled(self, kept: list[FrozenTrial], lost: list[FrozenTrial]) -> None:
+        """Sampled points that were lost come again as they were; new ones fill up the number asked for."""
         search = self.study.settings.search
         assert search is not None, "only a search samples"
-        sampled = [trial for trial in trials if trial.user_attrs.get("sampled")]
-        num_kept = sum(trial.state in _KEPT for trial in sampled)
-        failed = {
-            _key(trial.params): trial.params
-            for trial in sampled
-            if trial.state not in _KEPT and self._is_whole(trial.params) and _key(trial.params) not in keys
+        num_kept = sum(_is_sampled(trial) for trial in kept)
+        again = {
+            _key(trial.params): trial.params for trial in lost if _is_sampled(trial) and self._is_whole(trial.params)
         }
-        for params in failed.values():
+        for params in again.values():
             self.optuna.enqueue_trial(params, user_attrs={"sampled": True})
-        for i in range(num_kept + len(failed), self.study.num_sampled):
+        for i in range(num_kept + len(again), self.study.num_sampled):
             self.optuna.enqueue_trial({ARM: search.arms[i % len(search.arms)]}, user_attrs={"sampled": True})
 
     def _values(self, trial: Trial, evaluate: Evaluate) -> list[float]:
@@ -239,6 +241,15 @@ def _draw(trial: Trial, path: str, values: Range | tuple[Choice, ...]) -> Any:
     if isinstance(low, int) and isinstance(high, int) and (step is None or isinstance(step, int)):
         return trial.suggest_int(path, low, high, step=step or 1, log=values.log)
     return trial.suggest_float(path, low, high, step=step, log=values.log)
+
+
+def _is_kept(trial: FrozenTrial, finished: Container[str]) -> bool:
+    """Whether a trial needs not run again: it waits, or what it made is there."""
+    return trial.state in _KEPT and all(cell in finished for cell in trial.user_attrs.get("cells", ()))
+
+
+def _is_sampled(trial: FrozenTrial) -> bool:
+    return bool(trial.user_attrs.get("sampled"))
 
 
 def _params(trial: FrozenTrial) -> dict[str, Any]:
