@@ -51,7 +51,7 @@ def execute(study: Study, folder: RunFolder, storage: str | None, run_cell: RunC
         with Search(study, storage or default_url(folder.path)) as search:
             with progress:
                 worker = Worker(study, folder, run_cell, progress, tracker.record)
-                search.run(worker.evaluate, worker.finished)
+                search.run(worker)
             cells = _all_cells(study, search)
             if worker.num_run or not folder.is_reported or _tabled(folder) != [cell.id for cell in cells]:
                 _bring_up_to_date(folder, cells, search.importance(), tracker)

@@ -109,6 +109,20 @@ SAMPLE_COLUMNS = (
 )
 
 
+def over_seeds(cells: pd.DataFrame) -> dict[str, float]:
+    """What the finished cells of one variant measured: means; latency, whole and by stage, of the fastest cell.
+
+    What else a machine does only adds to a latency, and the seeds of an arm run far apart: the least is nearest to what
+    the arm costs.
+    """
+    values = cells[[metric for metric in METRICS if metric in cells]].astype(float)
+    means = values.mean()
+    if "latency_ms" in values and values["latency_ms"].notna().any():
+        latencies = [metric for metric in values if metric.startswith("latency_")]
+        means[latencies] = values.loc[values["latency_ms"].idxmin(), latencies]
+    return means.to_dict()
+
+
 class RunFolder:
     """The folder of one study's results. Whatever is in it is whole: files are moved into place, never grown there."""
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from harness.errors import HarnessError
 from harness.progress import Progress, progress_on
-from harness.records import ANSWER_METRICS, METRICS, Row, RunFolder
+from harness.records import ANSWER_METRICS, METRICS, Row, RunFolder, over_seeds
 from harness.study import Cell, Study, load
 
 _ANSWERS = [column for scoring in ANSWER_METRICS for column in (scoring, f"{scoring}_shuffled")]
@@ -121,7 +121,7 @@ def _report(folder: RunFolder) -> None:
 
 
 def result_table(results: pd.DataFrame) -> Table:
-    """Means over seeds, a row a point of an arm."""
+    """What was measured over seeds, a row a point of an arm."""
     table = Table()
     for column in ("arm", "point", "seeds"):
         table.add_column(column)
@@ -131,7 +131,7 @@ def result_table(results: pd.DataFrame) -> Table:
         table.add_column(f"{metric.label} ({metric.unit})" if metric.unit else metric.label, justify="right")
     for (arm, point), cells in results.groupby(["arm", "point"], sort=False):
         done = cells[cells["status"] == "done"]
-        means = done[measured].mean()
+        means = over_seeds(done)
         shown = [f"{means[name]:.{METRICS[name].decimals}f}" for name in measured]
         row = ["-" if value == "nan" else value for value in shown]
         settings = (f"{path.rpartition('.')[2]}={value}" for path, value in json.loads(str(point)).items())

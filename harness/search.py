@@ -2,16 +2,17 @@
 
 One Optuna trial is one point of an arm; the cells of its seeds run inside it, and its values are the means over them.
 Fixed arms and grids are enqueued, each point once. Sampled points are enqueued with their arm only, the searched arms
-in turn, so that each gets an equal share; TPE chooses the rest.
+in turn, so that each gets an equal share; TPE chooses the rest. What is known from the start runs seed by seed, not
+trial by trial: all arms are there early, and a slow hour of the machine falls on all of them.
 """
 
 import json
 import warnings
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
@@ -26,8 +27,20 @@ from harness.records import Row
 from harness.study import Point, Study
 from harness.study_schema import Choice, Range
 
-Evaluate = Callable[[Point, int], list[Row]]
-"""Runs the cells of a point, for a trial of this number; one row a seed."""
+
+class RunsPoints(Protocol):
+    """Turns points into rows."""
+
+    @property
+    def finished(self) -> Container[str]:
+        """Ids of the cells that have a result; a point of which one was removed runs again."""
+
+    def seed_by_seed(self, points: Mapping[int, Point]) -> None:
+        """Runs the cells of all these points, by number of their trials, the first seed of each before any second."""
+
+    def evaluate(self, point: Point, trial: int) -> list[Row]:
+        """Runs the cells of a point that did not run yet, for a trial of this number; one row a seed."""
+
 
 Direction = Literal["maximize", "minimize"]
 
@@ -82,19 +95,20 @@ class Search:
         self.storage.remove_session()
         self.storage.engine.dispose()
 
-    def run(self, evaluate: Evaluate, finished: Container[str]) -> None:
+    def run(self, worker: RunsPoints) -> None:
         """Runs every point that has no values yet, those of a run that was killed included.
 
         No other process may run this study meanwhile; the run folder's lock sees to it.
-
-        Args:
-            finished: ids of the cells that have a result; a point of which one was removed runs again.
         """
-        self._resume(finished)
-        waiting = len(self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+        self._resume(worker.finished)
+        waiting = {
+            trial.number: _params(trial)
+            for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        }
+        worker.seed_by_seed({n: self._point(params) for n, params in waiting.items() if self._is_whole(params)})
         if waiting:
             self.optuna.optimize(
-                lambda trial: self._values(trial, evaluate), n_trials=waiting, catch=(PointFailedError,)
+                lambda trial: self._values(trial, worker), n_trials=len(waiting), catch=(PointFailedError,)
             )
 
     def points(self) -> list[Point]:
@@ -153,11 +167,11 @@ class Search:
         for i in range(num_kept + len(again), self.study.num_sampled):
             self.optuna.enqueue_trial({ARM: search.arms[i % len(search.arms)]}, user_attrs={"sampled": True})
 
-    def _values(self, trial: Trial, evaluate: Evaluate) -> list[float]:
+    def _values(self, trial: Trial, worker: RunsPoints) -> list[float]:
         """Runs a point; its objectives."""
         point = self._point(self._suggest(trial))
         try:
-            rows = evaluate(point, trial.number)
+            rows = worker.evaluate(point, trial.number)
         except StudyError as error:
             trial.set_user_attr("reason", str(error))
             raise optuna.TrialPruned from error

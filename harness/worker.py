@@ -1,8 +1,10 @@
 """Runs the cells of a study, one after the other, until none is left; never one that is finished."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from harness.environment import command
+from harness.errors import StudyError
 from harness.progress import Progress
 from harness.records import Row, RunFolder
 from harness.study import Cell, Point, Study
@@ -30,6 +32,15 @@ class Worker:
         self.total = len(study.cells()) + study.num_sampled * len(study.settings.seeds)
         self.num_there = sum(cell.id in self.finished for cell in study.cells())
         self.num_run = 0
+
+    def seed_by_seed(self, points: Mapping[int, Point]) -> None:
+        """Runs the cells of all these points, by number of their trials, the first seed of each before any second."""
+        planned = []
+        for trial, point in points.items():
+            with suppress(StudyError):  # said when the point's own turn comes
+                planned += [(place, trial, cell) for place, cell in enumerate(self.study.cells_of(point))]
+        for _, trial, cell in sorted(planned, key=lambda each: each[:2]):
+            self._row(cell, trial)
 
     def evaluate(self, point: Point, trial: int) -> list[Row]:
         """The rows of a point, one a seed; runs those cells that are not finished.

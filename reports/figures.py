@@ -45,8 +45,8 @@ def _figures(findings: Findings) -> Iterator[tuple[str, str, Draw]]:
             continue
         if any(not is_missing(variant.means.get(cost)) for variant in findings.variants):
             caption = (
-                f"{findings.label} against {label}. Bars are 95% intervals; points at the same place are set side by "
-                "side; the dashed line joins the Pareto front, whose arms are in bold."
+                f"{findings.label} against {label}. Bars are 95% intervals; what would hide another is set "
+                "beside it; the dashed line joins the Pareto front, whose arms are in bold."
             )
             yield f"{findings.metric}_{cost}", caption, lambda found, cost=cost: quality_against(found, cost)  # type: ignore[misc]
     if has_budgets:

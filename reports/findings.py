@@ -14,7 +14,7 @@ from harness.claims import Claim, Judgement, judge_claims
 from harness.errors import DataError
 from harness.panel import LOWER_IS_BETTER, Panel, variant_name
 from harness.panel import METRICS as SCORES
-from harness.records import ANSWER_METRICS, FAMILIES, METRICS, SAMPLE_COLUMNS
+from harness.records import ANSWER_METRICS, FAMILIES, METRICS, SAMPLE_COLUMNS, over_seeds
 from harness.stats import Difference, Estimate, Verdict, holm, is_on_front, judge
 
 DEFAULT_MARGIN = 0.01
@@ -37,7 +37,11 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """An arm at one search point: its score, what it costs (means over seeds), and how it compares with baselines."""
+    """An arm at one search point: its score, what it costs, and how it compares with baselines.
+
+    Args:
+        means: what was measured, see `over_seeds`.
+    """
 
     name: str
     score: Estimate
@@ -166,8 +170,7 @@ def _variants(
 ) -> tuple[Variant, ...]:
     done = results[results["status"] == "done"]
     names = pd.Series([variant_name(*pair) for pair in zip(done["arm"], done["point"], strict=True)], index=done.index)
-    measured = [metric for metric in METRICS if metric in done]
-    means = done[measured].astype(float).groupby(names).mean().to_dict(orient="index")
+    means = {str(name): over_seeds(cells) for name, cells in done.groupby(names)}
     scores = {name: panel.estimate(name, metric) for name in panel.variants}
     costs = {name: means[name].get("tokens", float("nan")) for name in panel.variants}
     shares = panel.front_share(costs, metric)

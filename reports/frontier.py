@@ -1,6 +1,6 @@
 """Quality against cost: every variant with its interval, the Pareto front through them, names beside them."""
 
-from itertools import cycle
+from itertools import count, cycle
 from typing import Any
 
 import matplotlib as mpl
@@ -18,6 +18,13 @@ from reports.style import Style, styles
 
 COSTS = {"tokens": "visual tokens per image (mean)", "latency_ms": "latency of one image, asked once, ms (p50)"}
 
+WIDE = 4.0
+"""From this ratio on between the highest and the lowest cost, the axis is logarithmic."""
+AXES_POINTS = 500
+"""About how wide the axes are, in points (1/72 inch)."""
+GAP = 8.5
+"""Points between intervals that would hide each other: a marker's width."""
+
 
 def quality_against(findings: Findings, cost: str) -> Figure:
     """The score with intervals over a cost, the Pareto front drawn through."""
@@ -29,8 +36,16 @@ def quality_against(findings: Findings, cost: str) -> Figure:
     axes = figure.add_subplot()
     scores = np.array([variant.score.value for variant in shown])
     front = np.flatnonzero(is_on_front(np.stack([scores, -costs], axis=-1)))
-    spread = max(float(np.ptp(costs)), 0.25 * float(costs.max()))  # near-equal costs should look near-equal
-    for variant, value, shift, look in zip(shown, costs, _side_by_side(costs, spread), looks, strict=True):
+    lows, highs = (np.array(ends) for ends in zip(*((v.score.low, v.score.high) for v in shown), strict=True))
+    is_wide = costs.max() >= WIDE * costs.min() > 0
+    places = np.log2(costs) if is_wide else costs
+    # Where the axis is linear, near-equal costs should look near-equal.
+    spread = max(float(np.ptp(places)), 0.0 if is_wide else 0.25 * float(costs.max()))
+    room = 0.12 * spread + (spread - float(np.ptp(places))) / 2
+    ends = np.array([places.min() - room, places.max() + room])
+    shifts = _apart((places - ends[0]) / np.ptp(ends) * AXES_POINTS, lows, highs)
+    start, end = np.exp2(ends) if is_wide else ends
+    for variant, value, shift, look in zip(shown, costs, shifts, looks, strict=True):
         nudge = axes.transData + ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans)
         score = variant.score
         axes.vlines(value, score.low, score.high, color=look.color, lw=1.8, transform=nudge, zorder=2)
@@ -46,14 +61,14 @@ def quality_against(findings: Findings, cost: str) -> Figure:
             marker=look.marker,
         )
     corners = sorted((costs[place], scores[place]) for place in front)
-    room = 0.12 * spread + (spread - float(np.ptp(costs))) / 2
-    end = float(costs.max()) + room
     axes.step(
         [*(x for x, _ in corners), end], [*(y for _, y in corners), corners[-1][1]],
         where="post", ls="--", lw=1.2, color=mpl.rcParams["axes.edgecolor"], zorder=1,
     )  # fmt: skip
-    axes.set_xlim(float(costs.min()) - room, end)
-    low, high = min(v.score.low for v in shown), max(v.score.high for v in shown)
+    if is_wide:
+        _count_in_doubles(axes)
+    axes.set_xlim(start, end)
+    low, high = lows.min(), highs.max()
     axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
     axes.set_xlabel(COSTS[cost])
     axes.set_ylabel(findings.label)
@@ -91,21 +106,31 @@ def quality_by_budget(findings: Findings) -> Figure:
             errors = [[score.value - score.low], [score.high - score.value]]
             at = variant.means["tokens"]
             axes.errorbar(at, score.value, errors, color=ink, marker=looks[arm].marker, ls="none", label=variant.name)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
+    _count_in_doubles(axes)
     axes.set_xlabel(COSTS["tokens"])
     axes.set_ylabel(findings.label)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure
 
 
-def _side_by_side(costs: np.ndarray, spread: float) -> list[float]:
-    """Points (1/72 inch) to shift each marker by, so that those of nearly the same cost do not hide each other."""
-    shifts = np.zeros(len(costs))
-    for cost in np.unique(np.round(costs / spread, 2)):
-        together = np.flatnonzero(np.round(costs / spread, 2) == cost)
-        shifts[together] = min(11, 66 / len(together)) * (np.arange(len(together)) - (len(together) - 1) / 2)
-    return shifts.tolist()
+def _count_in_doubles(axes: Axes) -> None:
+    """A logarithmic x axis with ticks at powers of two."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
+
+
+def _apart(places: np.ndarray, lows: np.ndarray, highs: np.ndarray) -> np.ndarray:
+    """Points (1/72 inch) to shift intervals at these places by, as little as keeps one from hiding another."""
+    shifts = np.zeros(len(places))
+    order = np.argsort(places, kind="stable")
+    for turn, one in enumerate(order):
+        before = order[:turn]
+        near = before[(lows[before] <= highs[one]) & (highs[before] >= lows[one])]
+        for step in count():
+            shifts[one] = GAP * ((step + 1) // 2) * (1 if step % 2 else -1)
+            if (np.abs(places[one] + shifts[one] - places[near] - shifts[near]) >= GAP).all():
+                break
+    return shifts
 
 
 def _label_beside(axes: Axes, shown: list[Variant], looks: list[Style], front: set[int]) -> None:

@@ -1,5 +1,6 @@
 """Rows, tables and the run folder."""
 
+import math
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 from harness.data.scenes import FAMILIES as SCENE_FAMILIES
 from harness.errors import HarnessError
 from harness.files import replace_file
-from harness.records import COLUMNS, FAMILIES, METRICS, SAMPLE_COLUMNS, RunFolder
+from harness.records import COLUMNS, FAMILIES, METRICS, SAMPLE_COLUMNS, RunFolder, over_seeds
 from harness.study import load
 from tests.small_study import row_of, samples_of, write_study
 
@@ -27,6 +28,12 @@ def test_columns_are_unique_and_hold_every_metric():
 @pytest.fixture
 def cells(tmp_path):
     return load(write_study(tmp_path)).cells()
+
+
+def test_a_variant_has_means_and_the_latencies_of_its_fastest_cell():
+    cells = pd.DataFrame({"giou": [0.4, 0.6], "latency_ms": [90.0, 80.0], "latency_llm_ms": [10.0, 20.0]})
+    assert over_seeds(cells) == pytest.approx({"giou": 0.5, "latency_ms": 80.0, "latency_llm_ms": 20.0})
+    assert math.isnan(over_seeds(cells.assign(latency_ms=None))["latency_ms"])
 
 
 def test_tables_come_back_as_they_were_written(tmp_path, cells):

@@ -25,7 +25,10 @@ class Points:
         self.seen: list[Point] = []
         self.finished: set[str] = set() if after is None else after.finished
 
-    def __call__(self, point, trial):
+    def seed_by_seed(self, points):
+        self.begun = points
+
+    def evaluate(self, point, trial):
         self.seen.append(point)
         if self.stop_after is not None and len(self.seen) > self.stop_after:
             raise KeyboardInterrupt
@@ -47,17 +50,19 @@ def states(search) -> dict[str, int]:
 def test_a_grid_runs_each_point_once_and_then_nothing(tmp_path, study):
     points = Points(study)
     with Search(study, default_url(tmp_path)) as search:
-        search.run(points, points.finished)
-        search.run(points, points.finished)
+        search.run(points)
+        assert sorted(points.begun) == [trial.number for trial in search.optuna.get_trials()]
+        assert list(points.begun.values()) == points.seen
+        search.run(points)
         assert states(search) == {"COMPLETE": 6}
     with Search(study, default_url(tmp_path)) as search:
-        search.run(points, points.finished)
+        search.run(points)
     assert sorted(points.keys) == sorted((point.arm, point.to_json()) for point in study.points())
 
 
 def test_values_are_means_over_seeds(tmp_path, study):
     with Search(study, default_url(tmp_path)) as search:
-        search.run(Points(study), ())
+        search.run(Points(study))
         trials = {(trial.params["arm"], len(trial.params)): trial for trial in search.optuna.get_trials()}
         directions = [direction.name for direction in search.optuna.directions]
     rows = [row_of(cell) for cell in study.cells_of(Point("pooling"))]
@@ -69,9 +74,9 @@ def test_an_interrupted_point_runs_again_and_the_others_do_not(tmp_path, study):
     first = Points(study, stop_after=3)
     second = Points(study, after=first)
     with Search(study, default_url(tmp_path)) as search, pytest.raises(KeyboardInterrupt):
-        search.run(first, first.finished)
+        search.run(first)
     with Search(study, default_url(tmp_path)) as search:
-        search.run(second, second.finished)
+        search.run(second)
         assert states(search) == {"COMPLETE": 6, "FAIL": 1}
     assert first.keys[3] in second.keys
     assert sorted(first.keys[:3] + second.keys) == sorted((point.arm, point.to_json()) for point in study.points())
@@ -84,7 +89,7 @@ def test_a_trial_that_a_kill_left_running_is_replaced(tmp_path, study):
         assert states(search) == {"RUNNING": 1}
     points = Points(study)
     with Search(study, default_url(tmp_path)) as search:
-        search.run(points, points.finished)
+        search.run(points)
         assert states(search) == {"COMPLETE": 6, "FAIL": 1}
     assert len(points.seen) == 6
 
@@ -92,24 +97,24 @@ def test_a_trial_that_a_kill_left_running_is_replaced(tmp_path, study):
 def test_failed_points_run_again_and_skipped_ones_do_not(tmp_path, study):
     first = Points(study, fails={"bbox_mlp": "failed", "pooling": "skipped"})
     with Search(study, default_url(tmp_path)) as search:
-        search.run(first, first.finished)
+        search.run(first)
         assert states(search) == {"COMPLETE": 4, "FAIL": 1, "PRUNED": 1}
         reasons = {trial.user_attrs.get("reason") for trial in search.optuna.get_trials()}
         assert reasons == {None, "as the test asks"}
     points = Points(study, after=first)
     with Search(study, default_url(tmp_path)) as search:
-        search.run(points, points.finished)
+        search.run(points)
     assert points.keys == [("bbox_mlp", "{}")]
 
 
 def test_a_point_runs_again_where_the_result_of_a_cell_was_removed(tmp_path, study):
     points = Points(study)
     with Search(study, default_url(tmp_path)) as search:
-        search.run(points, points.finished)
+        search.run(points)
     points.finished -= {study.cells_of(Point("pooling"))[0].id}
     with Search(study, default_url(tmp_path)) as search:
-        search.run(points, points.finished)
-        search.run(points, points.finished)
+        search.run(points)
+        search.run(points)
     assert points.keys[6:] == [("pooling", "{}")]
 
 
@@ -117,21 +122,21 @@ def test_a_sampled_point_whose_result_was_removed_comes_again_as_it_was(tmp_path
     study = sampled_study(tmp_path)
     points = Points(study)
     with Search(study, default_url(tmp_path)) as search:
-        search.run(points, points.finished)
+        search.run(points)
     removed = points.seen[2]
     points.finished -= {cell.id for cell in study.cells_of(removed)}
     with Search(study, default_url(tmp_path)) as search:
-        search.run(points, points.finished)
-        search.run(points, points.finished)
+        search.run(points)
+        search.run(points)
     assert points.seen[1 + study.num_sampled :] == [removed]
 
 
 def test_a_changed_study_is_another_study_in_the_same_storage(tmp_path, study):
     changed = load(write_study(tmp_path), ["training.steps=11"])
     points = Points(changed)
-    for one, evaluate in ((study, Points(study)), (changed, points)):
+    for one, worker in ((study, Points(study)), (changed, points)):
         with Search(one, default_url(tmp_path)) as search:
-            search.run(evaluate, evaluate.finished)
+            search.run(worker)
     assert len(points.seen) == 6
     assert len(optuna.get_all_study_names(default_url(tmp_path))) == 2
 
@@ -140,8 +145,9 @@ def test_sampled_points_share_the_arms_and_keep_to_the_space(tmp_path):
     study = sampled_study(tmp_path)
     points = Points(study)
     with Search(study, default_url(tmp_path)) as search:
-        search.run(points, points.finished)
+        search.run(points)
         assert [point.arm for point in search.points()] == [point.arm for point in points.seen]
+    assert [point.arm for point in points.begun.values()] == ["pooling"], "the others are not known before they run"
     assert [point.arm for point in points.seen] == ["pooling", "sspe", "bbox_mlp", "sspe", "bbox_mlp"]
     for point in points.seen[1:]:
         assert 1e-4 <= point.values["training.learning_rate"] <= 1e-2
@@ -153,11 +159,11 @@ def test_a_resumed_sampler_draws_new_points_up_to_the_number_asked_for(tmp_path)
     first = Points(study, stop_after=2)
     second = Points(study, after=first)
     with Search(study, default_url(tmp_path)) as search, pytest.raises(KeyboardInterrupt):
-        search.run(first, first.finished)
+        search.run(first)
     with Search(study, default_url(tmp_path)) as search:
-        search.run(second, second.finished)
+        search.run(second)
         assert search.optuna.get_trials(states=(TrialState.COMPLETE,))
-        search.run(second, second.finished)
+        search.run(second)
     assert first.keys[2] in second.keys, "the point that was interrupted comes again as it was"
     assert len({*first.keys, *second.keys}) == 1 + study.num_sampled
 
@@ -171,13 +177,14 @@ def test_choices_may_be_mappings(tmp_path):
 
 
 def test_importance_names_its_method_and_finds_what_matters(tmp_path, study):
-    def evaluate(point, trial):
-        giou = point.values.get("projector.position.blocks", 0) / 3
-        return [{**row_of(cell), "giou": giou, "trial": trial} for cell in study.cells_of(point)]
+    class Deeper(Points):
+        def evaluate(self, point, trial):
+            giou = point.values.get("projector.position.blocks", 0) / 3
+            return [{**row, "giou": giou} for row in super().evaluate(point, trial)]
 
     with Search(study, default_url(tmp_path)) as search:
         assert search.importance() is None
-        search.run(evaluate, ())
+        search.run(Deeper(study))
         importance = search.importance()
     assert json.loads(json.dumps(importance)) == importance
     assert importance["method"].startswith("PED-ANOVA")

@@ -36,6 +36,13 @@ def test_every_cell_runs_once_and_the_tables_hold_them_in_order(tmp_path):
         assert path.exists()
 
 
+def test_every_arm_has_its_first_seed_before_any_has_its_second(tmp_path):
+    study, cells = load(write_study(tmp_path)), Cells()
+    execute(study, run_folder(tmp_path), None, cells, quiet())
+    seeds = {cell.id: cell.seed for cell in study.cells()}
+    assert [seeds[cell] for cell in cells.ran] == 6 * [0] + 6 * [1]
+
+
 def test_a_second_run_runs_nothing_and_leaves_the_tables(tmp_path):
     study, folder = load(write_study(tmp_path)), run_folder(tmp_path)
     execute(study, folder, None, Cells(), quiet())
