@@ -49,8 +49,9 @@ class Assembly:
 
 @lru_cache(maxsize=1)
 def vision_encoder(config: VisionConfig) -> VisionEncoder:
-    """The frozen encoder, loaded once for all cells that share it."""
-    return load_vision_encoder(config).to(default_device())
+    """The frozen encoder, loaded once for all cells that share it; what begins at random does not depend on when."""
+    with torch.random.fork_rng(devices=[]):
+        return load_vision_encoder(config).to(default_device())
 
 
 @lru_cache(maxsize=4)

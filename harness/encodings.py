@@ -188,9 +188,13 @@ class SamCache(EncodingCache):
 
 @lru_cache(maxsize=1)
 def frozen_sam(name: str) -> LoadedSam:
-    """A SAM that only answers, loaded once for all who ask, on the default device; compiled where that is a GPU."""
+    """A SAM that only answers, loaded once for all who ask, on the default device; compiled where that is a GPU.
+
+    What begins at random does not depend on when.
+    """
     device = default_device()
-    model = load_sam(name).to(device)
+    with torch.random.fork_rng(devices=[]):
+        model = load_sam(name).to(device)
     if device.type == "cuda":
         model.sam.image_encoder.compile()
     return model

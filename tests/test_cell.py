@@ -12,7 +12,7 @@ from PIL import Image
 
 from harness import assembly
 from harness.backbone.config import LLMConfig, VisionConfig
-from harness.cell import run_cell
+from harness.cell import run_cell, seed_everything
 from harness.encodings import frozen_sam
 from harness.errors import DataError
 from harness.records import ANSWER_METRICS, METRICS, SAMPLE_COLUMNS
@@ -42,6 +42,21 @@ def test_a_mask_head_of_a_sam_starts_as_that_sam(cells):
     assert "mask_decoder.output_hypernetworks_mlps.0.layers.0.weight" in learning
     assert not any(name.startswith("prompt_encoder") for name in learning)
     assert not any(value.requires_grad for value in sam.parameters())
+
+
+def test_what_begins_at_random_is_the_same_whether_or_not_the_pretrained_parts_were_there(cells):
+    spec = cells["sam"].spec
+    assembly.vision_encoder.cache_clear()
+    frozen_sam.cache_clear()
+    first, second = (_initial(spec, seed=3) for _ in range(2))
+    assert first.keys() == second.keys()
+    assert [name for name, value in first.items() if not torch.equal(value, second[name])] == []
+    assert any(not torch.equal(value, first[name]) for name, value in _initial(spec, seed=4).items())
+
+
+def _initial(spec, seed):
+    seed_everything(seed)
+    return dict(assembly.assemble(spec, ["red"], torch.device("cpu")).segmenter.named_parameters())
 
 
 @pytest.mark.parametrize("arm", ["pooling", "sspe"])
