@@ -17,6 +17,9 @@ _METRIC_NAMES = {"giou": "gIoU", "giou_teacher_forced": "teacher-forced gIoU", "
                  "no_target_accuracy": "no-target accuracy", "target_accuracy": "target accuracy",
                  **ANSWER_METRICS}  # fmt: skip
 
+WIDE_SPREAD = 0.05
+"""Standard deviation over seeds, in units of the score, from which on a reader is warned."""
+
 
 def answers(findings: Findings) -> list[str]:
     """The result in a few sentences, each made from numbers."""
@@ -141,6 +144,12 @@ def _about_seeds(findings: Findings) -> Iterator[str]:
         )
     elif any(number < 5 for number in counts.values()):
         yield f"{_seeds(min(counts.values())).capitalize()}: the spread over training runs is itself roughly known."
+    apart = [variant.name for variant in findings.variants if variant.score.seed_sd > WIDE_SPREAD]
+    if apart:
+        yield (
+            f"Seeds lie far apart ({_list(apart)}: sd over {WIDE_SPREAD:g}): what such an arm reaches in this many "
+            "steps depends on where it begins, and longer training may order arms otherwise."
+        )
     planned = len(findings.study.get("seeds") or [])
     short = [name for name, number in counts.items() if number < planned]
     if short:

@@ -184,6 +184,15 @@ def test_several_baselines_are_one_family_of_tests(tmp_path: Path):
     assert (folder / "report" / "tables" / "comparisons_no_position.md").exists()
 
 
+@pytest.mark.parametrize("is_apart", [True, False])
+def test_a_report_warns_where_seeds_lie_far_apart(tmp_path: Path, is_apart: bool):
+    results, samples = tables(num_images=6, num_seeds=3)
+    if is_apart:
+        samples.loc[(samples["arm"] == "pooling") & (samples["seed"] == 0), "iou"] /= 2
+    page = reports.build(write_run(tmp_path / "apart", results, samples, num_gallery=0)).read_text()
+    assert ("Seeds lie far apart (pooling: sd over 0.05)" in page) == is_apart
+
+
 def test_a_report_needs_neither_gallery_nor_importance_nor_claims(tmp_path: Path):
     results, samples = tables(num_images=6, num_seeds=1)
     folder = write_run(tmp_path / "bare", results, samples, num_gallery=0)
