@@ -105,8 +105,8 @@ class Search:
             trial.number: _params(trial)
             for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         }
-        worker.seed_by_seed({n: self._point(params) for n, params in waiting.items() if self._is_whole(params)})
         if waiting:
+            worker.seed_by_seed({n: self._point(params) for n, params in waiting.items() if self._is_whole(params)})
             self.optuna.optimize(
                 lambda trial: self._values(trial, worker), n_trials=len(waiting), catch=(PointFailedError,)
             )
@@ -126,7 +126,7 @@ class Search:
         """
         search = self.study.settings.search
         trials = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        last = {_key(trial.params): trial for trial in trials}
+        last = {_key(trial.params): trial for trial in trials}  # a point that ran again counts once
         searched = [trial for trial in last.values() if search is not None and trial.params[ARM] in search.arms]
         if len(searched) < _IMPORTANCE_TRIALS:
             return None
@@ -151,7 +151,7 @@ class Search:
             if _key(params) not in keys:
                 self.optuna.enqueue_trial(params)
         if self.study.num_sampled:
-            lost = [trial for trial in trials if not _is_kept(trial, finished) and _key(_params(trial)) not in keys]
+            lost = [trial for trial in trials if _key(_params(trial)) not in keys]
             self._resume_sampled(kept, lost)
 
     def _resume_sampled(self, kept: list[FrozenTrial], lost: list[FrozenTrial]) -> None:

@@ -38,9 +38,10 @@ class Worker:
         planned = []
         for trial, point in points.items():
             with suppress(StudyError):  # said when the point's own turn comes
-                planned += [(place, trial, cell) for place, cell in enumerate(self.study.cells_of(point))]
-        for _, trial, cell in sorted(planned, key=lambda each: each[:2]):
-            self._row(cell, trial)
+                planned.append([(cell, trial) for cell in self.study.cells_of(point)])
+        for of_one_seed in zip(*planned, strict=True):
+            for cell, trial in of_one_seed:
+                self._row(cell, trial)
 
     def evaluate(self, point: Point, trial: int) -> list[Row]:
         """The rows of a point, one a seed; runs those cells that are not finished.

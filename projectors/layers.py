@@ -76,6 +76,11 @@ def area_fractions(labels: Tensor, num_regions: int, size: tuple[int, int]) -> T
     return counts / torch.bincount(cells.flatten(), minlength=num_cells).clamp(min=1)
 
 
+def region_masks(labels: Tensor, num_regions: int) -> Tensor:
+    """A label map (B, R, R), as of `area_fractions`, as one mask a region: (B, S, R, R) bool."""
+    return labels[:, None] == torch.arange(num_regions, device=labels.device)[:, None, None]
+
+
 def pool_by_area(patches: Tensor, areas: Tensor) -> Tensor:
     """Mean of the patches (B, N, C) under each region's areas (B, T, N): (B, T, C), zeros where a region is empty."""
     total = areas.sum(dim=-1, keepdim=True)

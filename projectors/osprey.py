@@ -10,14 +10,13 @@ Differs from the release: superpixels are averaged by the exact share of each pa
 every cell that they touch in full.
 """
 
-import torch
 from einops import rearrange, repeat
 from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
 from projectors.contract import Dims, Projector, ProjectorConfig, VisualFeatures, VisualTokens
-from projectors.layers import area_fractions, pool_by_area, require_superpixels
+from projectors.layers import area_fractions, pool_by_area, region_masks, require_superpixels
 from projectors.registry import register
 
 
@@ -57,8 +56,7 @@ class Osprey(Projector):
         assert 2 * count <= self.max_tokens, f"{count} superpixels, more than the {self.dims.max_superpixels} declared"
         areas = area_fractions(features.superpixels, count, self.dims.grid)
         content = self.content(pool_by_area(features.patches, areas))
-        labels = torch.arange(count, device=areas.device)
-        masks = (features.superpixels[:, None] == labels[:, None, None]).to(features.patches.dtype)
+        masks = region_masks(features.superpixels, count).to(features.patches.dtype)
         # Each mask as an image of its own: of one image with many channels the library first makes a copy.
         masks = rearrange(masks, "b s y x -> (b s) 1 y x")
         masks = F.interpolate(masks, size=(self.resolution, self.resolution), mode="bilinear", align_corners=False)

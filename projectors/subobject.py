@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.ops import masks_to_boxes, roi_align
 
 from projectors.contract import Dims, Projector, ProjectorConfig, VisualFeatures, VisualTokens
-from projectors.layers import area_fractions, pool_by_area, require_superpixels
+from projectors.layers import area_fractions, pool_by_area, region_masks, require_superpixels
 from projectors.registry import register
 
 
@@ -52,15 +52,15 @@ class Subobject(Projector):
         assert count <= self.max_tokens, f"{count} superpixels, more than the {self.max_tokens} declared"
         areas = area_fractions(features.superpixels, count, self.dims.grid)
         mask = areas.any(dim=-1)
-        labels = torch.arange(count, device=mask.device)
-        shapes = (features.superpixels[:, None] == labels[:, None, None])[mask]
+        shapes = region_masks(features.superpixels, count)[mask]
         corners = masks_to_boxes(shapes) + torch.tensor([0, 0, 1, 1], device=shapes.device)
         inside = self._align(shapes, corners)
-        seen = self._seen(inside, corners / shapes.shape[-1])
+        corners = corners / self.dims.frame
+        seen = self._seen(inside, corners)
         weights = seen.new_zeros(areas.shape)
         weights[mask] = seen
         mean = pool_by_area(features.patches, weights * features.patch_mask[:, None])[mask]
-        left, top, right, bottom = (corners / shapes.shape[-1]).unbind(dim=-1)
+        left, top, right, bottom = corners.unbind(dim=-1)
         box = torch.stack([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top], dim=-1)
         tokens = self.project(torch.cat([box.to(mean.dtype), inside.flatten(1).to(mean.dtype), mean], dim=-1))
         embeds = tokens.new_zeros(*mask.shape, tokens.shape[-1])
@@ -77,7 +77,7 @@ class Subobject(Projector):
         """How much each patch enters the mean of RoIAligned features under `inside` (K, r, r): (K, N).
 
         The weights that RoIAlign gives to patches, once for all channels: to align every channel of every superpixel
-        costs ten times as much as the rest of the model.
+        costs more than all else that this projector does.
 
         Args:
             corners: (K, 4), in shares of the frame.

@@ -37,14 +37,13 @@ def quality_against(findings: Findings, cost: str) -> Figure:
     scores = np.array([variant.score.value for variant in shown])
     front = np.flatnonzero(is_on_front(np.stack([scores, -costs], axis=-1)))
     lows, highs = (np.array(ends) for ends in zip(*((v.score.low, v.score.high) for v in shown), strict=True))
-    is_wide = costs.max() >= WIDE * costs.min() > 0
-    places = np.log2(costs) if is_wide else costs
-    # Where the axis is linear, near-equal costs should look near-equal.
-    spread = max(float(np.ptp(places)), 0.0 if is_wide else 0.25 * float(costs.max()))
-    room = 0.12 * spread + (spread - float(np.ptp(places))) / 2
-    ends = np.array([places.min() - room, places.max() + room])
-    shifts = _apart((places - ends[0]) / np.ptp(ends) * AXES_POINTS, lows, highs)
-    start, end = np.exp2(ends) if is_wide else ends
+    if costs.max() >= WIDE * costs.min() > 0:
+        _count_in_doubles(axes)
+        (start, end), places = _across(np.log2(costs), 0.0)
+        start, end = np.exp2([start, end])
+    else:
+        (start, end), places = _across(costs, 0.25 * float(costs.max()))  # near-equal costs should look near-equal
+    shifts = _apart(places, lows, highs)
     for variant, value, shift, look in zip(shown, costs, shifts, looks, strict=True):
         nudge = axes.transData + ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans)
         score = variant.score
@@ -65,8 +64,6 @@ def quality_against(findings: Findings, cost: str) -> Figure:
         [*(x for x, _ in corners), end], [*(y for _, y in corners), corners[-1][1]],
         where="post", ls="--", lw=1.2, color=mpl.rcParams["axes.edgecolor"], zorder=1,
     )  # fmt: skip
-    if is_wide:
-        _count_in_doubles(axes)
     axes.set_xlim(start, end)
     low, high = lows.min(), highs.max()
     axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
@@ -117,6 +114,15 @@ def _count_in_doubles(axes: Axes) -> None:
     """A logarithmic x axis with ticks at powers of two."""
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
+
+
+def _across(values: np.ndarray, least: float) -> tuple[tuple[float, float], np.ndarray]:
+    """Ends of an axis that spans these values, or `least` around them, and where in points each lies along it."""
+    extent = float(np.ptp(values))
+    spread = max(extent, least)
+    room = 0.12 * spread + (spread - extent) / 2
+    start, end = float(values.min()) - room, float(values.max()) + room
+    return (start, end), (values - start) / (end - start) * AXES_POINTS
 
 
 def _apart(places: np.ndarray, lows: np.ndarray, highs: np.ndarray) -> np.ndarray:
