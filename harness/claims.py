@@ -5,7 +5,8 @@ A claim in a study's YAML is one of two kinds:
     - {claim: SSPE beats a bounding-box MLP on relations, better: sspe, than: bbox_mlp, family: relation}
     - {claim: SVP keeps up with pooling on attributes, no_worse: svp, than: pooling, within: 0.05, family: attribute}
 
-The second is non-inferiority: the arm may be better, and the whole interval of its difference lies above -`within`.
+The second is non-inferiority: the arm may be better, and the whole interval of its difference lies above -`within`. It
+is not resolved where the other arm is no better than chance: whoever has learnt nothing keeps up with that.
 
 An arm with several search points is judged at every point: no point is picked after the fact. `at` names the points
 meant, `at: {projector.position.blocks: 3}`. A claim holds when it holds at every point and is refuted when every point
@@ -112,7 +113,8 @@ def judge_claims(claims: Sequence[Claim], panel: Panel, margin: float) -> list[J
         findings = []
         for left, right, difference in comparisons:
             p = next(adjusted) if claim.better else difference.p
-            verdict = _verdict(claim, difference, p, margin)
+            is_a_bar = claim.better is not None or panel.is_above_chance(right, claim.metric)
+            verdict = _verdict(claim, difference, p, margin) if is_a_bar else ClaimVerdict.NOT_RESOLVED
             findings.append(Finding(left, right, difference, p, len(tested) if claim.better else 1, verdict))
         judgements.append(_sum_up(claim, tuple(findings), panel))
     return judgements
@@ -155,7 +157,9 @@ def _sum_up(claim: Claim, findings: tuple[Finding, ...], panel: Panel) -> Judgem
         return Judgement(claim, ClaimVerdict.NOT_RESOLVED, (), f"no finished cell has scored {what}")
     verdicts = [finding.verdict for finding in findings]
     if len(set(verdicts)) == 1:
-        return Judgement(claim, verdicts[0], findings)
+        at_chance = {finding.other for finding in findings if not panel.is_above_chance(finding.other, claim.metric)}
+        reason = f"no better than chance itself: {', '.join(sorted(at_chance))}" if at_chance and claim.no_worse else ""
+        return Judgement(claim, verdicts[0], findings, reason)
     counts = [f"{verdict} at {verdicts.count(verdict)}" for verdict in ClaimVerdict if verdict in verdicts]
     reason = f"the search points disagree: {', '.join(counts)} of {len(verdicts)}"
     return Judgement(claim, ClaimVerdict.NOT_RESOLVED, findings, reason)

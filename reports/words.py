@@ -63,6 +63,7 @@ def finding_sentence(judgement: Judgement, finding: Finding) -> str:
 def caveats(findings: Findings) -> list[str]:
     """What a reader must know before quoting a number."""
     return [
+        *_about_chance(findings),
         *_about_seeds(findings),
         *_about_cells(findings),
         *_about_models(findings),
@@ -132,6 +133,17 @@ def _weakest_family(findings: Findings, best: Variant) -> Iterator[str]:
         f"{best.name} is weakest on {weak} {findings.asked}s ({fixed(scores[weak].value)}) and strongest on {strong} "
         f"({fixed(scores[strong].value)})."
     )
+
+
+def _about_chance(findings: Findings) -> Iterator[str]:
+    metric = findings.metric
+    lost = [variant.name for variant in findings.variants if not findings.panel.is_above_chance(variant.name, metric)]
+    if lost:
+        arms = _list(lost) if len(lost) < len(findings.variants) else "every arm"
+        yield (
+            f"No better than chance: {arms}. In this much training they have not learnt to read the image, and a "
+            "difference between such arms tells nothing of projectors."
+        )
 
 
 def _about_seeds(findings: Findings) -> Iterator[str]:

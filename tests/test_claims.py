@@ -32,6 +32,18 @@ def test_keeping_up_depends_on_the_margin_stated(panel: Panel):
     assert verdict(panel, no_worse="decoder_pe", than="pooling", within=0.001) is ClaimVerdict.NOT_RESOLVED
 
 
+def test_keeping_up_with_an_arm_at_chance_shows_nothing():
+    results, samples = tables()
+    claim = Claim(claim="stated", no_worse="pooling", than="no_position", within=0.2)
+    for chance, said in ((0.1, ClaimVerdict.SUPPORTED), (0.55, ClaimVerdict.NOT_RESOLVED)):
+        panel = Panel(results.assign(giou_random_object=chance), samples)
+        assert panel.is_above_chance("no_position") is (chance < 0.5)
+        assert panel.is_above_chance("pooling")
+        judgement = judge_claims([claim], panel, margin=0.01)[0]
+        assert judgement.verdict is said
+        assert judgement.reason == ("" if chance < 0.5 else "no better than chance itself: no_position")
+
+
 def test_what_is_better_keeps_up(panel: Panel):
     for metric in ("giou", "fp_rate"):
         asked = {"within": 0.001, "metric": metric}

@@ -193,6 +193,15 @@ def test_a_report_warns_where_seeds_lie_far_apart(tmp_path: Path, is_apart: bool
     assert ("Seeds lie far apart (pooling: sd over 0.05)" in page) == is_apart
 
 
+@pytest.mark.parametrize(("chance", "warning"), [(0.1, None), (0.56, "no_position"), (0.9, "every arm")])
+def test_a_report_names_the_arms_that_are_no_better_than_chance(tmp_path: Path, chance: float, warning: str | None):
+    results, samples = tables(num_images=30, num_seeds=3)
+    results["giou_random_object"] = chance
+    page = reports.build(write_run(tmp_path / "lost", results, samples, num_gallery=0)).read_text()
+    assert ("No better than chance" in page) == (warning is not None)
+    assert warning is None or f"No better than chance: {warning}" in page
+
+
 def test_a_report_needs_neither_gallery_nor_importance_nor_claims(tmp_path: Path):
     results, samples = tables(num_images=6, num_seeds=1)
     folder = write_run(tmp_path / "bare", results, samples, num_gallery=0)
