@@ -42,23 +42,16 @@ class CellSpec(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """Things that a study picks by name, each with settings of its own.
+    """Things that a study picks by name, each with settings of its own; `config` raises where there is none of it."""
 
-    Args:
-        kind: what one of them is called in a message.
-    """
-
-    kind: str
     names: Callable[[], list[str]]
     config: Callable[[str], type[BaseModel]]
 
 
 REGISTRIES = {
-    "data": Registry("dataset", lambda: data.names(), lambda name: data.get(name).Config),
-    "superpixels": Registry(
-        "superpixel source", lambda: superpixels.names(), lambda name: superpixels.get(name).Config
-    ),
-    "projector": Registry("projector", projectors.names, lambda name: projectors.get(name).Config),
+    "data": Registry(lambda: data.names(), lambda name: data.get(name).Config),
+    "superpixels": Registry(lambda: superpixels.names(), lambda name: superpixels.get(name).Config),
+    "projector": Registry(projectors.names, lambda name: projectors.get(name).Config),
 }
 MODELS: dict[str, type[BaseModel]] = {
     "vision_encoder": VisionConfig,
@@ -131,12 +124,8 @@ def _resolve_named(registry: Registry, tree: Tree, problems: list[str]) -> dict[
     if name is None:
         problems.append(f"{tree.spot.under('name')}: is missing; known: {', '.join(registry.names())}")
         return None
-    if not isinstance(name.value, str) or name.value not in registry.names():
-        hint = suggest(str(name.plain()), registry.names())
-        problems.append(f"{name.spot}: there is no {registry.kind} {name.plain()!r}; {hint}")
-        return None
     try:
-        model = registry.config(name.value)
+        model = registry.config(str(name.plain()))
     except (ProjectorError, HarnessError) as error:
         problems.append(f"{name.spot}: {error}")
         return None

@@ -394,6 +394,13 @@ def test_check_knows_which_datasets_are_published(capsys) -> None:
     assert "there is nothing published to hold 'scenes' against; known: coco_captions, " in capsys.readouterr().err
 
 
+def test_who_asks_for_refcoco_by_its_name_is_told_what_reads_it(capsys) -> None:
+    for name in ("refcoco", "refcoco+", "refcocog"):
+        assert main(["check", name, "--root", "."]) == 2
+        expected = f"no dataset '{name}'; name refer or refer_parquet, whose `dataset` may be {name}"
+        assert expected in capsys.readouterr().err
+
+
 def test_a_mix_trains_on_no_image_that_a_part_keeps_for_scoring(tmp_path: Path) -> None:
     """What RefCOCO trains on, gRefCOCO tests in part, and the other way round."""
     examples = datasets.made(6)

@@ -31,7 +31,7 @@ def test_five_mistakes_are_five_messages_with_their_lines(tmp_path):
     assert problems(tmp_path, text, preset) == [
         "presets/small.yaml:5: base.training.steps: found -5; should be greater than or equal to 1",
         "small.yaml:5: base.projector.position.queris: unknown key; did you mean queries?",
-        "small.yaml:7: arms.pooling.projector.name: there is no projector 'poling'; did you mean pooling?",
+        "small.yaml:7: arms.pooling.projector.name: no projector 'poling'; did you mean pooling?",
         "small.yaml:11: search.arms.0: there is no arm 'ssp'; did you mean sspe?",
         "small.yaml:14: objectives.giou: found 'maximise'; should be 'maximize' or 'minimize'; did you mean maximize?",
     ]
@@ -56,8 +56,8 @@ def test_five_mistakes_are_five_messages_with_their_lines(tmp_path):
         ("blocks: [1, 3]", "blocks: {low: 1, high: 3}", "small.yaml:12: search.space.projector.position.blocks: a gri"),
         ("sspe: {}", "sspe: {}\n  sspe: {}", "small.yaml:10: arms.sspe: the key is given twice, first on line 9"),
         ("sspe: {}", "sspe: {trainin: {steps: 1}}", "small.yaml:9: arms.sspe.trainin: unknown key; did you mean trai"),
-        ("sspe: {}", "sspe: {data: {name: scene}}", "small.yaml:9: arms.sspe.data.name: there is no dataset 'scene'"),
-        ("name: grid", "name: gird", "small.yaml:4: base.superpixels.name: there is no superpixel source 'gird'; did"),
+        ("sspe: {}", "sspe: {data: {name: scene}}", "small.yaml:9: arms.sspe.data.name: no dataset 'scene'"),
+        ("name: grid", "name: gird", "small.yaml:4: base.superpixels.name: no superpixel source 'gird'; did"),
         ("position: bbox_mlp", "position: bbox", "small.yaml:8: arms.bbox_mlp.projector.position: there is no 'bbox'"),
         ("tokens: 4}}", "tokens: '4'}}", "small.yaml:7: arms.pooling.projector.tokens: found '4'; should be a valid"),
         ("tokens: 4}}", "tokens: 4}, superpixels: {name: slic}}", "small.yaml:7: arms.pooling.superpixels: cannot"),

@@ -7,6 +7,7 @@ returns a sequence of `Example`; one that is published also has `check(root)`, w
 import pkgutil
 from importlib import import_module
 from types import ModuleType
+from typing import get_args
 
 from harness.errors import DataError, suggest
 
@@ -26,5 +27,13 @@ def get(name: str) -> ModuleType:
         DataError: no dataset of that name.
     """
     if name not in names():
-        raise DataError(f"no dataset {name!r}; {suggest(name, names())}")
+        readers = [each for each in names() if name in _datasets_in(get(each))]
+        hint = f"name {' or '.join(readers)}, whose `dataset` may be {name}" if readers else suggest(name, names())
+        raise DataError(f"no dataset {name!r}; {hint}")
     return import_module(f"{__name__}.{name}")
+
+
+def _datasets_in(module: ModuleType) -> tuple[str, ...]:
+    """Those that one format holds, where it holds several."""
+    setting = module.Config.model_fields.get("dataset")
+    return get_args(setting.annotation) if setting else ()
