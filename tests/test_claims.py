@@ -36,7 +36,7 @@ def test_keeping_up_with_an_arm_at_chance_shows_nothing():
     results, samples = tables()
     claim = Claim(claim="stated", no_worse="pooling", than="no_position", within=0.2)
     for chance, said in ((0.1, ClaimVerdict.SUPPORTED), (0.55, ClaimVerdict.NOT_RESOLVED)):
-        panel = Panel(results.assign(giou_random_object=chance), samples)
+        panel = Panel(results.assign(giou_random_object=0.1, giou_other_tokens=chance), samples)
         assert panel.is_above_chance("no_position") is (chance < 0.5)
         assert panel.is_above_chance("pooling")
         judgement = judge_claims([claim], panel, margin=0.01)[0]

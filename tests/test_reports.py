@@ -196,7 +196,7 @@ def test_a_report_warns_where_seeds_lie_far_apart(tmp_path: Path, is_apart: bool
 @pytest.mark.parametrize(("chance", "warning"), [(0.1, None), (0.56, "no_position"), (0.9, "every arm")])
 def test_a_report_names_the_arms_that_are_no_better_than_chance(tmp_path: Path, chance: float, warning: str | None):
     results, samples = tables(num_images=30, num_seeds=3)
-    results["giou_random_object"] = chance
+    results["giou_random_object"], results["giou_other_tokens"] = chance, 0.1
     page = reports.build(write_run(tmp_path / "lost", results, samples, num_gallery=0)).read_text()
     assert ("No better than chance" in page) == (warning is not None)
     assert warning is None or f"No better than chance: {warning}" in page
