@@ -6,7 +6,7 @@ A claim in a study's YAML is one of two kinds:
     - {claim: SVP keeps up with pooling on attributes, no_worse: svp, than: pooling, within: 0.05, family: attribute}
 
 The second is non-inferiority: the arm may be better, and the whole interval of its difference lies above -`within`. It
-is not resolved where the other arm is no better than chance: whoever has learnt nothing keeps up with that.
+is not resolved where both arms are no better than chance: whoever has learnt nothing keeps up with its like.
 
 An arm with several search points is judged at every point: no point is picked after the fact. `at` names the points
 meant, `at: {projector.position.blocks: 3}`. A claim holds when it holds at every point and is refuted when every point
@@ -113,11 +113,15 @@ def judge_claims(claims: Sequence[Claim], panel: Panel, margin: float) -> list[J
         findings = []
         for left, right, difference in comparisons:
             p = next(adjusted) if claim.better else difference.p
-            is_a_bar = claim.better is not None or panel.is_above_chance(right, claim.metric)
-            verdict = _verdict(claim, difference, p, margin) if is_a_bar else ClaimVerdict.NOT_RESOLVED
+            is_empty = claim.better is None and _are_at_chance(left, right, claim, panel)
+            verdict = ClaimVerdict.NOT_RESOLVED if is_empty else _verdict(claim, difference, p, margin)
             findings.append(Finding(left, right, difference, p, len(tested) if claim.better else 1, verdict))
         judgements.append(_sum_up(claim, tuple(findings), panel))
     return judgements
+
+
+def _are_at_chance(one: str, other: str, claim: Claim, panel: Panel) -> bool:
+    return not any(panel.is_above_chance(variant, claim.metric) for variant in (one, other))
 
 
 def _pairs(claim: Claim, panel: Panel) -> list[tuple[str, str]]:
@@ -157,8 +161,8 @@ def _sum_up(claim: Claim, findings: tuple[Finding, ...], panel: Panel) -> Judgem
         return Judgement(claim, ClaimVerdict.NOT_RESOLVED, (), f"no finished cell has scored {what}")
     verdicts = [finding.verdict for finding in findings]
     if len(set(verdicts)) == 1:
-        at_chance = {finding.other for finding in findings if not panel.is_above_chance(finding.other, claim.metric)}
-        reason = f"no better than chance itself: {', '.join(sorted(at_chance))}" if at_chance and claim.no_worse else ""
+        is_empty = any(_are_at_chance(finding.variant, finding.other, claim, panel) for finding in findings)
+        reason = "both arms are no better than chance" if is_empty and claim.no_worse else ""
         return Judgement(claim, verdicts[0], findings, reason)
     counts = [f"{verdict} at {verdicts.count(verdict)}" for verdict in ClaimVerdict if verdict in verdicts]
     reason = f"the search points disagree: {', '.join(counts)} of {len(verdicts)}"
