@@ -113,15 +113,17 @@ def judge_claims(claims: Sequence[Claim], panel: Panel, margin: float) -> list[J
         findings = []
         for left, right, difference in comparisons:
             p = next(adjusted) if claim.better else difference.p
-            is_empty = claim.better is None and _are_at_chance(left, right, claim, panel)
+            is_empty = _is_empty(claim, left, right, panel)
             verdict = ClaimVerdict.NOT_RESOLVED if is_empty else _verdict(claim, difference, p, margin)
             findings.append(Finding(left, right, difference, p, len(tested) if claim.better else 1, verdict))
         judgements.append(_sum_up(claim, tuple(findings), panel))
     return judgements
 
 
-def _are_at_chance(one: str, other: str, claim: Claim, panel: Panel) -> bool:
-    return not any(panel.is_above_chance(variant, claim.metric) for variant in (one, other))
+def _is_empty(claim: Claim, left: str, right: str, panel: Panel) -> bool:
+    """Whether a variant at chance is said to keep up with another one at chance."""
+    is_read = any(panel.is_above_chance(variant, claim.metric) for variant in (left, right))
+    return claim.no_worse is not None and not is_read
 
 
 def _pairs(claim: Claim, panel: Panel) -> list[tuple[str, str]]:
@@ -161,8 +163,8 @@ def _sum_up(claim: Claim, findings: tuple[Finding, ...], panel: Panel) -> Judgem
         return Judgement(claim, ClaimVerdict.NOT_RESOLVED, (), f"no finished cell has scored {what}")
     verdicts = [finding.verdict for finding in findings]
     if len(set(verdicts)) == 1:
-        is_empty = any(_are_at_chance(finding.variant, finding.other, claim, panel) for finding in findings)
-        reason = "both arms are no better than chance" if is_empty and claim.no_worse else ""
+        is_empty = any(_is_empty(claim, finding.variant, finding.other, panel) for finding in findings)
+        reason = "both arms are no better than chance" if is_empty else ""
         return Judgement(claim, verdicts[0], findings, reason)
     counts = [f"{verdict} at {verdicts.count(verdict)}" for verdict in ClaimVerdict if verdict in verdicts]
     reason = f"the search points disagree: {', '.join(counts)} of {len(verdicts)}"

@@ -101,8 +101,8 @@ class Panel:
         self._samples = dict(tuple(samples.groupby("variant", sort=False)))
         self._points = {variant_name(arm, point): (arm, json.loads(point or "{}")) for arm, point in _points(done)}
         self.variants = [variant for variant in dict.fromkeys(names.values()) if variant in self._samples]
-        measured = done[[column for columns in _UNREAD.values() for column in columns if column in done]]
-        self._unread = measured.astype(float).groupby(done["cell"].map(names)).mean()
+        unread = done.reindex(columns=[column for columns in _UNREAD.values() for column in columns]).astype(float)
+        self._unread = unread.groupby(done["cell"].map(names)).mean()
         self.domains = sorted({*samples["domain"]} - {""})
 
     def families_of(self, metric: str) -> list[str]:
@@ -131,7 +131,7 @@ class Panel:
         What is no score of answers is about masks, and those are held to it by gIoU.
         """
         metric = metric if metric in ANSWER_METRICS else "giou"
-        chance = self._unread.reindex(columns=list(_UNREAD[metric])).loc[variant].max()
+        chance = self._unread.loc[variant, list(_UNREAD[metric])].max()
         return not self.estimate(variant, metric).low <= chance
 
     def estimate(

@@ -139,10 +139,9 @@ def _about_chance(findings: Findings) -> Iterator[str]:
     metric = findings.metric
     lost = [variant.name for variant in findings.variants if not findings.panel.is_above_chance(variant.name, metric)]
     if lost:
-        arms = _list(lost) if len(lost) < len(findings.variants) else "every arm"
         yield (
-            f"No better than chance: {arms}. In this much training they have not learnt to read the image, and a "
-            "difference between such arms tells nothing of projectors."
+            f"No better than chance: {_arms(lost, findings)}. In this much training they have not learnt to read the "
+            "image, and a difference between such arms tells nothing of projectors."
         )
 
 
@@ -151,7 +150,7 @@ def _about_seeds(findings: Findings) -> Iterator[str]:
     single = [name for name, number in counts.items() if number == 1]
     if single:
         yield (
-            f"One seed ({_list(single) if len(single) < len(counts) else 'every arm'}): intervals and p speak of these "
+            f"One seed ({_arms(single, findings)}): intervals and p speak of these "
             "trained models, not of what training them again would give."
         )
     elif any(number < 5 for number in counts.values()):
@@ -229,6 +228,10 @@ def _about_tokens(findings: Findings) -> Iterator[str]:
 
 def _seeds(number: int) -> str:
     return "1 seed" if number == 1 else f"{number} seeds"
+
+
+def _arms(names: list[str], findings: Findings) -> str:
+    return _list(names) if len(names) < len(findings.variants) else "every arm"
 
 
 def _list(names: list[str]) -> str:
