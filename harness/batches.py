@@ -98,20 +98,20 @@ class BatchMaker:
         return Batch(
             features=self.features(examples),
             view=self.view(examples) if with_view else None,
-            inside=torch.from_numpy(inside).float().to(self.device),
+            inside=torch.from_numpy(inside).to(self.device).float(),
             query=query,
             image=image,
             answers=self._answers(chosen, query),
-            targets=torch.from_numpy(np.array(targets).reshape(-1, *inside.shape[1:])).float().to(self.device),
+            targets=torch.from_numpy(np.array(targets, dtype=bool).reshape(-1, *inside.shape[1:])).to(self.device).float(),
         )
 
     def _answers(self, chosen: Sequence[Sequence[Asked]], query: Query) -> Tensor:
         """The right words (A,): [SEG] or [REJ] for an expression; for a question those of its answer, and the end."""
-        real, answers = query.real, list[int]()
+        real, answers, seg_row = query.real, list[int](), self.llm.vocabulary
         rows = zip(query.ids[real].tolist(), query.mask.sum(-1)[real].tolist(), query.given[real].tolist(), strict=True)
         for one, (ids, length, given) in zip([one for asked in chosen for one in asked], rows, strict=True):
             if isinstance(one, Expression):
-                answers.append(self.llm.vocabulary + (SEG if one.targets else REJ))
+                answers.append(seg_row + (SEG if one.targets else REJ))
             else:
                 answers += [*ids[length - given : length], self.llm.end]
         return torch.tensor(answers, device=self.device)

@@ -200,7 +200,7 @@ def _about_models(findings: Findings) -> Iterator[str]:
 
 def _about_language(findings: Findings) -> Iterator[str]:
     shuffled = f"{findings.metric}_shuffled"
-    shares = [variant.means.get(shuffled, np.nan) / variant.score.value for variant in findings.variants]
+    shares = [_share(variant.means.get(shuffled, np.nan), variant.score.value) for variant in findings.variants]
     known = [share for share in shares if not is_missing(share)]
     if known and max(known) > 0.5:
         needless = "the image" if findings.asked == "question" else "the expression"
@@ -213,7 +213,7 @@ def _about_language(findings: Findings) -> Iterator[str]:
 def _about_tokens(findings: Findings) -> Iterator[str]:
     """How much of the masks comes from what the projector hands on."""
     shares = {
-        variant.name: variant.means.get("giou_other_tokens", np.nan) / variant.means.get("giou", np.nan)
+        variant.name: _share(variant.means.get("giou_other_tokens", np.nan), variant.means.get("giou", np.nan))
         for variant in findings.variants
     }
     known = {name: share for name, share in shares.items() if not is_missing(share)}
@@ -224,6 +224,11 @@ def _about_tokens(findings: Findings) -> Iterator[str]:
             "past the projector, from the expression and what the mask head sees itself, and only the rest can tell "
             "projectors apart."
         )
+
+
+def _share(part: float, whole: float) -> float:
+    """What part is kept; of a score of 0 there is none to keep."""
+    return part / whole if whole else np.nan
 
 
 def _seeds(number: int) -> str:
