@@ -213,6 +213,14 @@ def test_a_report_needs_neither_gallery_nor_importance_nor_claims(tmp_path: Path
     assert not (folder / "report" / "figures" / "importance.png").exists()
 
 
+def test_an_arm_that_scores_nothing_keeps_no_share_of_it(tmp_path: Path):
+    results, samples = tables(num_images=6, num_seeds=1)
+    samples.loc[samples["arm"] == "pooling", "iou"] = 0.0
+    results.loc[results["arm"] == "pooling", "giou"] = 0.0
+    page = reports.build(write_run(tmp_path / "nothing", results, samples, num_gallery=0)).read_text()
+    assert "No better than chance: pooling" in page
+
+
 def test_a_run_in_which_nothing_finished_still_says_why(tmp_path: Path):
     results, samples = tables(num_images=4, num_seeds=1)
     failed = with_failures(results).iloc[-2:]
