@@ -33,7 +33,8 @@ class TrainingConfig(BaseModel):
         default=6, ge=1, description="expressions and questions asked of an image in a step"
     )
     optimizer: Literal["adamw", "muon"] = Field(
-        default="adamw", description="muon: for matrices of hidden layers, AdamW for all else; for LLMs from scratch"
+        default="adamw",
+        description="muon: for matrices of hidden layers, those of a LoRA among them, AdamW for all else",
     )
     learning_rate: float = Field(default=3e-4, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)

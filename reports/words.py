@@ -182,7 +182,12 @@ def _about_models(findings: Findings) -> Iterator[str]:
     done = findings.results[findings.results["status"] == "done"]
     if (done["llm"] == "tiny").any():
         yield "The LLM is small and trained from scratch: differences need not carry over to a pretrained LLM."
-    starts = {start["name"] for spec in done["spec"] if (start := json.loads(spec).get("start"))}
+    specs = [json.loads(spec) for spec in done["spec"]]
+    cut = {(llm["name"], layers) for spec in specs if (layers := (llm := spec.get("llm", {})).get("layers"))}
+    for name, layers in sorted(cut):
+        if name != "tiny":
+            yield f"Of {name} the first {layers} layers read: differences need not carry over to the whole LLM."
+    starts = {start["name"] for spec in specs if (start := spec.get("start"))}
     if starts:
         yield (
             f"The LLM began with {_list(sorted(starts))}, trained before with a projector of its own: arms that are "

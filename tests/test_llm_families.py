@@ -64,6 +64,24 @@ def test_packed_expressions_are_read_as_the_family_reads_one_alone(folders: dict
 
 
 @every_family
+@torch.no_grad()
+def test_of_the_layers_the_first_are_kept(folders: dict[str, Path], kind: str) -> None:
+    llm = load(folders[kind], layers=1).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folders[kind], attn_implementation="eager").eval()
+    assert len(model.get_decoder().layers) > 1
+    for text, states in zip(TEXTS, read_packed(llm, TEXTS), strict=True):
+        words = model.get_input_embeddings()(llm.prompts([llm.wish(text)]).ids)
+        read = model(inputs_embeds=torch.cat([visual_tokens().embeds, words], dim=1), output_hidden_states=True)
+        expected = model.get_decoder().norm(read.hidden_states[1])[0, VISUAL:]
+        torch.testing.assert_close(states, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_more_layers_than_there_are_cannot_be_kept(folders: dict[str, Path]) -> None:
+    with pytest.raises(WeightsError, match=r"llm\.layers is 99, and .* has \d+; keep at most so many"):
+        load(folders["llama"], layers=99)
+
+
+@every_family
 def test_only_adapters_and_answers_learn(folders: dict[str, Path], kind: str) -> None:
     targets = ("qkv_proj",) if kind == "phi3" else ("q_proj", "v_proj")
     llm = load(folders[kind], lora=LoRAConfig(rank=2, targets=targets), seg_state="own")

@@ -19,6 +19,7 @@ from reports.gallery import exhibits
 from reports.numbers import DASH, count, fixed, p_value
 from reports.paper import all_tables, main_table, unfinished_table
 from reports.tables import Cell, Column, Table, mark_best
+from reports.words import caveats
 from tests.report_tables import tables, with_failures, write_run
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -219,6 +220,16 @@ def test_an_arm_that_scores_nothing_keeps_no_share_of_it(tmp_path: Path):
     results.loc[results["arm"] == "pooling", "giou"] = 0.0
     page = reports.build(write_run(tmp_path / "nothing", results, samples, num_gallery=0)).read_text()
     assert "No better than chance: pooling" in page
+
+
+@pytest.mark.parametrize(("name", "layers", "is_told"), [("some-llm", 8, True), ("some-llm", None, False)])
+def test_a_report_says_when_only_the_first_layers_of_an_llm_read(
+    tmp_path: Path, name: str, layers: int | None, is_told: bool
+):
+    results, samples = tables(num_images=4, num_seeds=1)
+    results["spec"] = json.dumps({"llm": {"name": name, "layers": layers}})
+    told = " ".join(caveats(load(write_run(tmp_path / "first", results, samples, num_gallery=0))))
+    assert ("Of some-llm the first 8 layers read" in told) == is_told
 
 
 def test_a_run_in_which_nothing_finished_still_says_why(tmp_path: Path):

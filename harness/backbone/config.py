@@ -35,7 +35,12 @@ class LLMConfig(BackboneConfig):
 
     name: str = Field(description="tiny, a weight name (`--list llms`), hub id or folder")
     width: int | None = Field(default=None, ge=16, description="hidden size; tiny only")
-    layers: int | None = Field(default=None, ge=1, description="decoder layers; tiny only")
+    layers: int | None = Field(
+        default=None,
+        ge=1,
+        description="decoder layers: how many `tiny` is built of, or the first that are kept of a pretrained LLM; left "
+        "out, all of them",
+    )
     heads: int | None = Field(default=None, ge=1, description="attention heads; tiny only")
     lora: LoRAConfig | None = Field(default=None, description="pretrained LLMs only")
     quantization: Literal["4bit"] | None = Field(
@@ -59,9 +64,9 @@ class LLMConfig(BackboneConfig):
     def _settings_take_effect(self) -> "LLMConfig":
         if "{expression}" not in self.template:
             raise ValueError("template must contain {expression}")
-        sizes = {"width": self.width, "layers": self.layers, "heads": self.heads}
+        sizes = {"width": self.width, "heads": self.heads}
         if self.name == "tiny":
-            missing = [key for key, value in sizes.items() if value is None]
+            missing = [key for key, value in {**sizes, "layers": self.layers}.items() if value is None]
             if missing:
                 raise ValueError(f"the LLM 'tiny' is built from scratch and needs {', '.join(missing)}")
             given = {"lora": self.lora, "quantization": self.quantization}

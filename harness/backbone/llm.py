@@ -252,13 +252,15 @@ def build_llm(config: LLMConfig, words: Iterable[str], base: torch.dtype = torch
             bfloat16 anyway, the base in it gives the same in half the memory.
 
     Raises:
-        WeightsError: the pretrained weights cannot be found or do not load strictly, have no layers of the LoRA's
-            names or no chat template, or cannot be quantised here.
+        WeightsError: the pretrained weights cannot be found or do not load strictly, have fewer layers than are to be
+            kept, no layers of the LoRA's names or no chat template, or cannot be quantised here.
     """
     if config.name == "tiny":
         return LanguageModel(*build_tiny(config, words), config, weights=None)
     record = resolve(config.name)
     model, tokenizer = _load_pretrained(record, config, base)
+    if config.layers is not None:
+        _keep_first(model, config.layers, record.name)
     model.requires_grad_(False)
     if config.lora is not None:
         _add_lora(model, config.lora, record.name)
@@ -287,6 +289,24 @@ def _load_pretrained(
     if config.quantization == "4bit":
         settings["quantization_config"] = _four_bits()
     return load_strictly(AutoModelForCausalLM, folder, record.name, **settings), tokenizer
+
+
+def _keep_first(model: PreTrainedModel, count: int, name: str) -> None:
+    """Leaves out the layers behind these; what they make goes to the final norm.
+
+    Source: SmolVLA, https://arxiv.org/abs/2506.01844 (the first half of SmolLM2's layers reads images for a policy).
+
+    Raises:
+        WeightsError: there are not so many.
+    """
+    decoder: Any = model.get_decoder()
+    if count > len(decoder.layers):
+        raise WeightsError(f"llm.layers is {count}, and {name!r} has {len(decoder.layers)}; keep at most so many")
+    decoder.layers = decoder.layers[:count]
+    shape: Any = decoder.config
+    shape.num_hidden_layers = count
+    if getattr(shape, "layer_types", None) is not None:
+        shape.layer_types = shape.layer_types[:count]
 
 
 def _four_bits() -> BitsAndBytesConfig:
