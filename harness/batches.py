@@ -92,7 +92,7 @@ class BatchMaker:
             for one in asked
             if isinstance(one, Expression)
         ]
-        drawn = np.array(targets, dtype=bool)
+        masks = np.array(targets, dtype=bool)
         inside = np.stack([frame.place_mask(example.judged()) for example, frame in zip(examples, frames, strict=True)])
         query = self.query(chosen, answered=True)
         image, _ = query.drawn.nonzero(as_tuple=True)
@@ -103,7 +103,7 @@ class BatchMaker:
             query=query,
             image=image,
             answers=self._answers(chosen, query),
-            targets=torch.from_numpy(drawn.reshape(-1, *inside.shape[1:])).to(self.device).float(),
+            targets=torch.from_numpy(masks.reshape(-1, *inside.shape[1:])).to(self.device).float(),
         )
 
     def _answers(self, chosen: Sequence[Sequence[Asked]], query: Query) -> Tensor:

@@ -44,6 +44,7 @@ PUBLISHED = {
     "clip-scenes": Published(1_942_656, 0),
     "mllm-scenes": Published(678_624, 0),
     "sam-scenes": Published(1_910_084, 0),
+    "smollm2-scenes": Published(1_594_274, 0),
     "sam-vit-b": Published(93_735_472, 375_042_383),
     "sam-vit-l": Published(312_342_832, 1_249_524_607),
     "sam-vit-h": Published(641_090_608, 2_564_550_879),

@@ -1,10 +1,10 @@
 """A weight is named once, found in one of a few places, checked by its hash, and written into every result.
 
-    clip-, mllm-, sam-scenes         a shipped name: a folder or a file of this package
-    dinov2-small                     a packaged name: our cache, then the package that ships the file
-    sam-vit-b                        a checkpoint's name: our cache, the local hub cache, then the hub
-    path/to/folder, path/to/file     what a user has on disk
-    owner/name, owner/name@revision  a hub id: the local hub cache, then the hub
+    clip-, mllm-, sam-, smollm2-scenes  a shipped name: a folder or a file of this package
+    dinov2-small                        a packaged name: our cache, then the package that ships the file
+    sam-vit-b                           a checkpoint's name: our cache, the local hub cache, then the hub
+    path/to/folder, path/to/file        what a user has on disk
+    owner/name, owner/name@revision     a hub id: the local hub cache, then the hub
 
 The first three stand for weights with one hash, the same on every machine.
 """
@@ -109,6 +109,12 @@ SHIPPED = {
         sha256="5b4a64fe465ffa4f9caf66ca4c51e5df68e8dcae69321d8e9eb0629e3cb584f7",
         kind="mask_head",
         about="a small SAM trained on scenes",
+    ),
+    "smollm2-scenes": Shipped(
+        path=_SHIPPED_FOLDER / "smollm2-scenes" / "model.safetensors",
+        sha256="266b12a6d4249bea8ccb33a5d5a9ee0a2499350b146a039e8ba7ebed0e8095a4",
+        kind="start",
+        about="a LoRA on SmolLM2-135M's first 8 layers, trained to point at what expressions about scenes mean",
     ),
 }
 
