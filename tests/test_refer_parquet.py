@@ -278,7 +278,7 @@ def test_check_holds_a_mirror_against_what_is_published(root: Path, capsys: pyte
     assert "!! refcoco (unc) testA: " in said
     assert "published are 5657 sentences, 1975 refs, 750 images" in said
     assert "ok refcoco (unc): all 4 image files are there" in said
-    assert f"ok refcoco+ (unc): jxu124/refcocoplus: {root / 'refcocoplus/data'} missing; annotations: `hf" in said
+    assert f"-- refcoco+ (unc): jxu124/refcocoplus: {root / 'refcocoplus/data'} missing; annotations: `hf" in said
 
 
 def test_check_is_content_with_a_mirror_that_is_as_published(

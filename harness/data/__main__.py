@@ -10,6 +10,9 @@ from rich.console import Console
 from harness import data
 from harness.errors import HarnessError
 
+MARKS = {True: ("ok", "green"), False: ("!!", "red"), None: ("--", "dim")}
+"""How a finding is shown, by whether it is right."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 where all is as published, or 2 with a sentence for each thing that is not."""
@@ -24,9 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(str(error), style="red")
         return 2
     for finding in findings:
-        mark, style = ("ok", "green") if finding.is_right else ("!!", "red")
+        mark, style = MARKS[finding.is_right]
         console.print(f"{mark} {finding.subject}: {finding.text}", style=style)
-    return 0 if all(finding.is_right for finding in findings) else 2
+    return 2 if any(finding.is_right is False for finding in findings) else 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,12 +15,12 @@ class Finding:
 
     Attributes:
         subject: what it was.
-        is_right: whether it is as published.
+        is_right: whether it is as published; None for a part that is not here and need not be.
         text: what was found, and where it is wrong, what to do.
     """
 
     subject: str
-    is_right: bool
+    is_right: bool | None
     text: str
 
 

@@ -72,7 +72,7 @@ def check(root: Path) -> Iterator[Finding]:
         config = Config(root=root, split_by=split_by)
         subject = f"coco_captions ({split_by}) {split}"
         if is_any_here and not _file(root, split_by, split).exists():
-            yield Finding(subject, True, f"not here, as {_file(root, split_by, split)} is missing; {SOURCE}")
+            yield Finding(subject, None, f"not here, as {_file(root, split_by, split)} is missing; {SOURCE}")
             continue
         yield from check_questions(subject, lambda: _read(config, split), published, SOURCE)  # noqa: B023
 

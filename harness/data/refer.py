@@ -102,7 +102,7 @@ def check(root: Path) -> Iterator[Finding]:
             PUBLISHED.get((config.dataset, config.split_by), {}),
         )
         if is_any_here and not config.refs.exists():
-            yield Finding(subject, True, f"not here, as {config.refs} is missing; {SOURCE}")
+            yield Finding(subject, None, f"not here, as {config.refs} is missing; {SOURCE}")
         else:
             yield from check_refs(subject, config, lambda: _read(config), published, SOURCE)  # noqa: B023
 

@@ -113,7 +113,7 @@ def check(root: Path) -> Iterator[Finding]:
     for dataset, (mirror, split_by) in MIRRORS.items():
         subject, config = f"{dataset} ({split_by})", Config(root=root, dataset=dataset)
         if not config.refs.exists():
-            yield Finding(subject, is_any_here, f"jxu124/{mirror}: {config.refs} missing; {SOURCE}")
+            yield Finding(subject, None if is_any_here else False, f"jxu124/{mirror}: {config.refs} missing; {SOURCE}")
             continue
         published = PUBLISHED.get((dataset, split_by), {})
         yield from check_refs(subject, config, lambda: _read(config, config.splits), published, SOURCE)  # noqa: B023
