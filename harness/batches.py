@@ -108,11 +108,11 @@ class BatchMaker:
 
     def _answers(self, chosen: Sequence[Sequence[Asked]], query: Query) -> Tensor:
         """The right words (A,): [SEG] or [REJ] for an expression; for a question those of its answer, and the end."""
-        real, answers, seg_row = query.real, list[int](), self.llm.vocabulary
+        real, answers, vocabulary = query.real, list[int](), self.llm.vocabulary
         rows = zip(query.ids[real].tolist(), query.mask.sum(-1)[real].tolist(), query.given[real].tolist(), strict=True)
         for one, (ids, length, given) in zip([one for asked in chosen for one in asked], rows, strict=True):
             if isinstance(one, Expression):
-                answers.append(seg_row + (SEG if one.targets else REJ))
+                answers.append(vocabulary + (SEG if one.targets else REJ))
             else:
                 answers += [*ids[length - given : length], self.llm.end]
         return torch.tensor(answers, device=self.device)

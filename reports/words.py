@@ -7,7 +7,7 @@ import numpy as np
 
 from harness.claims import Finding, Judgement
 from harness.records import ANSWER_METRICS
-from harness.stats import Verdict
+from harness.stats import Verdict, ratio
 from reports import granularity
 from reports.findings import Comparison, Findings, Variant
 from reports.numbers import between, fixed, is_missing, p_value, percent
@@ -205,8 +205,9 @@ def _about_models(findings: Findings) -> Iterator[str]:
 
 def _about_language(findings: Findings) -> Iterator[str]:
     shuffled = f"{findings.metric}_shuffled"
-    shares = [_share(variant.means.get(shuffled, np.nan), variant.score.value) for variant in findings.variants]
-    known = [share for share in shares if not is_missing(share)]
+    kept = np.array([variant.means.get(shuffled, np.nan) for variant in findings.variants], dtype=float)
+    scores = np.array([variant.score.value for variant in findings.variants], dtype=float)
+    known = [share for share in ratio(kept, scores) if not is_missing(share)]
     if known and max(known) > 0.5:
         needless = "the image" if findings.asked == "question" else "the expression"
         yield (
@@ -217,11 +218,12 @@ def _about_language(findings: Findings) -> Iterator[str]:
 
 def _about_tokens(findings: Findings) -> Iterator[str]:
     """How much of the masks comes from what the projector hands on."""
-    shares = {
-        variant.name: _share(variant.means.get("giou_other_tokens", np.nan), variant.means.get("giou", np.nan))
-        for variant in findings.variants
-    }
-    known = {name: share for name, share in shares.items() if not is_missing(share)}
+    kept, scores = (
+        np.array([variant.means.get(name, np.nan) for variant in findings.variants], dtype=float)
+        for name in ("giou_other_tokens", "giou")
+    )
+    shares = zip(findings.variants, ratio(kept, scores), strict=True)
+    known = {variant.name: share for variant, share in shares if not is_missing(share)}
     if known and max(known.values()) > 0.5:
         most = max(known, key=lambda name: known[name])
         yield (
@@ -229,11 +231,6 @@ def _about_tokens(findings: Findings) -> Iterator[str]:
             "past the projector, from the expression and what the mask head sees itself, and only the rest can tell "
             "projectors apart."
         )
-
-
-def _share(part: float, whole: float) -> float:
-    """What part is kept; of a score of 0 there is none to keep."""
-    return part / whole if whole else np.nan
 
 
 def _seeds(number: int) -> str:

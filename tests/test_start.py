@@ -185,11 +185,11 @@ def test_every_study_that_begins_with_a_shipped_start_fits_it():
         for cell in load_study(path).cells()[:1]
         if cell.spec.start is not None
     ]
+    assert sum(spec.start.name == "mllm-scenes" for spec in begun) > 5
     assert {spec.start.name for spec in begun} == set(STARTS)
     for spec in begun:
         words = words_of(load_examples(spec, "train")[:40])
-        known = Start(spec, CPU).words_for(words)
-        assert spec.llm.name != "tiny" or set(words) <= set(known)
+        assert set(words) <= set(Start(spec, CPU).words_for(words))
 
 
 @pytest.mark.slow
@@ -205,4 +205,5 @@ def test_the_shipped_start_scores_as_its_model_card_says(name: str):
     # 24 of the card's images: three standard errors of a mean over images.
     spread = samples.groupby("image_id")["iou"].mean().std() / len(examples) ** 0.5
     assert samples["iou"].mean() == pytest.approx(said["giou"], abs=3 * spread)
-    assert evaluator.controls(examples)["giou_shuffled"] < (said["giou"] + said["giou_shuffled"]) / 2
+    # Far nearer to the card's own control than to its score.
+    assert evaluator.controls(examples)["giou_shuffled"] < (said["giou"] + 2 * said["giou_shuffled"]) / 3
