@@ -93,6 +93,33 @@ def test_tiles_are_seen_alone_and_stand_where_they_were_cut(folders: dict[str, P
             torch.testing.assert_close(found[2 * row : 2 * row + 2, 2 * column : 2 * column + 2], expected)
 
 
+@torch.no_grad()
+def test_tiles_that_hold_nothing_of_an_image_are_not_seen(folders: dict[str, Path]) -> None:
+    """Of three images 28 x 56, 56 x 30 and 20 x 20 in frames of 2 x 2 tiles seven tiles hold something."""
+    encoder, given = encoder_of(folders["internvl_vision"]), frames(3)
+    seen: list[Tensor] = []
+    encoder.model.register_forward_pre_hook(
+        lambda _module, _args, settings: seen.append(settings["pixel_values"]), with_kwargs=True
+    )
+    found = encoder.encode(given, [(28, FRAME), (FRAME, 30), (20, 20)], has_attention=True, layers=(1,))
+    assert len(seen[0]) == 2 + 4 + 1
+    whole = encoder.encode(given, has_attention=True, layers=(1,))
+    shown = torch.zeros(3, *encoder.grid, dtype=torch.bool)
+    shown[0, :2], shown[1], shown[2, :2, :2] = True, True, True
+    shown = shown.flatten(1)
+    assert found.keys is not None
+    assert whole.keys is not None
+    assert found.layers is not None
+    assert whole.layers is not None
+    for one, other in (
+        (found.patches, whole.patches),
+        (found.layers[:, 0], whole.layers[:, 0]),
+        (found.keys.movedim(1, 2).flatten(2), whole.keys.movedim(1, 2).flatten(2)),
+    ):
+        torch.testing.assert_close(one[shown], other[shown])
+        assert not one[~shown].any()
+
+
 def test_a_frame_that_tiles_do_not_fill_is_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(WeightsError, match=r"no multiple of the 28 px .*; use 28 or 56"):
         load_vision_encoder(VisionConfig(name=str(folders["internvl_vision"]), frame=42))

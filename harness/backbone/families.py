@@ -1,11 +1,11 @@
 """Families of vision encoders: how each of them reads a frame, and where in it things are.
 
 A family is known by the `model_type` of its checkpoint, of the vision encoder alone or of a whole CLIP or vision LLM.
-Most see the padded frame whole. Those of native resolution see of each image its own patches only; InternVL sees the
-frame in tiles. Whatever they see, their patches are put back into the one grid of the frame.
+Most see the padded frame whole. Those of native resolution see of each image its own patches only; InternVL sees as
+many rows and columns of tiles as the image reaches. Whatever they see, their patches are put back into the one grid of
+the frame.
 Differs from the releases of native resolution: an image keeps its shape, but its longer side becomes that of the frame,
-so that a study decides what is seen; InternVL's tiles are those of the padded square, where the release chooses rows
-and columns by the image's shape and adds the whole image, small.
+so that a study decides what is seen; InternVL stretches the image until it fills its tiles, and adds the whole, small.
 """
 
 from collections.abc import Mapping, Sequence
@@ -101,7 +101,7 @@ class Family:
 
 @dataclass(frozen=True, slots=True)
 class Tiles(Family):
-    """InternVL: the frame is cut into tiles of the checkpoint's image size, each seen alone."""
+    """InternVL: the frame is cut into tiles of the checkpoint's image size; those that hold something are seen."""
 
     has_cls: bool = False
 
@@ -111,16 +111,28 @@ class Tiles(Family):
     def unit(self, config: Any) -> int:
         return int(config.image_size[0])
 
-    def run(self, model: PreTrainedModel, frames: Tensor, shapes: Sequence[Shape]) -> Tensor:  # noqa: ARG002
+    def run(self, model: PreTrainedModel, frames: Tensor, shapes: Sequence[Shape]) -> Tensor:
         side = self.unit(model.config)
-        tiles = rearrange(frames, "b c (i y) (j x) -> (b i j) c y x", y=side, x=side)
-        return model(pixel_values=tiles).last_hidden_state
+        tiles = rearrange(frames, "b c (i y) (j x) -> b i j c y x", y=side, x=side)
+        shown = self._shown(model.config, shapes, (tiles.shape[1], tiles.shape[2])).to(frames.device)
+        return model(pixel_values=tiles[shown]).last_hidden_state
 
-    def arranged(self, states: Tensor, config: Any, shapes: Sequence[Shape], grid: Shape) -> Tensor:  # noqa: ARG002
+    def arranged(self, states: Tensor, config: Any, shapes: Sequence[Shape], grid: Shape) -> Tensor:
         side = self.unit(config) // self.patch_size(config)
-        sizes = {"i": grid[0] // side, "j": grid[1] // side, "y": side}
+        shown = self._shown(config, shapes, (grid[0] // side, grid[1] // side)).to(states.device)
         # A tile's own CLS sees no more than the tile.
-        return rearrange(states[:, 1:], "(b i j) (y x) e -> b (i y j x) e", **sizes)
+        patches = states[:, 1:]
+        placed = patches.new_zeros(*shown.shape, *patches.shape[1:])
+        placed[shown] = patches
+        return rearrange(placed, "b i j (y x) e -> b (i y j x) e", y=side)
+
+    def _shown(self, config: Any, shapes: Sequence[Shape], tiles: Shape) -> Tensor:
+        """(B, rows of tiles, columns of tiles) bool, of each tile whether it holds something of its image."""
+        side = self.unit(config) // self.patch_size(config)
+        shown = torch.zeros(len(shapes), *tiles, dtype=torch.bool)
+        for image, (rows, columns) in enumerate(shapes):
+            shown[image, : -(-rows // side), : -(-columns // side)] = True
+        return shown
 
 
 @dataclass(frozen=True, slots=True)
