@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import torch
-from pydantic import BaseModel
 
 import projectors
 from harness import data
@@ -23,7 +22,7 @@ from harness.batches import BatchMaker
 from harness.data.example import Example, Question
 from harness.device import default_device
 from harness.encodings import SamCache, VisionCache, frozen_sam
-from harness.errors import WeightsError
+from harness.errors import DataError, WeightsError
 from harness.features import SuperpixelCache
 from harness.progress import Progress
 from harness.study import CellSpec
@@ -55,15 +54,22 @@ def vision_encoder(config: VisionConfig) -> VisionEncoder:
 
 
 @lru_cache(maxsize=4)
-def _examples(name: str, config: BaseModel, split: str) -> Sequence[Example]:
-    return data.get(name).load(config, split)
+def _examples(name: str, config: str, split: str) -> Sequence[Example]:
+    source = data.get(name)
+    found = source.load(source.Config.model_validate_json(config), split)
+    if not found:
+        raise DataError(f"{name} holds no images under {split!r}; take its whole files, or name another split")
+    return found
 
 
 def load_examples(spec: CellSpec, split: str) -> Sequence[Example]:
-    """A split of the cell's data, loaded once for all cells that share it."""
-    source = data.get(spec.data["name"])
-    settings = {key: value for key, value in spec.data.items() if key != "name"}
-    return _examples(spec.data["name"], source.Config(**settings), split)
+    """A split of the cell's data, loaded once for all cells that share it.
+
+    Raises:
+        DataError: a file is missing or not what its format promises, or the split holds nothing.
+    """
+    config = data.get(spec.data["name"]).Config.model_validate(spec.data)
+    return _examples(spec.data["name"], config.model_dump_json(), split)
 
 
 def words_of(examples: Sequence[Example]) -> list[str]:

@@ -125,7 +125,11 @@ class Evaluator:
           are held against what its own expression means, answers against the question that was put.
         - `giou_other_tokens`: the LLM reads the visual tokens of the next image. Words and mask head are as they should
           be, so that what is left goes past the projector.
+
+        Of one image there is no next, so nothing is known.
         """
+        if len(examples) < 2:
+            return {}
         others = [examples[(i + 1) % len(examples)] for i in range(len(examples))]
         asked: list[list[Asked]] = [
             [*other.expressions[: len(example.expressions)], *other.questions]

@@ -12,7 +12,8 @@ from skimage.segmentation import find_boundaries
 
 from harness.assembly import prepare
 from harness.checkpoint import Trained, load
-from harness.data.example import UNREADABLE, Example, Expression
+from harness.data.example import UNREADABLE, Example, Expression, rgb
+from harness.data.reading import as_sentence
 from harness.device import default_device
 from harness.errors import HarnessError
 from harness.evaluation import Evaluator
@@ -63,10 +64,13 @@ def _example(path: Path, texts: Sequence[str], trained: Trained) -> Example:
             "cell of another source"
         )
     try:
-        image = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+        with Image.open(path) as file:
+            image = rgb(ImageOps.exif_transpose(file))
     except UNREADABLE as error:
         raise HarnessError(f"{path} cannot be read as an image: {error}") from None
-    expressions = tuple(Expression(" ".join(text.lower().split()), "all", ()) for text in texts)
+    expressions = tuple(Expression(as_sentence(text), "all", ()) for text in texts)
+    if not all(expression.text for expression in expressions):
+        raise HarnessError("--expression holds no word; say what is to be segmented")
     tokenizer = trained.assembly.batches.llm.tokenizer
     if trained.spec.llm.name == "tiny":
         known = tokenizer.get_vocab()
@@ -83,16 +87,16 @@ def _predict(trained: Trained, example: Example, out: Path) -> list[str]:
     texts = [expression.text for expression in example.expressions]
     evaluator = Evaluator(assembly.segmenter, assembly.batches, 1, precision)
     prediction = next(evaluator.predict([example], [example.expressions]))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HarnessError(f"--out {out} cannot be a folder ({error}); name another") from None
     lines = []
     for number, (text, mask, answered) in enumerate(zip(texts, prediction.masks, prediction.answered, strict=True)):
         stem = example.image_id if len(texts) == 1 else f"{example.image_id}-{number}"
         paths = out / f"{stem}.mask.png", out / f"{stem}.overlay.png"
-        Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(paths[0])
-        Image.fromarray(overlay(example.image, mask)).save(paths[1])
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(paths[0])
+            Image.fromarray(overlay(example.image, mask)).save(paths[1])
+        except OSError as error:
+            raise HarnessError(f"--out {out} cannot hold what is found ({error}); name another folder") from None
         answer = (
             "answers [SEG]" if answered else "does not answer [SEG], which counts as no target; the mask is what it"
         )

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,34 @@ def write_refs(folder: Path, name: str, root: Path, examples: list[Example], con
         (folder / name).write_bytes(pickle.dumps(content, protocol=2))
     else:
         (folder / name).write_text(json.dumps(content))
+
+
+def write_instances(
+    folder: Path, examples: list[Example], change: Callable[[dict[str, Any]], None] = lambda _: None
+) -> dict[str, Any]:
+    """Instance files of which every annotation is called something: the last image is `test`, the others are `train`.
+
+    Args:
+        change: made to what is trained on before it is written.
+
+    Returns:
+        The settings that read them.
+    """
+    images = write_images(folder / "images", examples)
+    content = instances(examples, images)
+    for one in content["annotations"]:
+        one["expression"] = "something"
+    last = images[-1]["id"]
+    for split in ("train", "test"):
+        part = {
+            "images": [one for one in content["images"] if (one["id"] == last) == (split == "test")],
+            "annotations": [one for one in content["annotations"] if (one["image_id"] == last) == (split == "test")],
+        }
+        if split == "train":
+            change(part)
+        (folder / f"{split}.json").write_text(json.dumps(part))
+    files = {split: str(folder / f"{split}.json") for split in ("train", "test")}
+    return {"name": "coco_instances", "annotations": files, "images": str(folder / "images")}
 
 
 def write_reasonseg(root: Path, name: str, image: np.ndarray, content: dict[str, Any], encoding: str = "utf-8") -> None:

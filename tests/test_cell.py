@@ -16,6 +16,7 @@ from harness.cell import run_cell, seed_everything
 from harness.encodings import frozen_sam
 from harness.errors import DataError
 from harness.records import ANSWER_METRICS, METRICS, SAMPLE_COLUMNS
+from harness.study import load
 from tests import checkpoints, datasets
 from tests.small_study import quiet
 
@@ -75,6 +76,27 @@ def test_a_cell_trains_and_scores_on_files_in_an_official_format(cells, folder, 
     samples = pd.read_parquet(folder.cells / f"{row['cell']}.samples.parquet")
     assert set(samples["image_id"]) == {"coco/103"}
     assert set(samples["split"]) == {"val"}
+
+
+@pytest.mark.usefixtures("cells")
+@pytest.mark.parametrize("name", ["coco_instances", "mix"])
+def test_a_study_reads_files_of_its_own_and_mixes_them(folder, tmp_path, name):
+    """Settings that hold others make the whole way from the study file; one image is scored, so no other is shown."""
+    own = datasets.write_instances(tmp_path / "own", datasets.made(3))
+    given = own if name == "coco_instances" else {"name": "mix", "train": [own, own], "score": own}
+    cell, *_ = load(tmp_path / "study.yaml", [f"base.data={json.dumps(given)}"]).cells()
+    row = run_cell(cell, folder, quiet())
+    assert row["status"] == "done", row["reason"]
+    assert row["num_images"] == 1
+    assert not {"giou_shuffled", "giou_other_tokens"} & row.keys()
+
+
+def test_a_split_that_holds_nothing_stops_the_study(cells, folder, tmp_path):
+    datasets.write_reasonseg(tmp_path, "1", datasets.made(1)[0].image, {"text": ["it"], "is_sentence": True})
+    (tmp_path / "ReasonSeg" / "test").rename(tmp_path / "ReasonSeg" / "train")
+    spec = cells["pooling"].spec.model_copy(update={"data": {"name": "reasonseg", "root": str(tmp_path)}})
+    with pytest.raises(DataError, match="reasonseg holds no images under 'train'; take its whole files"):
+        run_cell(replace(cells["pooling"], spec=spec), folder, quiet())
 
 
 @pytest.mark.parametrize("arm", ["pooling", "sspe", "decoder_pe"])

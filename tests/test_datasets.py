@@ -385,7 +385,7 @@ def test_images_are_known_by_cocos_number_and_others_by_their_file(tmp_path: Pat
 
 def test_gqa_beside_cocos_images_is_refused() -> None:
     coco = {"name": "refer", "root": ".", "dataset": "refcoco", "split_by": "unc"}
-    with pytest.raises(ValueError, match="gqa and refer share images of COCO under different numbers"):
+    with pytest.raises(ValueError, match="gqa and refer may share images of COCO under different numbers"):
         mix.Config.model_validate({"train": [{"name": "gqa", "root": "."}], "score": coco})
 
 
@@ -417,3 +417,10 @@ def test_a_mix_trains_on_no_image_that_a_part_keeps_for_scoring(tmp_path: Path) 
 def test_a_mix_names_the_part_that_there_is_not() -> None:
     with pytest.raises(ValueError, match="no dataset 'refcoko'"):
         mix.Config.model_validate({"train": [{"name": "refcoko"}], "score": {"name": "scenes"}})
+
+
+def test_a_mix_within_a_mix_is_refused() -> None:
+    """The outer one would not know what the inner one keeps for scoring."""
+    inner = {"name": "mix", "train": [{"name": "gqa", "root": "."}], "score": {"name": "scenes"}}
+    with pytest.raises(ValueError, match="a mix of mixes keeps no image out of training; name their datasets in one"):
+        mix.Config.model_validate({"train": [inner], "score": {"name": "scenes"}})

@@ -115,6 +115,11 @@ def test_a_word_that_was_never_read_is_told_with_those_that_were(checkpoint, pho
     assert "never read 'astronaut'; it knows: " in capsys.readouterr().err
 
 
+def test_an_expression_without_a_word_is_told(checkpoint, photograph, capsys):
+    assert predict.main([str(checkpoint), "--image", str(photograph), "--expression", "  "]) == 2
+    assert "--expression holds no word; say what is to be segmented" in capsys.readouterr().err
+
+
 def test_a_file_that_is_no_image_is_told(checkpoint, tmp_path, capsys):
     (tmp_path / "no.png").write_text("nothing")
     assert predict.main([str(checkpoint), "--image", str(tmp_path / "no.png"), "--expression", "the red circle"]) == 2

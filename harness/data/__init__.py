@@ -1,7 +1,8 @@
 """Datasets: images, words and masks. The files of this folder are the datasets, by name.
 
 A dataset is a module with `Config` (a pydantic model with its name and its `splits`) and `load(config, split)`, which
-returns a sequence of `Example`; one that is published also has `check(root)`, which yields `Finding`s.
+returns a sequence of `Example`; one that is published also has `check(root)`, which yields `Finding`s, and one whose
+examples need the image files has `image_ids(config, split)`, which does not.
 """
 
 import pkgutil
@@ -11,7 +12,7 @@ from typing import get_args
 
 from harness.errors import DataError, suggest
 
-_MACHINERY = {"asked", "checking", "coco_file", "example", "pickled", "referrals"}
+_MACHINERY = {"asked", "checking", "coco_file", "example", "pickled", "reading", "referrals"}
 
 
 def names() -> list[str]:

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from harness.data.asked import AskedImage, QuestionCounts, check_questions, examples
 from harness.data.checking import Finding
-from harness.data.coco_file import read_json
 from harness.data.example import Example, Question
+from harness.data.reading import MALFORMED, as_text, read_json, what_is_wrong
 from harness.errors import DataError, suggest
 
 SplitBy = Literal["official", "karpathy"]
@@ -65,6 +65,11 @@ def load(config: Config, split: str) -> Sequence[Example]:
     return examples(_read(config, split))
 
 
+def image_ids(config: Config, split: str) -> set[str]:
+    """Of the images of a split, of which no file is looked at."""
+    return set(_read(config, split))
+
+
 def check(root: Path) -> Iterator[Finding]:
     """What lies under `root`, held against what is published; nobody needs both splits."""
     is_any_here = any(_file(root, *key).exists() for key in PUBLISHED)
@@ -103,13 +108,13 @@ def _official(root: Path, split: str) -> Mapping[int, tuple[Path, list[str]]]:
     content = read_json(path)
     captions: dict[int, list[str]] = defaultdict(list)
     try:
-        names = {int(image["id"]): str(image["file_name"]) for image in content["images"]}
+        names = {int(image["id"]): as_text(image["file_name"]) for image in content["images"]}
         for entry in content["annotations"]:
             captions[int(entry["image_id"])].append(_plain(entry["caption"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except MALFORMED as error:
         raise DataError(
             f"{path} is no caption file of COCO: it needs `images` with id and file_name and `annotations` with "
-            f"image_id and caption ({type(error).__name__}: {error})"
+            f"image_id and caption ({what_is_wrong(error)})"
         ) from None
     foreign = sorted(captions.keys() - names.keys())
     if foreign:
@@ -125,10 +130,10 @@ def _karpathy(root: Path, split: str) -> Mapping[int, tuple[Path, list[str]]]:
             if {"restval": "train"}.get(image["split"], image["split"]) == split:
                 texts = [_plain(sentence["raw"]) for sentence in image["sentences"]]
                 found[int(image["cocoid"])] = (root / image["filepath"] / image["filename"], texts)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except MALFORMED as error:
         raise DataError(
             f"{path} is not Karpathy's split: it needs `images` with cocoid, filepath, filename, split and sentences "
-            f"with a `raw` each ({type(error).__name__}: {error})"
+            f"with a `raw` each ({what_is_wrong(error)})"
         ) from None
     silent = sorted(key for key, (_, texts) in found.items() if not texts)
     if silent:

@@ -4,7 +4,6 @@ Source: https://cocodataset.org/#format-data; polygons that overlap one another:
 which sums them, and LISA's loader, where a sum of two is neither object nor background.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from harness.data.example import ImageFile, Rle, encode
+from harness.data.reading import MALFORMED, as_text, read_json, what_is_wrong
 from harness.errors import DataError
 
 GroundTruth = Literal["union", "lisa_sum"]
@@ -54,15 +54,15 @@ class InstanceFile:
         self.path = path
         content = read_json(path) if content is None else content
         try:
-            self._images: dict[int, Mapping[str, Any]] = {int(one["id"]): one for one in content["images"]}
-            self._annotations: dict[int, Mapping[str, Any]] = {int(one["id"]): one for one in content["annotations"]}
+            self._images = _by_id(content["images"])
+            self._annotations = _by_id(content["annotations"])
             self._of_image: dict[int, list[int]] = defaultdict(list)
             for key, one in sorted(self._annotations.items()):
                 self._of_image[int(one["image_id"])].append(key)
-        except (KeyError, TypeError, ValueError) as error:
+        except MALFORMED as error:
             raise DataError(
                 f"{path} is no COCO instance file: it needs lists `images` and `annotations` whose entries have an id "
-                f"({type(error).__name__}: {error})"
+                f"of their own ({what_is_wrong(error)})"
             ) from None
 
     @property
@@ -70,9 +70,18 @@ class InstanceFile:
         """Of all images, ascending."""
         return sorted(self._images)
 
+    @property
+    def annotation_ids(self) -> list[int]:
+        """Of all annotations, ascending."""
+        return sorted(self._annotations)
+
     def annotations_of(self, image_id: int) -> list[int]:
         """Ids of the annotations of an image, ascending."""
         return list(self._of_image.get(image_id, ()))
+
+    def image_of(self, annotation_id: int) -> int:
+        """Id of the image that an annotation is of, which the file need not list."""
+        return int(self._annotation(annotation_id)["image_id"])
 
     def field(self, annotation_id: int, name: str) -> Any:
         """What an annotation says under this name; None where it says nothing."""
@@ -84,15 +93,15 @@ class InstanceFile:
         Raises:
             DataError: the file lists no such image.
         """
+        if image_id not in self._images:
+            raise DataError(f"{self.path} lists no image {image_id}; take the file that belongs to it")
+        entry = self._images[image_id]
         try:
-            entry = self._images[image_id]
-            return ImageFile(folder / entry["file_name"], int(entry["height"]), int(entry["width"]))
-        except KeyError as error:
-            raise DataError(f"{self.path}: image {image_id} lacks {error}; take the file that belongs to it") from None
-        except (TypeError, ValueError) as error:
+            return ImageFile(folder / as_text(entry["file_name"]), int(entry["height"]), int(entry["width"]))
+        except MALFORMED as error:
             raise DataError(
-                f"{self.path}: image {image_id} has no file_name, height and width that can be read ({error}); take "
-                "the official file"
+                f"{self.path}: image {image_id} has no file_name, height and width that can be read "
+                f"({what_is_wrong(error)}); take the official file"
             ) from None
 
     def annotation(self, annotation_id: int, ground_truth: GroundTruth) -> Annotation:
@@ -102,17 +111,35 @@ class InstanceFile:
             DataError: there is none, or it is no polygon and no run-length encoding of its image.
         """
         entry = self._annotation(annotation_id)
-        size = self.image(int(entry["image_id"]), Path())
+        size = self.image(self.image_of(annotation_id), Path())
         try:
             mask, has_overlap = mask_of(entry["segmentation"], size.height, size.width, ground_truth)
-        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-            raise DataError(f"{self.path}: annotation {annotation_id} has no mask that can be read: {error}") from None
+        except MALFORMED as error:
+            raise DataError(
+                f"{self.path}: annotation {annotation_id} has no mask that can be read: {what_is_wrong(error)}; its "
+                "segmentation must be polygons or encodings of its image; take the official file, or mend it"
+            ) from None
         return Annotation(mask, has_overlap, bool(entry.get("iscrowd", 0)))
 
     def _annotation(self, annotation_id: int) -> Mapping[str, Any]:
         if annotation_id not in self._annotations:
             raise DataError(f"{self.path}: there is no annotation {annotation_id}; take the file that belongs to it")
         return self._annotations[annotation_id]
+
+
+def _by_id(entries: Any) -> dict[int, Mapping[str, Any]]:
+    """The entries of a list.
+
+    Raises:
+        ValueError: two have the same id.
+    """
+    found: dict[int, Mapping[str, Any]] = {}
+    for entry in entries:
+        key = int(entry["id"])
+        if key in found:
+            raise ValueError(f"two entries have the id {key}")
+        found[key] = entry
+    return found
 
 
 def mask_of(segmentation: Any, height: int, width: int, ground_truth: GroundTruth) -> tuple[Rle, bool]:
@@ -185,17 +212,3 @@ def _runs(text: bytes) -> list[int]:
             value -= 1 << shift
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
     return runs
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        DataError: it is missing or not whole.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing; `python -m harness.data check` says where it comes from") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is no whole JSON file ({error}); fetch it again") from None

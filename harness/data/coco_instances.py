@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from harness.data.coco_file import GroundTruth, InstanceFile
 from harness.data.example import Example
-from harness.data.referrals import Masks, Ref, examples
+from harness.data.reading import as_sentence
+from harness.data.referrals import Masks, Ref, examples, key_of
 from harness.errors import DataError, suggest
 
 
@@ -45,20 +46,53 @@ def load(config: Config, split: str) -> Sequence[Example]:
     """
     if split not in config.annotations:
         raise DataError(f"data.annotations names no file for {split!r}; {suggest(split, config.annotations)}")
-    path = config.annotations[split]
-    refs = _refs(InstanceFile(path), config.column)
+    instances = _read(config, split)
+    refs = _refs(instances, config.column)
     if not refs:
-        raise DataError(f"{path}: no annotation has a text under {config.column!r}; name their field in data.column")
-    return examples(refs, Masks(path, config.images, config.ground_truth))
+        raise DataError(
+            f"{instances.path}: no annotation has a text under {config.column!r}; name their field in data.column"
+        )
+    if split == "train":
+        _check_apart(config, instances)
+    return examples(refs, Masks(instances.path, config.images, config.ground_truth, lambda _: instances))
+
+
+def _read(config: Config, split: str) -> InstanceFile:
+    path = config.annotations[split]
+    if not path.exists():
+        raise DataError(f"{path} is missing; data.annotations must name COCO instance files")
+    return InstanceFile(path)
+
+
+def _check_apart(config: Config, training: InstanceFile) -> None:
+    """Refuses training images that another split lists."""
+    seen = _images(training, config)
+    for split in (name for name in config.splits if name != "train"):
+        shared = sorted(seen & _images(_read(config, split), config))
+        if shared:
+            raise DataError(
+                f"{config.annotations['train']} and {config.annotations[split]} share {len(shared)} images, the first "
+                f"{shared[0]}; take them out of one of the files"
+            )
+
+
+def _images(instances: InstanceFile, config: Config) -> set[str]:
+    return {key_of(instances.image(image_id, config.images).path) for image_id in instances.image_ids}
 
 
 def _refs(instances: InstanceFile, column: str) -> list[Ref]:
-    refs = []
+    refs, listed = [], set(instances.image_ids)
+    for annotation_id in instances.annotation_ids:
+        if instances.image_of(annotation_id) not in listed and _texts(instances, annotation_id, column):
+            raise DataError(
+                f"{instances.path}: annotation {annotation_id} is about image {instances.image_of(annotation_id)}, "
+                "which the file does not list; add the image, or take the annotation out"
+            )
     for image_id in instances.image_ids:
         meant: dict[str, list[int]] = {}
         for annotation_id in instances.annotations_of(image_id):
             for text in _texts(instances, annotation_id, column):
-                meant.setdefault(" ".join(text.lower().split()), []).append(annotation_id)
+                meant.setdefault(text, []).append(annotation_id)
         refs += [Ref(image_id, tuple(ids), (text,)) for text, ids in meant.items()]
     return refs
 
@@ -66,6 +100,9 @@ def _refs(instances: InstanceFile, column: str) -> list[Ref]:
 def _texts(instances: InstanceFile, annotation_id: int, column: str) -> list[str]:
     given: Any = instances.field(annotation_id, column)
     texts = given if isinstance(given, list) else [] if given is None else [given]
-    if not all(isinstance(text, str) for text in texts):
-        raise DataError(f"{instances.path}: annotation {annotation_id}: {column} is {given!r:.60}; texts are allowed")
-    return texts
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise DataError(
+            f"{instances.path}: annotation {annotation_id}: {column} is {given!r:.60}; a text or a list of texts is "
+            "allowed, and nothing (null) where no sentence is about it"
+        )
+    return [as_sentence(text) for text in texts]

@@ -68,7 +68,7 @@ class ObjectFacts:
     area: int
 
 
-UNREADABLE = (OSError, ValueError, Image.DecompressionBombError)
+UNREADABLE = (OSError, ValueError, SyntaxError, RuntimeError, EOFError, Image.DecompressionBombError)
 """What Pillow raises for a file that is no image, not a whole one, or too large to be one."""
 
 
@@ -106,11 +106,13 @@ class ImageFile:
         Raises:
             DataError: the file is missing, damaged, or of another size.
         """
-        if not self.path.exists():
-            raise DataError(f"{self.path} is missing; fetch the images that the annotations name, or mend the path")
         try:
             with Image.open(self.path) as file:
-                image = np.asarray(file.convert("RGB"))
+                image = rgb(file)
+        except FileNotFoundError:
+            raise DataError(
+                f"{self.path} is missing; fetch the images that the annotations name, or mend the path"
+            ) from None
         except UNREADABLE as error:
             raise DataError(f"{self.path} is no whole image ({error}); fetch it again") from None
         if image.shape[:2] != (self.height, self.width):
@@ -181,6 +183,13 @@ class Example:
         for k, one in enumerate(self.objects, start=1):
             ids[coco_mask.decode(one) > 0] = k
         return ids
+
+
+def rgb(image: Image.Image) -> np.ndarray:
+    """(h, w, 3) uint8 of an image of any mode."""
+    if image.mode.startswith("I;16"):  # Pillow would cut 16 bits off at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return np.asarray(image.convert("RGB"))
 
 
 def encode(mask: np.ndarray) -> Rle:

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from harness.data.asked import AskedImage, QuestionCounts, ShortAnswersConfig, check_questions, examples
 from harness.data.checking import Finding
-from harness.data.coco_file import read_json
 from harness.data.example import Example, Question
+from harness.data.reading import MALFORMED, as_text, read_json, what_is_wrong
 from harness.errors import DataError, suggest
 
 SPLITS = ("train", "val", "testdev")
@@ -46,6 +46,11 @@ def load(config: Config, split: str) -> Sequence[Example]:
     return examples(_read(config, split))
 
 
+def image_ids(config: Config, split: str) -> set[str]:
+    """Of the images of a split, of which no file is looked at."""
+    return set(_read(config, split))
+
+
 def check(root: Path) -> Iterator[Finding]:
     """What lies under `root`, held against what is published."""
     for split, published in PUBLISHED.items():
@@ -71,11 +76,11 @@ def _read(config: Config, split: str) -> Mapping[str, AskedImage]:
 
 def _question(config: Config, path: Path, key: str, entry: Mapping[str, Any]) -> tuple[str, Question]:
     try:
-        answer = str(entry["answer"])
-        text = config.asks(entry["question"])
-        return str(entry["imageId"]), Question(text, str(entry["types"]["structural"]), answer, (answer,), "accuracy")
-    except (KeyError, TypeError) as error:
+        answer, family = as_text(entry["answer"]), as_text(entry["types"]["structural"])
+        text = config.asks(as_text(entry["question"]))
+        return str(entry["imageId"]), Question(text, family, answer, (answer,), "accuracy")
+    except MALFORMED as error:
         raise DataError(
-            f"{path}: question {key} is none ({type(error).__name__}: {error}); it needs imageId, question, answer and "
+            f"{path}: question {key} is none ({what_is_wrong(error)}); it needs imageId, question, answer and "
             "types.structural"
         ) from None

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from harness.data.checking import Finding, check_refs
-from harness.data.coco_file import read_json
 from harness.data.example import Example
+from harness.data.reading import read_json
 from harness.data.referrals import Counts, RefFile, RefsConfig, examples, parse
 
 PUBLISHED = {"val": Counts(None, None, 1500), "testA": Counts(None, None, 750), "testB": Counts(None, None, 750)}

@@ -5,7 +5,7 @@ RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO share COCO's images, and what one train
 Source: the overlap of their splits, https://arxiv.org/abs/1511.02283, section 3, and LISA's training mix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -16,6 +16,8 @@ from harness.errors import HarnessError
 
 
 def _resolved(settings: dict[str, Any]) -> dict[str, Any]:
+    if settings.get("name") == "mix":
+        raise ValueError("a mix of mixes keeps no image out of training; name their datasets in one")
     try:
         found = data.get(str(settings.get("name")))
     except HarnessError as error:
@@ -38,11 +40,11 @@ class Config(BaseModel):
     @model_validator(mode="after")
     def _images_have_one_number(self) -> "Config":
         names = {part["name"] for part in (*self.train, self.score)}
-        others = sorted(names - {"gqa", "scenes"})
+        others = sorted(names - {"gqa", "reasonseg", "scenes"})
         if "gqa" in names and others:
             raise ValueError(
-                f"gqa and {others[0]} share images of COCO under different numbers, so those that one keeps for "
-                "scoring cannot be kept out of training; mix gqa with scenes only"
+                f"gqa and {others[0]} may share images of COCO under different numbers, so those that one keeps for "
+                "scoring cannot be kept out of training; mix gqa with reasonseg and scenes only"
             )
         return self
 
@@ -61,16 +63,23 @@ def load(config: Config, split: str) -> Sequence[Example]:
     if split != "train":
         return _load(config.score, split)
     kept_back = {
-        example.image_id
+        image_id
         for part in (*config.train, config.score)
         for name in _kept_back(part)
-        for example in _load(part, name)
+        for image_id in _image_ids(part, name)
     }
     return [one for part in config.train for one in _load(part, "train") if one.image_id not in kept_back]
 
 
 def _kept_back(part: dict[str, Any]) -> tuple[str, ...]:
     return tuple(name for name in data.get(part["name"]).Config.model_validate(part).splits if name != "train")
+
+
+def _image_ids(part: dict[str, Any], split: str) -> Iterable[str]:
+    dataset = data.get(part["name"])
+    if hasattr(dataset, "image_ids"):
+        return dataset.image_ids(dataset.Config.model_validate(part), split)
+    return (example.image_id for example in _load(part, split))
 
 
 def _load(part: dict[str, Any], split: str) -> Sequence[Example]:

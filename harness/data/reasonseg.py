@@ -10,7 +10,6 @@ case and into the study's one template, where it asks a whole sentence as it is;
 released say nothing of shapes, where it stops and `load` leaves them out.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from harness.data.checking import Finding
 from harness.data.example import Example, Expression, ImageFile, encode
+from harness.data.reading import MALFORMED, as_sentence, read_json, what_is_wrong
 from harness.errors import DataError, suggest
 
 PUBLISHED = {"train": 239, "val": 200, "test": 779}
@@ -89,33 +89,27 @@ def _example(path: Path, annotation: Mapping[str, Any], split: str) -> Example:
     picture = ImageFile.of(path.with_suffix(".jpg"))
     try:
         values = _draw(annotation["shapes"], picture.height, picture.width)
-        family = "long" if annotation["is_sentence"] else "short"
-        texts = [" ".join(str(text).lower().split()) for text in annotation["text"]]
-    except (KeyError, TypeError, ValueError, AttributeError, cv2.error) as error:
+        texts, is_sentence = annotation["text"], annotation["is_sentence"]
+        if not (isinstance(texts, list) and texts and isinstance(is_sentence, bool)):
+            raise TypeError(f"text is {texts!r:.60} and is_sentence {is_sentence!r:.60}")
+        family, sentences = "long" if is_sentence else "short", [as_sentence(text) for text in texts]
+    except MALFORMED as error:
         raise DataError(
-            f"{path} is no annotation of ReasonSeg ({type(error).__name__}: {error}); it needs shapes with label and "
-            "points, text and is_sentence"
+            f"{path} is no annotation of ReasonSeg ({what_is_wrong(error)}); it needs shapes with label and points, "
+            "text (a list) and is_sentence (true or false)"
         ) from None
     has_target = bool((values == _TARGET).any())
     return Example(
         image_id=f"reasonseg/{split}/{path.stem}",
         picture=picture,
         objects=(encode(values == _TARGET),) if has_target else (),
-        expressions=tuple(Expression(text, family, (1,) if has_target else ()) for text in texts),
+        expressions=tuple(Expression(text, family, (1,) if has_target else ()) for text in sentences),
         ignored=encode(values == _IGNORED) if (values == _IGNORED).any() else None,
     )
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError:
-        text = content.decode("cp1252", errors="replace")
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is no whole JSON file ({error}); fetch it again") from None
+    found = read_json(path, fallback="cp1252")
     if not isinstance(found, dict):
         raise DataError(f"{path} holds a {type(found).__name__}; an annotation of ReasonSeg is allowed; fetch it again")
     return found
@@ -139,7 +133,10 @@ def _draw(shapes: Sequence[Mapping[str, Any]], height: int, width: int) -> np.nd
 
 def _polygon(points: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
     """(h, w) bool, the outline included."""
-    corners = [np.array(points, np.int32)]
+    placed = np.array(points, np.float64)
+    if placed.ndim != 2 or placed.shape[1] != 2 or not (np.abs(placed) <= np.iinfo(np.int32).max).all():
+        raise ValueError(f"points are {points!r:.60}, and pairs of numbers are allowed")
+    corners = [placed.astype(np.int32)]
     mask = np.zeros((height, width), np.uint8)
     cv2.polylines(mask, corners, True, 1, 1)
     cv2.fillPoly(mask, corners, 1)

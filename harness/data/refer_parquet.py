@@ -133,12 +133,14 @@ def _read(config: Config, splits: Sequence[str]) -> RefFile:
 
 
 def _instances(config: Config, splits: Sequence[str]) -> InstanceFile:
-    content: dict[str, list[Any]] = {"images": [], "annotations": []}
+    images, annotations = dict[Any, Any](), dict[Any, Any]()
     for path in (path for split in splits for path in _files(config, split)):
         for number, row in enumerate(_rows(path, tuple(JSON_FIELDS))):
-            content["images"].append(_parsed(path, number, "raw_image_info", row))
-            content["annotations"].append(_parsed(path, number, "raw_anns", row))
-    return InstanceFile(config.refs, content)
+            # Each ref says it again of its own image and annotation.
+            for column, found in (("raw_image_info", images), ("raw_anns", annotations)):
+                entry = _parsed(path, number, column, row)
+                found[str(entry["id"])] = entry
+    return InstanceFile(config.refs, {"images": list(images.values()), "annotations": list(annotations.values())})
 
 
 def _files(config: Config, split: str) -> list[Path]:
@@ -157,7 +159,7 @@ def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
         with pq.ParquetFile(path) as file:
             _check_columns(path, file.schema_arrow.names, columns)
             return file.read(columns=list(columns)).to_pylist()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         first_line = str(error).partition("\n")[0]
         raise DataError(f"{path} is no whole parquet file ({first_line}); fetch it again") from None
 
@@ -174,7 +176,7 @@ def _check_columns(path: Path, found: Sequence[str], wanted: Sequence[str]) -> N
 def _parsed(path: Path, number: int, column: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         entry = json.loads(row[column])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: {column} of row {number} is no JSON ({error}); fetch the file again") from None
     missing = [name for name in JSON_FIELDS[column] if not isinstance(entry, dict) or name not in entry]
     if missing:

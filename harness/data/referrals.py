@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from harness.data.coco_file import GroundTruth, InstanceFile
 from harness.data.example import Example, Expression
+from harness.data.reading import MALFORMED, as_sentence, as_text, what_is_wrong
 from harness.errors import DataError, suggest
 
 
@@ -121,8 +122,9 @@ class RefFile:
         Raises:
             DataError: there is none of that name.
         """
-        if name not in self.splits:
-            raise DataError(f"{self.path} has no split {name!r}; {suggest(name, self.splits)}")
+        if not self.splits.get(name):
+            there = suggest(name, self.splits) if self.splits else "it has no refs at all; take the official file"
+            raise DataError(f"{self.path} has no split {name!r}; {there}")
         return self.splits[name]
 
     def counts(self, name: str) -> Counts:
@@ -142,14 +144,16 @@ def parse(content: Any, path: Path) -> RefFile:
         raise DataError(f"{path} holds a {type(content).__name__}; a list of refs is allowed; take the official file")
     for position, entry in enumerate(content):
         try:
-            sentences = tuple(" ".join(str(one["sent"]).lower().split()) for one in entry["sentences"])
+            sentences = tuple(as_sentence(one["sent"]) for one in entry["sentences"])
+            if not sentences:
+                raise ValueError("it has no sentences")
             annotations = () if entry.get("source") == "zero" else _annotation_ids(entry["ann_id"])
             ref = Ref(int(entry["image_id"]), annotations, sentences)
-            splits[entry["split"]].append(ref)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            splits[as_text(entry["split"])].append(ref)
+        except MALFORMED as error:
             raise DataError(
-                f"{path}: ref {position} is none ({type(error).__name__}: {error}); it needs image_id, ann_id, split "
-                "and sentences with a `sent` each"
+                f"{path}: ref {position} is none ({what_is_wrong(error)}); it needs image_id, ann_id, split and one or "
+                "more sentences with a `sent` each"
             ) from None
     return RefFile(path, {name: tuple(refs) for name, refs in splits.items()})
 
@@ -173,7 +177,7 @@ def examples(refs: Iterable[Ref], masks: Masks) -> list[Example]:
     return [_example(image_id, of_image[image_id], instances, masks) for image_id in sorted(of_image)]
 
 
-def _key(path: Path) -> str:
+def key_of(path: Path) -> str:
     """How an image is known in every dataset: by its number in COCO, which COCO's file names end with, or by its file.
 
     The numbers that a file of instances gives need not be COCO's.
@@ -211,7 +215,7 @@ def _example(image_id: int, refs: Sequence[Ref], instances: InstanceFile, masks:
     kept = [key for key, one in found.items() if not one.is_crowd or key in named]
     ids = {key: position for position, key in enumerate(kept, start=1)}
     return Example(
-        image_id=_key(instances.image(image_id, Path()).path),
+        image_id=key_of(instances.image(image_id, Path()).path),
         picture=instances.image(image_id, masks.images),
         objects=tuple(found[key].mask for key in kept),
         expressions=tuple(

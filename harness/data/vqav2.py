@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from harness.data.asked import AskedImage, QuestionCounts, ShortAnswersConfig, check_questions, examples
 from harness.data.checking import Finding
-from harness.data.coco_file import read_json
 from harness.data.example import Example, Question
+from harness.data.reading import MALFORMED, as_text, read_json, what_is_wrong
 from harness.errors import DataError, suggest
 
 SPLITS = ("train", "val")
@@ -44,6 +44,11 @@ def load(config: Config, split: str) -> Sequence[Example]:
         DataError: a file is missing or not what its format promises, or there is no such split.
     """
     return examples(_read(config, split))
+
+
+def image_ids(config: Config, split: str) -> set[str]:
+    """Of the images of a split, of which no file is looked at."""
+    return set(_read(config, split))
 
 
 def check(root: Path) -> Iterator[Finding]:
@@ -79,10 +84,10 @@ def _by_question(path: Path, name: str) -> Mapping[int, Mapping[str, Any]]:
     content = read_json(path)
     try:
         return {int(entry["question_id"]): entry for entry in content[name]}
-    except (KeyError, TypeError, ValueError) as error:
+    except MALFORMED as error:
         raise DataError(
             f"{path} is no file of VQAv2: it needs a list `{name}` whose entries have a question_id "
-            f"({type(error).__name__}: {error})"
+            f"({what_is_wrong(error)})"
         ) from None
 
 
@@ -90,19 +95,19 @@ def _question(
     config: Config, split: str, key: int, text: Mapping[str, Any], annotation: Mapping[str, Any]
 ) -> tuple[int, Question]:
     try:
-        references = tuple(str(one["answer"]) for one in annotation["answers"])
+        references = tuple(as_text(one["answer"]) for one in annotation["answers"])
         question = Question(
-            config.asks(text["question"]),
-            str(annotation["answer_type"]),
-            str(annotation["multiple_choice_answer"]),
+            config.asks(as_text(text["question"])),
+            as_text(annotation["answer_type"]),
+            as_text(annotation["multiple_choice_answer"]),
             references,
             "vqa_accuracy",
         )
         image_id = int(text["image_id"])
-    except (KeyError, TypeError, ValueError) as error:
+    except MALFORMED as error:
         raise DataError(
-            f"{config.root}: question {key} of {split} is none ({type(error).__name__}: {error}); it needs question, "
-            "image_id, answers, answer_type and multiple_choice_answer"
+            f"{config.root}: question {key} of {split} is none ({what_is_wrong(error)}); it needs question, image_id, "
+            "answers, answer_type and multiple_choice_answer"
         ) from None
     if len(references) != ANNOTATORS:
         raise DataError(
