@@ -158,8 +158,20 @@ class _Saved:
                 f"{path} is a checkpoint of version {metadata['version']}, and {VERSION} is read; run its cell again, "
                 "in another folder (--out)"
             )
-        spec, words, weights = (json.loads(metadata[key]) for key in ("spec", "words", "weights"))
-        return cls(metadata["arm"], int(metadata["seed"]), spec, words, weights, tensors)
+        try:
+            spec, words, weights = (json.loads(metadata[key]) for key in ("spec", "words", "weights"))
+            about = metadata["arm"], int(metadata["seed"])
+            are_names = all(isinstance(word, str) for word in words) and all(
+                isinstance(weight["name"], str) and "sha256" in weight for weight in weights
+            )
+            is_whole = are_names and isinstance(spec["projector"]["name"], str) and isinstance(spec["llm"]["name"], str)
+        except (KeyError, TypeError, ValueError):
+            is_whole = False
+        if not is_whole:
+            raise WeightsError(
+                f"{path} does not say whole what cell it is of; run the cell again, in another folder (--out)"
+            )
+        return cls(*about, spec, words, weights, tensors)
 
 
 def _own(segmenter: Segmenter) -> dict[str, Tensor]:

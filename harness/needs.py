@@ -1,4 +1,4 @@
-"""What the pretrained weights of a study ask of a machine, known before anything is fetched."""
+"""What the pretrained weights of a study ask of a machine, known before anything is fetched; and fetching them."""
 
 import os
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import huggingface_hub
 
-from harness.backbone.weights import CHECKPOINTS, HUB_ID, PACKAGED, SHIPPED
+from harness.backbone.weights import CHECKPOINTS, HUB_ID, PACKAGED, SHIPPED, resolve
 from harness.cache import cache_dir
 from harness.device import default_device
 from harness.environment import accelerator, memory_gib
@@ -83,6 +83,16 @@ def needs_of(specs: Iterable[CellSpec]) -> list[Need]:
     return [Need(name, _is_here(name), PUBLISHED.get(name)) for name in names]
 
 
+def fetch(specs: Iterable[CellSpec]) -> None:
+    """Every pretrained part of these cells is here afterwards.
+
+    Raises:
+        WeightsError: one cannot be had.
+    """
+    for need in needs_of(specs):
+        resolve(need.name)
+
+
 def _names(spec: CellSpec) -> list[str]:
     sam = (spec.superpixels or {}).get("model")
     start = spec.start.name if spec.start else None
@@ -98,13 +108,16 @@ def _is_here(name: str) -> bool:
         return (cache_dir() / "weights" / name / Path(PACKAGED[name].member).name).exists()
     if name in CHECKPOINTS:
         own = cache_dir() / "weights" / name / Path(CHECKPOINTS[name].member).name
-        return own.exists() or _is_cached(CHECKPOINTS[name].repository, CHECKPOINTS[name].member)
+        return own.exists() or _is_cached(CHECKPOINTS[name].repository, None, CHECKPOINTS[name].member)
     hub_id = HUB_ID.fullmatch(name)
-    return hub_id is not None and any(_is_cached(hub_id["repository"], file) for file in WEIGHT_FILES)
+    return hub_id is not None and any(
+        _is_cached(hub_id["repository"], hub_id["revision"], file) for file in WEIGHT_FILES
+    )
 
 
-def _is_cached(repository: str, file: str) -> bool:
-    return isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str | os.PathLike)
+def _is_cached(repository: str, revision: str | None, file: str) -> bool:
+    found = huggingface_hub.try_to_load_from_cache(repository, file, revision=revision)
+    return isinstance(found, str | os.PathLike)
 
 
 def verdict(specs: Iterable[CellSpec]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -10,6 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from harness.environment import accelerator, cpu_model
+from harness.errors import HarnessError
 from harness.records import Row, RunFolder
 from harness.study import Cell, Study
 
@@ -94,7 +96,11 @@ def _tokens_by(row: Row) -> tuple[Any, ...]:
 def _rows_beside(path: Path) -> list[Row]:
     """Rows of the other studies that ran in the same place."""
     others = [other for other in sorted(path.parent.glob("*/cells")) if other.parent != path]
-    return [row for other in others for row in RunFolder(other.parent).rows().values()]
+    found: list[Row] = []
+    for other in others:
+        with suppress(HarnessError):  # what is wrong there is that study's to tell
+            found += RunFolder(other.parent).rows().values()
+    return found
 
 
 def plan_table(study: Study, plan: list[Planned]) -> Table:

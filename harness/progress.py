@@ -142,8 +142,10 @@ def summary(row: Row) -> str:
     """How a cell ended."""
     seconds = f"{row.get('wall_seconds') or 0:.0f} s"
     if row["status"] != "done":
-        reason = str(row.get("reason") or "").strip().splitlines()
-        return f"{row['status']} after {seconds}: {reason[-1] if reason else 'no reason given'}"
+        lines = str(row.get("reason") or "no reason given").strip().splitlines()
+        # Of a crash its last line says most; what can be mended is a sentence, whatever lines it takes.
+        said = lines[-1:] if lines[0].startswith("Traceback") else lines
+        return f"{row['status']} after {seconds}: {' '.join(line.strip() for line in said)}"
     known = [(METRICS[column], row[column]) for column in SUMMARY if row.get(column) is not None]
     figures = (f"{metric.label} {value:.{metric.decimals}f} {metric.unit}".rstrip() for metric, value in known)
     return ", ".join([*figures, seconds])

@@ -153,8 +153,20 @@ class RunFolder:
         replace_file(self.cells / f"{row['cell']}.json", lambda path: path.write_text(text, encoding="utf-8"))
 
     def row(self, cell: str) -> Row:
-        """The row of a cell, as it was written."""
-        return json.loads((self.cells / f"{cell}.json").read_text(encoding="utf-8"))
+        """The row of a cell, as it was written.
+
+        Raises:
+            HarnessError: something else has written there since.
+        """
+        path = self.cells / f"{cell}.json"
+        try:
+            row: Row = json.loads(path.read_text(encoding="utf-8"))
+            is_whole = {"status", "spec"} <= row.keys()
+        except (ValueError, AttributeError):
+            is_whole = False
+        if not is_whole:
+            raise HarnessError(f"{path} is not the row of a cell; delete it, and the study runs that cell again")
+        return row
 
     def rows(self) -> dict[str, Row]:
         """Every row that is there, by cell, whatever its status."""
@@ -170,7 +182,7 @@ class RunFolder:
         present = [cell for cell in cells if cell in rows]
         results = _results([rows[cell] for cell in present])
         paths = [self.cells / f"{cell}.samples.parquet" for cell in present if rows[cell]["status"] == "done"]
-        tables = [pd.read_parquet(path) for path in paths if path.exists()]
+        tables = [_read_samples(path) for path in paths if path.exists()]
         samples = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(SAMPLE_COLUMNS))
         replace_file(self.samples, lambda path: samples.to_parquet(path))
         replace_file(self.results, lambda path: results.to_parquet(path))
@@ -205,6 +217,16 @@ class RunFolder:
                     f"another run is writing {self.path}; wait until it ends, or name another folder with --out"
                 ) from None
             yield
+
+
+def _read_samples(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        cell = path.name.partition(".")[0]
+        raise HarnessError(
+            f"{path} is no whole table ({error}); delete it and {cell}.json, and the study runs that cell again"
+        ) from None
 
 
 def _results(rows: list[Row]) -> pd.DataFrame:

@@ -88,7 +88,11 @@ def _run(options: argparse.Namespace) -> int:
 
 def _execute(study: Study, folder: RunFolder, storage: str | None, console: Console) -> int:
     from harness.execution import execute
+    from harness.needs import fetch
 
+    # What cannot be had is told now, not when an hour of other cells has run.
+    finished = folder.finished()
+    fetch(cell.spec for cell in study.cells() if cell.id not in finished)
     outcome = execute(study, folder, storage, _run_cell, progress_on(console))
     if outcome.num_others:
         console.print(

@@ -1,13 +1,28 @@
 """Every family of causal LMs: loaded strictly, and packed expressions read as the family reads one alone."""
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    CohereForCausalLM,
+    DynamicCache,
+    GraniteConfig,
+    GraniteForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
+)
 
 from harness.backbone.config import LLMConfig, LoRAConfig
 from harness.backbone.llm import LanguageModel, build_llm
@@ -172,3 +187,113 @@ def test_words_read_one_by_one_behind_a_cache_are_read_as_all_at_once(folders: d
         seen = positions[:, : place + 1]
         states.append(llm(embeds[:, here], causal[:, here, : place + 1], positions[:, here], cache, seen))
     torch.testing.assert_close(torch.cat(states, dim=1), whole, atol=1e-4, rtol=1e-4)
+
+
+def edited(folder: Path, to: Path, name: str, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of a checkpoint with one of its JSON files changed."""
+    shutil.copytree(folder, to)
+    content = json.loads((to / name).read_text())
+    change(content)
+    (to / name).write_text(json.dumps(content))
+    return to
+
+
+STATEFUL = {
+    "lfm2": lambda: Lfm2ForCausalLM(
+        Lfm2Config(**_small(), layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False)
+    ),
+    "qwen3_next": lambda: Qwen3NextForCausalLM(
+        Qwen3NextConfig(**_small(), layer_types=["linear_attention", "full_attention"], head_dim=16)
+    ),
+}
+
+
+def _small() -> dict[str, Any]:
+    return {
+        "vocab_size": len(WORDS), "hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", STATEFUL)
+def test_layers_that_remember_by_another_way_than_attention_are_refused(
+    folders: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    """Expressions packed behind one image would see one another."""
+    shutil.copytree(folders["llama"], tmp_path / kind)
+    (tmp_path / kind / "model.safetensors").unlink()
+    STATEFUL[kind]().save_pretrained(tmp_path / kind)
+    with pytest.raises(WeightsError, match="expressions packed behind one image would see one another; name an LLM of"):
+        load(tmp_path / kind)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["granite", "cohere"])
+def test_logits_have_the_scale_of_their_family(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    shutil.copytree(folders["llama"], tmp_path / kind)
+    (tmp_path / kind / "model.safetensors").unlink()
+    model: Any = {
+        "granite": lambda: GraniteForCausalLM(GraniteConfig(**_small(), logits_scaling=4.0)),
+        "cohere": lambda: CohereForCausalLM(CohereConfig(**_small(), logit_scale=0.25)),
+    }[kind]()
+    model.save_pretrained(tmp_path / kind)
+    states = torch.randn(3, WIDTH)
+    unscaled = model.get_output_embeddings()(states)
+    torch.testing.assert_close(load(tmp_path / kind).answer_logits(states)[:, : len(WORDS)], unscaled / 4)
+
+
+def test_a_chat_template_that_cannot_be_used_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    for number, (template, sentence) in enumerate(
+        [
+            ("{{ bos_token }} hello", "leaves out what a user says; use llm.prompt: plain"),
+            ("{{ raise_exception('no turn') }}", r"cannot be used \(no turn\); use llm.prompt: plain"),
+            ("{% if %}", "cannot be used"),
+        ]
+    ):
+        folder = tmp_path / str(number)
+        shutil.copytree(folders["llama"], folder)
+        (folder / "chat_template.jinja").write_text(template)
+        with pytest.raises(WeightsError, match=sentence):
+            load(folder, prompt="chat")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"hidden_size": "32"}, "cannot be read"),
+        ({"num_attention_heads": 0}, "cannot be read"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "cannot be read"),
+    ],
+)
+def test_a_configuration_that_says_nonsense_is_one_sentence(
+    folders: dict[str, Path], tmp_path: Path, change: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(WeightsError, match=sentence) as raised:
+        load(edited(folders["llama"], tmp_path / "x", "config.json", lambda content: content.update(change)))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"PK\x03\x04 and no more"])
+def test_an_older_file_that_is_cut_is_one_sentence(folders: dict[str, Path], tmp_path: Path, content: bytes) -> None:
+    folder = shutil.copytree(folders["llama"], tmp_path / "x")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(WeightsError, match="cannot be read"):
+        load(folder)
+
+
+def test_a_tokenizer_in_sentencepieces_own_file_is_read(folders: dict[str, Path], tmp_path: Path) -> None:
+    """As Vicuna's, which has no other."""
+    folder = shutil.copytree(folders["llama"], tmp_path / "x")
+    for path in folder.glob("*token*"):
+        path.unlink()
+    (folder / "chat_template.jinja").unlink()
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(TEXTS))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(folder / "tokenizer"), vocab_size=11, hard_vocab_limit=False,
+        model_type="char",
+    )  # fmt: skip
+    (folder / "tokenizer.vocab").unlink()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+    assert load(folder).prompts(["the star"]).mask.sum() > 2

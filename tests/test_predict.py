@@ -78,6 +78,28 @@ def test_a_checkpoint_that_does_not_fit_is_refused(checkpoint, tmp_path):
         load(checkpoint, CPU)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"spec": None},
+        {"spec": "{"},
+        {"spec": "{}"},
+        {"words": "null"},
+        {"words": "[1]"},
+        {"weights": "[1]"},
+        {"seed": "x"},
+        {"arm": None},
+    ],
+)
+def test_a_checkpoint_that_says_nonsense_is_one_sentence(checkpoint, tmp_path, change):
+    with safe_open(checkpoint, "pt") as file:
+        metadata = {**file.metadata(), **change}
+    path = tmp_path / "other.safetensors"
+    save_file(load_file(checkpoint), path, {key: value for key, value in metadata.items() if value is not None})
+    with pytest.raises(WeightsError, match="does not say whole what cell it is of; run the cell again"):
+        load(path, CPU)
+
+
 def test_other_pretrained_weights_are_refused(checkpoint, tmp_path):
     path = tmp_path / "encoder" / "model.safetensors"
     state = load_file(path)

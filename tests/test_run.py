@@ -142,3 +142,23 @@ def test_the_environment_says_what_a_number_depends_on():
     if shutil.which("git") and (ROOT / ".git").exists():
         assert len(environment["git_commit"]) == 40
         assert environment["git_dirty"] in {True, False}
+
+
+def test_weights_that_cannot_be_had_end_the_run_before_it_starts(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "_run_cell", Cells())
+    path, out = write_study(tmp_path), tmp_path / "run"
+    assert run.main([str(path), "--set", "arms.sspe.vision_encoder.name=dinov2-smal", "--out", str(out)]) == 2
+    printed = capsys.readouterr()
+    assert "no weights 'dinov2-smal': it is no known name (did you mean dinov2-small?)" in printed.err
+    assert "starts" not in printed.out
+
+
+def test_a_row_that_is_none_is_one_sentence_and_stops_no_plan_beside_it(tmp_path, capsys):
+    path, folder = write_study(tmp_path), run_folder(tmp_path)
+    execute(load(path), folder, None, Cells(), quiet())
+    spoilt = sorted(folder.cells.glob("*.json"))[0]
+    for content in (b"{", b"{}", b"[]", b"\xff\xfe"):
+        spoilt.write_bytes(content)
+        assert run.main([str(path), "--out", str(folder.path)]) == 2
+        assert f"{spoilt} is not the row of a cell; delete it" in capsys.readouterr().err.replace("\n", "")
+    assert run.main([str(path), "--plan", "--out", str(folder.path.with_name("other"))]) == 0

@@ -1,5 +1,7 @@
 """Every family of vision encoders: loaded strictly from its official format, and put right into the frame's grid."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -234,3 +236,18 @@ def test_a_weight_that_is_missing_or_left_over_is_refused(folders: dict[str, Pat
     save_file({**state, beside: torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(WeightsError, match=r"unexpected: .*\.another"):
         encoder_of(tmp_path)
+
+
+def test_normalisation_is_read_where_either_version_of_transformers_writes_it(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(folders["clip"], tmp_path / "clip")
+    of_processor = {"image_processor": {"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]}}
+    (folder / "processor_config.json").write_text(json.dumps(of_processor))
+    assert encoder_of(folder).preprocessing_id == "mean (0.1, 0.2, 0.3) std (1.0, 2.0, 3.0)"
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.4, 0.4, 0.4]}))
+    assert encoder_of(folder).preprocessing_id == "mean (0.4, 0.4, 0.4) std (1.0, 2.0, 3.0)"
+    for nonsense in ({"image_mean": [0.5, 0.5]}, {"image_std": [1, 0, 1]}, {"image_mean": ["a", "b", "c"]}):
+        (folder / "preprocessor_config.json").write_text(json.dumps(nonsense))
+        with pytest.raises(WeightsError, match="cannot be read"):
+            encoder_of(folder)

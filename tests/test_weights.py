@@ -2,12 +2,16 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 import socket
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -207,3 +211,72 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
         write_atomically(path, np.array([object()]))
     np.testing.assert_array_equal(np.load(path), np.arange(3))
     assert [found.name for found in path.parent.iterdir()] == ["array.npy"]
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """A hub of one repository, as far as a download asks."""
+
+    protocol_version = "HTTP/1.1"
+
+    files: ClassVar[dict[str, bytes]] = {
+        "config.json": b"{}",
+        "model.safetensors": CONTENT,
+        "open_clip_model.safetensors": b"in another format",
+        "pytorch_model.bin": b"in the older format",
+    }
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        name = path.rpartition("/")[2]
+        if "/tree/" in path:
+            listed = [
+                {"type": "file", "path": one, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for one, content in self.files.items()
+            ]
+            self._send(json.dumps(listed).encode())
+        elif path.startswith("/api/models/owner/name"):
+            siblings = [{"rfilename": one} for one in self.files]
+            self._send(json.dumps({"id": "owner/name", "sha": "a" * 40, "siblings": siblings}).encode())
+        elif name in self.files:
+            self._send(self.files[name], {"ETag": f'"{hashlib.sha1(self.files[name]).hexdigest()}"'})
+        else:
+            self.send_error(404)
+
+    def _send(self, content: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(200)
+        usual = {"Content-Length": str(len(content)), "Content-Type": "application/json", "X-Repo-Commit": "a" * 40}
+        for key, value in (usual | (headers or {})).items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+
+@pytest.mark.usefixtures("_empty_cache")
+def test_what_was_fetched_from_the_hub_is_found_again_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several formats the one is fetched that transformers reads."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    place = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setattr(constants, "ENDPOINT", place)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", place + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    fetched = resolve("owner/name")
+    server.shutdown()
+    server.server_close()
+    assert fetched.folder is not None
+    assert sorted(path.name for path in fetched.folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert fetched.revision == "a" * 40
+    monkeypatch.setattr(weights, "HUB_TIMEOUT_S", 1)
+    assert resolve("owner/name") == fetched
+    assert resolve(f"owner/name@{'a' * 40}").folder == fetched.folder

@@ -69,6 +69,11 @@ class LLMConfig(BackboneConfig):
             missing = [key for key, value in {**sizes, "layers": self.layers}.items() if value is None]
             if missing:
                 raise ValueError(f"the LLM 'tiny' is built from scratch and needs {', '.join(missing)}")
+            if self.width and self.heads and self.width % (2 * self.heads):
+                raise ValueError(
+                    f"{self.heads} heads do not share a width of {self.width} in even parts; use a multiple of "
+                    f"{2 * self.heads}"
+                )
             given = {"lora": self.lora, "quantization": self.quantization}
             ignored = [key for key, value in given.items() if value is not None]
             if self.prompt == "chat":

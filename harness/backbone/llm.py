@@ -14,6 +14,7 @@ from itertools import takewhile
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,6 +23,7 @@ from harness.backbone.config import LLMConfig
 from harness.backbone.pretrained_llm import load_pretrained
 from harness.backbone.tiny_llm import build_tiny
 from harness.backbone.weights import WeightsRecord, resolve
+from harness.errors import WeightsError
 from projectors import VisualTokens
 
 _SAID = "\ufffc"
@@ -129,10 +131,23 @@ class LanguageModel(nn.Module):
         return str(self.tokenizer.decode(kept)).strip()
 
     def _turn(self) -> tuple[str, str]:
-        """The tokenizer's own template before what a user says and behind it, up to where the model answers."""
+        """The tokenizer's own template before what a user says and behind it, up to where the model answers.
+
+        Raises:
+            WeightsError: it cannot be used so.
+        """
         said = [{"role": "user", "content": _SAID}]
-        turn = str(self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
-        head, _, behind = turn.partition(_SAID)
+        try:
+            turn = str(self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
+        except (TemplateError, TypeError, ValueError) as error:
+            raise WeightsError(
+                f"the chat template of {self.config.name!r} cannot be used ({error}); use llm.prompt: plain"
+            ) from None
+        head, found, behind = turn.partition(_SAID)
+        if not found:
+            raise WeightsError(
+                f"the chat template of {self.config.name!r} leaves out what a user says; use llm.prompt: plain"
+            )
         return head, behind
 
     def _first_word(self) -> str:
@@ -209,6 +224,11 @@ class LanguageModel(nn.Module):
         """states (M, D) -> (M, V + 2): the vocabulary, then [SEG], then [REJ]."""
         words = self.model.get_output_embeddings()(states)
         logits = torch.cat([words, states @ self.answers.to(states.dtype).T], dim=-1)
+        # Cohere multiplies, Granite divides; either is 1 elsewhere.
+        scale = (getattr(self._shape, "logit_scale", None) or 1.0) / (
+            getattr(self._shape, "logits_scaling", None) or 1.0
+        )
+        logits = logits * scale
         cap = getattr(self._shape, "final_logit_softcapping", None)
         return logits if cap is None else cap * (logits / cap).tanh()
 

@@ -22,6 +22,9 @@ from harness.backbone.strict import load_strictly, readable
 from harness.backbone.weights import WeightsRecord, as_folder
 from harness.errors import WeightsError
 
+ATTENTION = {"full_attention", "sliding_attention"}
+"""Kinds of layers that see of what is packed what a mask lets them see."""
+
 
 def load_pretrained(
     record: WeightsRecord, config: LLMConfig, base: torch.dtype
@@ -57,14 +60,39 @@ def _load(
         )
     if config.prompt == "chat" and not tokenizer.chat_template:
         raise WeightsError(f"the tokenizer of {record.name!r} has no chat template; use llm.prompt: plain")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
     # Fused attention cannot cap its scores.
     is_capped = getattr(shape.get_text_config(), "attn_logit_softcapping", None) is not None
     settings: dict[str, Any] = {"attn_implementation": "eager" if is_capped else "sdpa", "dtype": base}
     if config.quantization == "4bit":
         settings["quantization_config"] = _four_bits()
-    return load_strictly(AutoModelForCausalLM, folder, record.name, **settings), tokenizer
+    model = load_strictly(AutoModelForCausalLM, folder, record.name, **settings)
+    _refuse_memory(model, record.name)
+    _check_words(model, tokenizer, record.name)
+    return model, tokenizer
+
+
+def _refuse_memory(model: PreTrainedModel, name: str) -> None:
+    """Raises where a layer reads by another way than the attention that keeps packed expressions apart."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - ATTENTION
+    if kinds or model._is_stateful:
+        what = ", ".join(sorted(kinds)) or "a state"
+        raise WeightsError(
+            f"{name!r} reads by {what}, through which expressions packed behind one image would see one another; name "
+            "an LLM of attention only"
+        )
+
+
+def _check_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raises where the model embeds no word that ends a text; what fills one up may be that."""
+    table: Any = model.get_input_embeddings()
+    known = range(table.weight.shape[0])
+    if tokenizer.eos_token_id not in known:
+        raise WeightsError(
+            f"the tokenizer of {name!r} ends a text with {tokenizer.eos_token!r}, word {tokenizer.eos_token_id}, and "
+            f"the model knows {len(known)}; mend its tokenizer_config.json"
+        )
+    if tokenizer.pad_token is None or tokenizer.pad_token_id not in known:
+        tokenizer.pad_token = tokenizer.eos_token
 
 
 def _keep_first(model: PreTrainedModel, count: int, name: str) -> None:
@@ -76,6 +104,8 @@ def _keep_first(model: PreTrainedModel, count: int, name: str) -> None:
         WeightsError: there are not so many.
     """
     decoder: Any = model.get_decoder()
+    if not hasattr(decoder, "layers"):
+        raise WeightsError(f"llm.layers is {count}, and what layers {name!r} has is not known; leave llm.layers out")
     if count > len(decoder.layers):
         raise WeightsError(f"llm.layers is {count}, and {name!r} has {len(decoder.layers)}; keep at most so many")
     decoder.layers = decoder.layers[:count]
@@ -105,6 +135,8 @@ def _add_lora(model: PreTrainedModel, config: LoRAConfig, name: str) -> None:
     Raises:
         WeightsError: a target is no linear layer of the model.
     """
+    if not config.targets:
+        raise WeightsError("llm.lora.targets names no layer; name some, or leave llm.lora out")
     linear = {path.rpartition(".")[2] for path, part in model.named_modules() if isinstance(part, nn.Linear)}
     unknown = set(config.targets) - linear
     if unknown:

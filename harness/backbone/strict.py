@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -15,6 +16,22 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from harness.errors import WeightsError
+
+UNREADABLE = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
+"""What torch, transformers and safetensors raise for a file that is cut, or says what its format does not know."""
 
 
 def load_strictly(
@@ -65,7 +82,7 @@ def readable(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise WeightsError(
             f"the weights {name!r} cannot be read ({reason:.300}); take the checkpoint from where it was published"
@@ -84,8 +101,9 @@ def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise WeightsError(f"the weights {name!r} ({path}) cannot be read: {str(error).splitlines()[0]}") from error
+    except UNREADABLE as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise WeightsError(f"the weights {name!r} ({path}) cannot be read: {reason}") from error
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -221,11 +222,26 @@ def _family_of(folder: Path, name: str) -> Family:
 
 
 def _normalisation(folder: Path, family: Family) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the checkpoint's own preprocessing, the family's by default."""
-    path = folder / "preprocessor_config.json"
-    given = json.loads(path.read_text()) if path.exists() else {}
-    mean, std = family.normalisation
-    return tuple(given.get("image_mean") or mean), tuple(given.get("image_std") or std)
+    """Mean and standard deviation of the checkpoint's own preprocessing, the family's by default.
+
+    Raises:
+        ValueError: they are no three numbers each, or a deviation is not positive.
+    """
+    given: dict[str, Any] = {}
+    # Transformers 5 writes what it knows of images into the file of the whole processor.
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        if (folder / name).exists():
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
+            given |= content.get("image_processor", content)
+    mean, std = (
+        tuple(float(value) for value in given.get(key) or usual)
+        for key, usual in zip(("image_mean", "image_std"), family.normalisation, strict=True)
+    )
+    if not len(mean) == len(std) == 3 or min(std) <= 0:
+        raise ValueError(
+            f"image_mean {mean} and image_std {std}, and three numbers each are allowed, the last positive"
+        )
+    return mean, std
 
 
 def _random(config: VisionConfig) -> VisionEncoder:

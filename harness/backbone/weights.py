@@ -9,6 +9,7 @@
 The first three stand for weights with one hash, the same on every machine.
 """
 
+import fnmatch
 import hashlib
 import json
 import re
@@ -27,6 +28,8 @@ from harness.files import replace_folder, write_atomically
 
 HUB_TIMEOUT_S = 5
 HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+HUB_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+"""As transformers names them, the newer first; other formats of the same weights may lie beside."""
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.onnx")
 
 
@@ -237,23 +240,30 @@ def _from_hub(name: str, repository: str, revision: str | None) -> WeightsRecord
         except (OSError, HTTPError, WeightsError) as error:
             attempts.append(f"{place}: {_reason(error, is_local)}")
     raise WeightsError(
-        _not_found(name, attempts, f"name a folder that holds {repository}, or use {' or '.join(PACKAGED)}")
+        _not_found(name, attempts, f"let this machine reach the hub once, or name a folder that holds {repository}")
     )
 
 
 def _snapshot(repository: str, revision: str | None, *, is_local: bool) -> Path:
     """The folder of a hub repository's files, which is named after the commit."""
-    weights = ["*.safetensors", "*.bin"]
-    if not is_local:
-        # snapshot_download asks the same, but waits for ever where nothing answers.
-        info = huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=HUB_TIMEOUT_S)
-        revision = info.sha
-        # Many repositories hold the same weights in both formats; Vicuna's has only the older one.
-        weights = weights[:1] if any(one.rfilename.endswith(".safetensors") for one in info.siblings or ()) else weights
+    if is_local:
+        try:
+            return _download(repository, revision, HUB_WEIGHTS[0], is_local=True)
+        except LocalEntryNotFoundError:
+            return _download(repository, revision, HUB_WEIGHTS[1], is_local=True)
+    # snapshot_download asks the same, but waits for ever where nothing answers.
+    info = huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=HUB_TIMEOUT_S)
+    # Many repositories hold the same weights in both formats; Vicuna's has only the older one.
+    is_new = fnmatch.filter([one.rfilename for one in info.siblings or ()], HUB_WEIGHTS[0])
+    return _download(repository, revision, HUB_WEIGHTS[0 if is_new else 1], is_local=False)
+
+
+def _download(repository: str, revision: str | None, weights: str, *, is_local: bool) -> Path:
+    """Asked for by its branch, the commit is noted for those who ask by it later, without the hub."""
     folder = huggingface_hub.snapshot_download(
         repository,
         revision=revision,
-        allow_patterns=["*.json", "*.model", "*.txt", "*.jinja", *weights],
+        allow_patterns=["*.json", "*.model", "*.txt", "*.jinja", weights],
         local_files_only=is_local,
         etag_timeout=HUB_TIMEOUT_S,
     )
