@@ -7,7 +7,7 @@ from pathlib import Path
 
 import huggingface_hub
 
-from harness.backbone.weights import CHECKPOINTS, HUB_ID, PACKAGED, SHIPPED, resolve
+from harness.backbone.weights import CHECKPOINTS, HUB_ID, PACKAGED, SHIPPED, check_name, resolve
 from harness.cache import cache_dir
 from harness.device import default_device
 from harness.environment import accelerator, memory_gib
@@ -78,8 +78,14 @@ class Need:
 
 
 def needs_of(specs: Iterable[CellSpec]) -> list[Need]:
-    """The pretrained parts that these cells hold, each once."""
+    """The pretrained parts that these cells hold, each once.
+
+    Raises:
+        WeightsError: a name can stand for no weights.
+    """
     names = dict.fromkeys(name for spec in specs for name in _names(spec))
+    for name in names:
+        check_name(name)
     return [Need(name, _is_here(name), PUBLISHED.get(name)) for name in names]
 
 

@@ -66,7 +66,8 @@ def quality_against(findings: Findings, cost: str) -> Figure:
     )  # fmt: skip
     axes.set_xlim(start, end)
     low, high = lows.min(), highs.max()
-    axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+    room = 0.06 * (high - low) or 0.01  # where all scores are one
+    axes.set_ylim(low - room, high + room)
     axes.set_xlabel(COSTS[cost])
     axes.set_ylabel(findings.label)
     _label_beside(axes, shown, looks, set(front.tolist()))

@@ -147,10 +147,12 @@ def test_the_environment_says_what_a_number_depends_on():
 def test_weights_that_cannot_be_had_end_the_run_before_it_starts(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(run, "_run_cell", Cells())
     path, out = write_study(tmp_path), tmp_path / "run"
-    assert run.main([str(path), "--set", "arms.sspe.vision_encoder.name=dinov2-smal", "--out", str(out)]) == 2
-    printed = capsys.readouterr()
-    assert "no weights 'dinov2-smal': it is no known name (did you mean dinov2-small?)" in printed.err
-    assert "starts" not in printed.out
+    misspelt = [str(path), "--set", "arms.sspe.vision_encoder.name=dinov2-smal", "--out", str(out)]
+    for arguments in ([*misspelt, "--plan"], misspelt):
+        assert run.main(arguments) == 2
+        printed = capsys.readouterr()
+        assert "no weights 'dinov2-smal': it is no known name (did you mean dinov2-small?)" in printed.err
+        assert "starts" not in printed.out
 
 
 def test_a_row_that_is_none_is_one_sentence_and_stops_no_plan_beside_it(tmp_path, capsys):

@@ -162,6 +162,7 @@ def resolve(name: str) -> WeightsRecord:
     Raises:
         WeightsError: nothing has them; says what was tried, why each failed, and what to do.
     """
+    check_name(name)
     if name in PACKAGED:
         return _from_package(name, PACKAGED[name])
     if name in SHIPPED:
@@ -172,13 +173,22 @@ def resolve(name: str) -> WeightsRecord:
     if path.exists():
         return _from_path(name, path)
     hub_id = HUB_ID.fullmatch(name)
-    if hub_id:
-        return _from_hub(name, hub_id["repository"], hub_id["revision"])
+    assert hub_id is not None
+    return _from_hub(name, hub_id["repository"], hub_id["revision"])
+
+
+def check_name(name: str) -> None:
+    """Whether a name can stand for weights, wherever they are.
+
+    Raises:
+        WeightsError: it is no known name, nothing on disk, and no hub id.
+    """
     known = [*PACKAGED, *SHIPPED, *CHECKPOINTS]
-    raise WeightsError(
-        f"no weights {name!r}: it is no known name ({suggest(name, known)}), no file or folder that exists, "
-        "and no hub id (owner/name)"
-    )
+    if name not in known and not Path(name).expanduser().exists() and not HUB_ID.fullmatch(name):
+        raise WeightsError(
+            f"no weights {name!r}: it is no known name ({suggest(name, known)}), no file or folder that exists, "
+            "and no hub id (owner/name)"
+        )
 
 
 def as_folder(record: WeightsRecord, version: int, convert: Callable[[Path, Path], object]) -> Path:
