@@ -108,8 +108,11 @@ def instances(folder: Path, change: Callable[[dict[str, Any]], None] = lambda _:
     ("change", "sentence"),
     [
         (lambda part: part["images"].pop(0), "is about image 101, which the file does not list; add the image"),
-        (lambda part: part["images"].append(part["images"][0]), "two entries have the id 101"),
-        (lambda part: part["annotations"].append(part["annotations"][0]), "two entries have the id 101001"),
+        (lambda part: part["images"].append({**part["images"][0], "height": 1}), "that differ have the id 101"),
+        (
+            lambda part: part["annotations"].append({**part["annotations"][0], "area": 2}),
+            "that differ have the id 101001",
+        ),
         (lambda part: part["annotations"][0].update(expression=""), "expression is ''; a text or a list of texts"),
         (lambda part: part["annotations"][0].update(expression=[" "]), "a text or a list of texts"),
         (lambda part: part["annotations"][0].update(id=float("inf")), "is no COCO instance file"),

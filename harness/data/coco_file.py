@@ -131,14 +131,13 @@ def _by_id(entries: Any) -> dict[int, Mapping[str, Any]]:
     """The entries of a list.
 
     Raises:
-        ValueError: two have the same id.
+        ValueError: two that differ have the same id.
     """
     found: dict[int, Mapping[str, Any]] = {}
     for entry in entries:
         key = int(entry["id"])
-        if key in found:
-            raise ValueError(f"two entries have the id {key}")
-        found[key] = entry
+        if found.setdefault(key, entry) != entry:
+            raise ValueError(f"two entries that differ have the id {key}")
     return found
 
 
