@@ -1,5 +1,6 @@
 """Puts the parts of one cell together, untrained: data, caches, projector, LLM, mask head."""
 
+import json
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -54,9 +55,10 @@ def vision_encoder(config: VisionConfig) -> VisionEncoder:
 
 
 @lru_cache(maxsize=4)
-def _examples(name: str, config: str, split: str) -> Sequence[Example]:
+def _examples(settings: str, split: str) -> Sequence[Example]:
+    name = json.loads(settings)["name"]
     source = data.get(name)
-    found = source.load(source.Config.model_validate_json(config), split)
+    found = source.load(source.Config.model_validate_json(settings), split)
     if not found:
         raise DataError(f"{name} holds no images under {split!r}; take its whole files, or name another split")
     return found
@@ -68,8 +70,7 @@ def load_examples(spec: CellSpec, split: str) -> Sequence[Example]:
     Raises:
         DataError: a file is missing or not what its format promises, or the split holds nothing.
     """
-    config = data.get(spec.data["name"]).Config.model_validate(spec.data)
-    return _examples(spec.data["name"], config.model_dump_json(), split)
+    return _examples(json.dumps(spec.data, sort_keys=True), split)
 
 
 def words_of(examples: Sequence[Example]) -> list[str]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from harness.records import ANSWER_METRICS, METRICS, Row
+from harness.records import ANSWER_METRICS, METRICS, Row, in_short
 from harness.study import Cell
 
 QUIET_SECONDS = 30.0
@@ -142,10 +142,7 @@ def summary(row: Row) -> str:
     """How a cell ended."""
     seconds = f"{row.get('wall_seconds') or 0:.0f} s"
     if row["status"] != "done":
-        lines = str(row.get("reason") or "no reason given").strip().splitlines()
-        # Of a crash its last line says most; what can be mended is a sentence, whatever lines it takes.
-        said = lines[-1:] if lines[0].startswith("Traceback") else lines
-        return f"{row['status']} after {seconds}: {' '.join(line.strip() for line in said)}"
+        return f"{row['status']} after {seconds}: {in_short(row.get('reason')) or 'no reason given'}"
     known = [(METRICS[column], row[column]) for column in SUMMARY if row.get(column) is not None]
     figures = (f"{metric.label} {value:.{metric.decimals}f} {metric.unit}".rstrip() for metric, value in known)
     return ", ".join([*figures, seconds])

@@ -219,6 +219,13 @@ class RunFolder:
             yield
 
 
+def in_short(reason: str | None) -> str:
+    """Why a cell has no result, in one line: of a crash the last, which names the error; of what can be mended all."""
+    lines = [line.strip() for line in (reason or "").splitlines() if line.strip()]
+    is_crash = bool(lines) and lines[0].startswith("Traceback")
+    return " ".join(lines[-1:] if is_crash else lines)
+
+
 def _read_samples(path: Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(path)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from harness.panel import variant_name
-from harness.records import ANSWER_METRICS, METRICS
+from harness.records import ANSWER_METRICS, METRICS, in_short
 from harness.stats import Estimate
 from reports.evaluators import evaluator_table
 from reports.findings import Findings, Variant
@@ -193,19 +193,13 @@ def unfinished_table(findings: Findings) -> Table:
                 variant_name(row["arm"], row["point"]),
                 f"{row['seed']:.0f}",
                 row["status"],
-                last_line(row["reason"]),
+                in_short(row["reason"]) or DASH,
                 row["cell"],
             )
         )
         for _, row in findings.unfinished.iterrows()
     ]
     return Table("unfinished", "Cells without a result", "They are in no score above.", columns, tuple(rows))
-
-
-def last_line(reason: str | None) -> str:
-    """The last line of a traceback, which names the error."""
-    lines = [line.strip() for line in (reason or "").splitlines() if line.strip()]
-    return lines[-1] if lines else DASH
 
 
 def _table(name: str, title: str, caption: str, columns: list[tuple[Column, _Make]], findings: Findings) -> Table:

@@ -27,7 +27,7 @@ class LoRAConfig(BackboneConfig):
     rank: int = Field(default=8, ge=1)
     alpha: int = Field(default=16, ge=1)
     dropout: float = Field(default=0.05, ge=0, lt=1)
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    targets: tuple[str, ...] = Field(default=("q_proj", "v_proj"), min_length=1)
 
 
 class LLMConfig(BackboneConfig):

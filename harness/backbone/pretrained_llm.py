@@ -67,7 +67,7 @@ def _load(
         settings["quantization_config"] = _four_bits()
     model = load_strictly(AutoModelForCausalLM, folder, record.name, **settings)
     _refuse_memory(model, record.name)
-    _check_words(model, tokenizer, record.name)
+    _settle_words(model, tokenizer, record.name)
     return model, tokenizer
 
 
@@ -82,8 +82,8 @@ def _refuse_memory(model: PreTrainedModel, name: str) -> None:
         )
 
 
-def _check_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raises where the model embeds no word that ends a text; what fills one up may be that."""
+def _settle_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raises where the model has no word that ends a text, which is also what fills one up where nothing else does."""
     table: Any = model.get_input_embeddings()
     known = range(table.weight.shape[0])
     if tokenizer.eos_token_id not in known:
@@ -135,8 +135,6 @@ def _add_lora(model: PreTrainedModel, config: LoRAConfig, name: str) -> None:
     Raises:
         WeightsError: a target is no linear layer of the model.
     """
-    if not config.targets:
-        raise WeightsError("llm.lora.targets names no layer; name some, or leave llm.lora out")
     linear = {path.rpartition(".")[2] for path, part in model.named_modules() if isinstance(part, nn.Linear)}
     unknown = set(config.targets) - linear
     if unknown:
