@@ -25,15 +25,16 @@ from torch import Tensor
 from harness.assembly import Assembly, assemble, load_examples, prepare, words_of
 from harness.backbone.vision import Encoding
 from harness.batches import Batch
-from harness.cell import seed_everything
 from harness.data.example import Example, Expression
 from harness.device import default_device, synchronize
 from harness.encodings import VisionCache
 from harness.environment import describe_environment
 from harness.features import SuperpixelCache
+from harness.precision import autocast
 from harness.progress import progress_on
+from harness.stages import seed_everything
 from harness.study import CellSpec, load
-from harness.training import autocast, losses
+from harness.training import losses
 
 WARM_UP = 2
 Rows = list[tuple[Example, tuple[Expression, ...]]]

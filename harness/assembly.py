@@ -25,9 +25,9 @@ from harness.device import default_device
 from harness.encodings import SamCache, VisionCache, frozen_sam
 from harness.errors import DataError, WeightsError
 from harness.features import SuperpixelCache
+from harness.precision import resolve_precision
 from harness.progress import Progress
 from harness.study import CellSpec
-from harness.training import resolve_precision
 from projectors import Dims, IncompatibleError
 
 DECODER_PE_STRIDE = 4

@@ -21,8 +21,8 @@ from harness.batches import BatchMaker
 from harness.data.example import Asked, Example, Expression, Question, encode
 from harness.frame import Frame
 from harness.metrics import count, iou
+from harness.precision import autocast
 from harness.records import SAMPLE_COLUMNS
-from harness.training import autocast
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from harness.backbone.weights import CHECKPOINTS, HUB_ID, PACKAGED, SHIPPED, che
 from harness.cache import cache_dir
 from harness.device import default_device
 from harness.environment import accelerator, memory_gib
+from harness.precision import resolve_precision
 from harness.study import CellSpec
-from harness.training import resolve_precision
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "4bit": 0.5}
 """A number of the LLM's base in memory, by precision or quantization; all else is held in float32."""

@@ -4,7 +4,6 @@ Source: LISA, https://arxiv.org/abs/2308.00692 (losses and their weights);
     SVP, https://arxiv.org/abs/2509.13676 (stages).
 """
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from harness.data.example import Example
 from harness.errors import DataError, suggest
 from harness.files import replace_file
 from harness.muon import Muon
+from harness.precision import autocast
 from harness.recipe import TrainingConfig
 
 SAVE_EVERY_SECONDS = 120.0
@@ -92,22 +92,6 @@ def pointing_loss(places: Tensor, targets: Tensor) -> Tensor:
     return -likely.logsumexp(1).mean()
 
 
-def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """The context in which a model runs; `auto` takes bfloat16 only where the hardware multiplies it natively."""
-    if resolve_precision(precision, device) == "bfloat16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return contextlib.nullcontext()
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` -> what this device does well; AVX2 processors emulate bfloat16 some ninety times slower than float32."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
-
-
 class Order:
     """Which images each step sees: each image once before any comes again."""
 
@@ -173,6 +157,9 @@ class Trainer:
         self._stage(groups, ("early",), orders, range(config.alignment_steps), saved)
         whole = range(config.alignment_steps, config.alignment_steps + config.steps)
         self._stage(groups, ("early", "late"), orders, whole, saved)
+        if self.bookmark is not None:
+            # A process that dies before it has written the trained model trains no step again.
+            self._keep(orders, [*groups["early"], *groups["late"]], [])
         return self.curve
 
     def _stage(

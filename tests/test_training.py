@@ -20,7 +20,6 @@ from harness.training import (
     losses,
     of_families,
     pointing_loss,
-    resolve_precision,
     warmup_cosine,
 )
 from projectors import VisualTokens
@@ -204,10 +203,3 @@ def test_a_curriculum_of_a_family_that_is_not_there_is_refused():
     examples = FixedBatches(tiny_segmenter().llm).examples
     with pytest.raises(DataError, match=r"nothing asked in training is of the family 'colour'; known: "):
         of_families(examples, ["colour"])
-
-
-def test_precision_is_what_the_hardware_does_well():
-    cpu = torch.device("cpu")
-    native = torch.cpu._is_avx512_bf16_supported()
-    assert resolve_precision("auto", cpu) == ("bfloat16" if native else "float32")
-    assert resolve_precision("bfloat16", cpu) == "bfloat16"
