@@ -20,6 +20,7 @@ from harness.cache import OnProgress, cache_folder, image_key
 from harness.data.example import Example
 from harness.device import default_device
 from harness.files import write_atomically
+from harness.fingerprint import fingerprint
 from harness.frame import Frame, to_tensor
 
 
@@ -33,10 +34,14 @@ class EncodingCache(ABC):
         batch_images: how many images are encoded at a time.
     """
 
+    model_code: str
+    """The module of the frozen model; its code is part of the cache's identity."""
+
     def __init__(self, kind: str, identity: Mapping[str, object], frame: int, batch_images: int) -> None:
         self.frame = frame
         self.batch_images = batch_images
-        self.folder = cache_folder(kind, {**identity, "frame": frame, "dtype": "float16"})
+        code = fingerprint(type(self).__module__, self.model_code)
+        self.folder = cache_folder(kind, {**identity, "frame": frame, "dtype": "float16", "code": code})
 
     @abstractmethod
     def encode(self, examples: Sequence[Example]) -> Tensor:
@@ -63,6 +68,7 @@ class PatchCache(EncodingCache):
     """Patches of the frozen vision encoder, (N, C) an image; the encoder runs for images not in the cache only."""
 
     kind = "patches"
+    model_code = VisionEncoder.__module__
 
     def __init__(self, encoder: VisionEncoder, frame: int, batch_images: int = 16, **identity: object) -> None:
         self.encoder = encoder
@@ -171,6 +177,8 @@ class VisionCache:
 class SamCache(EncodingCache):
     """SAM's image embedding, (P, g, g) an image: one for the mask decoder and for the superpixels."""
 
+    model_code = LoadedSam.__module__
+
     def __init__(self, model: LoadedSam, batch_images: int = 4) -> None:
         self.model = model
         identity = {"model": model.record.name, "weights": model.record.sha256}
@@ -178,12 +186,22 @@ class SamCache(EncodingCache):
 
     def encode(self, examples: Sequence[Example]) -> Tensor:
         """Embeddings (B, P, g, g)."""
+        with torch.inference_mode():
+            return self._embed(examples).cpu()
+
+    def compute(self, example: Example) -> Tensor:
+        """What `load` returns for one image, (1, P, g, g), computed without the cache and left on the model's device.
+
+        It has the cache's float16 precision, so that whatever is made of it is the same.
+        """
+        return self._embed([example]).half().float()
+
+    def _embed(self, examples: Sequence[Example]) -> Tensor:
         placed = [Frame.of(example.size, self.frame) for example in examples]
         frames = to_tensor([frame.place_image(e.image) for frame, e in zip(placed, examples, strict=True)])
         inside = np.stack([frame.inside() for frame in placed])
         device = next(self.model.parameters()).device
-        with torch.inference_mode():
-            return self.model.embed(frames.to(device), torch.from_numpy(inside).to(device)).cpu()
+        return self.model.embed(frames.to(device), torch.from_numpy(inside).to(device))
 
 
 @lru_cache(maxsize=1)

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,13 +16,16 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from harness import superpixels
-from harness.backbone.weights import WeightsRecord
 from harness.cache import OnProgress, cache_folder, image_key
 from harness.data.example import Example, encode_ids
 from harness.files import write_atomically
+from harness.fingerprint import fingerprint
 from harness.frame import Frame
-from harness.superpixels.candidates import CandidateCache
 from harness.superpixels.partition import compact
+
+if TYPE_CHECKING:
+    from harness.backbone.weights import WeightsRecord
+    from harness.superpixels.candidates import CandidateCache, Proposal
 
 
 class SuperpixelCache:
@@ -37,7 +41,8 @@ class SuperpixelCache:
         self.config = config
         self.frame = frame
         self.weights: tuple[WeightsRecord, ...] = self.source.weights(config)
-        identity = {"source": name, "frame": frame, **config.model_dump()}
+        code = fingerprint(__name__, self.source.segment.__module__)
+        identity = {"source": name, "frame": frame, **config.model_dump(), "code": code}
         if self.weights:
             identity["weights"] = [record.sha256 for record in self.weights]
         self.folder = cache_folder("superpixels", identity)
@@ -48,7 +53,7 @@ class SuperpixelCache:
         return self.folder.name
 
     @property
-    def pool(self) -> CandidateCache | None:
+    def pool(self) -> "CandidateCache | None":
         """The cached candidates that the source chooses from, if it does."""
         return self.source.pool(self.config)
 
@@ -61,21 +66,38 @@ class SuperpixelCache:
                 on_progress(done, len(missing))
 
     def cut(self, example: Example) -> np.ndarray:
-        """The label map (R, R) of one image, computed now on the image as the frame shows it.
+        """The label map (R, R) of one image, computed now; a source with a pool takes its candidates from the cache."""
+        return self.compute(self.seen(example))
+
+    def seen(self, example: Example) -> Example:
+        """The image as the source sees it, in memory: as the frame shows it, without the padding.
 
         A source with a model of its own has a frame of its own too: it sees the image as it was loaded, so that its
         model's encoding serves all frames, and its superpixels are brought to this one.
         """
-        frame = Frame.of(example.size, self.frame)
+        image = example.image
         if self.weights:
-            labels = self.source.segment(self.config, example)
-            return frame.place_labels(compact(frame.resize(labels.astype(np.int32), Image.Resampling.NEAREST)))
-        seen = replace(
+            return replace(example, picture=image)
+        frame = Frame.of(example.size, self.frame)
+        return replace(
             example,
-            picture=frame.resize(example.image, Image.Resampling.BILINEAR),
+            picture=frame.resize(image, Image.Resampling.BILINEAR),
             objects=encode_ids(frame.resize(example.id_map(), Image.Resampling.NEAREST)),
         )
-        return frame.place_labels(self.source.segment(self.config, seen))
+
+    def compute(self, seen: Example, proposal: "Proposal | None" = None) -> np.ndarray:
+        """The label map (R, R) of an image that `seen` returned.
+
+        Args:
+            seen: the image as the source sees it.
+            proposal: what a source with a pool chooses from, so that no file is read; None takes it from the cache.
+        """
+        frame = Frame.of(seen.size, self.frame)
+        given = () if proposal is None else (proposal,)
+        labels = self.source.segment(self.config, seen, *given)
+        if self.weights:
+            labels = compact(frame.resize(labels.astype(np.int32), Image.Resampling.NEAREST))
+        return frame.place_labels(labels)
 
     def load(self, examples: Sequence[Example]) -> Tensor:
         """(B, R, R) int64 of images that `ensure` has seen."""

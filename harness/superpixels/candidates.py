@@ -25,6 +25,7 @@ from harness.cache import OnProgress, cache_folder, image_key
 from harness.data.example import Example
 from harness.encodings import SamCache
 from harness.files import write_atomically
+from harness.fingerprint import fingerprint
 from harness.frame import Frame
 
 POINTS_AT_ONCE = 16
@@ -136,6 +137,21 @@ class Candidates:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Proposal:
+    """What SAM makes of one image; superpixels are chosen from it.
+
+    Args:
+        candidates: its automatic masks.
+        frame: where the image lies in SAM's frame.
+        embedding: (P, g, g) on the CPU; None where the superpixels need no embedding.
+    """
+
+    candidates: Candidates
+    frame: Frame
+    embedding: Tensor | None
+
+
 def propose(head: MaskHead, embedding: Tensor, frame: Frame, settings: PoolSettings) -> Candidates:
     """All candidates of one image, in float32 also where others around it are asked in half of that.
 
@@ -205,7 +221,8 @@ class CandidateCache:
         self.embeddings = embeddings
         self.settings = settings
         self.head = MaskHead(model.sam.prompt_encoder, model.sam.mask_decoder)
-        identity = {"model": model.record.name, "weights": model.record.sha256, **asdict(settings)}
+        code = fingerprint(__name__)
+        identity = {"model": model.record.name, "weights": model.record.sha256, **asdict(settings), "code": code}
         self.folder = cache_folder("candidates", identity)
 
     def ensure(self, examples: Sequence[Example], on_progress: OnProgress) -> None:
@@ -217,10 +234,14 @@ class CandidateCache:
             on_progress(done, len(missing))
 
     def propose(self, example: Example) -> Candidates:
-        """The candidates of one image whose embedding is known, computed now."""
+        """The candidates of one image whose embedding is in the cache, computed now."""
+        return self.compute(self.embeddings.load([example])[0], example.size).candidates
+
+    def compute(self, embedding: Tensor, size: tuple[int, int]) -> Proposal:
+        """The candidates of an image of this size (h, w) with this embedding (P, g, g), computed without the cache."""
         device = next(self.head.parameters()).device
-        embedding = self.embeddings.load([example])[0].to(device)
-        return propose(self.head, embedding, Frame.of(example.size, self.embeddings.frame), self.settings)
+        frame = Frame.of(size, self.embeddings.frame)
+        return Proposal(propose(self.head, embedding.to(device), frame, self.settings), frame, embedding.cpu())
 
     def load(self, example: Example) -> Candidates:
         """Of an image that `ensure` has seen."""

@@ -19,7 +19,7 @@ from harness.backbone.weights import WeightsRecord, resolve
 from harness.data.example import Example
 from harness.encodings import SamCache, frozen_sam
 from harness.frame import Frame
-from harness.superpixels.candidates import CandidateCache, Candidates
+from harness.superpixels.candidates import CandidateCache, Candidates, Proposal
 from harness.superpixels.filter import FilterSettings, choose, label_map, settle
 from harness.superpixels.granularity import NAMES, pool_settings, settings
 from harness.superpixels.partition import compact, complete, merge
@@ -117,12 +117,16 @@ def pool(config: Config) -> CandidateCache:
     return CandidateCache(SamCache(frozen_sam(config.model)), kept)
 
 
-def segment(config: Config, example: Example) -> np.ndarray:
-    """(h, w) int16 labels; SAM is asked where its candidates for this image are not in the cache."""
-    asked = pool(config)
-    asked.ensure([example], lambda *_: None)
-    candidates = asked.load(example)
-    labels = merge(_partition(candidates, config, example), example.image, config.count)
+def segment(config: Config, example: Example, proposal: Proposal | None = None) -> np.ndarray:
+    """(h, w) int16 labels.
+
+    Args:
+        config: which of the masks become superpixels.
+        example: the image.
+        proposal: what SAM makes of it; None takes it from the cache, and asks SAM for what is missing there.
+    """
+    proposal = _cached(config, example) if proposal is None else proposal
+    labels = merge(_partition(proposal.candidates, config, example.size), example.image, config.count)
     if config.granularity != "adaptive":
         return labels
     finest = config.model_copy(
@@ -132,11 +136,24 @@ def segment(config: Config, example: Example) -> np.ndarray:
             "stability_offset": config.stability_offset,
         }
     )
-    return _split(labels, _partition(candidates, finest, example), _features(asked.embeddings, example), config)
+    assert proposal.embedding is not None, "adaptive splits by SAM's embedding"
+    features = _features(proposal.embedding, proposal.frame)
+    return _split(labels, _partition(proposal.candidates, finest, example.size), features, config)
 
 
-def _partition(candidates: Candidates, config: Config, example: Example) -> np.ndarray:
-    height, width = example.image.shape[:2]
+def _cached(config: Config, example: Example) -> Proposal:
+    """From the cache, with the embedding only where `adaptive` splits by it."""
+    asked = pool(config)
+    asked.ensure([example], lambda *_: None)
+    embedding = None
+    if config.granularity == "adaptive":
+        asked.embeddings.ensure([example], lambda *_: None)
+        embedding = asked.embeddings.load([example])[0]
+    return Proposal(asked.load(example), Frame.of(example.size, asked.embeddings.frame), embedding)
+
+
+def _partition(candidates: Candidates, config: Config, size: tuple[int, int]) -> np.ndarray:
+    height, width = size
     asked = config.filter_settings(height * width)
     chosen = choose(candidates, asked, config.pool_points_per_side)
     return complete(settle(label_map(chosen, height, width), asked.min_area))
@@ -155,11 +172,9 @@ def _split(labels: np.ndarray, finest: np.ndarray, features: np.ndarray, config:
     return merge(compact(pieces), features, config.count, config.detail * variance, labels)
 
 
-def _features(embeddings: SamCache, example: Example) -> np.ndarray:
-    """(h, w, F) principal components of SAM's embedding, brought to the image's size."""
-    embeddings.ensure([example], lambda *_: None)
-    frame = Frame.of(example.size, embeddings.frame)
-    at_pixels = frame.restore(principal_components(embeddings.load([example])[0], frame))
+def _features(embedding: torch.Tensor, frame: Frame) -> np.ndarray:
+    """(h, w, F) principal components of SAM's embedding (P, g, g), brought to the image's size."""
+    at_pixels = frame.restore(principal_components(embedding, frame))
     return rearrange(at_pixels, "f h w -> h w f").numpy().astype(np.float64)
 
 

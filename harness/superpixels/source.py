@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.backbone.weights import WeightsRecord
-from harness.data.example import Example
-from harness.superpixels.candidates import CandidateCache
+if TYPE_CHECKING:
+    from harness.backbone.weights import WeightsRecord
+    from harness.superpixels.candidates import CandidateCache
 
 
 class SourceConfig(BaseModel):
@@ -32,13 +32,14 @@ class Source:
     Attributes:
         name: in YAML, and the name of its file.
         Config: its settings.
-        segment: (config, example) -> (h, w) int16, a partition of the image with the ids 0..S-1, every one present.
+        segment: (config, example) -> (h, w) int16, a partition of the image with the ids 0..S-1, every one present. A
+            source with a pool also takes (config, example, proposal) and then reads and writes no file.
         weights: (config) -> the frozen models that decide what comes out, beside the image and the settings.
         pool: (config) -> the cached candidates that it chooses from; None for a source that keeps nothing.
     """
 
     name: str
     Config: type[SourceConfig]
-    segment: Callable[[Any, Example], np.ndarray]
-    weights: Callable[[Any], tuple[WeightsRecord, ...]]
-    pool: Callable[[Any], CandidateCache | None]
+    segment: Callable[..., np.ndarray]
+    weights: Callable[[Any], "tuple[WeightsRecord, ...]"]
+    pool: Callable[[Any], "CandidateCache | None"]
