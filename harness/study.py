@@ -6,18 +6,23 @@ A study file says `question`, `extends`, `base`, `arms`, `search`, `seeds`, `obj
 
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from harness.cell_code import component_code
+from harness.device import default_device
 from harness.errors import StudyError
+from harness.precision import resolve_precision
 from harness.sections import CellSpec, resolve, set_values
 from harness.study_file import read_study
-from harness.study_schema import Choice, StudySettings, grid
+from harness.study_schema import Choice, StudySettings, ends_of, grid
 from harness.yaml_tree import Spot, Tree
 
 __all__ = ["Cell", "CellSpec", "Point", "Study", "load"]
@@ -40,8 +45,9 @@ class Cell:
     """One model to train and score.
 
     Args:
-        id: 12 hex digits of the hash of arm, seed and specification; the same cell in every run of every study.
+        id: 12 hex digits of the hash of arm, seed, specification and code; the same cell in every run of every study.
         point: values of the search space's paths.
+        code: fingerprint of the source of its projector and superpixel source.
     """
 
     study: str
@@ -50,6 +56,7 @@ class Cell:
     point: Mapping[str, Choice]
     seed: int
     spec: CellSpec
+    code: str
 
 
 @dataclass(frozen=True)
@@ -91,13 +98,14 @@ class Study:
             StudyError: the values of the point do not go together.
         """
         spec = self.spec(point)
+        code = component_code(spec)
         return [
-            Cell(self.name, cell_id(point.arm, seed, spec), point.arm, point.values, seed, spec)
+            Cell(self.name, cell_id(point.arm, seed, spec, code), point.arm, point.values, seed, spec, code)
             for seed in self.settings.seeds
         ]
 
     def spec(self, point: Point) -> CellSpec:
-        """The full specification at a point.
+        """The full specification at a point, with the precision that `auto` stands for on this machine.
 
         Raises:
             StudyError: the values of the point do not go together.
@@ -107,7 +115,18 @@ class Study:
         spec = resolve(tree, problems)
         if spec is None:
             raise StudyError(problems)
-        return spec
+        precision = resolve_precision(spec.training.precision, default_device())
+        return spec.model_copy(update={"training": spec.training.model_copy(update={"precision": precision})})
+
+    def cells_to_check(self) -> list[Cell]:
+        """The known cells, and for sampled arms those at the ends of the search space: all first, all last values."""
+        cells, search = self.cells(), self.settings.search
+        if search is None or search.sampler != "tpe":
+            return cells
+        for arm, values in itertools.product(search.arms, ends_of(search.space)):
+            with suppress(StudyError):  # values that do not go together are pruned when they are sampled
+                cells += self.cells_of(Point(arm, values))
+        return cells
 
     @property
     def num_sampled(self) -> int:
@@ -136,9 +155,9 @@ class Study:
         return text.getvalue()
 
 
-def cell_id(arm: str, seed: int, spec: CellSpec) -> str:
+def cell_id(arm: str, seed: int, spec: CellSpec, code: str) -> str:
     """First 12 hex digits of the hash of everything that decides a cell's result."""
-    text = json.dumps([arm, seed, spec.model_dump(mode="json")], sort_keys=True)
+    text = json.dumps([arm, seed, spec.model_dump(mode="json"), code], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

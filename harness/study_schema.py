@@ -80,3 +80,12 @@ def grid(space: Mapping[str, Range | tuple[Choice, ...]]) -> list[dict[str, Choi
     choices = [values for values in space.values() if isinstance(values, tuple)]
     assert len(choices) == len(space), "a grid over a range is refused when the study is read"
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*choices)]
+
+
+def ends_of(space: Mapping[str, Range | tuple[Choice, ...]]) -> list[dict[str, Choice]]:
+    """The first value of every path, and the last of every path."""
+    ends = {
+        path: (values.low, values.high) if isinstance(values, Range) else (values[0], values[-1])
+        for path, values in space.items()
+    }
+    return [{path: pair[i] for path, pair in ends.items()} for i in (0, 1)]

@@ -1,0 +1,91 @@
+"""Fingerprints follow the code of a module and of what it imports within its package, and nothing else."""
+
+import pytest
+
+from harness import fingerprint as module
+from harness.fingerprint import fingerprint
+
+FILES = {
+    "__init__.py": "",
+    "width.py": "WIDTH = 3\n",
+    "unused.py": "OTHER = 1\n",
+    "lazy.py": "DEPTH = 2\n",
+    "typed.py": "class Kind: ...\n",
+    "projector.py": '''
+"""Says what it is."""
+import os
+from typing import TYPE_CHECKING
+from .width import WIDTH
+if TYPE_CHECKING:
+    from pack.typed import Kind
+
+def build():
+    """Builds."""
+    from pack import lazy
+    return WIDTH * lazy.DEPTH  # a product
+''',
+}
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Writes a package, some of its files changed; returns the fingerprint of its projector."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    place = tmp_path / "pack"
+    place.mkdir()
+
+    def fingerprint_with(**changed):
+        for name, text in {**FILES, **{f"{stem}.py": text for stem, text in changed.items()}}.items():
+            (place / name).write_text(text)
+        for cached in (module.fingerprint, module._imported, module._source, module._tree):
+            cached.cache_clear()
+        return fingerprint("pack.projector")
+
+    return fingerprint_with
+
+
+def test_code_changes_it(package):
+    before = package()
+    assert package(projector=FILES["projector.py"].replace("WIDTH * ", "WIDTH + ")) != before
+    assert package() == before
+
+
+@pytest.mark.parametrize("imported", ["width", "lazy"])
+def test_code_that_is_imported_within_the_package_changes_it(package, imported):
+    before = package()
+    assert package(**{imported: FILES[f"{imported}.py"].replace("= ", "= 1")}) != before
+
+
+@pytest.mark.parametrize("other", ["unused", "typed"])
+def test_code_that_never_runs_with_it_does_not(package, other):
+    before = package()
+    assert package(**{other: FILES[f"{other}.py"] + "MORE = 1\n"}) == before
+
+
+def test_comments_docstrings_and_formatting_do_not(package):
+    text = FILES["projector.py"]
+    edited = text.replace("# a product", "# another comment").replace("Says what it is.", "Says it again.")
+    edited = (
+        edited.replace('"""Builds."""', '"""Builds it."""')
+        .replace("WIDTH * lazy", "(WIDTH  *  lazy")
+        .replace("DEPTH ", "DEPTH) ")
+    )
+    before = package()
+    assert package(projector=edited) == before
+
+
+def test_one_of_our_projectors_depends_on_its_own_parts_only():
+    closure = module._closure(("projectors.svp.svp",))
+    assert {"projectors.svp.sspe", "projectors.svp.ssa", "projectors.layers"} <= closure
+    assert not {"projectors.mlp", "projectors.qformer"} & closure
+    assert not any(name.startswith("harness") for name in closure)
+
+
+def test_a_superpixel_source_depends_on_what_it_computes_with():
+    assert "harness.superpixels.partition" in module._closure(("harness.superpixels.slic",))
+    assert "harness.backbone.sam" not in module._closure(("harness.superpixels.slic",))
+    assert {"harness.superpixels.filter", "harness.backbone.sam"} <= module._closure(("harness.superpixels.sam",))
+
+
+def test_only_modules_that_exist_are_declared_as_infrastructure():
+    assert [name for name in module._INFRASTRUCTURE if module._source(name) is None] == []
