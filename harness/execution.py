@@ -1,22 +1,18 @@
-"""Runs a study in its folder: from points to cells to tables, search, tracking; whatever is there is not made again."""
+"""Runs a study in its folder: from points to cells to tables, search, tracking; finished cells do not run again."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from harness.environment import command, describe_environment
 from harness.progress import Progress
-from harness.records import RunFolder
-from harness.search import Search, default_url
+from harness.publishing import Publisher
+from harness.records import Row, RunFolder
+from harness.search import Search, default_path, default_url
 from harness.study import Cell, Study
 from harness.tracking import Tracker
-from harness.worker import RunCell, Worker
-
-MakeReport = Callable[[Path], Path]
+from harness.worker import RunsCells, Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +23,30 @@ class Outcome:
         cells: every cell of the study.
         num_run: of them, how many ran this time.
         num_failed: of them, how many have no result.
+        num_superseded: rows in the folder of these cells before the code of their projector or superpixels changed.
         num_others: rows in the folder that belong to other versions of the study.
     """
 
     cells: tuple[Cell, ...]
     num_run: int
     num_failed: int
+    num_superseded: int
     num_others: int
 
 
-def execute(study: Study, folder: RunFolder, storage: str | None, run_cell: RunCell, progress: Progress) -> Outcome:
-    """Runs what is not finished and brings tables, importance and MLflow up to date.
+def execute(
+    study: Study,
+    folder: RunFolder,
+    storage: str | None,
+    cells: RunsCells,
+    progress: Progress,
+    start_report: Callable[[RunFolder], None] | None = None,
+) -> Outcome:
+    """Runs what is not finished; tables, MLflow and report follow after every cell, and when the run is interrupted.
 
     Args:
         storage: URL of Optuna's storage; SQLite in the folder if None.
+        start_report: has a report built from the tables, without waiting for it; None for no report.
 
     Raises:
         HarnessError: another run holds the folder, or the storage cannot be opened.
@@ -49,16 +55,39 @@ def execute(study: Study, folder: RunFolder, storage: str | None, run_cell: RunC
         folder.write_if_changed(folder.study, study.resolved())
         tracker = Tracker(study.name, folder)
         with Search(study, storage or default_url(folder.path)) as search:
+            publisher = Publisher(folder, lambda: _all_cells(study, search), start_report)
+
+            def on_row(row: Row) -> None:
+                publisher.after_cell()
+                tracker.record(row)
+
             with progress:
-                worker = Worker(study, folder, run_cell, progress, tracker.record)
-                search.run(worker)
-            cells = _all_cells(study, search)
-            if worker.num_run or not folder.is_reported or _tabled(folder) != [cell.id for cell in cells]:
-                _bring_up_to_date(folder, cells, search.importance(), tracker)
+                worker = Worker(study, folder, cells, progress, on_row)
+                try:
+                    search.run(worker)
+                    worker.time(_all_cells(study, search))
+                except BaseException:
+                    publisher.write_tables()
+                    raise
+            known = _all_cells(study, search)
+            if (
+                worker.num_run
+                or worker.has_timed
+                or not folder.is_reported
+                or folder.tabled() != [cell.id for cell in known]
+            ):
+                _bring_up_to_date(folder, publisher, search.importance(), tracker)
         rows = folder.rows()
+    return _outcome(known, worker.num_run, rows)
+
+
+def _outcome(cells: list[Cell], num_run: int, rows: Mapping[str, Row]) -> Outcome:
     ids = {cell.id for cell in cells}
+    specs = [(cell.arm, cell.seed, json.loads(cell.spec.model_dump_json())) for cell in cells]
+    others = [row for cell, row in rows.items() if cell not in ids]
+    superseded = [row for row in others if (row["arm"], row["seed"], json.loads(row["spec"])) in specs]
     failed = sum(row["status"] == "failed" for cell, row in rows.items() if cell in ids)
-    return Outcome(tuple(cells), worker.num_run, failed, len(rows.keys() - ids))
+    return Outcome(tuple(cells), num_run, failed, len(superseded), len(others) - len(superseded))
 
 
 def _all_cells(study: Study, search: Search) -> list[Cell]:
@@ -68,20 +97,22 @@ def _all_cells(study: Study, search: Search) -> list[Cell]:
     return list({cell.id: cell for cell in cells}.values())
 
 
-def _tabled(folder: RunFolder) -> list[str]:
-    if not folder.results.exists():
-        return []
-    return pd.read_parquet(folder.results, columns=["cell"])["cell"].tolist()
+def known_cells(study: Study, folder: RunFolder, storage: str | None) -> list[Cell]:
+    """All cells of a study that are known by now; sampled ones are read from Optuna's storage, if there is one."""
+    if not study.num_sampled or (storage is None and not default_path(folder.path).exists()):
+        return study.cells()
+    with Search(study, storage or default_url(folder.path)) as search:
+        return _all_cells(study, search)
 
 
 def _bring_up_to_date(
-    folder: RunFolder, cells: list[Cell], importance: dict[str, Any] | None, tracker: Tracker
+    folder: RunFolder, publisher: Publisher, importance: dict[str, Any] | None, tracker: Tracker
 ) -> None:
     folder.write_if_changed(folder.environment, json.dumps({"command": command(), **describe_environment()}, indent=1))
     if importance is None:
         folder.importance.unlink(missing_ok=True)
     else:
         folder.write_if_changed(folder.importance, json.dumps(importance, indent=1))
-    folder.gather([cell.id for cell in cells])
+    cells = publisher.write_tables()
     rows = folder.rows()
-    tracker.sync([rows[cell.id] for cell in cells if cell.id in rows], [folder.study, folder.results])
+    tracker.sync([rows[cell] for cell in cells if cell in rows], [folder.study, folder.results])

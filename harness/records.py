@@ -5,9 +5,10 @@ what MLflow, Optuna and reports show is made from them.
 """
 
 import fcntl
+import hashlib
 import json
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,13 @@ import pandas as pd
 from harness.errors import HarnessError
 from harness.files import replace_file
 
-__all__ = ["ANSWER_METRICS", "COLUMNS", "FAMILIES", "METRICS", "SAMPLE_COLUMNS", "Metric", "Row", "RunFolder"]
+__all__ = ["ANSWER_METRICS", "COLUMNS", "FAMILIES", "METRICS", "SAMPLE_COLUMNS", "STAGES", "Metric", "Row", "RunFolder"]
 
 Row = dict[str, Any]
 """A row of results.parquet; a column that was not measured is None or left out."""
+
+STAGES = ("trained", "scored", "costed", "illustrated")
+"""The stages of a cell, in order; the row of a cell is written after each, with all that is known by then."""
 
 FAMILIES = (
     *("attribute", "texture", "absolute", "relation", "ordinal", "group", "absent"),
@@ -82,6 +86,7 @@ def _metrics() -> dict[str, Metric]:
         "flops": Metric("FLOPs", "per image", False, 0),
         **{f"flops_{stage}": Metric(f"FLOPs {stage}", "per image", False, 0) for stage in stages},
         "latency_ms": Metric("latency", "ms", False, 1),
+        "latency_p90_ms": Metric("latency, p90", "ms", False, 1),
         **{f"latency_{stage}_ms": Metric(f"latency {stage}", "ms", False, 1) for stage in stages},
         "peak_memory_mib": Metric("peak memory", "MiB", False, 0),
         "train_seconds": Metric("training", "s", False, 1),
@@ -94,8 +99,18 @@ def _metrics() -> dict[str, Metric]:
 METRICS = _metrics()
 """Every number of a row, by column."""
 
-IDENTITY = ("study", "cell", "arm", "point", "seed", "status", "reason", "projector", "superpixels", "vision_encoder")
-PROVENANCE = ("llm", "num_images", "num_expressions", "num_control_images", "started_at", "command", "trial")
+IDENTITY = (
+    *("study", "cell", "arm", "point", "seed", "status", "stage", "failed_stage", "reason"),
+    *("projector", "superpixels", "vision_encoder"),
+)
+"""`status` is done, skipped, failed or unfinished; `stage` is the last of `STAGES` that is kept, `failed_stage` the one
+that raised."""
+PROVENANCE = (
+    *("llm", "num_images", "num_expressions", "num_control_images", "latency_runs", "latency_round"),
+    *("started_at", "command", "trial", "code"),
+)
+"""`latency_round` is the same for cells that were timed in turns; `code` holds the fingerprints of the
+code that trained and of that which scored."""
 DOCUMENTS = ("spec", "weights", "environment", "curve")
 COLUMNS = (*IDENTITY, *PROVENANCE, *METRICS, *DOCUMENTS)
 """Order of the columns of results.parquet; what a cell adds beyond them comes last."""
@@ -110,17 +125,14 @@ SAMPLE_COLUMNS = (
 
 
 def over_seeds(cells: pd.DataFrame) -> dict[str, float]:
-    """What the finished cells of one variant measured: means; latency, whole and by stage, of the fastest cell.
-
-    What else a machine does only adds to a latency, and the seeds of an arm run far apart: the least is nearest to what
-    the arm costs.
-    """
+    """Means over the finished cells of one variant of all that was measured."""
     values = cells[[metric for metric in METRICS if metric in cells]].astype(float)
-    means = values.mean()
-    if "latency_ms" in values and values["latency_ms"].notna().any():
-        latencies = [metric for metric in values if metric.startswith("latency_")]
-        means[latencies] = values.loc[values["latency_ms"].idxmin(), latencies]
-    return means.to_dict()
+    return values.mean().to_dict()
+
+
+def round_name(cells: Iterable[str]) -> str:
+    """Names a round in which these cells are timed in turns; the same for the same cells."""
+    return hashlib.sha256(" ".join(sorted(cells)).encode()).hexdigest()[:8]
 
 
 class RunFolder:
@@ -173,8 +185,35 @@ class RunFolder:
         return {path.stem: self.row(path.stem) for path in sorted(self.cells.glob("*.json"))}
 
     def finished(self) -> dict[str, Row]:
-        """Rows of the cells that need not run again: done, or skipped for a reason that stays; failed ones run."""
-        return {cell: row for cell, row in self.rows().items() if row["status"] != "failed"}
+        """Rows of the cells that need not run again: done, or skipped for a reason that stays."""
+        return {cell: row for cell, row in self.rows().items() if row["status"] in {"done", "skipped"}}
+
+    def kept_row(self, cell: str) -> Row:
+        """The row that earlier stages of an unfinished or failed cell left; empty where there is none to go on from."""
+        if not (self.cells / f"{cell}.json").exists():
+            return {}
+        row = self.row(cell)
+        is_kept = row.get("stage") in STAGES and self.checkpoint(cell).exists()
+        return row if is_kept and row["status"] in {"unfinished", "failed"} else {}
+
+    def untimed(self, cells: Iterable[str]) -> list[str]:
+        """Those of these cells that have a model, if they were not all timed in one round; else none."""
+        rows = self.finished()
+        done = [
+            cell for cell in cells if cell in rows and rows[cell]["status"] == "done" and self.checkpoint(cell).exists()
+        ]
+        name = round_name(done)
+        is_timed = all(str(rows[cell].get("latency_round")).partition("/")[0] == name for cell in done)
+        return [] if is_timed else done
+
+    def set_aside(self, row: Row) -> None:
+        """Moves what a cell left to `cells/superseded`, so that the cell runs again; the row is kept there."""
+        place = self.cells / "superseded"
+        place.mkdir(exist_ok=True)
+        cell, code = row["cell"], row.get("code") or "unknown"
+        for path in (self.cells / f"{cell}.samples.parquet", self.checkpoint(cell), self.cells / f"{cell}.json"):
+            if path.exists():
+                path.replace(place / path.name.replace(cell, f"{cell}-{code}", 1))
 
     def gather(self, cells: Collection[str]) -> pd.DataFrame:
         """Writes the two tables from these cells, in this order; returns the results."""
@@ -187,6 +226,12 @@ class RunFolder:
         replace_file(self.samples, lambda path: samples.to_parquet(path))
         replace_file(self.results, lambda path: results.to_parquet(path))
         return results
+
+    def tabled(self) -> list[str]:
+        """The cells of results.parquet, in order; none where there is no such table."""
+        if not self.results.exists():
+            return []
+        return pd.read_parquet(self.results, columns=["cell"])["cell"].tolist()
 
     def write_if_changed(self, path: Path, text: str) -> None:
         """Writes a text file of this folder; one that says the same keeps its time, so that nothing seems stale."""

@@ -1,20 +1,30 @@
 """Runs a study: `python -m harness.run studies/sspe_sweep.yaml`. The same command again continues where it stopped."""
 
 import argparse
+import errno
 import json
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 from harness.errors import HarnessError
-from harness.progress import Progress, progress_on
-from harness.records import ANSWER_METRICS, METRICS, Row, RunFolder, over_seeds
+from harness.progress import progress_on
+from harness.records import ANSWER_METRICS, METRICS, RunFolder, over_seeds
+from harness.report_process import ReportProcess
 from harness.study import Cell, Study, load
 
+if TYPE_CHECKING:
+    from harness.worker import RunsCells
+
+_CONTINUE = "the same command continues"
 _ANSWERS = [column for scoring in ANSWER_METRICS for column in (scoring, f"{scoring}_shuffled")]
 RESULT_COLUMNS = (
     "giou",
@@ -33,19 +43,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 1 when cells failed, 2 when the user has something to mend, 130 when interrupted."""
     options = _parser().parse_args(arguments)
     try:
-        return _run(options)
+        with _terminates_as_interrupt():
+            return _run(options)
     except HarnessError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        sys.stderr.write(f"no space left on the disk ({error}); free some, finished stages are kept, {_CONTINUE}\n")
+        return 2
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; finished cells are kept, the same command continues\n")
+        sys.stderr.write(f"interrupted; finished stages are kept, {_CONTINUE}\n")
         return 130
+
+
+@contextmanager
+def _terminates_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does. Signals can be handled in the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    usual = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, usual)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m harness.run", description=__doc__)
     parser.add_argument("study", nargs="?", type=Path, metavar="STUDY.yaml")
     parser.add_argument("--plan", action="store_true", help="print the cells and what they will take; run nothing")
+    parser.add_argument(
+        "--check", action="store_true", help="run every configuration once on two images; train nothing"
+    )
+    parser.add_argument(
+        "--rerun",
+        nargs="?",
+        const="",
+        metavar="ARM",
+        help="run finished cells again that were made by other code of the harness; of one arm, or of all",
+    )
     parser.add_argument("--report-only", action="store_true", help="build the report again from the tables")
     parser.add_argument(
         "--set",
@@ -74,33 +113,56 @@ def _run(options: argparse.Namespace) -> int:
     if options.plan:
         from harness.needs import verdict
         from harness.plan import make_plan, plan_table
+        from harness.provenance import outdated_sentence
 
         console.print(plan_table(study, make_plan(study, folder)))
+        outdated = outdated_sentence(study.cells(), folder)
+        if outdated:
+            console.print(outdated, soft_wrap=True)
         console.print(verdict([cell.spec for cell in study.cells()]), soft_wrap=True)
+        return 0
+    if options.check:
+        _check(study.cells_to_check(), console)
+        console.print("every configuration passes")
         return 0
     if options.report_only:
         folder.write_if_changed(folder.study, study.resolved())
+        _gather_again(study, folder, options.storage)
         _report(folder)
         console.print(f"report: {folder.report}", soft_wrap=True)
         return 0
+    if options.rerun is not None:
+        from harness.provenance import set_aside_outdated
+
+        console.print(set_aside_outdated(study, folder, options.rerun or None), soft_wrap=True)
     return _execute(study, folder, options.storage, console)
 
 
 def _execute(study: Study, folder: RunFolder, storage: str | None, console: Console) -> int:
     from harness.execution import execute
-    from harness.needs import fetch
 
-    # What cannot be had is told now, not when an hour of other cells has run.
+    # A configuration that cannot run is reported now, not after an hour of other cells.
     finished = folder.finished()
-    fetch(cell.spec for cell in study.cells() if cell.id not in finished)
-    outcome = execute(study, folder, storage, _run_cell, progress_on(console))
+    _check([cell for cell in study.cells_to_check() if cell.id not in finished], console)
+    try:
+        with ReportProcess(_build_report) as report:
+            outcome = execute(study, folder, storage, _cells(), progress_on(console), report.start)
+    except BaseException:
+        if folder.results.exists():
+            _report(folder)
+        raise
+    if outcome.num_superseded:
+        console.print(
+            f"{outcome.num_superseded} rows in {folder.cells} are superseded: they were made by other code of their "
+            "projector or superpixels; they are kept there, outside the tables"
+        )
     if outcome.num_others:
         console.print(
             f"{outcome.num_others} cells in {folder.cells} are of other versions of this study; they are kept there, "
             "outside its tables"
         )
     if not outcome.num_run:
-        console.print(f"all {len(outcome.cells)} cells are there")
+        console.print(f"nothing to run: all {len(outcome.cells)} cells have finished")
     if not folder.is_reported:
         _report(folder)
     console.print(result_table(pd.read_parquet(folder.results)))
@@ -110,11 +172,38 @@ def _execute(study: Study, folder: RunFolder, storage: str | None, console: Cons
     return 1 if outcome.num_failed else 0
 
 
-def _run_cell(cell: Cell, folder: RunFolder, progress: Progress) -> Row:
-    """Imports what cells need when the first one runs, so that a study with nothing to run starts fast."""
-    from harness.cell import run_cell
+def _gather_again(study: Study, folder: RunFolder, storage: str | None) -> None:
+    """Adds to the tables the cells that finished after the tables were written last; takes none away."""
+    from harness.execution import known_cells
 
-    return run_cell(cell, folder, progress)
+    rows = folder.rows()
+    tabled = folder.tabled()
+    added = [cell.id for cell in known_cells(study, folder, storage) if cell.id in rows and cell.id not in tabled]
+    if added:
+        folder.gather([*tabled, *added])
+
+
+def _check(cells: Sequence[Cell], console: Console) -> None:
+    """Fetches the weights of these cells and runs each of their configurations once."""
+    if not cells:
+        return
+    from harness.needs import fetch
+
+    fetch(cell.spec for cell in cells)
+    _cells().check(cells, lambda text: console.print(text, markup=False, highlight=False))
+
+
+def _cells() -> "RunsCells":
+    """Real ones; imports little until the first one runs, so that a study with nothing to run starts fast."""
+    from harness.cells import Cells
+
+    return Cells()
+
+
+def _build_report(path: Path) -> None:
+    from reports import build
+
+    build(path)
 
 
 def _report(folder: RunFolder) -> None:

@@ -144,7 +144,7 @@ class Search:
         for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self.optuna.tell(trial.number, state=TrialState.FAIL)
         trials = self.optuna.get_trials(deepcopy=False)
-        kept = [trial for trial in trials if _is_kept(trial, finished)]
+        kept = [trial for trial in trials if self._is_kept(trial, finished)]
         keys = {_key(_params(trial)) for trial in kept}
         for point in self.study.points():
             params = {ARM: point.arm, **{path: label(value) for path, value in point.values.items()}}
@@ -203,6 +203,18 @@ class Search:
         space = search.space[path] if search is not None else ()
         return value if isinstance(space, Range) else next(choice for choice in space if label(choice) == value)
 
+    def _is_kept(self, trial: FrozenTrial, finished: Container[str]) -> bool:
+        """Whether a trial needs not run again: it waits, or all cells of its point are finished."""
+        if trial.state is TrialState.WAITING or trial.state not in _KEPT:
+            return trial.state is TrialState.WAITING
+        if not self._is_whole(trial.params):
+            return False
+        try:
+            cells = self.study.cells_of(self._point(trial.params))
+        except StudyError:
+            return True  # the values of the point do not go together, which no further run changes
+        return all(cell.id in finished for cell in cells)
+
     def _is_whole(self, params: Mapping[str, Any]) -> bool:
         """Whether these are all parameters of a point, not those of a trial that was killed while drawing."""
         search = self.study.settings.search
@@ -226,9 +238,14 @@ def _importance(trials: list[FrozenTrial], index: int, direction: Direction, qua
         return get_param_importances(alone, evaluator=evaluator, normalize=False)
 
 
+def default_path(folder: Path) -> Path:
+    """Optuna's storage in a run folder."""
+    return folder / "optuna.db"
+
+
 def default_url(folder: Path) -> str:
     """SQLite in the run folder: for one worker."""
-    return f"sqlite:///{(folder / 'optuna.db').resolve()}"
+    return f"sqlite:///{default_path(folder).resolve()}"
 
 
 def label(choice: Choice) -> bool | int | float | str | None:
@@ -255,11 +272,6 @@ def _draw(trial: Trial, path: str, values: Range | tuple[Choice, ...]) -> Any:
     if isinstance(low, int) and isinstance(high, int) and (step is None or isinstance(step, int)):
         return trial.suggest_int(path, low, high, step=step or 1, log=values.log)
     return trial.suggest_float(path, low, high, step=step, log=values.log)
-
-
-def _is_kept(trial: FrozenTrial, finished: Container[str]) -> bool:
-    """Whether a trial needs not run again: it waits, or what it made is there."""
-    return trial.state in _KEPT and all(cell in finished for cell in trial.user_attrs.get("cells", ()))
 
 
 def _is_sampled(trial: FrozenTrial) -> bool:

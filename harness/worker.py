@@ -1,7 +1,8 @@
 """Runs the cells of a study, one after the other, until none is left; never one that is finished."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from typing import Protocol
 
 from harness.environment import command
 from harness.errors import StudyError
@@ -9,39 +10,60 @@ from harness.progress import Progress
 from harness.records import Row, RunFolder
 from harness.study import Cell, Point, Study
 
-RunCell = Callable[[Cell, RunFolder, Progress], Row]
-"""Trains and scores a cell; writes its row and samples, or its row with the reason why there are none."""
 OnRow = Callable[[Row], None]
+
+
+class RunsCells(Protocol):
+    """What a worker does with cells: `harness.cells.Cells`, or something as small in a test."""
+
+    def check(self, cells: Sequence[Cell], say: Callable[[str], None]) -> None:
+        """Runs each configuration of these cells once on two images; raises a HarnessError if any fails."""
+
+    def run(self, cell: Cell, folder: RunFolder, progress: Progress) -> Row:
+        """Trains and scores a cell; writes its row and samples, or its row with the reason why there are none."""
+
+    def time(self, cells: Sequence[Cell], folder: RunFolder, progress: Progress) -> bool:
+        """Times the finished ones of these cells in turns, unless they have been; whether it wrote that into rows."""
 
 
 class Worker:
     """Takes points from a search and turns them into rows.
 
     Args:
-        run_cell: `harness.cell.run_cell`, or something as small in a test.
         on_row: told of each row that this worker produced.
     """
 
-    def __init__(self, study: Study, folder: RunFolder, run_cell: RunCell, progress: Progress, on_row: OnRow) -> None:
+    def __init__(self, study: Study, folder: RunFolder, cells: RunsCells, progress: Progress, on_row: OnRow) -> None:
         self.study = study
         self.folder = folder
-        self.run_cell = run_cell
+        self.cells = cells
         self.progress = progress
         self.on_row = on_row
         self.finished = folder.finished()
         self.total = len(study.cells()) + study.num_sampled * len(study.settings.seeds)
         self.num_there = sum(cell.id in self.finished for cell in study.cells())
         self.num_run = 0
+        self.has_timed = False
 
     def seed_by_seed(self, points: Mapping[int, Point]) -> None:
-        """Runs the cells of all these points, by number of their trials, the first seed of each before any second."""
+        """Runs the cells of all these points, by number of their trials, the first seed of each before any second.
+
+        Then times them in turns, so that the points' latencies can be compared when their values are told.
+        """
         planned = []
         for trial, point in points.items():
-            with suppress(StudyError):  # said when the point's own turn comes
+            with suppress(StudyError):  # reported at the point's own turn
                 planned.append([(cell, trial) for cell in self.study.cells_of(point)])
         for of_one_seed in zip(*planned, strict=True):
             for cell, trial in of_one_seed:
                 self._row(cell, trial)
+        self.time(self.study.cells())
+
+    def time(self, cells: Sequence[Cell]) -> None:
+        """Has the finished ones of these cells timed in turns, and reads their rows again."""
+        if self.cells.time(cells, self.folder, self.progress):
+            self.has_timed = True
+            self.finished |= {cell.id: self.folder.row(cell.id) for cell in cells if cell.id in self.finished}
 
     def evaluate(self, point: Point, trial: int) -> list[Row]:
         """The rows of a point, one a seed; runs those cells that are not finished.
@@ -56,7 +78,7 @@ class Worker:
             return self.finished[cell.id]
         self.num_run += 1
         self.progress.started(cell, self.num_there + self.num_run, self.total)
-        row = {**self.run_cell(cell, self.folder, self.progress), "command": command(), "trial": trial}
+        row = {**self.cells.run(cell, self.folder, self.progress), "command": command(), "trial": trial}
         self.folder.write_cell(row)
         row = self.folder.row(cell.id)
         self.finished[cell.id] = row

@@ -12,10 +12,11 @@ from PIL import Image
 
 from harness import assembly
 from harness.backbone.config import LLMConfig, VisionConfig
-from harness.cell import run_cell, seed_everything
+from harness.cell import run_cell
 from harness.encodings import frozen_sam
 from harness.errors import DataError
 from harness.records import ANSWER_METRICS, METRICS, SAMPLE_COLUMNS
+from harness.stages import seed_everything
 from harness.study import load
 from tests import checkpoints, datasets
 from tests.small_study import quiet
@@ -178,7 +179,7 @@ def test_a_damaged_dataset_ends_the_run_and_fails_no_cell(cells, folder, monkeyp
     def damaged(*_):
         raise DataError("refs(unc).p is no whole pickle; fetch it again")
 
-    monkeypatch.setattr("harness.cell.load_examples", damaged)
+    monkeypatch.setattr("harness.stages.load_examples", damaged)
     with pytest.raises(DataError, match="no whole pickle"):
         run_cell(cells["pooling"], folder, quiet())
     assert not folder.rows()

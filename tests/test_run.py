@@ -81,10 +81,10 @@ def test_the_plan_knows_what_ran_and_what_the_rest_will_take(tmp_path):
 class _Here(Cells):
     """Cells that ran on this machine."""
 
-    def __call__(self, cell, folder, progress):
+    def run(self, cell, folder, progress):
         import json
 
-        row = {**super().__call__(cell, folder, progress), "environment": json.dumps(describe_environment())}
+        row = {**super().run(cell, folder, progress), "environment": json.dumps(describe_environment())}
         folder.write_cell(row)
         return row
 
@@ -94,10 +94,10 @@ def test_a_finished_study_runs_nothing_and_shows_its_results(tmp_path, capsys, m
     execute(load(path), folder, None, Cells(), quiet())
     folder.report.parent.mkdir()
     folder.report.write_text("page")
-    monkeypatch.setattr(run, "_run_cell", Cells(fails=("pooling", "bbox_mlp", "sspe")))
+    monkeypatch.setattr(run, "_cells", lambda: Cells(fails=("pooling", "bbox_mlp", "sspe")))
     assert run.main([str(path), "--out", str(folder.path)]) == 0
     printed = capsys.readouterr().out
-    assert "all 12 cells are there" in printed
+    assert "nothing to run: all 12 cells have finished" in printed
     assert f"report: {folder.report}" in printed
     assert METRICS["giou_shuffled"].label.split(",")[0] in printed
     assert folder.report.read_text() == "page", "a report that is up to date is left alone"
@@ -105,7 +105,7 @@ def test_a_finished_study_runs_nothing_and_shows_its_results(tmp_path, capsys, m
 
 def test_failed_cells_are_told_by_the_exit_code(tmp_path, capsys, monkeypatch):
     path, folder = write_study(tmp_path), run_folder(tmp_path)
-    monkeypatch.setattr(run, "_run_cell", Cells(fails=("bbox_mlp",)))
+    monkeypatch.setattr(run, "_cells", lambda: Cells(fails=("bbox_mlp",)))
     monkeypatch.setattr(run, "_report", lambda folder: folder.write_if_changed(folder.report, "page"))
     assert run.main([str(path), "--out", str(folder.path)]) == 1
     printed = capsys.readouterr().out
@@ -145,7 +145,7 @@ def test_the_environment_says_what_a_number_depends_on():
 
 
 def test_weights_that_cannot_be_had_end_the_run_before_it_starts(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run, "_run_cell", Cells())
+    monkeypatch.setattr(run, "_cells", lambda: Cells())
     path, out = write_study(tmp_path), tmp_path / "run"
     misspelt = [str(path), "--set", "arms.sspe.vision_encoder.name=dinov2-smal", "--out", str(out)]
     for arguments in ([*misspelt, "--plan"], misspelt):

@@ -111,7 +111,8 @@ def test_a_run_killed_in_the_middle_finishes_with_every_cell_once(tmp_path):
     folder = RunFolder(out)
     kept = folder.finished()
     assert 4 <= len(kept) < 12
-    assert not folder.results.exists()
+    tabled = pd.read_parquet(folder.results)["cell"]
+    assert 0 < len(tabled) <= len(kept), "tables follow after every cell"
     cells = Cells()
     execute(load(study), folder, None, cells, quiet())
     started = (out / "started.log").read_text().split()

@@ -1,0 +1,91 @@
+"""Before anything is trained, every configuration goes once through the whole life of a cell."""
+
+from dataclasses import replace
+
+import pytest
+
+from harness import preflight as module
+from harness import run
+from harness.cells import Cells
+from harness.errors import HarnessError
+from harness.preflight import preflight, refuse_failures
+from projectors.pooling import Pooling
+from projectors.svp.svp import SVP
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+def test_a_configuration_runs_once_for_all_its_seeds_and_not_again(cells, said):
+    pooling = cells["pooling"]
+    seeds = [replace(pooling, id=f"seed{seed}", seed=seed) for seed in range(3)]
+    assert preflight([*seeds, cells["sspe"]], said.append) == []
+    assert len(said) == 2
+    assert "preflight 1 of 2: pooling seed 0 passes" in said[0]
+    longer = pooling.spec.training.model_copy(update={"steps": 70})
+    other_length = replace(pooling, spec=pooling.spec.model_copy(update={"training": longer}))
+    assert preflight([*seeds, cells["sspe"], other_length], said.append) == []
+    assert len(said) == 2, "how long a cell trains makes no other configuration"
+
+
+def test_other_code_or_another_precision_is_checked_again(cells, said):
+    pooling = cells["pooling"]
+    precision = {"float32": "bfloat16", "bfloat16": "float32"}[pooling.spec.training.precision]
+    training = pooling.spec.training.model_copy(update={"precision": precision})
+    other = replace(pooling, spec=pooling.spec.model_copy(update={"training": training}))
+    preflight([pooling], said.append)
+    assert preflight([pooling, other, replace(pooling, code="edited")], said.append) == []
+    assert len(said) == 3
+
+
+def test_a_configuration_that_the_backbone_cannot_satisfy_passes(cells, said):
+    assert preflight([cells["finer"]], said.append) == []
+
+
+def test_every_failure_is_reported_at_once_and_nothing_is_trained(cells, tmp_path, monkeypatch, capsys):
+    assert cells
+
+    def broken(*_):
+        raise RuntimeError("expected scalar type Float")
+
+    monkeypatch.setattr(Pooling, "forward", broken)
+    monkeypatch.setattr(SVP, "forward", broken)
+    monkeypatch.setattr(run, "_cells", lambda: _NoRun())
+    command = [str(tmp_path / "study.yaml"), "--set", "seeds=[0, 1]", "--out", str(tmp_path / "run")]
+    for arguments in (command, [*command, "--check"]):
+        assert run.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.count("expected scalar type Float") == 4
+        assert "arm pooling (2 cells), stage 'trained': RuntimeError: expected scalar type Float" in error
+        assert "arm sam (2 cells)" in error
+        assert "nothing was trained" in error
+        assert not (tmp_path / "run" / "cells").exists()
+
+
+class _NoRun(Cells):
+    def run(self, *_):
+        raise AssertionError("a cell ran")
+
+
+@pytest.mark.parametrize("stage", ["score", "cost", "illustrate"])
+def test_a_fault_in_a_late_stage_is_found(cells, said, monkeypatch, stage):
+    def broken(*_):
+        raise RuntimeError("late")
+
+    monkeypatch.setattr(f"harness.stages.Stages.{stage}", broken)
+    (failure,) = preflight([cells["pooling"]], said.append)
+    assert failure.stage in str(failure)
+    assert failure.reason.endswith("RuntimeError: late\n")
+    with pytest.raises(HarnessError, match="1 configurations fail on 2 images"):
+        refuse_failures([failure])
+
+
+def test_a_checkpoint_that_cannot_be_read_back_is_found(cells, said, monkeypatch):
+    def unreadable(*_):
+        raise HarnessError("holds no such tensor")
+
+    monkeypatch.setattr(module, "load", unreadable)
+    (failure,) = preflight([cells["pooling"]], said.append)
+    assert str(failure) == "arm pooling (1 cells): holds no such tensor"
