@@ -58,8 +58,14 @@ def save(path: Path, cell: Cell, assembly: Assembly, words: list[str]) -> None:
     save_file(own, path, metadata)
 
 
-def load(path: Path, device: torch.device) -> Trained:
+def load(path: Path, device: torch.device, precision: str | None = None) -> Trained:
     """Build a cell again and give it what it learnt, strictly.
+
+    Args:
+        path: of the checkpoint.
+        device: where the cell is to run.
+        precision: in which it is to run, as `training.precision`, because that decides in which dtype the LLM's base is
+            held; None for the precision it was trained in. `Trained.spec` has it, for whoever runs the cell.
 
     Raises:
         WeightsError: no such file, no checkpoint of a cell, one of other pretrained weights than those found now, or of
@@ -68,6 +74,9 @@ def load(path: Path, device: torch.device) -> Trained:
     saved = _Saved.read(path, device)
     try:
         spec = CellSpec.model_validate(saved.spec)
+        if precision is not None:
+            training = spec.training.model_copy(update={"precision": precision})
+            spec = spec.model_copy(update={"training": training})
         assembly = assemble(spec, saved.words, device)
     except ValidationError as error:
         reason = " ".join(str(error).split())

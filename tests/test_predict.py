@@ -1,5 +1,7 @@
 """A trained cell is kept, read back as it was, and used on any image."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,10 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from harness import assembly, predict
 from harness.assembly import load_examples
+from harness.backbone.config import LLMConfig
 from harness.cell import run_cell
 from harness.checkpoint import load
 from harness.errors import WeightsError
 from harness.evaluation import Evaluator
+from tests import checkpoints
 from tests.small_study import quiet
 
 CPU = torch.device("cpu")
@@ -52,6 +56,23 @@ def test_a_cell_read_back_scores_what_it_scored(cells, folder, arm):
     drawn = ["iou_teacher_forced", "intersection_teacher_forced", "predicted_area_teacher_forced"]
     assert 0 < before["predicted_area_teacher_forced"].mean() < 0.9 * (before["height"] * before["width"]).mean()
     pd.testing.assert_frame_equal(samples[[*drawn, "iou"]], before[[*drawn, "iou"]])
+
+
+@pytest.mark.parametrize("trained_in", ["float32", "bfloat16", "auto"])
+@pytest.mark.parametrize("read_in", ["float32", "bfloat16"])
+def test_a_cell_is_read_back_in_any_precision(cells, folder, tmp_path, trained_in, read_in):
+    """The base of a pretrained LLM is held in the precision that the cell runs in, whatever it was trained in."""
+    checkpoints.write_llm("llama", tmp_path / "llama")
+    cell = cells["pooling"]
+    llm = LLMConfig(name=str(tmp_path / "llama"), lora={"rank": 2, "targets": ["q_proj"]})
+    training = cell.spec.training.model_copy(update={"precision": trained_in})
+    spec = cell.spec.model_copy(update={"llm": llm, "training": training})
+    trained = load(_trained(replace(cell, spec=spec), folder), CPU, read_in)
+    assert trained.spec.training.precision == read_in
+    assert trained.assembly.segmenter.llm.model.get_output_embeddings().weight.dtype == getattr(torch, read_in)
+    evaluator = Evaluator(trained.assembly.segmenter, trained.assembly.batches, 16, read_in)
+    samples, _ = evaluator.score(load_examples(trained.spec, "test"))
+    assert samples["iou"].between(0, 1).all()
 
 
 def test_a_cell_read_back_is_the_same_in_every_tensor(checkpoint):

@@ -196,10 +196,11 @@ def test_every_study_that_begins_with_a_shipped_start_fits_it():
 @every_start
 def test_the_shipped_start_scores_as_its_model_card_says(name: str):
     path = SHIPPED[name].path
-    trained = load(path, CPU)
+    trained = load(path, CPU, "float32")
     examples = load_examples(trained.spec, "test")[:24]
     prepare(trained.assembly.batches, examples, quiet())
-    evaluator = Evaluator(trained.assembly.segmenter, trained.assembly.batches, 12, "float32")
+    precision = trained.spec.training.precision
+    evaluator = Evaluator(trained.assembly.segmenter, trained.assembly.batches, 12, precision)
     samples, _ = evaluator.score(examples)
     said = json.loads((path.parent / "scores.json").read_text())
     # 24 of the card's images: three standard errors of a mean over images.

@@ -1,0 +1,115 @@
+"""FLOPs and the timed pipeline: one count in any precision, and no file read while the clock runs."""
+
+import builtins
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from harness import assembly
+from harness.backbone.config import MaskHeadConfig
+from harness.batches import BatchMaker
+from harness.cost import count_flops, measure
+from harness.data.example import ImageFile
+from harness.pipeline import STAGES, Pipeline
+from harness.training import autocast
+from tests import datasets
+
+CPU = torch.device("cpu")
+MASK_HEADS = {
+    "scratch": {},
+    "scratch whose image attends to prompts": {"image_update": True},
+    "SAM prompted by states": {"name": "sam-scenes"},
+    "SAM prompted by points": {"name": "sam-scenes", "prompt": "points"},
+}
+
+
+def _assembled(cell, **sections):
+    """The parts of a cell, and the first image that it is scored on."""
+    spec = cell.spec.model_copy(update=sections)
+    words = assembly.words_of(assembly.load_examples(spec, "train"))
+    return assembly.assemble(spec, words, CPU), assembly.load_examples(spec, "test")[0]
+
+
+@pytest.mark.parametrize("name", MASK_HEADS)
+def test_flops_do_not_depend_on_the_precision(cells, name):
+    given = MASK_HEADS[name]
+    plain = cells["pooling"].spec.mask_head.model_dump()
+    head = MaskHeadConfig(**(given if "name" in given else plain | given))
+    parts, example = _assembled(cells["pooling"], mask_head=head)
+    pipeline = Pipeline(parts.segmenter, parts.batches, example)
+    in_float32, in_bfloat16 = (count_flops(pipeline, precision) for precision in ("float32", "bfloat16"))
+    assert in_float32 == in_bfloat16
+    assert list(in_float32) == list(STAGES)
+    assert min(in_float32[stage] for stage in ("vision", "projector", "llm", "mask")) > 0
+    assert (in_float32["sam"] > 0) == ("name" in given)
+
+
+def test_flops_are_counted_inside_inference_mode_too(cells):
+    parts, example = _assembled(cells["sam"])
+    pipeline = Pipeline(parts.segmenter, parts.batches, example)
+    outside = count_flops(pipeline, "bfloat16")
+    with torch.inference_mode():
+        assert count_flops(pipeline, "bfloat16") == outside
+
+
+def test_counting_leaves_what_learns_as_it_was(cells):
+    parts, example = _assembled(cells["sspe"])
+    before = {name: one.requires_grad for name, one in parts.segmenter.named_parameters()}
+    count_flops(Pipeline(parts.segmenter, parts.batches, example), "float32")
+    assert {name: one.requires_grad for name, one in parts.segmenter.named_parameters()} == before
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_one_model_alone_is_measured_by_stage(cells, precision):
+    parts, example = _assembled(cells["sspe"])
+    cost = measure(parts.segmenter, parts.batches, example, 2, precision)
+    assert list(cost.stage_ms) == list(cost.stage_flops) == list(STAGES)
+    assert 0 < max(cost.stage_ms.values()) < cost.latency_ms
+
+
+def _refuse(*arguments, **_):
+    raise AssertionError(f"a file is opened: {arguments}")
+
+
+@pytest.mark.parametrize("superpixels", [{}, {"granularity": "adaptive", "count": 30}])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_run_on_an_image_file_opens_no_file_and_cuts_it_as_the_cache_does(
+    cells, tmp_path, monkeypatch, superpixels, precision
+):
+    (example,) = datasets.made(1)
+    Image.fromarray(example.image[:150]).save(tmp_path / "wide.png")
+    file = replace(example, picture=ImageFile.of(tmp_path / "wide.png"), objects=())
+    parts, _ = _assembled(cells["sam"], superpixels={"name": "sam", **superpixels})
+    used = []
+
+    def see(self, encoding, patch_mask, labels):
+        used.append(labels)
+        return original(self, encoding, patch_mask, labels)
+
+    original = BatchMaker.see
+    monkeypatch.setattr(BatchMaker, "see", see)
+    pipeline = Pipeline(parts.segmenter, parts.batches, file)
+    with monkeypatch.context() as patch, torch.inference_mode(), autocast(precision, CPU):
+        for owner, name in ((builtins, "open"), (io, "open"), (np, "load"), (Image, "open")):
+            patch.setattr(owner, name, _refuse)
+        for name in ("open", "read_bytes", "exists"):
+            patch.setattr(Path, name, _refuse)
+        pipeline.run(lambda _: None)
+    parts.batches.superpixels.ensure([file], lambda *_: None)
+    kept = parts.batches.superpixels.load([file])
+    assert kept.max() > 1
+    assert torch.equal(used[0], kept)
+
+
+def test_one_sam_embedding_serves_mask_head_and_superpixels(cells, monkeypatch):
+    parts, example = _assembled(cells["sam"])
+    model, calls = parts.batches.sam.model, []
+    embed = type(model).embed
+    monkeypatch.setattr(type(model), "embed", lambda *given: calls.append(1) or embed(*given))
+    Pipeline(parts.segmenter, parts.batches, example).run(lambda _: None)
+    assert len(calls) == 1
