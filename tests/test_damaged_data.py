@@ -207,5 +207,5 @@ def test_a_name_that_no_file_can_have_is_a_missing_one(tmp_path: Path, capsys: p
     assert main(["check", "refer", "--root", str(tmp_path)]) == 2
     assert "1 of 4 image files are missing" in capsys.readouterr().out
     (example, *_) = refer.load(refer.Config(root=tmp_path, dataset="refcoco", split_by="unc"), "train")
-    with pytest.raises(DataError, match="no whole image"):
+    with pytest.raises(DataError, match="cannot be read as an image"):
         _ = example.image

@@ -213,8 +213,8 @@ def _spoil_polygon(root: Path) -> None:
     ("spoil", "sentence"),
     [
         (lambda path: path.unlink(), "is missing"),
-        (lambda path: _cut(path), "is no whole image"),
-        (lambda path: path.write_bytes(b"no image"), "is no whole image"),
+        (lambda path: _cut(path), "cannot be read as an image"),
+        (lambda path: path.write_bytes(b"no image"), "cannot be read as an image"),
     ],
 )
 def test_an_image_that_cannot_be_read_is_told_when_it_is_looked_at(root: Path, spoil, sentence: str) -> None:

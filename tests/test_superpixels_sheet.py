@@ -49,7 +49,7 @@ def test_a_superpixel_is_outlined_and_shows_its_mean_colour():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["no.png"], "no.png cannot be read as an image"),
+        (["no.png"], "no.png is missing; correct the path"),
         (["broken.png"], "broken.png cannot be read as an image"),
         (["good.png", "--model", "sam-vit-b", "--source", "slic"], "--model cannot take effect, slic asks no model"),
         (["good.png", "--source", "slick"], "invalid choice"),

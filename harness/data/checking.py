@@ -86,7 +86,7 @@ def check_images(subject: str, found: Sequence[Example], source: str) -> Finding
     missing = check_files(subject, {picture.path for picture in pictures}, source)
     if not missing.is_right:
         return missing
-    other = [(one, file) for one in pictures if (file := ImageFile.of(one.path)) != one]
+    other = [(one, file) for one in pictures if (file := one.actual()) != one]
     if not other:
         return missing
     one, file = other[0]

@@ -1,12 +1,13 @@
 """What every dataset yields: an image, the expressions about it with the mask each refers to, and questions."""
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from pycocotools import mask as coco_mask
 
 from harness.errors import DataError
@@ -87,18 +88,23 @@ class ImageFile:
 
     @classmethod
     def of(cls, path: Path) -> "ImageFile":
-        """A file with the size that it says it has; only its head is read.
+        """A file with the size of its upright image; only the header is read.
 
         Raises:
             DataError: it is missing, or no image.
         """
-        try:
-            with Image.open(path) as image:
-                return cls(path, image.height, image.width)
-        except FileNotFoundError:
-            raise DataError(f"{path} is missing; `python -m harness.data check` says where it comes from") from None
-        except UNREADABLE as error:
-            raise DataError(f"{path} cannot be read as an image ({error}); fetch it again") from None
+        (height, width), _ = _sizes(path)
+        return cls(path, height, width)
+
+    def actual(self) -> "ImageFile":
+        """The file with the size that `read_image` gives it; only the header is read.
+
+        Raises:
+            DataError: it is missing, or no image.
+        """
+        upright, stored = _sizes(self.path)
+        height, width = stored if stored == (self.height, self.width) else upright
+        return ImageFile(self.path, height, width)
 
     def read(self) -> np.ndarray:
         """(h, w, 3) uint8 RGB.
@@ -106,21 +112,65 @@ class ImageFile:
         Raises:
             DataError: the file is missing, damaged, or of another size.
         """
-        try:
-            with Image.open(self.path) as file:
-                image = rgb(file)
-        except FileNotFoundError:
-            raise DataError(
-                f"{self.path} is missing; fetch the images that the annotations name, or mend the path"
-            ) from None
-        except UNREADABLE as error:
-            raise DataError(f"{self.path} is no whole image ({error}); fetch it again") from None
+        image = read_image(self.path, (self.height, self.width))
         if image.shape[:2] != (self.height, self.width):
             raise DataError(
                 f"{self.path} has {image.shape[1]} x {image.shape[0]} pixels, but its annotations are for "
                 f"{self.width} x {self.height}; take the image in its original size"
             )
         return image
+
+
+def read_image(path: Path, annotated_size: tuple[int, int] | None = None) -> np.ndarray:
+    """(h, w, 3) uint8 RGB of an image file, rotated and mirrored as its EXIF orientation says.
+
+    OpenCV applies EXIF when it reads a file, so LISA and other loaders built on it see the upright image, and so do the
+    annotators. Some annotations were made without EXIF: where only the stored orientation has the annotated size, the
+    pixels stay as they are stored. Where both orientations have it (square images, rotations by 180 degrees), the
+    image is upright.
+
+    Args:
+        annotated_size: (h, w) that the annotations are for.
+
+    Raises:
+        DataError: the file is missing, or no image that can be read.
+    """
+    try:
+        with Image.open(path) as file:
+            file.load()
+            upright = ImageOps.exif_transpose(file) if _orientation(file) > 1 else file
+            is_as_stored = (upright.height, upright.width) != annotated_size == (file.height, file.width)
+            return rgb(file if is_as_stored else upright)
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from None
+
+
+def _sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(h, w) upright and as stored."""
+    try:
+        with Image.open(path) as image:
+            stored = image.height, image.width
+            # Pillow gives the upright size of a TIFF, and reads a PNG's pixels to look for EXIF behind them.
+            is_upright = image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info)
+            is_transposed = not is_upright and _orientation(image) > 4
+            return (stored[::-1] if is_transposed else stored), stored
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from None
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8 as in EXIF, where 1 is upright and 5 to 8 swap height and width; 1 too where EXIF is damaged."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (*UNREADABLE, LookupError, TypeError, struct.error):
+        return 1
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{path} is missing; correct the path, or download the image")
+    return DataError(f"{path} cannot be read as an image ({error}); download it again, or use another file")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

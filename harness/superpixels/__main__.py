@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 from skimage.segmentation import find_boundaries
 
 from harness import superpixels
-from harness.data.example import Example
+from harness.data.example import Example, read_image
 from harness.errors import HarnessError
 from harness.frame import Frame
 from harness.superpixels.source import Source, SourceConfig
@@ -80,13 +80,9 @@ def read(path: Path, side: int) -> np.ndarray:
     """(h, w, 3) uint8, upright, its longest side brought to `side` pixels.
 
     Raises:
-        HarnessError: no image that can be read.
+        DataError: no image that can be read.
     """
-    try:
-        with Image.open(path) as opened:
-            image = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise HarnessError(f"{path} cannot be read as an image: {error}") from error
+    image = read_image(path)
     return Frame.of(image.shape[:2], side).resize(image, Image.Resampling.LANCZOS)
 
 
