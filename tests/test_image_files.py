@@ -59,8 +59,9 @@ def test_an_image_that_fits_both_ways_is_upright(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II", b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"no exif"])
-def test_damaged_exif_leaves_an_image_as_stored(exif: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "x.jpg"
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_damaged_exif_leaves_an_image_as_stored(suffix: str, exif: bytes, tmp_path: Path) -> None:
+    path = tmp_path / f"x.{suffix}"
     Image.fromarray(STORED).save(path, exif=exif)
     assert ImageFile.of(path).read().shape == STORED.shape
 
