@@ -28,6 +28,7 @@ class Counts:
     Args:
         intersection, union, predicted, target: (M,) pixels of the mask as drawn, whatever the answer was.
         is_rejected: (M,) bool, the model said that nothing is meant.
+        image: (M,) integers that differ between images; expressions of an image stand together.
     """
 
     intersection: np.ndarray
@@ -35,6 +36,7 @@ class Counts:
     predicted: np.ndarray
     target: np.ndarray
     is_rejected: np.ndarray
+    image: np.ndarray
 
     @classmethod
     def of(
@@ -43,6 +45,7 @@ class Counts:
         targets: Sequence[np.ndarray],
         is_rejected: Sequence[bool] | None = None,
         ground_truth: GroundTruth = "union",
+        image: Sequence[int] | None = None,
     ) -> "Counts":
         """Counts of masks.
 
@@ -52,6 +55,7 @@ class Counts:
             is_rejected: none by default; a mask that is empty is no rejection.
             ground_truth: what a pixel of two polygons is: the object's ("union"), or, as in LISA's loader, neither the
                 object's nor ignored, so that even a perfect mask scores under 1.
+            image: the image of each expression; an image each by default.
         """
         rows = []
         for predicted, values in zip(predictions, targets, strict=True):
@@ -61,7 +65,8 @@ class Counts:
             rows.append([(drawn & target).sum(), (drawn | target).sum(), drawn.sum(), target.sum()])
         columns = np.array(rows, np.int64).reshape(-1, 4).T
         rejected = np.zeros(len(rows), bool) if is_rejected is None else np.asarray(is_rejected, bool)
-        return cls(columns[0], columns[1], columns[2], columns[3], rejected)
+        images = np.arange(len(rows)) if image is None else np.asarray(image)
+        return cls(columns[0], columns[1], columns[2], columns[3], rejected, images)
 
     @classmethod
     def of_samples(cls, samples: pd.DataFrame) -> "Counts":
@@ -70,7 +75,8 @@ class Counts:
         intersection = samples["intersection_teacher_forced"]
         columns = (intersection, predicted + target - intersection, predicted, target)
         values = [column.to_numpy(np.int64) for column in columns]
-        return cls(values[0], values[1], values[2], values[3], ~samples["answered"].to_numpy(bool))
+        images, _ = pd.factorize(samples["image_id"])
+        return cls(values[0], values[1], values[2], values[3], ~samples["answered"].to_numpy(bool), images)
 
     @property
     def has_target(self) -> np.ndarray:
@@ -79,13 +85,21 @@ class Counts:
 
 
 def lisa(counts: Counts) -> dict[str, float]:
-    """LISA, GLaMM, PixelLM and GSVA's `validate`, in float32: the answer is given, so nothing can be rejected."""
+    """LISA, GLaMM, PixelLM and GSVA's `validate`, in float32: the answer is given, so nothing can be rejected.
+
+    Sums are rounded as there, to the last digit: first over the expressions of an image, then over images, where the
+    mean IoU of an image is multiplied by their number again. LISA orders images by a Python set, which this does not.
+    """
     intersection, union = counts.intersection.astype(np.float32), counts.union.astype(np.float32)
     each = intersection / (union + np.float32(1e-5))
     each[union == 0] += 1
+    first_of_images = np.flatnonzero(np.diff(counts.image)) + 1
+    of_images = [np.split(values, first_of_images) for values in (each, intersection, union)]
+    ious = [_added_up(values) / len(values) * len(values) for values in of_images[0] if len(values)]
+    intersections, unions = ([_added_up(values) for values in images] for images in of_images[1:])
     return {
-        "giou": float(_added_up(each) / (len(each) + 1e-5)),
-        "ciou": float(_added_up(intersection) / (_added_up(union) + 1e-10)),
+        "giou": float(_added_up(np.array(ious)) / (len(each) + 1e-5)),
+        "ciou": float(_added_up(np.array(intersections)) / (_added_up(np.array(unions)) + 1e-10)),
     }
 
 

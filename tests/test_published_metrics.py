@@ -1,6 +1,7 @@
 """Published evaluators, on four expressions that their own code was run on."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from harness.published_metrics import IGNORED, Counts, gsva, lavt, lisa, rela
@@ -23,6 +24,51 @@ def test_lisa() -> None:
     }
     single = [lisa(Counts.of([p], [t]))["giou"] * (1 + 1e-5) for p, t in zip(PREDICTIONS, TARGETS, strict=True)]
     assert single == pytest.approx([0.599999726, 1, 0, 0], abs=3e-8)
+
+
+class AverageMeter:
+    """As LISA's, in float32."""
+
+    def __init__(self) -> None:
+        self.sum, self.count = np.float32(0), 0
+
+    def update(self, value: np.float32, n: int = 1) -> None:
+        self.sum, self.count = self.sum + value * n, self.count + n
+
+
+def test_lisa_adds_up_image_by_image_to_the_last_digit() -> None:
+    """Against a loop as in its `validate`."""
+    generator = np.random.default_rng(0)
+    for _ in range(30):
+        images = np.repeat(np.arange(100), generator.integers(1, 9, 100))
+        union = generator.integers(0, 300_000, len(images))
+        intersection = (union * generator.random(len(images))).astype(np.int64)
+        iou_meter, intersections, unions = AverageMeter(), AverageMeter(), AverageMeter()
+        for image in range(100):
+            iou, inner, outer = np.float32(0), np.float32(0), np.float32(0)
+            of_image = images == image
+            for i, u in zip(intersection[of_image].astype(np.float32), union[of_image].astype(np.float32), strict=True):
+                iou += i / (u + np.float32(1e-5)) + np.float32(u == 0)
+                inner, outer = inner + i, outer + u
+            number = int(of_image.sum())
+            iou_meter.update(iou / number, number)
+            intersections.update(inner)
+            unions.update(outer)
+        nothing = np.zeros(len(images), np.int64)
+        found = lisa(Counts(intersection, union, nothing, nothing, nothing.astype(bool), images))
+        assert found["giou"] == iou_meter.sum / (iou_meter.count + 1e-5)
+        assert found["ciou"] == intersections.sum / (unions.sum + 1e-10)
+
+
+def test_counts_of_samples_know_the_image_of_an_expression() -> None:
+    columns = {"predicted_area_teacher_forced": 1, "target_area": 1, "intersection_teacher_forced": 1, "answered": True}
+    samples = pd.DataFrame({"image_id": ["b", "b", "a"], **columns})
+    assert Counts.of_samples(samples).image.tolist() == [0, 0, 1]
+    assert Counts.of(PREDICTIONS, TARGETS, image=[3, 3, 1, 1]).image.tolist() == [3, 3, 1, 1]
+
+
+def test_lisa_of_no_expression() -> None:
+    assert lisa(Counts.of([], [])) == {"giou": 0, "ciou": 0}
 
 
 @pytest.mark.parametrize(
