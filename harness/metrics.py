@@ -105,9 +105,15 @@ def random_object_giou(examples: Sequence[Example]) -> float:
     """Expected gIoU of answering each expression with one visible object, drawn uniformly: chance for a perfect cutter.
 
     In an image without objects there is nothing to draw, and the empty mask is right.
+
+    Returns:
+        0 to 1; NaN without expressions, and where an image with expressions lists only objects that they refer to:
+        drawn among these, an image's only object would always be right.
     """
     expected = []
-    for example in examples:
+    for example in (one for one in examples if one.expressions):
+        if not example.lists_all_objects:
+            return math.nan
         visible = [one for one in example.objects if coco_mask.area(one)]
         for expression in example.expressions:
             target = encode(example.mask(expression))

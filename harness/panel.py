@@ -32,7 +32,8 @@ _UNREAD = {
     **{metric: (f"{metric}_shuffled",) for metric in ANSWER_METRICS},
 }
 """What is scored without reading the image, of which the most is chance. Who learns no more than how often nothing is
-meant scores above an object picked at random, and the same before another image's tokens."""
+meant scores above an object picked at random, and the same before another image's tokens. Where a dataset lists no
+objects to pick from, `giou_random_object` is NaN, and chance is `giou_other_tokens` alone."""
 _KEYS = ["seed", "image_id", "expression_id"]
 
 

@@ -150,11 +150,16 @@ def control_table(findings: Findings) -> Table:
     for metric, label in ANSWER_METRICS.items():
         columns.append((Column(metric, label, True), score(metric)))
         columns.append((Column(f"{metric}_shuffled", f"{label}, images shuffled"), _mean(f"{metric}_shuffled", 3)))
+    random_object = (
+        "gIoU of picking one object at random, which is chance"
+        if _chance(findings)
+        else "not measured, as the dataset annotates only the objects that expressions refer to; chance is the gIoU "
+        "with tokens of another image"
+    )
     about_masks = (
         "shuffled expressions: the model answers another image's expression; tokens of another image: the LLM reads "
         "them, while expression and mask head are as they should be, so what is left goes past the projector; random "
-        "object: gIoU of picking one object at random, which is chance; teacher-forced: [SEG] is given instead of "
-        "generated. "
+        f"object: {random_object}; teacher-forced: [SEG] is given instead of generated. "
     )
     about_answers = "images shuffled: the model answers while it looks at another image, so from the words alone."
     is_answered = bool(findings.samples["said"].notna().any())

@@ -43,6 +43,13 @@ def test_that_arms_at_chance_are_alike_shows_nothing():
         assert judgement.reason == ("" if above else "both arms are no better than chance")
 
 
+def test_chance_is_another_images_tokens_where_no_object_can_be_drawn():
+    results, samples = tables()
+    for chance, above in ((0.1, ["pooling", "no_position"]), (0.55, ["pooling"])):
+        panel = Panel(results.assign(giou_random_object=float("nan"), giou_other_tokens=chance), samples)
+        assert [arm for arm in ("pooling", "no_position") if panel.is_above_chance(arm)] == above
+
+
 def test_what_is_better_keeps_up(panel: Panel):
     for metric in ("giou", "fp_rate"):
         asked = {"within": 0.001, "metric": metric}

@@ -151,6 +151,79 @@ def test_a_crowd_is_no_object(root: Path) -> None:
     assert np.array_equal(example.mask(example.expressions[0]), MADE[0].mask(_first_single(0)))
 
 
+def test_grefcoco_leaves_crowds_out_of_targets_and_refer_keeps_them(tmp_path: Path) -> None:
+    """As G_REFER's getMaskByRef and REFER's getMask do."""
+    size = MADE[0].size
+    top, left = np.zeros(size, bool), np.zeros(size, bool)
+    top[:9], left[:, :9] = True, True
+    entries = [datasets.annotation(1, 101, datasets.runs(top)), datasets.annotation(2, 101, datasets.runs(left), 1)]
+    ref = {"image_id": 101, "split": "train", "sentences": [{"sent": "both"}]}
+    for write in (datasets.write_refer, datasets.write_grefcoco):
+        write(tmp_path, MADE, SPLITS)
+    for name in ("refcoco", "grefcoco"):
+        edit(tmp_path / name / "instances.json", lambda content: content.update(annotations=entries))
+    (tmp_path / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps([{**ref, "ann_id": 2}], protocol=2))
+    (tmp_path / "grefcoco" / "grefs(unc).json").write_text(json.dumps([{**ref, "ann_id": [1, 2]}]))
+    (example,) = refer.load(refcoco(tmp_path), "train")
+    assert np.array_equal(example.mask(example.expressions[0]), left)
+    (example,) = grefcoco.load(grefcoco.Config(root=tmp_path), "train")
+    assert np.array_equal(example.mask(example.expressions[0]), top)
+    assert (len(example.objects), example.expressions[0].family) == (1, "single")
+    (tmp_path / "grefcoco" / "grefs(unc).json").write_text(json.dumps([{**ref, "ann_id": [2]}]))
+    with pytest.raises(DataError, match="all annotations of a ref of image 101 are crowds, the first 2"):
+        grefcoco.load(grefcoco.Config(root=tmp_path), "train")
+
+
+ODD = {
+    "box": {"segmentation": [[1, 2, 3, 4]]},
+    "other size": {"segmentation": {"size": [8, 8], "counts": [64]}},
+    "far outside": {"segmentation": [[0, 0, 4, 0, 1e9, 4]]},
+    "none": {"segmentation": None},
+}
+
+
+@pytest.mark.parametrize("change", ODD.values(), ids=ODD.keys())
+def test_an_unreadable_annotation_that_no_sentence_names_is_left_out_and_counted(
+    root: Path, change: dict[str, object], capsys
+) -> None:
+    before = refer.load(refcoco(root), "train")
+    path = root / "refcoco" / "instances.json"
+    odd = {**datasets.annotation(7, 101, []), **change}
+    edit(path, lambda content: content["annotations"].insert(0, odd))
+    (after,) = refer.load(refcoco(root), "train")
+    assert (after.objects, after.expressions) == (before[0].objects, before[0].expressions)
+    main(["check", "refer", "--root", str(root)])
+    said = capsys.readouterr().out
+    assert "ok refcoco (unc): 1 annotation has no readable mask, the first 7; no sentence refers to it" in said
+    refs = [{"image_id": 101, "ann_id": 7, "split": "train", "sentences": [{"sent": "odd"}]}]
+    (root / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
+    with pytest.raises(DataError, match="annotation 7 has no mask that can be read"):
+        refer.load(refcoco(root), "train")
+
+
+def test_an_annotation_without_a_segmentation_is_left_out(root: Path) -> None:
+    odd = datasets.annotation(7, 101, [])
+    del odd["segmentation"]
+    edit(root / "refcoco" / "instances.json", lambda content: content["annotations"].insert(0, odd))
+    (example,) = refer.load(refcoco(root), "train")
+    assert len(example.objects) == len(MADE[0].objects)
+
+
+@pytest.mark.parametrize("ground_truth", ["union", "lisa_sum"])
+def test_an_annotation_may_have_more_parts_than_a_byte_counts(ground_truth) -> None:
+    corners = [(x, y) for x in range(0, 100, 5) for y in range(0, 100, 5)][:300]
+    squares = [[x, y, x + 3, y, x + 3, y + 3, x, y + 3] for x, y in corners]
+    expected = np.zeros((100, 100), bool)
+    for x, y in corners:
+        expected[y : y + 3, x : x + 3] = True
+    mask, has_overlap = mask_of(squares, 100, 100, ground_truth)
+    assert np.array_equal(coco_mask.decode(mask) > 0, expected)
+    assert not has_overlap
+    mask, has_overlap = mask_of([*squares, *squares[:1]], 100, 100, ground_truth)
+    assert has_overlap
+    assert coco_mask.area(mask) == expected.sum() - (9 if ground_truth == "lisa_sum" else 0)
+
+
 def _first_single(number: int):
     return next(one for one in MADE[number].expressions if len(one.targets) == 1)
 
@@ -203,9 +276,10 @@ def _drop_annotations(root: Path) -> None:
 
 
 def _spoil_polygon(root: Path) -> None:
+    key = pickle.loads((root / "refcoco" / "refs(unc).p").read_bytes())[0]["ann_id"]
     edit(
         root / "refcoco" / "instances.json",
-        lambda content: content["annotations"][0].update(segmentation=[[1, 2, 3, 4]]),
+        lambda content: next(a for a in content["annotations"] if a["id"] == key).update(segmentation=[[1, 2, 3, 4]]),
     )
 
 
@@ -244,6 +318,11 @@ def test_any_instance_file_with_a_column_of_expressions(tmp_path: Path) -> None:
     config = coco_instances.Config(annotations={"train": path}, images=tmp_path / "images", column="said")
     (example,) = coco_instances.load(config, "train")
     assert [(one.text, one.targets) for one in example.expressions] == [("one thing", (1, 2)), ("another", (2,))]
+    assert example.lists_all_objects
+    for one in content["annotations"]:
+        one["said"] = "a thing"
+    path.write_text(json.dumps(content))
+    assert not coco_instances.load(config, "train")[0].lists_all_objects
     with pytest.raises(DataError, match="no annotation has a text under 'expression'; name their field"):
         coco_instances.load(config.model_copy(update={"column": "expression"}), "train")
 
@@ -264,6 +343,7 @@ def test_reasonseg_draws_small_shapes_over_large_ones_and_keeps_what_is_ignored_
     assert [(one.text, one.family) for one in example.expressions] == [("why not?", "long"), ("what then", "long")]
     assert np.array_equal(example.mask(example.expressions[0]), target & ~ignored)
     assert np.array_equal(example.judged(), ~ignored)
+    assert not example.lists_all_objects
 
 
 def test_reasonseg_in_another_encoding_and_without_shapes(tmp_path: Path) -> None:

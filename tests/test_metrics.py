@@ -1,6 +1,7 @@
 """Metrics against values worked by hand, golden vectors, and properties that any such score must have."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -156,6 +157,15 @@ def test_a_random_object_scores_what_a_loop_over_objects_scores() -> None:
 def test_a_random_object_from_an_empty_image_is_the_empty_mask() -> None:
     assert random_object_giou([example(np.zeros((4, 4), int), ())]) == 1.0
     assert math.isnan(random_object_giou([]))
+
+
+def test_no_random_object_is_drawn_where_the_targets_are_the_only_objects_listed() -> None:
+    """Else the only object of each image of ReasonSeg would be chance, and a perfect model no better."""
+    whole = example(np.array([[0, 1], [2, 2]]), (1,))
+    targets_only = replace(example(np.array([[0, 1], [0, 0]]), (1,)), lists_all_objects=False)
+    assert math.isnan(random_object_giou([targets_only]))
+    assert math.isnan(random_object_giou([whole, targets_only]))
+    assert random_object_giou([whole, replace(targets_only, expressions=())]) == random_object_giou([whole])
 
 
 def test_the_best_overlap_of_an_object_is_that_of_a_single_superpixel():

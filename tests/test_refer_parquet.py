@@ -152,6 +152,7 @@ def test_objects_that_no_sentence_is_about_come_from_an_instance_file(root: Path
     (alone,) = refer_parquet.load(mirror(root), "train")
     (together,) = refer_parquet.load(mirror(root, instances="refcoco/instances.json"), "train")
     assert together.objects == official.objects
+    assert (official.lists_all_objects, together.lists_all_objects, alone.lists_all_objects) == (True, True, False)
     assert together.expressions == official.expressions
     meant = {one for expression in official.expressions for one in expression.targets}
     assert list(alone.objects) == [official.objects[k - 1] for k in sorted(meant)]
@@ -256,7 +257,7 @@ def test_what_is_wrong_with_a_mirror_is_one_sentence(root: Path, spoil: Callable
 def test_an_image_that_is_missing_is_told_when_it_is_looked_at(root: Path) -> None:
     (example,) = refer_parquet.load(mirror(root), "train")
     example.picture.path.unlink()
-    with pytest.raises(DataError, match=r"COCO_train2014_000000000101.png is missing; fetch the images"):
+    with pytest.raises(DataError, match=r"COCO_train2014_000000000101.png is missing; correct the path"):
         _ = example.image
 
 

@@ -203,6 +203,16 @@ def test_a_report_names_the_arms_that_are_no_better_than_chance(tmp_path: Path, 
     assert warning is None or f"No better than chance: {warning}" in page
 
 
+def test_a_report_says_that_no_random_object_was_drawn(tmp_path: Path):
+    results, samples = tables(num_images=6, num_seeds=1)
+    for value, said in ((0.1, False), (float("nan"), True)):
+        results["giou_random_object"] = value
+        page = reports.build(write_run(tmp_path / str(value), results, samples, num_gallery=0)).read_text()
+        assert ("random object: not measured" in page) == said
+        assert ("at random, which is chance" in page) == (not said)
+        assert ("Picking an object at random scores" in page) == (not said)
+
+
 def test_a_report_needs_neither_gallery_nor_importance_nor_claims(tmp_path: Path):
     results, samples = tables(num_images=6, num_seeds=1)
     folder = write_run(tmp_path / "bare", results, samples, num_gallery=0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.data.example import Example, ImageFile
-from harness.data.referrals import Counts, Masks, Ref, RefFile, RefsConfig, examples, with_overlap
+from harness.data.referrals import Counts, Masks, Ref, RefFile, RefsConfig, examples, left_out, with_overlap
 from harness.errors import DataError
 
 
@@ -53,6 +53,7 @@ def check_refs(
         masks = replace(config.masks, ground_truth="union", read=lambda _: instances)
         yield check_images(subject, examples(everything, masks), source)
         yield _check_overlap(subject, everything, masks)
+        yield from _check_left_out(subject, everything, masks)
     except DataError as error:
         yield Finding(subject, False, str(error))
 
@@ -75,6 +76,19 @@ def _check_overlap(subject: str, refs: Sequence[Ref], masks: Masks) -> Finding:
         f"{len(found)} of the {len(named)} annotations meant have polygons that overlap, the first {found[0]}; "
         "evaluators differ on what that is, so studies must say data.ground_truth: union or lisa_sum",
     )
+
+
+def _check_left_out(subject: str, refs: Sequence[Ref], masks: Masks) -> Iterator[Finding]:
+    """Annotations that `load` leaves out; nothing is said where there are none."""
+    found = left_out(refs, masks)
+    if found:
+        verb = "annotation has" if len(found) == 1 else "annotations have"
+        yield Finding(
+            subject,
+            True,
+            f"{len(found)} {verb} no readable mask, the first {found[0]}; no sentence refers to "
+            f"{'it, so it is' if len(found) == 1 else 'them, so they are'} left out of the objects",
+        )
 
 
 def check_images(subject: str, found: Sequence[Example], source: str) -> Finding:

@@ -151,9 +151,13 @@ def mask_of(segmentation: Any, height: int, width: int, ground_truth: GroundTrut
         return encode(np.zeros((height, width), bool)), False
     parts = _parts(segmentation, height, width)
     whole = coco_mask.merge(parts)
-    has_overlap = int(np.sum(coco_mask.area(parts))) > int(coco_mask.area(whole))
+    # One part at a time: `area` of pycocotools 2.0.11 fails at a list of over 255, and decoded they would fill memory.
+    has_overlap = sum(int(coco_mask.area(part)) for part in parts) > int(coco_mask.area(whole))
     if has_overlap and ground_truth == "lisa_sum":
-        whole = encode(coco_mask.decode(parts).sum(axis=2) == 1)
+        num_parts = np.zeros((height, width), np.int32)
+        for part in parts:
+            num_parts += coco_mask.decode(part)
+        whole = encode(num_parts == 1)
     return whole, has_overlap
 
 

@@ -1,6 +1,7 @@
 """Any COCO-format instance file whose annotations carry an expression, or several, in a field of their own.
 
-Annotations of one image that carry the same expression are meant together.
+Annotations of one image that carry the same expression are meant together. A file of which every annotation carries an
+expression is taken to list only the objects that expressions refer to, so `giou_random_object` is not measured on it.
 
 Source: https://cocodataset.org/#format-data.
 """
@@ -54,7 +55,9 @@ def load(config: Config, split: str) -> Sequence[Example]:
         )
     if split == "train":
         _check_apart(config, instances)
-    return examples(refs, Masks(instances.path, config.images, config.ground_truth, lambda _: instances))
+    lists_others = any(not _texts(instances, key, config.column) for key in instances.annotation_ids)
+    masks = Masks(instances.path, config.images, config.ground_truth, lambda _: instances, lists_others)
+    return examples(refs, masks)
 
 
 def _read(config: Config, split: str) -> InstanceFile:

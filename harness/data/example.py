@@ -186,6 +186,7 @@ class Example:
         attributes: facts about object k at position k - 1; empty where a dataset has none.
         ignored: pixels that are neither trained on nor scored.
         domain: what the image looks like, by which scores are grouped; empty where a dataset knows of one only.
+        lists_all_objects: whether `objects` includes those that no expression refers to.
     """
 
     image_id: str
@@ -196,6 +197,7 @@ class Example:
     attributes: tuple[ObjectFacts, ...] = ()
     ignored: Rle | None = None
     domain: str = ""
+    lists_all_objects: bool = True
 
     @property
     def asked(self) -> tuple[Asked, ...]:

@@ -1,16 +1,20 @@
 """gRefCOCO: expressions about several objects, one, or none, in the official JSON.
 
-Source: https://arxiv.org/abs/2306.00968; https://github.com/henghuiding/gRefCOCO.
+Where an expression names crowds (`iscrowd`) among its annotations, they are no part of its target, as in G_REFER's
+`getMaskByRef`.
+
+Source: https://arxiv.org/abs/2306.00968; https://github.com/henghuiding/gRefCOCO (grefer.py at 41a8f00).
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from harness.data.checking import Finding, check_refs
 from harness.data.example import Example
 from harness.data.reading import read_json
-from harness.data.referrals import Counts, RefFile, RefsConfig, examples, parse
+from harness.data.referrals import Counts, Masks, RefFile, RefsConfig, examples, parse
 
 PUBLISHED = {"val": Counts(None, None, 1500), "testA": Counts(None, None, 750), "testB": Counts(None, None, 750)}
 SOURCE = (
@@ -33,6 +37,11 @@ class Config(RefsConfig):
     def refs(self) -> Path:
         """The sentences."""
         return self.root / "grefcoco" / "grefs(unc).json"
+
+    @property
+    def masks(self) -> Masks:
+        """What the refs are about; crowds are no targets."""
+        return replace(super().masks, can_refer_to_crowds=False)
 
 
 def load(config: Config, split: str) -> Sequence[Example]:

@@ -105,6 +105,7 @@ def _example(path: Path, annotation: Mapping[str, Any], split: str) -> Example:
         objects=(encode(values == _TARGET),) if has_target else (),
         expressions=tuple(Expression(text, family, (1,) if has_target else ()) for text in sentences),
         ignored=encode(values == _IGNORED) if (values == _IGNORED).any() else None,
+        lists_all_objects=False,
     )
 
 

@@ -2,8 +2,8 @@
 
 A row is a ref. Read are `split`, `image_id`, `ann_id` and `sentences` (each with `sent`), as in the pickles, and two
 JSON texts of COCO: `raw_anns`, the annotation with its whole segmentation, and `raw_image_info`, the image's original
-size and file name. The images are COCO's. A mirror knows no object that no sentence is about, so an oracle or a chance
-level that draws among an image's objects is easier here than with the pickles, unless `instances` names COCO's file.
+size and file name. The images are COCO's. A mirror lists no object that no sentence is about. Unless `instances` names
+COCO's file, an oracle is therefore easier here than with the pickles, and `giou_random_object` is not measured.
 
 Source: columns, huggingface/cookbook@55784b1, fine_tuning_vlm_object_detection_grounding; names of the files, and the
 way back to the pickles, adobe-research/obj-and-mat-selection@004caf2, tools/convert_refcoco_parquet.py.
@@ -92,7 +92,13 @@ class Config(RefsConfig):
         """What the refs of some splits are about, read from their files only."""
         if self.instances is not None:
             return Masks(self.root / self.instances, self.root / self.images, self.ground_truth)
-        return Masks(self.refs, self.root / self.images, self.ground_truth, lambda _: _instances(self, splits))
+        return Masks(
+            self.refs,
+            self.root / self.images,
+            self.ground_truth,
+            lambda _: _instances(self, splits),
+            lists_all_objects=False,
+        )
 
 
 def load(config: Config, split: str) -> Sequence[Example]:

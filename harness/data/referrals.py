@@ -8,14 +8,14 @@ Source: lichengunc/refer@e3bbaa3; gRefCOCO, henghuiding/gRefCOCO@41a8f00.
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.data.coco_file import GroundTruth, InstanceFile
+from harness.data.coco_file import Annotation, GroundTruth, InstanceFile
 from harness.data.example import Example, Expression
 from harness.data.reading import MALFORMED, as_sentence, as_text, what_is_wrong
 from harness.errors import DataError, suggest
@@ -30,12 +30,16 @@ class Masks:
         images: folder that its file names begin at.
         ground_truth: what overlapping polygons of one annotation are; None where none should occur.
         read: makes of `instances` what it says.
+        lists_all_objects: whether an image's annotations include the objects that no sentence refers to.
+        can_refer_to_crowds: whether a crowd that a sentence names is part of its target; else it is left out of it.
     """
 
     instances: Path
     images: Path
     ground_truth: GroundTruth | None
     read: Callable[[Path], InstanceFile] = InstanceFile
+    lists_all_objects: bool = True
+    can_refer_to_crowds: bool = True
 
 
 class RefsConfig(BaseModel):
@@ -166,6 +170,8 @@ def _annotation_ids(given: Any) -> tuple[int, ...]:
 def examples(refs: Iterable[Ref], masks: Masks) -> list[Example]:
     """One example an image, by ascending image id, with all sentences about it in the order of the refs.
 
+    An annotation without a readable mask is left out of the objects if no sentence names it; see `left_out`.
+
     Raises:
         DataError: a file is missing or damaged, a ref names what the instances lack, or polygons overlap and nobody
             said what that means.
@@ -193,17 +199,48 @@ def with_overlap(refs: Iterable[Ref], masks: Masks) -> list[int]:
     return [key for key in named if instances.annotation(key, "union").has_overlap]
 
 
+def left_out(refs: Iterable[Ref], masks: Masks) -> list[int]:
+    """Ids, ascending, of the annotations of the refs' images that `examples` leaves out because they have no mask."""
+    instances = masks.read(masks.instances)
+    named: dict[int, set[int]] = defaultdict(set)
+    for ref in refs:
+        named[ref.image_id].update(ref.annotations)
+    return sorted(
+        key
+        for image_id in named
+        for key in set(instances.annotations_of(image_id)).difference(
+            _annotations(image_id, named[image_id], instances)
+        )
+    )
+
+
+def _annotations(
+    image_id: int, named: Collection[int], instances: InstanceFile, ground_truth: GroundTruth = "union"
+) -> dict[int, Annotation]:
+    """The annotations of an image by id, without those that have no readable mask and that no sentence names."""
+    found = {}
+    for key in instances.annotations_of(image_id):
+        try:
+            found[key] = instances.annotation(key, ground_truth)
+        except DataError:
+            if key in named:
+                raise
+    return found
+
+
 def _example(image_id: int, refs: Sequence[Ref], instances: InstanceFile, masks: Masks) -> Example:
+    picture = instances.image(image_id, masks.images)
     named = {key for ref in refs for key in ref.annotations}
-    found = {
-        key: instances.annotation(key, masks.ground_truth or "union") for key in instances.annotations_of(image_id)
-    }
+    found = _annotations(image_id, named, instances, masks.ground_truth or "union")
     foreign = sorted(named - set(found))
     if foreign:
         raise DataError(
             f"{instances.path}: image {image_id} has no annotation {foreign[0]}, which a sentence is about; take the "
             "instances that belong to the refs"
         )
+    if not masks.can_refer_to_crowds:
+        refs = [_without_crowds(ref, found, instances) for ref in refs]
+        named = {key for ref in refs for key in ref.annotations}
     unclear = sorted(key for key in named if found[key].has_overlap)
     if unclear and masks.ground_truth is None:
         raise DataError(
@@ -216,11 +253,27 @@ def _example(image_id: int, refs: Sequence[Ref], instances: InstanceFile, masks:
     ids = {key: position for position, key in enumerate(kept, start=1)}
     return Example(
         image_id=key_of(instances.image(image_id, Path()).path),
-        picture=instances.image(image_id, masks.images),
+        picture=picture,
         objects=tuple(found[key].mask for key in kept),
         expressions=tuple(
             Expression(sentence, ref.family, tuple(ids[key] for key in ref.annotations))
             for ref in refs
             for sentence in ref.sentences
         ),
+        lists_all_objects=masks.lists_all_objects,
     )
+
+
+def _without_crowds(ref: Ref, found: Mapping[int, Annotation], instances: InstanceFile) -> Ref:
+    """The ref without the crowds that it names.
+
+    Raises:
+        DataError: it names nothing else, for which G_REFER makes no mask.
+    """
+    kept = tuple(key for key in ref.annotations if not found[key].is_crowd)
+    if ref.annotations and not kept:
+        raise DataError(
+            f"{instances.path}: all annotations of a ref of image {ref.image_id} are crowds, the first "
+            f"{ref.annotations[0]}; one that is no crowd is needed; take the official files"
+        )
+    return replace(ref, annotations=kept)
