@@ -31,6 +31,7 @@ REF = {"image_id": 1, "ann_id": 2, "split": "train", "sentences": [{"sent": "a b
         ({"sentences": [{"sent": None}]}, "found None, and a text is allowed"),
         ({"sentences": [{"sent": 5}]}, "found 5, and a text is allowed"),
         ({"sentences": [{"sent": b"\xff"}]}, "a text is allowed"),
+        ({"sentences": [{"sent": "a \ud83d"}]}, "contains half of a surrogate pair"),
         ({"split": None}, "found None, and a text is allowed"),
         ({"image_id": float("inf")}, "OverflowError"),
     ],
@@ -39,6 +40,11 @@ def test_a_ref_that_is_none_is_one_sentence(change: dict[str, Any], reason: str)
     with pytest.raises(DataError, match=rf"refs.p: ref 0 is none \(.*{reason}.*\); it needs image_id") as raised:
         parse([{**REF, **change}], Path("refs.p"))
     assert "\n" not in str(raised.value)
+
+
+def test_an_annotation_that_a_ref_names_twice_is_one_object() -> None:
+    (ref,) = parse([{**REF, "ann_id": [5, 2, 5, -1]}], Path("refs.p")).split("train")
+    assert ref.annotations == (2, 5)
 
 
 def test_a_file_without_refs_says_so() -> None:
@@ -115,9 +121,13 @@ def instances(folder: Path, change: Callable[[dict[str, Any]], None] = lambda _:
         ),
         (lambda part: part["annotations"][0].update(expression=""), "expression is ''; a text or a list of texts"),
         (lambda part: part["annotations"][0].update(expression=[" "]), "a text or a list of texts"),
+        (lambda part: part["annotations"][0].update(expression="\ud83d"), "contains half of a surrogate pair"),
         (lambda part: part["annotations"][0].update(id=float("inf")), "is no COCO instance file"),
         (lambda part: part["annotations"][0].update(segmentation={}), "KeyError: 'size'; its segmentation must be"),
         (lambda part: part["images"][0].update(file_name=5), "found 5, and a text is allowed"),
+        (lambda part: part["images"][0].update(height=0), "found 224 x 0 pixels; 1 to 268435456 are allowed"),
+        (lambda part: part["images"][0].update(width=-3), "found -3 x 224 pixels"),
+        (lambda part: part["images"][0].update(height=10**9), "found 224 x 1000000000 pixels"),
     ],
 )
 def test_an_instance_file_loses_nothing_silently(
@@ -170,6 +180,14 @@ def test_answers_that_are_no_text_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "train_balanced_questions.json").write_text(json.dumps({"7": entry}))
     with pytest.raises(DataError, match=r"question 7 is none \(TypeError: found None, and a text is allowed\)"):
         gqa.load(gqa.Config(root=tmp_path), "train")
+
+
+def test_a_caption_that_cannot_be_stored_is_one_sentence(tmp_path: Path) -> None:
+    content = {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"image_id": 1, "caption": "a \ud83d"}]}
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "captions_val2014.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"is no caption file of COCO: .*contains half of a surrogate pair"):
+        coco_captions.load(coco_captions.Config(root=tmp_path), "val")
 
 
 def test_a_mix_needs_no_file_of_an_image_that_it_keeps_out(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def _karpathy(root: Path, split: str) -> Mapping[int, tuple[Path, list[str]]]:
         for image in content["images"]:
             if {"restval": "train"}.get(image["split"], image["split"]) == split:
                 texts = [_plain(sentence["raw"]) for sentence in image["sentences"]]
-                found[int(image["cocoid"])] = (root / image["filepath"] / image["filename"], texts)
+                found[int(image["cocoid"])] = (root / as_text(image["filepath"]) / as_text(image["filename"]), texts)
     except MALFORMED as error:
         raise DataError(
             f"{path} is not Karpathy's split: it needs `images` with cocoid, filepath, filename, split and sentences "
@@ -142,4 +142,4 @@ def _karpathy(root: Path, split: str) -> Mapping[int, tuple[Path, list[str]]]:
 
 
 def _plain(caption: str) -> str:
-    return " ".join(caption.split())
+    return " ".join(as_text(caption).split())

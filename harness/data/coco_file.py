@@ -21,6 +21,8 @@ GroundTruth = Literal["union", "lisa_sum"]
 """What a pixel of two polygons of one annotation is: the object's, or, as in LISA's loader, background."""
 MIN_POLYGON = 6
 """Numbers of a polygon; pycocotools takes four for a box."""
+MAX_PIXELS = 2**28
+"""Of an image; more than Pillow reads."""
 MARGIN = 1.0
 """How far outside of its image a polygon may reach, in sides of the image; pycocotools takes memory for all of it."""
 
@@ -97,7 +99,10 @@ class InstanceFile:
             raise DataError(f"{self.path} lists no image {image_id}; take the file that belongs to it")
         entry = self._images[image_id]
         try:
-            return ImageFile(folder / as_text(entry["file_name"]), int(entry["height"]), int(entry["width"]))
+            height, width = int(entry["height"]), int(entry["width"])
+            if min(height, width) < 1 or height * width > MAX_PIXELS:
+                raise ValueError(f"found {width} x {height} pixels; 1 to {MAX_PIXELS} are allowed")
+            return ImageFile(folder / as_text(entry["file_name"]), height, width)
         except MALFORMED as error:
             raise DataError(
                 f"{self.path}: image {image_id} has no file_name, height and width that can be read "

@@ -108,4 +108,7 @@ def _texts(instances: InstanceFile, annotation_id: int, column: str) -> list[str
             f"{instances.path}: annotation {annotation_id}: {column} is {given!r:.60}; a text or a list of texts is "
             "allowed, and nothing (null) where no sentence is about it"
         )
-    return [as_sentence(text) for text in texts]
+    try:
+        return [as_sentence(text) for text in texts]
+    except ValueError as error:
+        raise DataError(f"{instances.path}: annotation {annotation_id}: {column}: {error}; mend the text") from None

@@ -78,7 +78,7 @@ def _question(config: Config, path: Path, key: str, entry: Mapping[str, Any]) ->
     try:
         answer, family = as_text(entry["answer"]), as_text(entry["types"]["structural"])
         text = config.asks(as_text(entry["question"]))
-        return str(entry["imageId"]), Question(text, family, answer, (answer,), "accuracy")
+        return as_text(str(entry["imageId"])), Question(text, family, answer, (answer,), "accuracy")
     except MALFORMED as error:
         raise DataError(
             f"{path}: question {key} is none ({what_is_wrong(error)}); it needs imageId, question, answer and "

@@ -37,13 +37,18 @@ def read_json(path: Path, fallback: str | None = None) -> Any:
 
 
 def as_text(given: Any) -> str:
-    """What should be a text.
+    """A value that must be a text.
 
     Raises:
         TypeError: it is none.
+        ValueError: it has a lone surrogate, as of a JSON text cut within an emoji, which cannot be stored or tokenized.
     """
     if not isinstance(given, str):
         raise TypeError(f"found {given!r:.60}, and a text is allowed")
+    try:
+        given.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{given!r:.60} contains half of a surrogate pair (\\ud800 to \\udfff)") from None
     return given
 
 
@@ -51,7 +56,7 @@ def as_sentence(given: Any) -> str:
     """A text in lower case, its words separated by single spaces.
 
     Raises:
-        TypeError: it is no text.
+        TypeError, ValueError: it is no text.
     """
     return " ".join(as_text(given).lower().split())
 

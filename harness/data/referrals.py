@@ -76,7 +76,7 @@ class Ref:
     """What is said about some annotations of one image.
 
     Attributes:
-        annotations: ids, ascending; empty where nothing is meant.
+        annotations: ids, ascending, each once; empty where nothing is meant.
         sentences: one or more, in lower case.
     """
 
@@ -164,7 +164,7 @@ def parse(content: Any, path: Path) -> RefFile:
 
 def _annotation_ids(given: Any) -> tuple[int, ...]:
     ids = given if isinstance(given, list) else [given]
-    return tuple(sorted(int(one) for one in ids if int(one) != -1))
+    return tuple(sorted({int(one) for one in ids} - {-1}))
 
 
 def examples(refs: Iterable[Ref], masks: Masks) -> list[Example]:
