@@ -19,9 +19,13 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from harness.errors import suggest
+from harness.errors import shorten, suggest
 from harness.panel import LOWER_IS_BETTER, METRICS, Panel
 from harness.stats import Difference, Verdict, holm, judge
+
+
+RANGES = {"cider": 10.0}
+"""The largest value of a metric that claims may be about, where it is no share."""
 
 
 class ClaimVerdict(StrEnum):
@@ -35,7 +39,7 @@ class ClaimVerdict(StrEnum):
 class Claim(BaseModel):
     """One claim of a study: `better` ... `than` ..., or `no_worse` ... `than` ... `within` a margin."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     claim: str = Field(description="the claim as a sentence, for the reader")
     better: str | None = Field(default=None, description="the arm said to be better")
@@ -53,7 +57,7 @@ class Claim(BaseModel):
     @classmethod
     def _metric_is_scored_per_expression(cls, metric: str) -> str:
         if metric not in METRICS:
-            raise ValueError(f"no metric {metric!r} is scored per expression; {suggest(metric, METRICS)}")
+            raise ValueError(f"no metric {shorten(metric)!r} is scored per expression; {suggest(metric, METRICS)}")
         return metric
 
     @model_validator(mode="after")
@@ -62,6 +66,13 @@ class Claim(BaseModel):
             raise ValueError("a claim says either better: ARM, than: ARM or no_worse: ARM, than: ARM")
         if self.within is not None and self.better:
             raise ValueError("within belongs to no_worse; better uses the study's margin")
+        if self.than in (self.better, self.no_worse):
+            raise ValueError(f"compares {shorten(self.than)!r} with itself; name another arm in than")
+        if self.within is not None and self.within >= RANGES.get(self.metric, 1.0):
+            raise ValueError(
+                f"found within: {self.within}; {self.metric} ranges from 0 to {RANGES.get(self.metric, 1.0):g}, so a "
+                "margin must be less than that"
+            )
         return self
 
     @property

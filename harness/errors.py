@@ -34,8 +34,13 @@ class DataError(HarnessError):
     """A dataset's file is not there or is not what its format promises."""
 
 
+def shorten(text: str, limit: int = 80) -> str:
+    """A text as a message shows it: one that is too long keeps its first characters, and its length is told."""
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """The second half of an unknown-name message: near matches when there are any, else all that is known."""
     options = sorted(known)
-    near = get_close_matches(name, options, n=3)
+    near = get_close_matches(shorten(name), options, n=3)
     return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(options)}"

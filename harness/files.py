@@ -10,6 +10,15 @@ from pathlib import Path
 import numpy as np
 
 
+def find(name: str | Path) -> Path | None:
+    """The file or folder of this name, `~` written out; None where there is none, or where no path can be so named."""
+    try:
+        path = Path(name).expanduser()
+        return path if path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, `~` of an unknown user
+        return None
+
+
 def partial_path(path: Path) -> Path:
     """A name beside `path`, its own to this call, to write under before the file or folder is moved into place."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,13 +4,17 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import huggingface_hub
 
+from harness.backbone.vision import ARCHITECTURES, RANDOM
 from harness.backbone.weights import CHECKPOINTS, HUB_ID, PACKAGED, SHIPPED, check_name, resolve
 from harness.cache import cache_dir
 from harness.device import default_device
 from harness.environment import accelerator, memory_gib
+from harness.errors import WeightsError
+from harness.files import find
 from harness.precision import resolve_precision
 from harness.study import CellSpec
 
@@ -83,9 +87,10 @@ def needs_of(specs: Iterable[CellSpec]) -> list[Need]:
     Raises:
         WeightsError: a name can stand for no weights.
     """
-    names = dict.fromkeys(name for spec in specs for name in _names(spec))
-    for name in names:
-        check_name(name)
+    parts = dict.fromkeys(part for spec in specs for part in _parts(spec))
+    for part in parts:
+        _check(part)
+    names = dict.fromkeys(part.name for part in parts)
     return [Need(name, _is_here(name), PUBLISHED.get(name)) for name in names]
 
 
@@ -99,16 +104,46 @@ def fetch(specs: Iterable[CellSpec]) -> None:
         resolve(need.name)
 
 
-def _names(spec: CellSpec) -> list[str]:
-    sam = (spec.superpixels or {}).get("model")
-    start = spec.start.name if spec.start else None
-    of_projector = spec.projector.get("weights")
-    named = [spec.vision_encoder.name, spec.llm.name, spec.mask_head.name, *filter(None, (sam, start, of_projector))]
-    return [name for name in named if name not in {"tiny", "scratch"} and not name.startswith("random-")]
+class _Part(NamedTuple):
+    """Weights that a cell names.
+
+    Attributes:
+        kind: of what they are for.
+    """
+
+    setting: str
+    name: str
+    kind: str
+
+
+def _parts(spec: CellSpec) -> list[_Part]:
+    """The pretrained parts that a cell names, those built from scratch left out."""
+    named = [
+        _Part("vision_encoder.name", spec.vision_encoder.name, "encoder"),
+        _Part("llm.name", spec.llm.name, "llm"),
+        _Part("mask_head.name", spec.mask_head.name, "mask_head"),
+        _Part("superpixels.model", (spec.superpixels or {}).get("model"), "mask_head"),
+        _Part("start.name", spec.start.name if spec.start else None, "start"),
+        _Part("projector.weights", spec.projector.get("weights"), "projector"),
+    ]
+    untrained = {("llm", "tiny"), ("mask_head", "scratch"), *(("encoder", RANDOM + name) for name in ARCHITECTURES)}
+    return [part for part in named if part.name is not None and (part.kind, part.name) not in untrained]
+
+
+def _check(part: _Part) -> None:
+    """Refuses a name that can stand for no weights of this part."""
+    known = PACKAGED.get(part.name) or SHIPPED.get(part.name)
+    kind = known.kind if known else "mask_head" if part.name in CHECKPOINTS else part.kind
+    if kind != part.kind:
+        raise WeightsError(f"{part.setting}: found {part.name!r}, which is for {kind}.name; name other weights")
+    try:
+        check_name(part.name)
+    except WeightsError as error:
+        raise WeightsError(f"{part.setting}: {error}") from None
 
 
 def _is_here(name: str) -> bool:
-    if name in SHIPPED or Path(name).expanduser().exists():
+    if name in SHIPPED or find(name) is not None:
         return True
     if name in PACKAGED:
         return (cache_dir() / "weights" / name / Path(PACKAGED[name].member).name).exists()
@@ -133,7 +168,9 @@ def verdict(specs: Iterable[CellSpec]) -> str:
     if not needs:
         return "no pretrained weights"
     parts = ", ".join(map(str, needs.values()))
-    asked = max(_memory_gib(spec, [needs[name] for name in dict.fromkeys(_names(spec))]) for spec in specs)
+    asked = max(
+        _memory_gib(spec, [needs[name] for name in dict.fromkeys(part.name for part in _parts(spec))]) for spec in specs
+    )
     unknown = [need.name for need in needs.values() if need.published is None]
     beside = f" beside {', '.join(unknown)}, whose size is unknown" if unknown else ""
     where, has = _memory()

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from harness.errors import DataError
+from harness.labels import point_label
 from harness.records import ANSWER_METRICS, SAMPLE_COLUMNS
 from harness.stats import RESAMPLES, Difference, Estimate, Sums, interval, is_on_front, ratio, swap_test
 
@@ -73,8 +74,7 @@ def variant_name(arm: str, point: str) -> str:
     settings = json.loads(point or "{}")
     if not settings:
         return arm
-    shown = (f"{path.rpartition('.')[2]}={value}" for path, value in settings.items())
-    return f"{arm} ({', '.join(shown)})"
+    return f"{arm} ({point_label(settings)})"
 
 
 def _points(results: pd.DataFrame) -> Iterator[tuple[str, str]]:

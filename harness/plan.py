@@ -12,6 +12,7 @@ from rich.table import Table
 
 from harness.environment import accelerator, cpu_model
 from harness.errors import HarnessError
+from harness.labels import point_label
 from harness.records import Row, RunFolder
 from harness.study import Cell, Study
 
@@ -110,11 +111,10 @@ def plan_table(study: Study, plan: list[Planned]) -> Table:
         table.add_column(column, justify="right" if column in {"seed", "tokens at most", "time"} else "left")
     for planned in plan:
         cell = planned.cell
-        point = ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in cell.point.items())
         tokens = "-" if planned.max_tokens is None else f"{planned.max_tokens:.0f}"
         time = "-" if planned.seconds == 0 else duration(planned.seconds)
         state = "failed, runs again" if planned.status == "failed" else planned.status
-        table.add_row(cell.id, cell.arm, point, str(cell.seed), tokens, state, time)
+        table.add_row(cell.id, cell.arm, point_label(cell.point), str(cell.seed), tokens, state, time)
     return table
 
 

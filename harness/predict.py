@@ -27,7 +27,7 @@ _OUTLINE = 20
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 with a sentence that says what is wrong."""
     options = _parser().parse_args(arguments)
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     try:
         trained = load(options.cell, default_device())
         example = _example(options.image, options.expression, trained)

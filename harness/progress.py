@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from harness.labels import point_label
 from harness.records import ANSWER_METRICS, METRICS, Row, in_short
 from harness.study import Cell
 
@@ -134,7 +135,7 @@ def progress_on(console: Console) -> Progress:
 
 def title(cell: Cell) -> str:
     """Arm, point and seed in a few words."""
-    settings = ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in cell.point.items())
+    settings = point_label(cell.point)
     return f"{cell.arm} ({settings}) seed {cell.seed}" if settings else f"{cell.arm} seed {cell.seed}"
 
 

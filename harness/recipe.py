@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class CurriculumConfig(BaseModel):
     """What is asked first: only expressions of these families, for so many steps."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int = Field(ge=1, description="the first steps of all, which count among the others")
     families: tuple[str, ...] = Field(min_length=1, description="families of the data, such as attribute")
@@ -17,7 +17,7 @@ class CurriculumConfig(BaseModel):
 class TrainingConfig(BaseModel):
     """How every arm of a study is trained."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int = Field(ge=1, description="optimiser steps of the second stage, in which everything learns")
     alignment_steps: int = Field(
@@ -54,7 +54,7 @@ class TrainingConfig(BaseModel):
 class EvaluationConfig(BaseModel):
     """What is scored and measured of a trained cell."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     split: str = Field(default="test", description="of the data; not the one that is trained on")
     batch_images: int = Field(default=16, ge=1, description="images scored at a time")

@@ -15,7 +15,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, WeightsError, shorten
+from harness.labels import point_label
 from harness.progress import progress_on
 from harness.records import ANSWER_METRICS, METRICS, RunFolder, over_seeds
 from harness.report_process import ReportProcess
@@ -100,7 +101,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    # What a study says is shown as it is written: no [tags] and no :emoji: of rich.
+    console = Console(width=None if sys.stdout.isatty() else 140, markup=False, emoji=False)
     if options.list:
         from harness.listing import listing
 
@@ -109,20 +111,23 @@ def _run(options: argparse.Namespace) -> int:
     if options.study is None:
         raise HarnessError("name a study, as in: python -m harness.run studies/sspe_sweep.yaml")
     study = load(options.study, options.set)
-    folder = RunFolder(options.out or Path("runs") / study.name)
+    folder = RunFolder(_folder(options.out or Path("runs") / study.name))
     if options.plan:
         from harness.needs import verdict
         from harness.plan import make_plan, plan_table
         from harness.provenance import outdated_sentence
 
-        console.print(plan_table(study, make_plan(study, folder)))
-        outdated = outdated_sentence(study.cells(), folder)
+        plan = make_plan(study, folder)
+        with _weights_of(study):
+            needs = verdict(planned.cell.spec for planned in plan)
+        console.print(plan_table(study, plan))
+        outdated = outdated_sentence([planned.cell for planned in plan], folder)
         if outdated:
             console.print(outdated, soft_wrap=True)
-        console.print(verdict([cell.spec for cell in study.cells()]), soft_wrap=True)
+        console.print(needs, soft_wrap=True)
         return 0
     if options.check:
-        _check(study.cells_to_check(), console)
+        _check(study, study.cells_to_check(), console)
         console.print("every configuration passes")
         return 0
     if options.report_only:
@@ -138,12 +143,42 @@ def _run(options: argparse.Namespace) -> int:
     return _execute(study, folder, options.storage, console)
 
 
+def _folder(path: Path) -> Path:
+    """The folder of the results, which need not be there yet.
+
+    Raises:
+        HarnessError: there can be no folder of this name.
+    """
+    try:
+        in_the_way = next((one for one in (path, *path.parents) if one.exists() and not one.is_dir()), None)
+        path.lstat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise HarnessError(
+            f"{shorten(str(path), 300)} cannot be the folder of the results ({reason}); name one with --out"
+        ) from None
+    if in_the_way is not None:
+        raise HarnessError(f"{in_the_way} is a file, so {path} can be no folder; name another with --out")
+    return path
+
+
+@contextmanager
+def _weights_of(study: Study) -> Iterator[None]:
+    """Says which study it is that names weights that cannot be had."""
+    try:
+        yield
+    except WeightsError as error:
+        raise WeightsError(f"{study.source}: {error}") from error
+
+
 def _execute(study: Study, folder: RunFolder, storage: str | None, console: Console) -> int:
     from harness.execution import execute
 
     # A configuration that cannot run is reported now, not after an hour of other cells.
     finished = folder.finished()
-    _check([cell for cell in study.cells_to_check() if cell.id not in finished], console)
+    _check(study, [cell for cell in study.cells_to_check() if cell.id not in finished], console)
     try:
         with ReportProcess(_build_report) as report:
             outcome = execute(study, folder, storage, _cells(), progress_on(console), report.start)
@@ -183,13 +218,14 @@ def _gather_again(study: Study, folder: RunFolder, storage: str | None) -> None:
         folder.gather([*tabled, *added])
 
 
-def _check(cells: Sequence[Cell], console: Console) -> None:
+def _check(study: Study, cells: Sequence[Cell], console: Console) -> None:
     """Fetches the weights of these cells and runs each of their configurations once."""
     if not cells:
         return
     from harness.needs import fetch
 
-    fetch(cell.spec for cell in cells)
+    with _weights_of(study):
+        fetch(cell.spec for cell in cells)
     _cells().check(cells, lambda text: console.print(text, markup=False, highlight=False))
 
 
@@ -227,8 +263,7 @@ def result_table(results: pd.DataFrame) -> Table:
         means = over_seeds(done)
         shown = [f"{means[name]:.{METRICS[name].decimals}f}" for name in measured]
         row = ["-" if value == "nan" else value for value in shown]
-        settings = (f"{path.rpartition('.')[2]}={value}" for path, value in json.loads(str(point)).items())
-        table.add_row(str(arm), ", ".join(settings), f"{len(done)} of {len(cells)}", *row)
+        table.add_row(str(arm), point_label(json.loads(str(point))), f"{len(done)} of {len(cells)}", *row)
     return table
 
 

@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict
 import projectors
 from harness import data, superpixels
 from harness.backbone.config import LLMConfig, MaskHeadConfig, StartConfig, VisionConfig
-from harness.errors import HarnessError, suggest
+from harness.errors import HarnessError, shorten, suggest
 from harness.recipe import EvaluationConfig, TrainingConfig
-from harness.yaml_errors import validate
+from harness.yaml_errors import spot_of, validate
 from harness.yaml_tree import Spot, Tree, merge
 from projectors import REFERENCE_DIMS, IncompatibleError, ProjectorError
 
@@ -27,7 +27,7 @@ class CellSpec(BaseModel):
     begin as their sections say.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     data: dict[str, Any]
     vision_encoder: VisionConfig
@@ -94,6 +94,7 @@ def resolve(tree: Tree, problems: list[str], superpixels_asked_by: Tree | None =
         _match_superpixels(resolved, tree, superpixels_asked_by, mistakes)
         _match_split(resolved, tree, mistakes)
         _match_pointing(resolved, tree, mistakes)
+        _match_curriculum(resolved, tree, mistakes)
     problems.extend(mistakes)
     return None if mistakes else CellSpec.model_construct(**resolved)
 
@@ -111,7 +112,7 @@ def _resolve_section(section: str, tree: Tree | None, problems: list[str]) -> An
     if isinstance(tree.value, str):
         tree = Tree({"name": tree}, tree.spot)
     if not tree.is_mapping:
-        problems.append(f"{tree.spot}: found {tree.plain()!r}; must be a mapping of settings")
+        problems.append(f"{tree.spot}: found {shorten(repr(tree.plain()))}; must be a mapping of settings")
         return None
     if section in MODELS:
         return validate(MODELS[section], tree, problems)
@@ -124,8 +125,12 @@ def _resolve_named(registry: Registry, tree: Tree, problems: list[str]) -> dict[
     if name is None:
         problems.append(f"{tree.spot.under('name')}: is missing; known: {', '.join(registry.names())}")
         return None
+    if not isinstance(name.value, str):
+        found = shorten(repr(name.plain()))
+        problems.append(f"{name.spot}: found {found}; must be a name; known: {', '.join(registry.names())}")
+        return None
     try:
-        model = registry.config(str(name.plain()))
+        model = registry.config(name.value)
     except (ProjectorError, HarnessError) as error:
         problems.append(f"{name.spot}: {error}")
         return None
@@ -153,7 +158,7 @@ def _match_superpixels(resolved: dict[str, Any], tree: Tree, asked_by: Tree | No
 def _match_split(resolved: dict[str, Any], tree: Tree, problems: list[str]) -> None:
     """What is scored is a split of the data, and not the one that is trained on."""
     settings = resolved["data"]
-    config = data.get(settings["name"]).Config.model_validate(settings)
+    config = data_config(settings)
     split, allowed = resolved["evaluation"].split, [name for name in config.splits if name != TRAIN]
     if TRAIN not in config.splits:
         place = tree.get("data") or tree
@@ -175,6 +180,23 @@ def _match_pointing(resolved: dict[str, Any], tree: Tree, problems: list[str]) -
         )
 
 
+def _match_curriculum(resolved: dict[str, Any], tree: Tree, problems: list[str]) -> None:
+    """A curriculum begins with families that the data has, where the data knows them without being read."""
+    curriculum, families = resolved["training"].curriculum, getattr(data_config(resolved["data"]), "families", None)
+    if curriculum is None or families is None:
+        return
+    place = spot_of(("training", "curriculum", "families"), tree)
+    for family in curriculum.families:
+        if family not in families:
+            name = resolved["data"]["name"]
+            problems.append(f"{place}: {name} has no family {shorten(family)!r}; {suggest(family, families)}")
+
+
+def data_config(settings: dict[str, Any]) -> Any:
+    """The configuration of a resolved section `data`."""
+    return data.get(settings["name"]).Config.model_validate(settings)
+
+
 def projector_needs(projector: dict[str, Any]) -> frozenset[str] | None:
     """What this projector reads beside patches; None where it cannot tell without its real backbone.
 
@@ -185,7 +207,7 @@ def projector_needs(projector: dict[str, Any]) -> frozenset[str] | None:
     return _needs(projector["name"], json.dumps(settings, sort_keys=True))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=2**15)
 def _needs(name: str, settings: str) -> frozenset[str] | None:
     projector = projectors.get(name)
     config = projector.Config.model_validate_json(settings)

@@ -8,6 +8,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from harness.claims import Claim
 
+MAX_NAME = 100
+"""Characters in the name of a study or an arm; a folder and the rows of tables are named after them."""
 Choice = Any
 """One value of a search space, as YAML gives it."""
 
@@ -15,7 +17,7 @@ Choice = Any
 class Range(BaseModel):
     """Values to sample between two bounds, both included; whole numbers where both bounds are."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     low: int | float
     high: int | float
@@ -36,7 +38,7 @@ Values = Annotated[
 class Search(BaseModel):
     """What is varied within arms beyond their differences from base."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     arms: tuple[str, ...] = Field(min_length=1, description="arms that are varied; the others run as they are")
     sampler: Literal["grid", "tpe"] = "grid"
@@ -52,13 +54,15 @@ def _several(value: object) -> object:
 class StudySettings(BaseModel):
     """The top level of a study file, preset and overrides merged in."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     question: str = Field(min_length=1, description="what the study is to answer, as a sentence")
-    name: str | None = Field(default=None, pattern=r"^\w[\w.-]*$", description="names the run folder; the file's name")
+    name: str | None = Field(
+        default=None, pattern=r"^\w[\w.-]*$", max_length=MAX_NAME, description="names the run folder; the file's name"
+    )
     extends: str | None = Field(default=None, description="path of a preset, from the study's folder")
     base: dict[str, Any] = Field(default={}, description="what the arms share")
-    arms: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], dict[str, Any] | None] = Field(
+    arms: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=MAX_NAME)], dict[str, Any] | None] = Field(
         min_length=1, description="differences from base by name; {} is base itself"
     )
     search: Search | None = None

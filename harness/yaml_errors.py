@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from harness.errors import suggest
+from harness.errors import shorten, suggest
 from harness.yaml_tree import Spot, Tree
 
 M = TypeVar("M", bound=BaseModel)
@@ -21,7 +21,7 @@ def validate(model: type[M], tree: Tree, problems: list[str]) -> M | None:
     Validation is strict, as of JSON: "3" and true are no integers, a list is a tuple.
     """
     try:
-        return model.model_validate_json(json.dumps(tree.plain(), default=str), strict=True)
+        return model.model_validate_json(json.dumps(tree.plain()), strict=True)
     except ValidationError as error:
         found: dict[Spot, list[str]] = {}
         for details in error.errors(include_url=False):
@@ -104,4 +104,4 @@ def _shown(value: object) -> str:
         return "a mapping"
     if isinstance(value, list):
         return "a list"
-    return "nothing" if value is None else repr(value)
+    return "nothing" if value is None else shorten(repr(value))

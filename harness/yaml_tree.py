@@ -2,13 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
-
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
-from ruamel.yaml.nodes import Node as YamlNode
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +69,14 @@ class Tree:
         """Keys and values of a mapping; nothing for anything else."""
         return iter(self.value.items()) if isinstance(self.value, dict) else iter(())
 
+    def keys(self) -> list[str]:
+        """Keys of a mapping; none for anything else."""
+        return [key for key, _ in self.items()]
+
+    def entries(self) -> list["Tree"]:
+        """Values of a list; none for anything else."""
+        return self.value if isinstance(self.value, list) else []
+
     def without(self, *keys: str) -> "Tree":
         """This mapping without some of its keys."""
         return replace(self, value={key: value for key, value in self.items() if key not in keys})
@@ -113,76 +115,3 @@ def _long_form(tree: Tree, other: Tree) -> Tree:
     if isinstance(tree.value, str) and other.is_mapping:
         return Tree({"name": tree}, tree.spot)
     return tree
-
-
-def read(path: Path, problems: list[str]) -> Tree | None:
-    """The mapping in a file; None where there is none, with the reason appended to `problems`."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        problems.append(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file")
-        return None
-    except UnicodeDecodeError as error:
-        problems.append(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8")
-        return None
-    tree = parse(text, Spot(str(path), 1), problems)
-    if tree is not None and not tree.is_mapping:
-        problems.append(f"{path}: holds {_kind(tree.value)}; it must be a mapping of keys to values")
-        return None
-    return tree
-
-
-def parse(text: str, spot: Spot, problems: list[str]) -> Tree | None:
-    """YAML text as a tree; a syntax error or a key given twice is appended to `problems`.
-
-    Args:
-        spot: of the text's first line; without a line, the text is one argument and has none.
-    """
-    yaml = YAML(typ="safe", pure=True)
-    try:
-        root = yaml.compose(text)
-        return Tree(None, spot) if root is None else _Builder(yaml, spot, problems).build(root, "", root)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = replace(spot, line=spot.line + mark.line) if mark and spot.line else spot
-        problems.append(f"{place}: not valid YAML: {error.problem or error.context}")
-    except YAMLError as error:
-        problems.append(f"{spot}: not valid YAML: {error}")
-    return None
-
-
-class _Builder:
-    """Turns composed YAML nodes into trees, so that lines survive and duplicate keys are seen."""
-
-    def __init__(self, yaml: YAML, spot: Spot, problems: list[str]) -> None:
-        self.yaml = yaml
-        self.spot = spot
-        self.problems = problems
-
-    def build(self, node: YamlNode, key: str, at: YamlNode) -> Tree:
-        """The tree of a node that is written under `key`, on the line of `at`."""
-        line = self.spot.line and self.spot.line + at.start_mark.line
-        spot = Spot(self.spot.source, line, ".".join(filter(None, (self.spot.key, key))))
-        if isinstance(node, MappingNode):
-            return Tree(self._mapping(node, key), spot)
-        if isinstance(node, SequenceNode):
-            inside = (self.build(item, f"{key}.{i}" if key else str(i), item) for i, item in enumerate(node.value))
-            return Tree(list(inside), spot)
-        return Tree(self.yaml.constructor.construct_object(node), spot)
-
-    def _mapping(self, node: MappingNode, key: str) -> dict[str, Tree]:
-        built: dict[str, Tree] = {}
-        for name_node, value_node in node.value:
-            name = name_node.value if isinstance(name_node, ScalarNode) else "?"
-            tree = self.build(value_node, f"{key}.{name}" if key else name, name_node)
-            if name in built:
-                first = built[name].spot.line
-                self.problems.append(f"{tree.spot}: the key is given twice, first on line {first}; keep one")
-            built[name] = tree
-        return built
-
-
-def _kind(value: object) -> str:
-    if value is None:
-        return "nothing"
-    return "a list" if isinstance(value, list) else f"the single value {value!r}"

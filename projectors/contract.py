@@ -109,7 +109,7 @@ class VisualTokens:
 class PartConfig(BaseModel):
     """What a study may vary about a part of a projector; unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ProjectorConfig(PartConfig):

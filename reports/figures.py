@@ -11,6 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from harness.labels import short_names
 from reports.findings import Findings
 from reports.frontier import COSTS, budgets, quality_against, quality_by_budget
 from reports.numbers import is_missing
@@ -109,7 +110,8 @@ def importance(findings: Findings) -> Figure:
         figure.subplots(1, len(shares), squeeze=False)[0], shares.items(), strict=True
     ):
         ordered = sorted(values.items(), key=lambda item: item[1])
-        bars = axes.barh([path.rpartition(".")[2] for path, _ in ordered], [share for _, share in ordered], height=0.6)
+        names = short_names(values)
+        bars = axes.barh([names[path] for path, _ in ordered], [share for _, share in ordered], height=0.6)
         axes.bar_label(bars, [f"{share:.0%}" for _, share in ordered], padding=4, fontsize=10)
         axes.set_xlim(0, 1.15)
         axes.set_title(objective, fontsize=11)
@@ -136,8 +138,9 @@ def grid(findings: Findings) -> Figure:
     figure = Figure(figsize=(2.6 + 1.3 * table.shape[1], 1.4 + 0.8 * table.shape[0]), layout="constrained")
     axes = figure.add_subplot()
     sns.heatmap(table, annot=True, fmt=".3f", cmap="cividis", ax=axes, cbar_kws={"label": findings.label}, linewidths=1)
-    axes.set_xlabel(str(table.columns.name).rpartition(".")[2])
-    axes.set_ylabel(str(table.index.name).rpartition(".")[2])
+    names = short_names([str(table.index.name), str(table.columns.name)])
+    axes.set_xlabel(names[str(table.columns.name)])
+    axes.set_ylabel(names[str(table.index.name)])
     axes.invert_yaxis()
     axes.tick_params(axis="y", rotation=0)
     return figure

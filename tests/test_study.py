@@ -191,7 +191,7 @@ def test_the_resolved_study_has_the_same_cells(tmp_path):
 
 def test_a_fingerprint_knows_what_changes_cells_from_what_does_not(tmp_path):
     study = load(write_study(tmp_path))
-    assert load(write_study(tmp_path), ["question=why", "baseline=sspe"]).fingerprint == study.fingerprint
+    assert load(write_study(tmp_path), ["question=why", "baseline=bbox_mlp"]).fingerprint == study.fingerprint
     assert load(write_study(tmp_path), ["training.steps=3"]).fingerprint != study.fingerprint
     assert load(write_study(tmp_path), ["seeds=[0]"]).fingerprint != study.fingerprint
 

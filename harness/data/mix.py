@@ -31,7 +31,7 @@ Part = Annotated[dict[str, Any], AfterValidator(_resolved)]
 class Config(BaseModel):
     """Datasets by what they are for."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: Literal["mix"] = "mix"
     train: tuple[Part, ...] = Field(min_length=1, description="datasets whose training images are trained on")

@@ -32,7 +32,7 @@ _TARGET, _IGNORED = 1, 255
 class Config(BaseModel):
     """Where ReasonSeg lies."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: Literal["reasonseg"] = "reasonseg"
     root: Path = Field(description="folder that holds ReasonSeg/train, val and test")
@@ -41,6 +41,11 @@ class Config(BaseModel):
     def splits(self) -> tuple[str, ...]:
         """The first is trained on."""
         return tuple(PUBLISHED)
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Of its expressions."""
+        return ("short", "long")
 
 
 def load(config: Config, split: str) -> Sequence[Example]:

@@ -21,6 +21,10 @@ from harness.data.reading import MALFORMED, as_sentence, as_text, what_is_wrong
 from harness.errors import DataError, suggest
 
 
+FAMILIES = ("no_target", "single", "multi")
+"""Of expressions that mean no object, one, and several."""
+
+
 @dataclass(frozen=True, slots=True)
 class Masks:
     """Where the objects and images lie that refs are about.
@@ -45,7 +49,7 @@ class Masks:
 class RefsConfig(BaseModel):
     """What the datasets of refs have in common: where they lie, and what their polygons mean."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     root: Path = Field(description="REFER's data folder, which holds a folder a dataset")
     images: Path = Field(
@@ -54,6 +58,11 @@ class RefsConfig(BaseModel):
     ground_truth: GroundTruth | None = Field(
         default=None, description="what overlapping polygons of an annotation are; must be said where some overlap"
     )
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Of its expressions."""
+        return FAMILIES
 
     @property
     def masks(self) -> Masks:
@@ -87,7 +96,7 @@ class Ref:
     @property
     def family(self) -> str:
         """How many objects are meant, as gRefCOCO groups its expressions."""
-        return {0: "no_target", 1: "single"}.get(len(self.annotations), "multi")
+        return FAMILIES[min(len(self.annotations), 2)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class SourceConfig(BaseModel):
     """Settings of a source; unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     count: int = Field(default=40, ge=1, le=1024, description="superpixels aimed at; no image has more")
 

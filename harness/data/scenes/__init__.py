@@ -14,7 +14,7 @@ from harness.data.example import Example, ObjectFacts, Question, encode_ids
 from harness.data.scenes.dice import Dice
 from harness.data.scenes.draw import DOMAINS, render
 from harness.data.scenes.grammar import FAMILIES, expressions
-from harness.data.scenes.questions import caption, questions, wish_for_caption
+from harness.data.scenes.questions import CAPTION_FAMILY, QUESTION_FAMILIES, caption, questions, wish_for_caption
 from harness.data.scenes.scene import Scene, sample
 from harness.errors import DataError, suggest
 
@@ -41,7 +41,7 @@ _PAINT, _SCENE, _WORDS, _QUESTIONS = range(
 class Config(BaseModel):
     """Which scenes a study uses."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: Literal["scenes"] = "scenes"
     version: Literal[1] = 1
@@ -67,6 +67,17 @@ class Config(BaseModel):
     def splits(self) -> tuple[str, ...]:
         """The first is trained on."""
         return SPLITS
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Of everything that an image is asked."""
+        of = {"expressions": FAMILIES, "questions": QUESTION_FAMILIES, "captions": (CAPTION_FAMILY,)}
+        return tuple(dict.fromkeys(family for asks in self.asks for family in of[asks]))
+
+    @property
+    def scored_domains(self) -> tuple[str, ...]:
+        """Of the splits that may be scored."""
+        return tuple(dict.fromkeys([*self.domains, *(self.test_domains or ())]))
 
     @field_validator("domains", "test_domains", "asks")
     @classmethod

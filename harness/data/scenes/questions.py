@@ -10,6 +10,8 @@ from harness.data.scenes.phrases import Facts, Phrase
 from harness.data.scenes.scene import COLOURS, Scene
 from harness.data.scenes.shapes import SHAPES
 
+QUESTION_FAMILIES = ("counting", "existence", "attribute", "comparison")
+CAPTION_FAMILY = "caption"
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _SIDES = {"left of": "left", "right of": "right", "above": "top", "below": "bottom"}
 
@@ -103,7 +105,7 @@ def questions(scene: Scene, dice: Dice) -> tuple[Question, ...]:
 def wish_for_caption(scene: Scene) -> Question:
     """The wish for a caption, and the one that the scene graph gives."""
     text = caption(scene)
-    return Question("describe the image", "caption", text, (text,), "cider")
+    return Question("describe the image", CAPTION_FAMILY, text, (text,), "cider")
 
 
 def caption(scene: Scene) -> str:
