@@ -10,7 +10,7 @@ Shape letters used in the whole project:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -136,6 +136,10 @@ class Projector(nn.Module, ABC):
     """How a parameter's name begins in the authors' release -> how it begins here; empty where none were published."""
     official_prefix: ClassVar[str] = ""
     """What stands before these names in a whole checkpoint of the authors."""
+    official_modules: ClassVar[tuple[str, ...]] = ("",)
+    """How the projector's names begin after `official_prefix` in a whole checkpoint, where other modules share it."""
+    unpublished: ClassVar[tuple[str, ...]] = ()
+    """How the names of parameters begin that the release does not have; they keep their values where none are given."""
 
     def __init__(self, config: ProjectorConfig, dims: Dims) -> None:
         super().__init__()
@@ -154,26 +158,35 @@ class Projector(nn.Module, ABC):
     def load_official(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load weights as the authors published them, strictly, named as in their module or in a whole checkpoint.
 
-        Of a whole checkpoint, what does not begin with `official_prefix` belongs to other modules and is left out.
+        Weights of other modules in a whole checkpoint are ignored: names that do not begin with `official_prefix`
+        followed by one of `official_modules`.
 
         Raises:
             ProjectorError: no weights were published, or names or shapes are not those of this configuration.
         """
         if not self.official_names:
             raise ProjectorError(f"{type(self).__name__} has no official weights; train it")
-        ours = [name for name in state_dict if name.startswith(self.official_prefix)] or list(state_dict)
+        ours = self._published(state_dict)
         renamed = {self._own_name(name): state_dict[name] for name in ours}
         if len(renamed) < len(ours):
             raise ProjectorError(
                 f"these are no official weights of {type(self).__name__}: two of {', '.join(sorted(ours))} stand for "
                 "one parameter; give the weights of one model"
             )
+        kept = {name: value for name, value in self.state_dict().items() if name.startswith(self.unpublished)}
         try:
-            self.load_state_dict(renamed)
+            self.load_state_dict(kept | renamed)
         except RuntimeError as error:
             raise ProjectorError(
                 f"these are no official weights of {type(self).__name__} as configured: {error}"
             ) from None
+
+    def _published(self, names: Iterable[str]) -> list[str]:
+        """The names that are the projector's; all of them where none has the prefix of a whole checkpoint."""
+        under = [name for name in names if name.startswith(self.official_prefix)]
+        if not under:
+            return list(names)
+        return [name for name in under if name.removeprefix(self.official_prefix).startswith(self.official_modules)]
 
     def _own_name(self, name: str) -> str:
         """The name here of a parameter of the release; a name that the release does not have stays as it is."""

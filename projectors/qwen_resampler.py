@@ -44,6 +44,7 @@ class QwenResampler(Projector):
         "proj": "project",
     }
     official_prefix = "transformer.visual."
+    official_modules = ("attn_pool.", "ln_post.", "proj")
     positions: Tensor
 
     class Config(ProjectorConfig):

@@ -7,7 +7,6 @@ Differs from the release: padding is not read; a linear layer from the encoder's
 release does without, as its LLM reads the latents through cross-attention.
 """
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -44,6 +43,7 @@ class Resampler(Projector):
         },
     }
     official_prefix = "perceiver."
+    unpublished = ("project.",)
 
     class Config(ProjectorConfig):
         tokens: int = Field(default=64, ge=1, description="latents, each a visual token")
@@ -70,11 +70,6 @@ class Resampler(Projector):
         for layer in self.layers:
             latents = layer(latents, features.patches, readable)
         return VisualTokens.dense(self.project(self.norm(latents)))
-
-    def load_official(self, state_dict: Mapping[str, Tensor]) -> None:
-        """As for every projector; `project`, which the release has not, stays as it is where it is not given."""
-        stays = {f"project.{name}": value for name, value in self.project.state_dict().items()}
-        super().load_official(stays | dict(state_dict))
 
 
 class _Layer(nn.Module):

@@ -57,6 +57,8 @@ class SVA(Projector):
         },
     }
     official_prefix = "model."
+    # Not `vision_sampler_layers.`, the aggregators inside the LLM.
+    official_modules = ("mm_projector", "vision_query", *(f"vision_sampler_{digit}" for digit in range(10)))
 
     class Config(HeadedConfig, ProjectorConfig):
         tokens: SquareCount = Field(

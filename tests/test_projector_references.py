@@ -3,6 +3,7 @@
 In float64, where the two orders of summation agree to 1e-5 with a wide margin.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -68,17 +69,59 @@ def test_official_weights_give_the_official_output(name: str) -> None:
         state = {key: torch.randn(shape, generator=generator, dtype=torch.float64) for key, shape in shapes.items()}
         whole = images(features(), slice(0, 1))
         whole = replace(whole, patch_mask=torch.ones_like(whole.patch_mask))
-        projector.load_official(_whole_checkpoint(name, projector.official_prefix, state))
-        expected = reference.official_forward(state, given(whole, projector))
-        torch.testing.assert_close(projector(given(whole, projector)).embeds, expected)
+        extra = reference.unpublished(projector) if hasattr(reference, "unpublished") else {}
+        expected = reference.official_forward({**state, **extra}, given(whole, projector))
+        for published in (state, _whole_checkpoint(name, projector.official_prefix, state)):
+            _reset(projector, except_for=extra)
+            projector.load_official(published)
+            torch.testing.assert_close(projector(given(whole, projector)).embeds, expected)
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_official_weights_that_do_not_fit_are_refused(name: str, is_whole: bool) -> None:
+    projector = build(name, REFERENCES[name].VARIANTS[0])
+    state = {key: torch.zeros(shape) for key, shape in REFERENCES[name].official_shapes(projector).items()}
+    first = next(iter(state))
+    damaged = (
+        {**state, f"{first}_more": torch.zeros(1)},
+        {**state, first: torch.zeros(3, 3, 3, 3, 3)},
+        {key: value for key, value in state.items() if key != first},
+    )
+    for published in damaged:
+        with pytest.raises(projectors.ProjectorError, match="no official weights"):
+            projector.load_official(
+                _whole_checkpoint(name, projector.official_prefix, published) if is_whole else published
+            )
+    if not is_whole:
         with pytest.raises(projectors.ProjectorError, match="no official weights"):
             projector.load_official({**state, "another": torch.zeros(1)})
 
 
+def test_weights_of_several_encoders_do_not_pass_for_those_of_one() -> None:
+    """Cambrian's own: the second encoder's MLP and windows lie beside the first's."""
+    projector = build("sva", REFERENCES["sva"].VARIANTS[0])
+    state = {key: torch.zeros(shape) for key, shape in REFERENCES["sva"].official_shapes(projector).items()}
+    whole = _whole_checkpoint("sva", projector.official_prefix, state)
+    for second in (
+        "mm_projector_aux_1.0.weight",
+        "vision_sampler_0.layers.0.pos_embed_1",
+        "vision_sampler_1.layers.0.norm.bias",
+    ):
+        with pytest.raises(projectors.ProjectorError, match=second):
+            projector.load_official({**whole, f"model.{second}": torch.zeros(1)})
+
+
 def _whole_checkpoint(name: str, prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The projector's weights as the authors' whole model has them, beside one of another module."""
-    other = {"qformer": "ln_vision.weight", "pixel_shuffle": "vision_model.weight"}.get(name, "lm_head.weight")
-    return {**{prefix + key: value for key, value in state.items()}, other: torch.zeros(1)}
+    """The projector's weights as the authors' whole model has them, beside those of its other modules."""
+    others = dict.fromkeys(REFERENCES[name].OTHER_MODULES, torch.zeros(1))
+    return {**others, **{prefix + key: value for key, value in state.items()}}
+
+
+def _reset(projector: nn.Module, except_for: Collection[str]) -> None:
+    for name, parameter in projector.named_parameters():
+        if name not in except_for:
+            parameter.zero_()
 
 
 def _unsettle(projector: nn.Module) -> None:

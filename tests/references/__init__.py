@@ -9,6 +9,8 @@ A file gives:
     flops(projector, batch): of a batch of one image without padding, by hand.
     official_shapes(projector), official_forward(state, batch): where weights were published, their names and shapes and
         what the authors' module makes of images without padding, (B, T, D).
+    unpublished(projector): what the release has not, and the official output is put through; most have nothing.
+    OTHER_MODULES: names of other modules' weights in the authors' whole checkpoints.
 """
 
 import pkgutil

@@ -20,6 +20,11 @@ VARIANTS: list[dict[str, Any]] = [
     for (width, tokens), depth in zip(TOKENS_OF_WIDTH.items(), (1, 2), strict=True)
 ]
 PARAMETERS = [({}, 37_398_016)]
+OTHER_MODULES = (
+    "language_model.lm_head.weight",
+    "language_model.model.layers.0.self_attn.q_proj.weight",
+    "vision_model.vision_model.embeddings.class_embedding",
+)
 
 
 def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]:

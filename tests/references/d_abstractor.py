@@ -19,6 +19,11 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 PARAMETERS = [({}, 55_944_032)]
 WITHOUT_GRADIENT = ("self_attn.k_proj.bias",)
+OTHER_MODULES = (
+    "language_model.lm_head.weight",
+    "language_model.model.layers.0.self_attn.q_proj.weight",
+    "vision_model.vision_model.embeddings.class_embedding",
+)
 
 
 def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]:

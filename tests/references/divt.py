@@ -14,6 +14,13 @@ HEADS, THRESHOLD = 3, 0.1
 """In every variant, because names and shapes of weights do not tell them. Of noise, few patches are more alike."""
 VARIANTS: list[dict[str, Any]] = [{"heads": HEADS, "threshold": THRESHOLD}]
 PARAMETERS = [({}, 31_021_056)]
+OTHER_MODULES = (
+    "lm_head.weight",
+    "model.embed_tokens.weight",
+    "model.layers.0.self_attn.q_proj.weight",
+    "model.norm.weight",
+    "model.vision_tower.vision_tower.vision_model.embeddings.class_embedding",
+)
 
 
 def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]:

@@ -14,6 +14,13 @@ _SIDE = 4
 # The official forward knows one number of tokens, which its weights do not tell.
 VARIANTS: list[dict[str, Any]] = [{"tokens": _SIDE**2}]
 PARAMETERS = [({}, 21_020_672)]
+OTHER_MODULES = (
+    "lm_head.weight",
+    "model.embed_tokens.weight",
+    "model.layers.0.self_attn.q_proj.weight",
+    "model.norm.weight",
+    "model.vision_tower.vision_tower.vision_model.embeddings.class_embedding",
+)
 
 
 def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]:

@@ -11,6 +11,13 @@ from tests.references.plain import HEIGHT, WIDTH, linear_flops, linear_layers
 
 VARIANTS: list[dict[str, Any]] = [{}, {"depth": 1}]
 PARAMETERS = [({}, 20_979_712)]
+OTHER_MODULES = (
+    "lm_head.weight",
+    "model.embed_tokens.weight",
+    "model.layers.0.self_attn.q_proj.weight",
+    "model.norm.weight",
+    "model.vision_tower.vision_tower.vision_model.embeddings.class_embedding",
+)
 
 
 def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]:

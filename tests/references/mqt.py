@@ -21,6 +21,13 @@ VARIANTS: list[dict[str, Any]] = [
     {**_SETTINGS, "max_queries": CONTENT_QUERIES, "keys": "content"},
 ]
 PARAMETERS = [({}, 8_660_992), ({"keys": "content"}, 8_660_992)]
+OTHER_MODULES = (
+    "lm_head.weight",
+    "model.embed_tokens.weight",
+    "model.layers.0.self_attn.q_proj.weight",
+    "model.norm.weight",
+    "model.vision_tower.vision_tower.vision_model.embeddings.class_embedding",
+)
 
 
 def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]:

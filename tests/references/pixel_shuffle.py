@@ -19,6 +19,12 @@ VARIANTS: list[dict[str, Any]] = [
     {"head": "linear", "scale": 6},
 ]
 PARAMETERS = [({}, 33_570_816), ({"head": "linear", "scale": 4}, 67_108_864)]
+OTHER_MODULES = (
+    "vision_model.embeddings.class_embedding",
+    "language_model.model.layers.0.attention.wqkv.weight",
+    "vision_encoder.patch_embedding.conv.weight",
+    "decoder.token_embedding.weight",
+)
 
 
 def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]:

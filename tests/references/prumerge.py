@@ -15,6 +15,13 @@ NEAREST = 20
 """In every variant, because weights do not tell it; one of the images has fewer patches."""
 VARIANTS: list[dict[str, Any]] = [{"nearest": NEAREST}]
 PARAMETERS = [({}, 20_979_712)]
+OTHER_MODULES = (
+    "lm_head.weight",
+    "model.embed_tokens.weight",
+    "model.layers.0.self_attn.q_proj.weight",
+    "model.norm.weight",
+    "model.vision_tower.vision_tower.vision_model.embeddings.class_embedding",
+)
 
 
 def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]:

@@ -13,6 +13,7 @@ from tests.references.plain import HEIGHT, WIDTH
 VARIANTS = prumerge.VARIANTS
 PARAMETERS = prumerge.PARAMETERS
 official_shapes = prumerge.official_shapes
+OTHER_MODULES = prumerge.OTHER_MODULES
 
 
 def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]:

@@ -18,6 +18,16 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 PARAMETERS = [({}, 104_773_120)]
 WITHOUT_GRADIENT = ("attention.attention.key.bias",)
+OTHER_MODULES = (
+    "ln_vision.weight",
+    "visual_encoder.cls_token",
+    "visual_encoder.blocks.0.attn.q_bias",
+    "Qformer.bert.embeddings.word_embeddings.weight",
+    "Qformer.cls.predictions.bias",
+    "llm_model.model.layers.0.self_attn.q_proj.weight",
+    "opt_model.model.decoder.embed_tokens.weight",
+    "t5_model.shared.weight",
+)
 
 
 def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]:

@@ -15,6 +15,19 @@ HEADS = 4
 VARIANTS: list[dict[str, Any]] = [{"tokens": 9, "heads": HEADS}, {"tokens": 64, "heads": HEADS}]
 # 72.4 million of them before the last norm and projection.
 PARAMETERS = [({}, 89_169_920)]
+# The vision encoder has the prefix of the resampler.
+OTHER_MODULES = (
+    "transformer.wte.weight",
+    "transformer.h.0.attn.c_attn.weight",
+    "transformer.ln_f.weight",
+    "lm_head.weight",
+    "transformer.visual.positional_embedding",
+    "transformer.visual.conv1.weight",
+    "transformer.visual.ln_pre.weight",
+    "transformer.visual.transformer.resblocks.0.ln_1.weight",
+    "transformer.visual.transformer.resblocks.0.attn.in_proj.weight",
+    "transformer.visual.transformer.resblocks.0.mlp.c_proj.bias",
+)
 
 
 def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]:

@@ -18,6 +18,14 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 # With the 4,198,400 of the linear layer to the LLM.
 PARAMETERS = [({}, 63_019_008 + 4_198_400)]
+# open_flamingo/train/train_utils.py (`get_checkpoint`): what was trained, and what lies in the LLM under a second name.
+OTHER_MODULES = (
+    "lang_encoder.transformer.wte.weight",
+    "lang_encoder.transformer.blocks.0.gated_cross_attn_layer.attn_gate",
+    "lang_encoder.transformer.blocks.0.gated_cross_attn_layer.attn.norm.weight",
+    "lang_encoder.gated_cross_attn_layers.0.ff.1.weight",
+    "lang_encoder.old_decoder_blocks.0.norm_1.weight",
+)
 
 
 def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]:
@@ -48,12 +56,7 @@ def flops(projector: Any, batch: VisualFeatures) -> int:  # noqa: ARG001
 def official_shapes(projector: Any) -> dict[str, tuple[int, ...]]:
     config, c = projector.config, projector.dims.vision
     e = config.heads * config.head_width
-    # The release has no `project`; it is given here, so that the official output can be put through it.
-    shapes: dict[str, tuple[int, ...]] = {
-        "latents": (config.tokens, c),
-        "project.weight": (projector.dims.language, c),
-        "project.bias": (projector.dims.language,),
-    }
+    shapes: dict[str, tuple[int, ...]] = {"latents": (config.tokens, c)}
     norms = ["norm"]
     for layer in range(config.depth):
         name = f"layers.{layer}."
@@ -65,6 +68,11 @@ def official_shapes(projector: Any) -> dict[str, tuple[int, ...]]:
         }
         shapes |= {f"{name}1.1.weight": (4 * c, c), f"{name}1.3.weight": (c, 4 * c)}
     return shapes | {f"{norm}.{of}": (c,) for norm in norms for of in ("weight", "bias")}
+
+
+def unpublished(projector: Any) -> dict[str, Tensor]:
+    """The linear layer to the LLM, which the release has not."""
+    return {f"project.{name}": value for name, value in projector.project.state_dict().items()}
 
 
 def official_forward(state: Mapping[str, Tensor], batch: VisualFeatures) -> Tensor:

@@ -19,6 +19,17 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 # Sampler and mm_projector as measured; the MLP before it (two linear layers of 1024, a layer norm), the query.
 PARAMETERS = [({}, 28_348_416 + 20_979_712 + 2 * (1024**2 + 1024) + 2 * 1024 + 1024)]
+# The LLM has the prefix of the projector, and holds aggregators of its own; the adapter file has `image_newline` too.
+OTHER_MODULES = (
+    "lm_head.weight",
+    "model.embed_tokens.weight",
+    "model.layers.0.self_attn.q_proj.weight",
+    "model.norm.weight",
+    "model.image_newline",
+    "model.vision_sampler_layers.0.layers.0.pos_embed_0",
+    "model.vision_sampler_layers.0.layers.0.cross_attn.k_proj_0.0.weight",
+    "model.vision_tower_aux_list.0.vision_tower.vision_model.embeddings.patch_embedding.weight",
+)
 
 
 def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]:

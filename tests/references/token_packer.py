@@ -18,6 +18,13 @@ VARIANTS: list[dict[str, Any]] = [
     {"layers": [4], "width": 24, "heads": HEADS, "scale": SCALE},
 ]
 PARAMETERS = [({}, 36_722_688), ({"scale": 4}, 36_722_688)]
+OTHER_MODULES = (
+    "lm_head.weight",
+    "model.embed_tokens.weight",
+    "model.layers.0.self_attn.q_proj.weight",
+    "model.norm.weight",
+    "model.vision_tower.vision_tower.vision_model.embeddings.class_embedding",
+)
 
 
 def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]:
