@@ -6,8 +6,9 @@ Licence: Apache-2.0.
 Differs from the paper: one feature level, where Osprey adds up four of a ConvNeXt, so that the published weights do not
 fit; the tokens stand for the whole image, where Osprey reads all its patches too; superpixels take the place of masks
 that a user points at.
-Differs from the release: superpixels are averaged by the exact share of each patch that they cover, where it counts
-every cell that they touch in full.
+Differs from the release: superpixels are averaged by the exact share of each patch that they cover, where the release
+resizes the mask bilinearly and counts a cell in full if the mask covers a pixel next to the cell's centre, so that a
+region between the centres is lost.
 """
 
 from einops import rearrange, repeat

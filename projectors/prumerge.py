@@ -5,9 +5,10 @@ llava/model/multimodal_encoder/clip_encoder.py (`token_prune_merge_advanced`); L
 Licence: Apache-2.0.
 Differs from the paper, as the release does: what is added is not divided by its weights, and one more token holds the
 patches that were not kept.
-Differs from the release: each image has its own outliers, where the release finds those of a batch together; padding
-takes no part; an image without outliers has the one token of all patches; keys and the query of CLS are those of the
-block whose patches are read, where the release takes them from the one behind it.
+Differs from the release: outliers are found per image, as in the release's training function, where its inference
+function keeps the same number for every image of a batch; 32 patches are merged into each kept one also in training,
+where the release's training function merges 16 (`nearest: 16`); padding takes no part; keys and the query of CLS are
+those of the block whose patches are read, where the release takes them from the block after it.
 """
 
 from collections.abc import Callable

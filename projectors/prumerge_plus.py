@@ -3,9 +3,10 @@
 Source: LLaVA-PruMerge, https://arxiv.org/abs/2403.15388, section 3 (PruMerge+); 42Shawn/LLaVA-PruMerge@1ca8b2b,
 llava/model/multimodal_encoder/clip_encoder.py (`token_prune_merge_advanced_plus`, adaptive).
 Licence: Apache-2.0.
-Differs from the release: as PruMerge does; works on batches, where the release fails on more than one image; an image
-with many outliers keeps every patch, and one without any keeps as many at even distances as with one outlier, where
-the release fails.
+Differs from the release: as PruMerge does; takes batches of any size, where the release's adaptive mode takes one image
+at a time; the evenly spaced patches of an image without outliers are those of an image with one outlier, where the
+release divides by zero. Its training function, which adds as many evenly spaced patches as there are outliers, is not
+followed.
 """
 
 from typing import ClassVar

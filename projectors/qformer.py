@@ -4,8 +4,9 @@ Source: BLIP-2, https://arxiv.org/abs/2301.12597, section 3.1; salesforce/LAVIS@
 lavis/models/blip2_models/blip2.py and Qformer.py, as `Blip2QFormerModel` of transformers has it.
 Licence: BSD-3-Clause.
 Differs from the release: starts at random, where the release starts from BERT-base and was trained on 129 million
-images before it met an LLM, so that here it learns slowly; padding is not read; the layer norm that the release puts
-after its vision encoder (`ln_vision`) is the encoder's.
+images before it met an LLM, so that here it learns slowly; the patches are read without the CLS token, which the
+release's queries read as well; padding is not read; the layer norm that the release puts after its vision encoder
+(`ln_vision`) is the encoder's.
 """
 
 import re

@@ -5,8 +5,9 @@ facts on ChenDelong1999/subobjects-VLM@bff128d, model/visual_token_embedding.py 
 Licence: none is given with the original code; written from the formula, without that code.
 Differs from the release: RoIAlign is the aligned one, with as many samples as a bin has pixels or patches, where the
 release takes one sample a bin, of features that it first brings to the size of the output; the shape keeps the shares
-that this gives, where the release makes each of them 0 or 1; a box ends behind its last pixel, not on it; superpixels
-come from the study, of any source; patches in the padding of the frame do not enter the mean.
+that this gives, where the release makes each of them 0 or 1; a box is tight around its pixels, where the release begins
+it one pixel earlier and, at the right and lower border of the frame, ends it one pixel earlier; superpixels come from
+the study, of any source; patches in the padding of the frame do not enter the mean.
 """
 
 import torch
