@@ -153,18 +153,46 @@ def test_a_folder_and_a_file_are_taken_as_they_are(tmp_path: Path) -> None:
     assert resolve(str(tmp_path)).sha256 != folder.sha256
 
 
+def _stamp() -> Path:
+    [stamp] = (cache_dir() / "stamps").iterdir()
+    return stamp
+
+
 @pytest.mark.usefixtures("_empty_cache")
-def test_a_hash_is_read_again_when_the_file_changes_and_only_then(tmp_path: Path) -> None:
+def test_an_unchanged_file_is_not_hashed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "SETTLED_S", 0)
     path = tmp_path / "file"
     path.write_bytes(b"one")
-    os.utime(path, ns=(1, 1))
-    first = sha256_of(path)
-    assert first == hashlib.sha256(b"one").hexdigest()
-    path.write_bytes(b"two")
-    os.utime(path, ns=(1, 1))
-    assert sha256_of(path) == first
-    os.utime(path, ns=(2, 2))
-    assert sha256_of(path) == hashlib.sha256(b"two").hexdigest()
+    assert sha256_of(path) == hashlib.sha256(b"one").hexdigest()
+    _stamp().write_text(json.dumps(json.loads(_stamp().read_text()) | {"sha256": "of the stamp"}))
+    assert sha256_of(path) == "of the stamp"
+
+
+@pytest.mark.usefixtures("_empty_cache")
+def test_a_rewritten_file_of_the_same_size_and_time_is_hashed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "SETTLED_S", 0)
+    path = tmp_path / "file"
+    for content in (b"one", b"two"):
+        path.write_bytes(content)
+        os.utime(path, ns=(1, 1))
+        assert sha256_of(path) == hashlib.sha256(content).hexdigest()
+        time.sleep(0.05)  # longer than a tick of the file system's clock
+    replacement = tmp_path / "replacement"
+    replacement.write_bytes(b"six")
+    os.utime(replacement, ns=(1, 1))
+    replacement.replace(path)
+    assert sha256_of(path) == hashlib.sha256(b"six").hexdigest()
+
+
+@pytest.mark.usefixtures("_empty_cache")
+def test_a_file_that_was_just_written_gets_no_stamp(tmp_path: Path) -> None:
+    """Within a tick of the file system's clock, another write would leave every time as it is."""
+    path = tmp_path / "file"
+    path.write_bytes(b"one")
+    sha256_of(path)
+    assert not (cache_dir() / "stamps").exists()
 
 
 @pytest.mark.usefixtures("_empty_cache")

@@ -13,6 +13,7 @@ import fnmatch
 import hashlib
 import json
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,9 @@ HUB_TIMEOUT_S = 5
 HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 HUB_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 """As transformers names them, the newer first; other formats of the same weights may lie beside."""
+SETTLED_S = 2
+"""How long ago a file must have changed for its hash to be kept: two writes within one tick of a file system's clock,
+which is 2 s on the coarsest, leave the same times."""
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.onnx")
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".onnx", ".pt", ".pth")
 """Of a file that is named by itself."""
@@ -231,9 +235,11 @@ def as_folder(record: WeightsRecord, version: int, convert: Callable[[Path, Path
 
 
 def sha256_of(path: Path) -> str:
-    """Hash of a file; read in full once, then taken from a stamp for as long as its size and time stay the same."""
-    stat = path.stat()
-    state = [stat.st_size, stat.st_mtime_ns]
+    """Hash of a file: computed once, then taken from a stamp in the cache until the file changes.
+
+    The stamp holds the file's inode and change time, which, unlike the modification time, no program can set back.
+    """
+    state = _state(path)
     key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]
     stamp = cache_dir() / "stamps" / f"{key}.json"
     if stamp.exists():
@@ -242,8 +248,15 @@ def sha256_of(path: Path) -> str:
             return stamped["sha256"]
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    write_atomically(stamp, json.dumps({"path": str(path), "state": state, "sha256": sha256}).encode())
+    is_settled = path.stat().st_ctime < time.time() - SETTLED_S
+    if is_settled and _state(path) == state:
+        write_atomically(stamp, json.dumps({"path": str(path), "state": state, "sha256": sha256}).encode())
     return sha256
+
+
+def _state(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev]
 
 
 def _from_path(name: str, path: Path) -> WeightsRecord:
