@@ -1,5 +1,6 @@
 """The tables of a report: the main one, families, comparisons, controls, costs, and cells without a result."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -129,8 +130,16 @@ def comparison_table(findings: Findings, baseline: str) -> Table:
         "smallest true difference found with 80% power at the family's level; on the front: share of resamples in "
         f"which nothing has both a higher {findings.label} and no more tokens."
     )
-    name = "comparisons" if len(findings.baselines) == 1 else f"comparisons_{baseline}"
+    name = "comparisons" if len(findings.baselines) == 1 else f"comparisons_{_file_name(baseline, findings.baselines)}"
     return _table(name, f"Against {baseline}", caption, columns, findings)
+
+
+def _file_name(baseline: str, baselines: Sequence[str]) -> str:
+    """A baseline's name without the characters that paths, links and LaTeX labels do not take; unique among them."""
+    names = [re.sub(r"[^\w.-]+", "-", each).strip("-") for each in baselines]
+    place = baselines.index(baseline)
+    before = names[:place].count(names[place])
+    return f"{names[place]}-{before + 1}" if before else names[place]
 
 
 def control_table(findings: Findings) -> Table:

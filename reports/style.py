@@ -61,7 +61,7 @@ def _theme(name: str) -> Iterator[None]:
         "axes.edgecolor": colors["faint"], "axes.labelcolor": ink, "text.color": ink, "xtick.color": ink,
         "ytick.color": ink, "grid.color": colors["grid"], "figure.facecolor": paper, "axes.facecolor": paper,
         "savefig.facecolor": paper, "font.size": 10.5, "axes.spines.top": False, "axes.spines.right": False,
-        "pdf.fonttype": 3, "font.family": ["DejaVu Sans"],
+        "pdf.fonttype": 3, "font.family": ["DejaVu Sans"], "text.parse_math": False,
     }  # fmt: skip
     with sns.axes_style("whitegrid", rc=settings), mpl.rc_context(settings):
         yield

@@ -12,7 +12,7 @@ from reports.numbers import DASH, MINUS, is_missing
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    DASH: "--", MINUS: "$-$", "Δ": r"$\Delta$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+    "\n": " ", DASH: "--", MINUS: "$-$", "Δ": r"$\Delta$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
 }  # fmt: skip
 
 
@@ -58,15 +58,15 @@ class Table:
         """A pipe table; best in bold."""
         rows = [[_markdown(cell) for cell in row] for row in self.rows]
         align = ["left" if column.is_text else "right" for column in self.columns]
-        return tabulate(
-            rows, [column.heading for column in self.columns], "pipe", disable_numparse=True, colalign=align
-        )
+        headings = [_markdown_text(column.heading) for column in self.columns]
+        return tabulate(rows, headings, "pipe", disable_numparse=True, colalign=align)
 
     def latex(self) -> str:
         """A booktabs table; best in bold."""
         texts = pd.DataFrame([[_latex(cell) for cell in row] for row in self.rows])
         bold = [["bfseries: ;" if cell.is_best else "" for cell in row] for row in self.rows]
-        headings = [_escape(column.heading) for column in self.columns]
+        # relabel_index takes format strings, in which a brace is written twice.
+        headings = [_escape(column.heading).replace("{", "{{").replace("}", "}}") for column in self.columns]
         styler = texts.style.hide(axis="index").relabel_index(headings, axis="columns")
         if bold:
             styler = styler.apply(lambda frame: pd.DataFrame(bold, frame.index, frame.columns), axis=None)
@@ -113,9 +113,13 @@ def mark_best(columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> tupl
 
 
 def _markdown(cell: Cell) -> str:
-    text = cell.text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+    text = _markdown_text(cell.text)
     text = f"**{text}**" if cell.is_best else text
     return f"{text} {cell.note}".rstrip()
+
+
+def _markdown_text(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
 
 
 def _latex(cell: Cell) -> str:

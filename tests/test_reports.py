@@ -1,5 +1,6 @@
 """Reports: golden tables, a page that needs nothing but itself, and nothing that is not there shown as a number."""
 
+import html
 import json
 import os
 import re
@@ -283,9 +284,46 @@ def test_latex_escapes_names():
     assert r"\toprule" in table.latex()
 
 
+def test_latex_takes_headings_as_they_are():
+    for name, escaped in (
+        ("{}", r"\{\}"),
+        ("{0.x!r:>9}", r"\{0.x!r:\textgreater{}9\}"),
+        (r"\%&_#$", r"\textbackslash{}\%\&\_\#\$"),
+    ):
+        table = Table("t", "t", "", (Column("arm", "arm"), Column("x", name)), ((Cell("a"), Cell("b")),))
+        assert f"arm & {escaped} \\\\" in table.latex()
+
+
 def test_markdown_cannot_be_broken_by_a_name():
-    table = Table("t", "t", "", (Column("arm", "arm", is_text=True),), ((Cell("a|b\nc"),),))
+    table = Table("t", "t", "", (Column("arm", "a|\nr<m", is_text=True),), ((Cell("a|b\nc"),),))
     assert "a\\|b c" in table.markdown()
+    assert "a\\| r&lt;m" in table.markdown()
+    assert table.markdown().count("\n") == 2
+
+
+ODD = r"{odd} 50% & more_or_less #1 \alpha $x$ | <odd>"
+
+
+def test_a_report_takes_any_name(tmp_path: Path):
+    """Families come from the data, and search points hold any text."""
+    results, samples = tables(num_images=6, num_seeds=2)
+    renamed = {"pooling": f"a {ODD}", "bbox_mlp": f"b/{ODD}"}
+    results, samples = (table.assign(arm=table["arm"].replace(renamed)) for table in (results, samples))
+    samples["family"] = samples["family"].replace({"relation": ODD, "texture": "{}"})
+    samples["domain"] = np.where(samples["image_id"].rank(method="dense") % 2 == 0, ODD, "studio")
+    folder = write_run(tmp_path / "odd", results, samples, num_gallery=2)
+    study = {"question": f"Is {ODD}?", "baseline": list(renamed.values()), "objectives": {"giou": "maximize"}}
+    (folder / "study.resolved.yaml").write_text(json.dumps(study))
+    page = reports.build(folder).read_text()
+    assert html.escape(f"Against a {ODD}") in page
+    assert "<odd>" not in page
+    written = sorted(path.name for path in (folder / "report" / "tables").glob("comparisons*.tex"))
+    assert len(written) == 2, "a file each, in the folder of tables"
+    links = re.findall(r"\]\(([^)]+)\)", (folder / "report" / "report.md").read_text())
+    assert [link for link in links if not (folder / "report" / link).exists()] == []
+    for path in (folder / "report" / "tables").glob("*.tex"):
+        plain = re.sub(r"\\textbackslash\{\}|\\text(less|greater)\{\}|\\[{}%&_#$]", "", path.read_text())
+        assert not re.search(r"[#%]|alpha\{|\{odd", plain), path.name
 
 
 def test_tables_hold_the_same_rows_in_every_rendering(run: Path):
