@@ -362,6 +362,17 @@ def test_domains_have_a_table_where_there_are_several(tmp_path: Path) -> None:
     assert table.rows[0][1].value == pytest.approx(pooling.groupby("seed")["iou"].mean().mean())
 
 
+def test_the_page_shows_every_table(tmp_path: Path) -> None:
+    results, samples = tables(num_images=6, num_seeds=2)
+    samples["domain"] = np.where(samples["image_id"].rank(method="dense") % 2 == 0, "night", "studio")
+    folder = write_run(tmp_path / "domains", with_failures(results), samples, num_gallery=0)
+    page = reports.build(folder).read_text()
+    names = [table.name for table in all_tables(load(folder))]
+    assert {"domains", "families", "comparisons", "unfinished"} <= set(names)
+    assert [name for name in names if f'<section id="{name}">' not in page] == []
+    assert page.index('id="families"') < page.index('id="domains"') < page.index('id="figures"')
+
+
 def test_budgets_have_a_figure_where_arms_were_run_at_several(tmp_path: Path) -> None:
     results, samples = tables(num_images=12)
     assert not budgets(load(write_run(tmp_path / "one", results, samples)))
