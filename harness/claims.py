@@ -10,9 +10,11 @@ is not resolved where both arms are no better than chance: whoever has learnt no
 
 An arm with several search points is judged at every point: no point is picked after the fact. `at` names the points
 meant, `at: {projector.position.blocks: 3}`. A claim holds when it holds at every point and is refuted when every point
-refutes it. The p-values of all `better` comparisons of a study's claims form one Holm family.
+refutes it; it is not resolved where a point has no seed in common with the other arm. The p-values of all `better`
+comparisons of a study's claims form one Holm family.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -95,7 +97,10 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A claim's verdict with the comparisons behind it; `reason` says why there are none, or why they disagree."""
+    """A claim's verdict with the comparisons behind it.
+
+    `reason` says why comparisons are missing, or why they disagree.
+    """
 
     claim: Claim
     verdict: ClaimVerdict
@@ -119,14 +124,15 @@ def judge_claims(claims: Sequence[Claim], panel: Panel, margin: float) -> list[J
         if claim.better
     ]
     adjusted = iter(holm(tested))
+    num_tests = max(1, sum(not math.isnan(p) for p in tested))
     judgements = []
     for claim, comparisons in zip(claims, compared, strict=True):
         findings = []
         for left, right, difference in comparisons:
             p = next(adjusted) if claim.better else difference.p
-            is_empty = _is_empty(claim, left, right, panel)
+            is_empty = not difference.is_compared or _is_empty(claim, left, right, panel)
             verdict = ClaimVerdict.NOT_RESOLVED if is_empty else _verdict(claim, difference, p, margin)
-            findings.append(Finding(left, right, difference, p, len(tested) if claim.better else 1, verdict))
+            findings.append(Finding(left, right, difference, p, num_tests if claim.better else 1, verdict))
         judgements.append(_sum_up(claim, tuple(findings), panel))
     return judgements
 
@@ -167,11 +173,23 @@ def _part(claim: Claim, panel: Panel) -> str:
     return f"domain {claim.domain}" if is_domain else f"family {claim.family}"
 
 
+def _why_not_compared(claim: Claim, finding: Finding, panel: Panel) -> str:
+    reason = panel.why_not_compared(finding.variant, finding.other)
+    if not panel.common_seeds(finding.variant, finding.other):
+        return reason
+    parts = {"family": claim.family, "domain": claim.domain}
+    return reason + "".join(f", {kind} {part}" for kind, part in parts.items() if part)
+
+
 def _sum_up(claim: Claim, findings: tuple[Finding, ...], panel: Panel) -> Judgement:
     if not findings:
         missing = [arm for arm in claim.arms if not panel.variants_of(arm, claim.at)]
         what = f"arm {' and '.join(missing)}" if missing else _part(claim, panel)
         return Judgement(claim, ClaimVerdict.NOT_RESOLVED, (), f"no finished cell has scored {what}")
+    apart = [each for each in findings if not each.difference.is_compared]
+    if apart:
+        reasons = [_why_not_compared(claim, finding, panel) for finding in apart]
+        return Judgement(claim, ClaimVerdict.NOT_RESOLVED, findings, "; ".join(dict.fromkeys(reasons)))
     verdicts = [finding.verdict for finding in findings]
     if len(set(verdicts)) == 1:
         is_empty = any(_is_empty(claim, finding.variant, finding.other, panel) for finding in findings)

@@ -4,7 +4,7 @@ Scores are made per seed and averaged over seeds; `stats` says what is done with
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -13,7 +13,7 @@ import pandas as pd
 from harness.errors import DataError
 from harness.labels import point_label
 from harness.records import ANSWER_METRICS, SAMPLE_COLUMNS
-from harness.stats import RESAMPLES, Difference, Estimate, Sums, interval, is_on_front, ratio, swap_test
+from harness.stats import NOT_COMPARED, RESAMPLES, Difference, Estimate, Sums, interval, is_on_front, ratio, swap_test
 
 METRICS = (
     "giou",
@@ -81,6 +81,12 @@ def _points(results: pd.DataFrame) -> Iterator[tuple[str, str]]:
     return zip(results["arm"], results["point"], strict=True)
 
 
+def seeds_in_words(seeds: Sequence[int]) -> str:
+    """`seed 3`, or `seeds 0, 1 and 2`."""
+    *others, last = map(str, seeds)
+    return f"seeds {', '.join(others)} and {last}" if others else f"seed {last}"
+
+
 class Panel:
     """The finished cells of a study, ready to be scored and compared; a *variant* is an arm at one search point.
 
@@ -125,6 +131,21 @@ class Panel:
             if name == arm and (not point or all(point.get(path) == value for path, value in (at or {}).items())):
                 kept.append(variant)
         return kept
+
+    def seeds_of(self, variant: str) -> list[int]:
+        """The seeds that a variant was scored with."""
+        return sorted(self._samples[variant]["seed"].unique().tolist())
+
+    def common_seeds(self, variant: str, baseline: str) -> list[int]:
+        """The seeds that both were scored with."""
+        return sorted({*self.seeds_of(variant)} & {*self.seeds_of(baseline)})
+
+    def why_not_compared(self, variant: str, baseline: str) -> str:
+        """The reason that `compare` has nothing to compare."""
+        if self.common_seeds(variant, baseline):
+            return f"no expression was scored by both {variant} and {baseline}"
+        ours, theirs = (f"{name} has {seeds_in_words(self.seeds_of(name))}" for name in (variant, baseline))
+        return f"no seed in common: {ours}, {theirs}"
 
     def is_above_chance(self, variant: str, metric: str = "giou") -> bool:
         """Whether a variant's interval lies above what is scored without reading the image; so too if that is unknown.
@@ -185,11 +206,14 @@ class Panel:
         family: str | None = None,
         domain: str | None = None,
     ) -> Difference:
-        """Variant minus baseline over the seeds and expressions that both have scored, all or of a family or domain."""
+        """Variant minus baseline over the seeds and expressions that both have scored, all or of a family or domain.
+
+        `NOT_COMPARED` where there are none.
+        """
         ours, theirs = (self._scores(name, metric, family, domain) for name in (variant, baseline))
         both = ours.merge(theirs, on=_KEYS, suffixes=("", "_theirs"))
         if both.empty:
-            raise DataError(f"{variant!r} and {baseline!r} share no scored expression; run both on the same seeds")
+            return NOT_COMPARED
         theirs = both[[*_KEYS, "numerator_theirs", "denominator_theirs"]]
         left, right = self._sums(both), self._sums(theirs.rename(columns=lambda name: name.removesuffix("_theirs")))
         replicates = self._replicates(left) - self._replicates(right)

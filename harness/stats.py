@@ -7,7 +7,8 @@ seed and averaged over seeds, so that it equals the mean of the `results` table.
 * an interval resamples images and, independently, seeds (the pigeonhole bootstrap, Owen 2007,
   https://doi.org/10.1214/07-AOAS122); the seeds' deviations are widened by sqrt(S / (S - 1)), because resampling S
   seeds understates their variance by (S - 1) / S. With one seed the interval speaks of these trained models only;
-* a difference is paired: same seeds, same expressions, same resamples for both arms;
+* a difference is paired: same seeds, same expressions, same resamples for both arms; what only one of them has scored
+  is left out, and arms without a common seed are not compared;
 * p comes from swapping the two arms within random images, which for a mean flips the sign of per-image differences; it
   is about images, so `better` also asks that the interval, which knows the seeds, excludes zero;
 * `equivalent` means that the whole 95% interval lies inside the margin (two one-sided tests at 2.5%);
@@ -21,6 +22,7 @@ from enum import StrEnum
 import numpy as np
 from scipy.stats import norm
 
+_NAN = float("nan")
 ALPHA = 0.05
 POWER = 0.8
 RESAMPLES = 4_000
@@ -62,9 +64,18 @@ class Difference:
     num_images: int
     num_expressions: int
 
+    @property
+    def is_compared(self) -> bool:
+        """Whether both arms have scored anything in common; without it, every number is NaN."""
+        return self.num_seeds > 0
+
     def minimum_detectable(self, comparisons: int = 1) -> float:
         """The smallest true difference found with 80% power at 5%, the level shared out over the comparisons."""
         return float((norm.ppf(1 - ALPHA / (2 * comparisons)) + norm.ppf(POWER)) * self.standard_error)
+
+
+NOT_COMPARED = Difference(_NAN, _NAN, _NAN, _NAN, _NAN, num_seeds=0, num_images=0, num_expressions=0)
+"""Of two arms that have scored nothing in common."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,5 @@
 """The scores as published evaluators would print them, to be put beside published numbers."""
 
-import json
 from collections.abc import Mapping
 from functools import partial
 
@@ -47,7 +46,7 @@ def _means(findings: Findings, variant: str) -> Mapping[str, Mapping[str, float]
     samples = samples[samples["scoring"].isna()]
     cells = findings.cells(variant)
     counts = [Counts.of_samples(samples[samples["cell"] == cell]) for cell in cells["cell"]]
-    data = json.loads(cells["spec"].iloc[0]).get("data", {}).get("name")
+    data = findings.spec(variant).get("data", {}).get("name")
     presets = dict(PRESETS) | {"gsva": partial(gsva, counts_hallucinations=data != "ref_zom")}
     scores = {name: [preset(each) for each in counts] for name, preset in presets.items()}
     return {name: {key: float(np.mean([s[key] for s in found])) for key in found[0]} for name, found in scores.items()}

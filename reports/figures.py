@@ -56,14 +56,15 @@ def _figures(findings: Findings) -> Iterator[tuple[str, str, Draw]]:
             "are 95%."
         )
         yield "budget", caption, quality_by_budget
-    caption = f"{findings.label} by family with 95% intervals; the dotted line is the baseline."
-    yield "families", caption, families
+    if findings.families:
+        caption = f"{findings.label} by family with 95% intervals; the dotted line is the baseline."
+        yield "families", caption, families
     if findings.importance:
         method = findings.importance.get("method", "Optuna")
         yield "importance", f"Share of each searched parameter in the outcome, by {method}.", importance
     if searched_grid(findings) is not None:
         yield "grid", f"{findings.label} over the two searched parameters, means over seeds.", grid
-    if findings.results["curve"].notna().any():
+    if findings.done["curve"].notna().any():
         caption = "Training loss and its parts; a line is the mean over seeds, its band their range."
         yield "training", caption, training
 
@@ -121,7 +122,7 @@ def importance(findings: Findings) -> Figure:
 
 def searched_grid(findings: Findings) -> pd.DataFrame | None:
     """Mean score over the two parameters of a search, rows x columns; None unless exactly two were searched."""
-    done = findings.results[findings.results["status"] == "done"]
+    done = findings.done
     points = [json.loads(point or "{}") for point in done["point"]]
     scored = [{**point, "score": score} for point, score in zip(points, done[findings.metric], strict=True) if point]
     paths = sorted({path for point in points for path in point})
@@ -155,6 +156,8 @@ def training(findings: Findings) -> Figure:
     panels = figure.subplots(-(-len(parts) // 4), min(4, len(parts)), squeeze=False, sharex=True).ravel()
     for axes, part in zip(panels, parts, strict=False):
         for (name, curve), style in zip(curves.items(), styles(findings), strict=True):
+            if part not in curve:
+                continue
             by_step = curve.groupby("step")[part]
             mean = by_step.mean()
             axes.plot(mean.index, mean, lw=1.5, color=style.color, label=name)
@@ -170,9 +173,10 @@ def training(findings: Findings) -> Figure:
 
 
 def _curve(findings: Findings, variant: str) -> pd.DataFrame:
-    cells = findings.cells(variant)
+    """The losses of a variant's cells by step and seed; without rows where none kept its curve."""
+    cells = findings.cells(variant).dropna(subset="curve")
     curves = [
         pd.DataFrame(json.loads(curve)).assign(seed=seed)
         for curve, seed in zip(cells["curve"], cells["seed"], strict=True)
     ]
-    return pd.concat(curves)
+    return pd.concat(curves) if curves else pd.DataFrame()

@@ -14,10 +14,12 @@ from harness.claims import Claim, Judgement, judge_claims
 from harness.errors import DataError
 from harness.panel import LOWER_IS_BETTER, Panel, variant_name
 from harness.panel import METRICS as SCORES
-from harness.records import ANSWER_METRICS, FAMILIES, METRICS, SAMPLE_COLUMNS, over_seeds
+from harness.records import ANSWER_METRICS, COLUMNS, FAMILIES, METRICS, SAMPLE_COLUMNS, over_seeds
 from harness.stats import Difference, Estimate, Verdict, holm, is_on_front, judge
 
 DEFAULT_MARGIN = 0.01
+_OPTIONAL = ("stage", "failed_stage", "code", "latency_p90_ms", "latency_runs", "latency_round")
+"""Columns that tables of earlier runs lack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class Variant:
 
     Args:
         means: what was measured, see `over_seeds`.
+        against: by baseline; without those that share no seed with it.
     """
 
     name: str
@@ -78,6 +81,16 @@ class Findings:
         return next(iter(self.baselines), None)
 
     @property
+    def missing_baselines(self) -> list[str]:
+        """The baselines that the study names and that have no finished cell."""
+        return [arm for arm in _named_baselines(self.study) if not self.panel.variants_of(arm)]
+
+    @property
+    def done(self) -> pd.DataFrame:
+        """The finished cells."""
+        return self.results[self.results["status"] == "done"]
+
+    @property
     def num_comparisons(self) -> int:
         """Size of the Holm family."""
         return max((each.num_comparisons for variant in self.variants for each in variant.against.values()), default=0)
@@ -112,14 +125,19 @@ class Findings:
 
     @property
     def unfinished(self) -> pd.DataFrame:
-        """The cells that failed or were skipped."""
+        """The cells that failed, were skipped, or are not finished yet."""
         return self.results[self.results["status"] != "done"]
 
     def cells(self, variant: str) -> pd.DataFrame:
         """The finished cells of a variant, by seed."""
-        done = self.results[self.results["status"] == "done"]
+        done = self.done
         names = [variant_name(arm, point) for arm, point in zip(done["arm"], done["point"], strict=True)]
         return done[[name == variant for name in names]].sort_values("seed")
+
+    def spec(self, variant: str) -> dict[str, Any]:
+        """The specification of a variant's first finished cell; empty where the table has none."""
+        text = self.cells(variant)["spec"].iloc[0]
+        return json.loads(text) if isinstance(text, str) else {}
 
 
 def load(folder: Path) -> Findings:
@@ -132,12 +150,12 @@ def load(folder: Path) -> Findings:
         raise DataError(f"{folder} holds no results.parquet; run the study before asking for its report")
     results, samples = (pd.read_parquet(folder / f"{name}.parquet") for name in ("results", "samples"))
     study = YAML(typ="safe").load(folder / "study.resolved.yaml")
+    results = results.reindex(columns=list(dict.fromkeys([*results.columns, *COLUMNS, *_OPTIONAL])))
     samples = samples.reindex(columns=list(SAMPLE_COLUMNS))  # one of before questions were asked has no answers
     panel = Panel(results, samples)
     metric = _ranked_by(study.get("objectives") or {})
     margin = float(study.get("margin") or DEFAULT_MARGIN)
-    named = study.get("baseline") or ()
-    found = [panel.variants_of(arm) for arm in ([named] if isinstance(named, str) else named)]
+    found = [panel.variants_of(arm) for arm in _named_baselines(study)]
     baselines = tuple(variants[0] for variants in found if variants)
     claims = [Claim.model_validate(claim) for claim in study.get("claims") or []]
     return Findings(
@@ -154,6 +172,11 @@ def load(folder: Path) -> Findings:
         environment=_json(folder / "environment.json") or {},
         importance=_json(folder / "importance.json"),
     )
+
+
+def _named_baselines(study: Mapping[str, Any]) -> list[str]:
+    named = study.get("baseline") or []
+    return [named] if isinstance(named, str) else list(named)
 
 
 def _ranked_by(objectives: Mapping[str, str]) -> str:
@@ -186,11 +209,15 @@ def _variants(
 def _comparisons(
     panel: Panel, metric: str, baselines: tuple[str, ...], margin: float
 ) -> dict[str, dict[str, Comparison]]:
-    """Every variant against every baseline, by both names; each pair is one test of the study's family."""
+    """Every variant against every baseline, by both names; each pair is one test of the study's family.
+
+    Pairs without a common seed are left out.
+    """
     pairs = [(name, baseline) for baseline in baselines for name in panel.variants if name != baseline]
-    tests = list(dict.fromkeys(frozenset(pair) for pair in pairs))
     differences = {pair: panel.compare(*pair, metric) for pair in pairs}
-    first = {test: next(pair for pair in pairs if frozenset(pair) == test) for test in tests}
+    differences = {pair: difference for pair, difference in differences.items() if difference.is_compared}
+    tests = list(dict.fromkeys(frozenset(pair) for pair in differences))
+    first = {test: next(pair for pair in differences if frozenset(pair) == test) for test in tests}
     adjusted = dict(zip(tests, holm([differences[first[test]].p for test in tests]), strict=True))
     comparisons: dict[str, dict[str, Comparison]] = {name: {} for name in panel.variants}
     for (name, baseline), difference in differences.items():

@@ -3,7 +3,7 @@
 Rules: of the expressions with a target, those at fixed quantiles of the baseline's IoU, then those where the best arm
 gains and loses most against the baseline; of those without, the first that the baseline gets right and the first that
 it gets wrong; of each family of questions, the first that the baseline answers best and the first that it answers
-worst. A rule uses an image once. All pictures show one seed, the first.
+worst. A rule uses an image once. The pictures show the first seed of each arm.
 """
 
 import base64

@@ -5,6 +5,7 @@ positives are compared between its two ends: FP rate, coarsest against finest, p
 """
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -30,9 +31,9 @@ def ladders(findings: Findings) -> list[Ladder]:
     """Every source that was run at three or more granularities with all else equal."""
     groups: dict[tuple[str, str], list[Variant]] = {}
     for variant in findings.variants:
-        spec = json.loads(findings.cells(variant.name)["spec"].iloc[0])
+        spec = findings.spec(variant.name)
         superpixels = spec.pop("superpixels", None)
-        if superpixels is not None:
+        if superpixels is not None and not is_missing(variant.means.get("tokens")):
             groups.setdefault((superpixels["name"], json.dumps(spec, sort_keys=True)), []).append(variant)
     return [
         Ladder(source, tuple(sorted(rungs, key=lambda variant: variant.means["tokens"])))
@@ -46,9 +47,10 @@ def answers(findings: Findings) -> Iterator[str]:
     for ladder in ladders(findings) if findings.metric == "giou" else ():
         yield _knee(ladder, findings.margin)
         yield _false_positives(ladder, findings.panel, "")
-        yield _families(ladder, findings)
+        if _ends(ladder, findings.panel, None).is_compared:
+            yield _families(ladder, findings)
         yield from _elongated(ladder, findings)
-        yield _cost(ladder)
+        yield from _cost(ladder)
 
 
 def _knee(ladder: Ladder, margin: float) -> str:
@@ -65,6 +67,9 @@ def _knee(ladder: Ladder, margin: float) -> str:
 
 def _false_positives(ladder: Ladder, panel: Panel, where: str) -> str:
     difference = _ends(ladder, panel, None)
+    if not difference.is_compared:
+        why = panel.why_not_compared(ladder.rungs[-1].name, ladder.rungs[0].name)
+        return f"{ladder.source}{where}: the coarsest and the finest are not compared, {why}."
     return f"{ladder.source}{where}: {_direction(difference)} the FP rate: {_apart(ladder, difference)}."
 
 
@@ -87,15 +92,19 @@ def _elongated(ladder: Ladder, findings: Findings) -> Iterator[str]:
     if elongated.empty:
         return
     panel = Panel(findings.results, elongated)
+    if not {ladder.rungs[0].name, ladder.rungs[-1].name} <= {*panel.variants}:
+        return
     yield _false_positives(ladder, panel, f", objects {ELONGATED:g} times as long as wide or more")
 
 
-def _cost(ladder: Ladder) -> str:
+def _cost(ladder: Ladder) -> Iterator[str]:
     ends = (ladder.rungs[0], ladder.rungs[-1])
+    if any(is_missing(_without_generation(variant)) for variant in ends):
+        return
     tokens = " to ".join(fixed(variant.means["tokens"], 1) for variant in ends)
     whole = " to ".join(fixed(variant.means["latency_ms"], 0) for variant in ends)
     without = " to ".join(fixed(_without_generation(variant), 0) for variant in ends)
-    return (
+    yield (
         f"{ladder.source}: from the coarsest to the finest, tokens go from {tokens} an image and latency from {whole} "
         f"ms; with superpixels at hand already, from {without} ms."
     )
@@ -103,7 +112,8 @@ def _cost(ladder: Ladder) -> str:
 
 def _without_generation(variant: Variant) -> float:
     """Latency less making superpixels; SAM's encoder stays, since a mask head may need it."""
-    return variant.means["latency_ms"] - variant.means["latency_superpixels_ms"]
+    whole, superpixels = (variant.means.get(f"latency_{part}ms", math.nan) for part in ("", "superpixels_"))
+    return whole - superpixels
 
 
 def _ends(ladder: Ladder, panel: Panel, family: str | None) -> Difference:

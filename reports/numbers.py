@@ -1,6 +1,7 @@
-"""How numbers read: fixed decimals for scores, k/M/G for counts, a dash for what does not exist."""
+"""How numbers and lists read: fixed decimals for scores, k/M/G for counts, a dash for what does not exist."""
 
 import math
+from collections.abc import Sequence
 
 DASH = "—"
 MINUS = "\u2212"
@@ -42,6 +43,13 @@ def p_value(value: float | None) -> str:
     if value is None or is_missing(value):
         return DASH
     return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def percent(value: float | None) -> str:

@@ -40,7 +40,10 @@ def build(run_folder: Path) -> Path:
         "question": findings.study.get("question") or run_folder.name,
         "answers": answers(findings),
         "judgements": [
-            (judgement, [finding_sentence(judgement, finding) for finding in judgement.findings])
+            (
+                judgement,
+                [finding_sentence(judgement, each) for each in judgement.findings if each.difference.is_compared],
+            )
             for judgement in findings.judgements
         ],
         "tables": {table.name: table for table in tables},
@@ -76,7 +79,7 @@ def _tracebacks(findings: Findings) -> list[tuple[str, str]]:
 
 def _provenance(findings: Findings) -> list[tuple[str, str]]:
     """What it takes to get these numbers again, as pairs of a name and a value."""
-    done = findings.results[findings.results["status"] == "done"]
+    done = findings.done
     rows = done if len(done) else findings.results
     pairs: list[tuple[str, Any]] = [
         ("command", _unique(rows, "command")),
@@ -114,7 +117,7 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def _weights(findings: Findings) -> list[dict[str, str]]:
     """Every weight that a finished cell used, once."""
-    done = findings.results[findings.results["status"] == "done"]
-    known = {json.dumps(weight, sort_keys=True): weight for text in done["weights"] for weight in json.loads(text)}
+    texts = findings.done["weights"].dropna()
+    known = {json.dumps(weight, sort_keys=True): weight for text in texts for weight in json.loads(text)}
     keys = ("name", "source", "revision", "sha256")
     return [{key: str(weight.get(key) or DASH) for key in keys} for weight in known.values()]

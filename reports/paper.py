@@ -1,12 +1,12 @@
-"""The tables of a report: the main one, families, comparisons, controls, costs, and cells without a result."""
+"""The tables of a report: the main one, families, domains, comparisons, controls and costs."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from harness.panel import variant_name
-from harness.records import ANSWER_METRICS, METRICS, in_short
+from harness.records import ANSWER_METRICS, METRICS
 from harness.stats import Estimate
+from reports.cells import unfinished_table
 from reports.evaluators import evaluator_table
 from reports.findings import Findings, Variant
 from reports.numbers import DASH, between, count, fixed, is_missing, p_value, percent
@@ -56,8 +56,8 @@ def main_table(findings: Findings) -> Table:
         f"Means over seeds; 95% intervals by bootstrap over images and seeds. Δ and the verdict compare "
         f"{findings.label} with {baselines} (margin {findings.margin:g}). shuffled: {findings.label} with "
         f"{findings.asked}s swapped between images. {_chance(findings)}{_other_tokens(findings)}"
-        "FLOPs and latency are of one image, asked once; latency is the fastest seed's. Intervals of all scores are in "
-        "the CSV."
+        "FLOPs and latency are of one image, asked once. Intervals of all scores are in the CSV."
+        f"{_footnote(findings, findings.baselines)}"
     )
     return _table("main", "Main result", caption, columns, findings)
 
@@ -115,6 +115,7 @@ def comparison_table(findings: Findings, baseline: str) -> Table:
     """The statistics behind the verdicts against one baseline."""
     columns: list[tuple[Column, _Make]] = [
         (Column("seeds", "seeds"), lambda variant: _count(variant.score.num_seeds)),
+        (Column("compared_seeds", "seeds compared"), partial(_compared_seeds, findings, baseline)),
         (Column("scored", "scored"), lambda variant: _count(variant.score.num_expressions)),
         _score_column(findings),
         (Column("seed_sd", "sd over seeds"), lambda variant: _number(variant.score.seed_sd, 4)),
@@ -128,7 +129,7 @@ def comparison_table(findings: Findings, baseline: str) -> Table:
     caption = (
         f"p: paired permutation over images; Holm over all {findings.num_comparisons} comparisons of the study; MDE: "
         "smallest true difference found with 80% power at the family's level; on the front: share of resamples in "
-        f"which nothing has both a higher {findings.label} and no more tokens."
+        f"which nothing has both a higher {findings.label} and no more tokens.{_footnote(findings, [baseline])}"
     )
     name = "comparisons" if len(findings.baselines) == 1 else f"comparisons_{_file_name(baseline, findings.baselines)}"
     return _table(name, f"Against {baseline}", caption, columns, findings)
@@ -185,35 +186,16 @@ def cost_table(findings: Findings) -> Table:
         (Column("trainable_parameters", "trainable params"), _mean("trainable_parameters")),
         (Column("flops", "FLOPs"), _mean("flops")),
         (Column("latency_ms", "latency, ms"), _mean("latency_ms", 1)),
-        (Column("slowest_ms", "slowest seed, ms"), partial(_slowest, findings)),
+        (Column("latency_p90_ms", "latency p90, ms"), partial(_latency_p90, findings)),
         *((Column(f"latency_{stage}_ms", f"{stage}, ms"), _mean(f"latency_{stage}_ms", 1)) for stage in stages),
         (Column("peak_memory_mib", "peak memory, MiB"), _mean("peak_memory_mib", 0)),
         (Column("train_seconds", "training, s"), _mean("train_seconds", 0)),
     ]
     caption = (
-        "Means over seeds; latency is the median of repeated runs of one image, asked once, of the fastest seed. "
-        "Seeds of one arm differ by what else the machine did: arms closer than that are alike."
+        "Means over seeds. Latency is the median of repeated runs of one image, asked once; the caveats say how the "
+        "models were timed."
     )
     return _table("costs", "What it costs", caption, columns, findings)
-
-
-def unfinished_table(findings: Findings) -> Table:
-    """Cells that failed or were skipped, and why."""
-    columns = tuple(Column(key, key, is_text=True) for key in ("arm", "seed", "status", "reason", "cell"))
-    rows = [
-        tuple(
-            Cell(text)
-            for text in (
-                variant_name(row["arm"], row["point"]),
-                f"{row['seed']:.0f}",
-                row["status"],
-                in_short(row["reason"]) or DASH,
-                row["cell"],
-            )
-        )
-        for _, row in findings.unfinished.iterrows()
-    ]
-    return Table("unfinished", "Cells without a result", "They are in no score above.", columns, tuple(rows))
 
 
 def _table(name: str, title: str, caption: str, columns: list[tuple[Column, _Make]], findings: Findings) -> Table:
@@ -248,10 +230,25 @@ def _mean(key: str, decimals: int | None = None) -> _Make:
     return lambda variant: _number(variant.means.get(key), decimals)
 
 
-def _slowest(findings: Findings, variant: Variant) -> Cell:
-    """Latency of the slowest seed, where there are several."""
-    latencies = findings.cells(variant.name)["latency_ms"]
-    return _number(latencies.max() if len(latencies) > 1 else None, 1)
+def _latency_p90(findings: Findings, variant: Variant) -> Cell:
+    return _number(findings.cells(variant.name)["latency_p90_ms"].astype(float).mean(), 1)
+
+
+def _compared_seeds(findings: Findings, baseline: str, variant: Variant) -> Cell:
+    """How many seeds a difference is over, where for any arm it is not all of its seeds."""
+    others = [each for each in findings.variants if each.name != baseline]
+    counts = {each.name: len(findings.panel.common_seeds(each.name, baseline)) for each in others}
+    if variant.name == baseline or all(counts[each.name] == each.score.num_seeds for each in others):
+        return Cell(DASH)
+    return _count(counts[variant.name])
+
+
+def _footnote(findings: Findings, baselines: Sequence[str]) -> str:
+    """What a dash in the place of a difference means, where there is one."""
+    others = [(variant, baseline) for baseline in baselines for variant in findings.variants]
+    if all(baseline in variant.against for variant, baseline in others if variant.name != baseline):
+        return ""
+    return f" {DASH} under Δ: not compared, see the answer."
 
 
 def _count(value: int) -> Cell:

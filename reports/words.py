@@ -6,11 +6,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from harness.claims import Finding, Judgement
+from harness.panel import seeds_in_words
 from harness.records import ANSWER_METRICS
 from harness.stats import Verdict, ratio
-from reports import granularity
+from reports import cells, granularity
 from reports.findings import Comparison, Findings, Variant
-from reports.numbers import between, fixed, is_missing, p_value, percent
+from reports.numbers import between, fixed, is_missing, listed, p_value, percent
 
 _METRIC_NAMES = {"giou": "gIoU", "giou_teacher_forced": "teacher-forced gIoU", "ciou": "cIoU", "fp_rate": "FP rate",
                  "fn_rate": "FN rate", "wrong_object_rate": "wrong-object rate",
@@ -25,10 +26,12 @@ def answers(findings: Findings) -> list[str]:
     """The result in a few sentences, each made from numbers."""
     best = findings.best
     if best is None:
-        return ["No cell finished, so there is nothing to say about the question."]
+        nothing = "No cell finished, so there is nothing to say about the question."
+        return [nothing, *cells.scored_but_unfinished(findings)]
     return [
         _best(findings, best),
         *(sentence for baseline in findings.baselines for sentence in _verdicts(findings, baseline)),
+        *_not_compared(findings),
         *_front(findings),
         *_weakest_family(findings, best),
         *granularity.answers(findings),
@@ -65,7 +68,7 @@ def caveats(findings: Findings) -> list[str]:
     return [
         *_about_chance(findings),
         *_about_seeds(findings),
-        *_about_cells(findings),
+        *cells.caveats(findings),
         *_about_models(findings),
         *_about_language(findings),
         *_about_tokens(findings),
@@ -79,7 +82,7 @@ def _best(findings: Findings, best: Variant) -> str:
     score = f"{best.name} has the highest {findings.label}, {shown}"
     if not best.against:
         return f"{score}{', and is the baseline' if best.name in findings.baselines else ''}."
-    apart = _list([_difference(baseline, comparison) for baseline, comparison in best.against.items()])
+    apart = listed([_difference(baseline, comparison) for baseline, comparison in best.against.items()])
     return f"{score}: {apart}. It is the highest of {len(findings.variants)}, so its score leans high."
 
 
@@ -107,9 +110,28 @@ def _verdicts(findings: Findings, baseline: str) -> Iterator[str]:
                 baseline=baseline,
                 score=findings.label,
                 margin=findings.margin,
-                names=_list([variant.name for variant, _ in chosen]),
+                names=listed([variant.name for variant, _ in chosen]),
                 detectable=fixed(max(comparison.minimum_detectable for _, comparison in chosen)),
             )
+
+
+def _not_compared(findings: Findings) -> Iterator[str]:
+    """Which comparisons the study asks for and cannot have."""
+    panel = findings.panel
+    if findings.missing_baselines:
+        yield f"Nothing is compared with {listed(findings.missing_baselines)}, of which no cell finished."
+    for baseline in findings.baselines:
+        apart = [v.name for v in findings.variants if v.name != baseline and baseline not in v.against]
+        seeds = {name: panel.seeds_of(name) for name in apart if not panel.common_seeds(name, baseline)}
+        if seeds:
+            names = [f"{name} ({seeds_in_words(own)})" for name, own in seeds.items()]
+            yield (
+                f"Not compared with {baseline} ({seeds_in_words(panel.seeds_of(baseline))}): {listed(names)}, without "
+                "a seed in common; run them on the same seeds."
+            )
+        others = [name for name in apart if name not in seeds]
+        if others:
+            yield f"Not compared with {baseline}: {listed(others)}, without an {findings.asked} scored by both."
 
 
 def _front(findings: Findings) -> Iterator[str]:
@@ -120,7 +142,7 @@ def _front(findings: Findings) -> Iterator[str]:
             f"{fixed(variant.score.value)}, on the front in {percent(variant.front_share)} of resamples)"
             for variant in front
         ]
-        yield f"On the Pareto front of {findings.label} and tokens: {_list(shown)}."
+        yield f"On the Pareto front of {findings.label} and tokens: {listed(shown)}."
 
 
 def _weakest_family(findings: Findings, best: Variant) -> Iterator[str]:
@@ -158,31 +180,36 @@ def _about_seeds(findings: Findings) -> Iterator[str]:
     apart = [variant.name for variant in findings.variants if variant.score.seed_sd > WIDE_SPREAD]
     if apart:
         yield (
-            f"Seeds lie far apart ({_list(apart)}: sd over {WIDE_SPREAD:g}): what such an arm reaches in this many "
+            f"Seeds lie far apart ({listed(apart)}: sd over {WIDE_SPREAD:g}): what such an arm reaches in this many "
             "steps depends on where it begins, and longer training may order arms otherwise."
         )
     planned = len(findings.study.get("seeds") or [])
     short = [name for name, number in counts.items() if number < planned]
     if short:
-        yield f"Fewer seeds than the study's {planned}: {_list(short)}; they are compared on the seeds they have."
+        yield f"Fewer seeds than the study's {planned}: {listed(short)}."
+    yield from _about_common_seeds(findings)
 
 
-def _about_cells(findings: Findings) -> Iterator[str]:
-    for status in ("failed", "skipped"):
-        arms = findings.unfinished.loc[findings.unfinished["status"] == status, "arm"]
-        if len(arms):
-            cells = "1 cell" if len(arms) == 1 else f"{len(arms)} cells"
-            yield f"{cells} {status} ({_list(list(dict.fromkeys(arms)))}); reasons below the tables."
-    finished = findings.results[findings.results["status"] == "done"]
-    if finished["environment"].nunique() > 1:
-        yield "Cells ran in different environments; compare latency and memory only within one (see results.parquet)."
+def _about_common_seeds(findings: Findings) -> Iterator[str]:
+    """Which differences leave out seeds that only one of the two arms has."""
+    panel, partly = findings.panel, []
+    for variant in findings.variants:
+        for baseline in variant.against:
+            common = panel.common_seeds(variant.name, baseline)
+            ours, theirs = len(panel.seeds_of(variant.name)), len(panel.seeds_of(baseline))
+            if len(common) < max(ours, theirs):
+                partly.append(
+                    f"{variant.name} and {baseline} over {seeds_in_words(common)} (of {ours} and {theirs} seeds)"
+                )
+    if partly:
+        yield f"Compared over their common seeds only: {'; '.join(partly)}. Scores are means over all seeds of an arm."
 
 
 def _about_models(findings: Findings) -> Iterator[str]:
-    done = findings.results[findings.results["status"] == "done"]
+    done = findings.done
     if (done["llm"] == "tiny").any():
         yield "The LLM is small and trained from scratch: differences need not carry over to a pretrained LLM."
-    specs = [json.loads(spec) for spec in done["spec"]]
+    specs = [json.loads(spec) for spec in done["spec"].dropna()]
     cut = {(llm["name"], layers) for spec in specs if (layers := (llm := spec.get("llm", {})).get("layers"))}
     for name, layers in sorted(cut):
         if name != "tiny":
@@ -190,15 +217,18 @@ def _about_models(findings: Findings) -> Iterator[str]:
     starts = {start["name"] for spec in specs if (start := spec.get("start"))}
     if starts:
         yield (
-            f"The LLM began with {_list(sorted(starts))}, trained before with a projector of its own: arms that are "
+            f"The LLM began with {listed(sorted(starts))}, trained before with a projector of its own: arms that are "
             "like that one may learn sooner."
         )
     random = {
-        weight["name"] for weights in done["weights"] for weight in json.loads(weights) if weight["source"] == "random"
+        weight["name"]
+        for weights in done["weights"].dropna()
+        for weight in json.loads(weights)
+        if weight["source"] == "random"
     }
     if random:
-        yield f"Random weights, as the study asks: {_list(sorted(random))}."
-    devices = {str(json.loads(environment).get("device", "")) for environment in done["environment"]}
+        yield f"Random weights, as the study asks: {listed(sorted(random))}."
+    devices = {str(json.loads(environment).get("device", "")) for environment in done["environment"].dropna()}
     if any(device.startswith("cpu") for device in devices):
         yield "Latency was measured on a CPU: it compares arms on this machine and claims nothing about accelerators."
 
@@ -238,10 +268,4 @@ def _seeds(number: int) -> str:
 
 
 def _arms(names: list[str], findings: Findings) -> str:
-    return _list(names) if len(names) < len(findings.variants) else "every arm"
-
-
-def _list(names: list[str]) -> str:
-    if len(names) < 2:
-        return "".join(names)
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+    return listed(names) if len(names) < len(findings.variants) else "every arm"

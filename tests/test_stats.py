@@ -7,11 +7,10 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from harness.errors import DataError
 from harness.metrics import score
 from harness.panel import METRICS, Panel, variant_name
 from harness.records import ANSWER_METRICS
-from harness.stats import Difference, Sums, Verdict, holm, is_on_front, judge, swap_test
+from harness.stats import NOT_COMPARED, Difference, Sums, Verdict, holm, is_on_front, judge, swap_test
 from tests.report_tables import tables
 
 
@@ -185,12 +184,15 @@ def test_only_shared_seeds_and_expressions_are_compared():
     assert (compared.num_seeds, compared.num_expressions) == (2, 70)
 
 
-def test_arms_without_a_shared_expression_are_refused():
+def test_arms_without_a_common_seed_are_not_compared():
     results, samples = tables(num_images=4)
     samples = samples[~((samples["arm"] == "bbox_mlp") & (samples["seed"] != 2))]
     samples = samples[~((samples["arm"] == "pooling") & (samples["seed"] == 2))]
-    with pytest.raises(DataError, match="share no scored expression"):
-        Panel(results, samples).compare("bbox_mlp", "pooling")
+    panel = Panel(results, samples)
+    assert panel.compare("bbox_mlp", "pooling") is NOT_COMPARED
+    assert panel.why_not_compared("bbox_mlp", "pooling") == (
+        "no seed in common: bbox_mlp has seed 2, pooling has seeds 0 and 1"
+    )
 
 
 @pytest.mark.parametrize(
