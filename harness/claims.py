@@ -25,7 +25,6 @@ from harness.errors import shorten, suggest
 from harness.panel import LOWER_IS_BETTER, METRICS, Panel
 from harness.stats import Difference, Verdict, holm, judge
 
-
 RANGES = {"cider": 10.0}
 """The largest value of a metric that claims may be about, where it is no share."""
 

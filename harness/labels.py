@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 
 
 def short_names(paths: Iterable[str]) -> dict[str, str]:
-    """Each dotted path -> its shortest ending that no other path has: `width`, or `position.width` beside `aggregation.width`.
+    """Each dotted path -> its shortest ending that no other path has.
 
-    The order is that of the paths.
+    That is `width` where one path ends so, and `position.width` beside `aggregation.width`.
     """
     parts = {path: path.split(".") for path in paths}
     return {path: _shortest(own, [other for other in parts.values() if other != own]) for path, own in parts.items()}

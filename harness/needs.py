@@ -163,7 +163,7 @@ def _is_cached(repository: str, revision: str | None, file: str) -> bool:
 
 def verdict(specs: Iterable[CellSpec]) -> str:
     """What is fetched, what memory the weights of the largest cell take, and whether this machine has as much."""
-    specs = list(specs)
+    specs = list({id(spec): spec for spec in specs}.values())  # the seeds of a point share theirs
     needs = {need.name: need for need in needs_of(specs)}
     if not needs:
         return "no pretrained weights"

@@ -16,6 +16,9 @@ from harness.labels import point_label
 from harness.records import Row, RunFolder
 from harness.study import Cell, Study
 
+MAX_SHOWN = 500
+"""Cells that the table lists; its caption counts them all."""
+
 
 @dataclass(frozen=True, slots=True)
 class Planned:
@@ -38,14 +41,17 @@ def make_plan(study: Study, folder: RunFolder) -> list[Planned]:
     rows = folder.rows()
     past = [row for row in [*rows.values(), *_rows_beside(folder.path)] if row["status"] == "done"]
     paces = [pace for row in past if (pace := _Pace.of(row)) is not None]
+    max_tokens: dict[str, float | None] = {}
+    for row in past:
+        max_tokens.setdefault(_tokens_by(json.loads(row["spec"])), row.get("max_tokens"))
     planned = []
-    for cell in study.cells():
-        status = rows[cell.id]["status"] if cell.id in rows else "to run"
-        spec = cell.spec
-        tokens_by = (spec.projector, spec.superpixels, spec.vision_encoder.model_dump(mode="json"))
-        is_over = status in {"done", "skipped"}
-        same = (row.get("max_tokens") for row in past if _tokens_by(row) == tokens_by)
-        planned.append(Planned(cell, status, 0.0 if is_over else estimate(cell, paces), next(same, None)))
+    for point in study.points():
+        cells = study.cells_of(point)
+        seconds = estimate(cells[0], paces)
+        tokens = max_tokens.get(_tokens_by(cells[0].spec.model_dump(mode="json")))
+        for cell in cells:
+            status = rows[cell.id]["status"] if cell.id in rows else "to run"
+            planned.append(Planned(cell, status, 0.0 if status in {"done", "skipped"} else seconds, tokens))
     return planned
 
 
@@ -88,10 +94,9 @@ def estimate(cell: Cell, paces: Iterable[_Pace]) -> float | None:
     return median(pace.seconds_a_step for pace in chosen) * _steps(spec["training"]) if chosen else None
 
 
-def _tokens_by(row: Row) -> tuple[Any, ...]:
+def _tokens_by(spec: dict[str, Any]) -> str:
     """What decides how many visual tokens there are."""
-    spec = json.loads(row["spec"])
-    return spec["projector"], spec["superpixels"], spec["vision_encoder"]
+    return json.dumps([spec["projector"], spec["superpixels"], spec["vision_encoder"]], sort_keys=True)
 
 
 def _rows_beside(path: Path) -> list[Row]:
@@ -109,12 +114,14 @@ def plan_table(study: Study, plan: list[Planned]) -> Table:
     table = Table(title=f"{study.name}: {study.settings.question}", caption=_total(study, plan), title_justify="left")
     for column in ("cell", "arm", "point", "seed", "tokens at most", "state", "time"):
         table.add_column(column, justify="right" if column in {"seed", "tokens at most", "time"} else "left")
-    for planned in plan:
+    for planned in plan[:MAX_SHOWN]:
         cell = planned.cell
         tokens = "-" if planned.max_tokens is None else f"{planned.max_tokens:.0f}"
         time = "-" if planned.seconds == 0 else duration(planned.seconds)
         state = "failed, runs again" if planned.status == "failed" else planned.status
         table.add_row(cell.id, cell.arm, point_label(cell.point), str(cell.seed), tokens, state, time)
+    if len(plan) > MAX_SHOWN:
+        table.add_row("...", f"{len(plan) - MAX_SHOWN:,} more cells")
     return table
 
 

@@ -200,14 +200,24 @@ def data_config(settings: dict[str, Any]) -> Any:
 def projector_needs(projector: dict[str, Any]) -> frozenset[str] | None:
     """What this projector reads beside patches; None where it cannot tell without its real backbone.
 
-    Needs may depend on settings, so a projector is built to be asked, without memory and on the reference backbone,
-    which every default fits.
+    Needs may depend on the names and switches among the settings, so a projector is built to be asked, without memory
+    and on the reference backbone. Its numbers are the defaults, which fit that backbone, whatever the study says.
     """
     settings = {key: value for key, value in projector.items() if key != "name"}
-    return _needs(projector["name"], json.dumps(settings, sort_keys=True))
+    return _needs(projector["name"], json.dumps(_without_numbers(settings), sort_keys=True))
 
 
-@lru_cache(maxsize=2**15)
+def _without_numbers(value: Any) -> Any:
+    """Settings without numbers and lists."""
+    is_number = {key: isinstance(one, int | float) and not isinstance(one, bool) for key, one in value.items()}
+    return {
+        key: _without_numbers(one) if isinstance(one, dict) else one
+        for key, one in value.items()
+        if not is_number[key] and not isinstance(one, list)
+    }
+
+
+@lru_cache(maxsize=256)
 def _needs(name: str, settings: str) -> frozenset[str] | None:
     projector = projectors.get(name)
     config = projector.Config.model_validate_json(settings)

@@ -57,8 +57,8 @@ def _too_large(study: Tree, settings: StudySettings | None) -> str | None:
     if num_cells <= MAX_CELLS:
         return None
     return (
-        f"{study.spot}: has {num_cells:,} cells ({num_points:,} points of arms, {len(settings.seeds):,} seeds each); at "
-        f"most {MAX_CELLS:,} are allowed; take fewer seeds, fewer arms, or a smaller search"
+        f"{study.spot}: has {num_cells:,} cells ({num_points:,} arms and search points, {len(settings.seeds):,} seeds "
+        f"each); at most {MAX_CELLS:,} are allowed; take fewer seeds, fewer arms, or a smaller search"
     )
 
 
@@ -199,7 +199,7 @@ def _space(space: Tree | None, arms: Mapping[str, Tree], problems: list[str]) ->
 
 def _combinations(space: Tree | None, arms: Mapping[str, Tree], problems: list[str]) -> None:
     """Tries every point of a grid: values that are good one by one need not go together."""
-    if space is None or not all(isinstance(values.value, list) for _, values in space.items()):
+    if space is None or len(space.keys()) < 2 or not all(isinstance(values.value, list) for _, values in space.items()):
         return
     for arm in arms.values():
         for point in grid({path: tuple(values.plain()) for path, values in space.items()}):
@@ -218,7 +218,7 @@ def _claims(study: Tree, specs: Mapping[str, CellSpec]) -> Iterator[str]:
     search = study.get("search")
     space = search.get("space") if search is not None else None
     searched = _texts(search.get("arms")) if search is not None else []
-    is_data_varied = space is not None and any(path.partition(".")[0] == "data" for path in space.keys())
+    is_data_varied = space is not None and any(path.partition(".")[0] == "data" for path, _ in space.items())
     for claim in _list(study, "claims"):
         named = [arm.value for arm in map(claim.get, ("better", "no_worse", "than")) if arm is not None]
         arms = [arm for arm in named if isinstance(arm, str)]
@@ -263,4 +263,5 @@ def _parts_named(claim: Tree, specs: Iterable[CellSpec]) -> Iterator[str]:
         for key, known in (("family", "families"), ("domain", "scored_domains")):
             part, parts = claim.get(key), getattr(config, known, None)
             if part is not None and parts is not None and isinstance(part.value, str) and part.value not in parts:
-                yield f"{part.spot}: {spec.data['name']} has no {key} {shorten(part.value)!r}; {suggest(part.value, parts)}"
+                found = shorten(part.value)
+                yield f"{part.spot}: {spec.data['name']} has no {key} {found!r}; {suggest(part.value, parts)}"

@@ -97,7 +97,7 @@ def parse(text: str, spot: Spot, problems: list[str]) -> Tree | None:
         problems.append(f"{spot}: not valid YAML: the character {_code(error.character)} is not allowed; remove it")
     except _LimitError as error:
         problems.append(f"{spot}: is larger than a study may be: {error}")
-    except YAMLError as error:
+    except (YAMLError, ValueError, OverflowError) as error:  # the last two of an escape beyond Unicode
         problems.append(f"{spot}: not valid YAML: {shorten(str(error), 300)}")
     return None
 

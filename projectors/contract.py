@@ -129,7 +129,8 @@ class Projector(nn.Module, ABC):
     Config: ClassVar[type[ProjectorConfig]]
     needs: frozenset[str] = frozenset()
     """Optional fields of VisualFeatures that must be filled: any of "superpixels", "decoder_pe", "keys", "cls_query",
-    "cls_key". Ask the instance, not the class: what is needed may depend on the configuration."""
+    "cls_key". Ask the instance, not the class: what is needed may depend on names and switches of the configuration,
+    but not on its numbers."""
     needs_layers: tuple[int, ...] = ()
     """Blocks of the vision encoder, counted from 1, whose patches `VisualFeatures.layers` must hold, in this order."""
     official_names: ClassVar[Mapping[str, str]] = {}

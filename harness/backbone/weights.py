@@ -269,9 +269,9 @@ def _files_in(name: str, folder: Path) -> list[Path]:
     """The files of a folder as transformers writes it that decide what is computed; its configuration is the last."""
     found = sorted({path for pattern in WEIGHT_FILES for path in folder.glob(pattern)})
     if not found or not (folder / "config.json").exists():
+        missing = "config.json" if found else f"weights ({', '.join(WEIGHT_FILES)})"
         raise WeightsError(
-            f"{shorten(name)!r} is a folder without {'config.json' if found else 'weights (' + ', '.join(WEIGHT_FILES) + ')'}; "
-            "name a folder as `save_pretrained` writes it"
+            f"{shorten(name)!r} is a folder without {missing}; name a folder as `save_pretrained` writes it"
         )
     return [*found, folder / "config.json"]
 

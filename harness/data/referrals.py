@@ -20,7 +20,6 @@ from harness.data.example import Example, Expression
 from harness.data.reading import MALFORMED, as_sentence, as_text, what_is_wrong
 from harness.errors import DataError, suggest
 
-
 FAMILIES = ("no_target", "single", "multi")
 """Of expressions that mean no object, one, and several."""
 
