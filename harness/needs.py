@@ -135,7 +135,8 @@ def _check(part: _Part) -> None:
     known = PACKAGED.get(part.name) or SHIPPED.get(part.name)
     kind = known.kind if known else "mask_head" if part.name in CHECKPOINTS else part.kind
     if kind != part.kind:
-        raise WeightsError(f"{part.setting}: found {part.name!r}, which is for {kind}.name; name other weights")
+        place = {"encoder": "vision_encoder"}.get(kind, kind)
+        raise WeightsError(f"{part.setting}: found {part.name!r}, which is for {place}.name; name other weights")
     try:
         check_name(part.name)
     except WeightsError as error:

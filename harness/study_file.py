@@ -14,7 +14,7 @@ from harness.files import find
 from harness.sections import IS_MISSING, SECTIONS
 from harness.study_checks import MAX_PROBLEMS, check
 from harness.study_schema import StudySettings
-from harness.yaml_reader import MAX_DEPTH, parse, read
+from harness.yaml_reader import MAX_DEPTH, MAX_TEXT, mistake_in_text, parse, read
 from harness.yaml_tree import Spot, Tree, merge
 
 PRESET_KEYS = ("base", "objectives", "seeds")
@@ -30,6 +30,9 @@ def read_study(path: Path, overrides: Sequence[str]) -> tuple[StudySettings, dic
     Raises:
         StudyError: with every mistake that was found.
     """
+    mistake = mistake_in_text(str(path), MAX_TEXT)
+    if mistake is not None:
+        raise StudyError([f"{shorten(str(path).encode('unicode_escape').decode(), 300)}: the file's name {mistake}"])
     problems: list[str] = []
     tree = read(path, problems)
     if tree is not None and {"base"} <= {*tree.keys()} <= {*PRESET_KEYS}:

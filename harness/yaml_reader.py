@@ -165,7 +165,7 @@ class _Builder:
         elif node.tag in {f"{_CORE}float", f"{_CORE}bool"} and isinstance(value, str):
             mistake = f"found {shorten(value)!r}, which is no {node.tag.removeprefix(_CORE)}; remove the tag"
         else:
-            mistake = _mistake_in_text(value, MAX_TEXT) if isinstance(value, str) else None
+            mistake = mistake_in_text(value, MAX_TEXT) if isinstance(value, str) else None
         if mistake is not None:
             self.problems.append(f"{spot}: {mistake}")
             return None
@@ -202,10 +202,10 @@ def _mistake_in_key(node: YamlNode) -> str | None:
         return "merge keys (<<) are not supported; write the settings out, or put what arms share in base"
     if node.tag != f"{_CORE}str":
         return f"the key {shorten(node.value)} is not text; quote it"
-    return _mistake_in_text(node.value, MAX_KEY)
+    return mistake_in_text(node.value, MAX_KEY)
 
 
-def _mistake_in_text(text: str, limit: int) -> str | None:
+def mistake_in_text(text: str, limit: int) -> str | None:
     """What is wrong with a text, whatever it is for."""
     if len(text) > limit:
         return f"found a text of {len(text):,} characters; at most {limit:,} are allowed; shorten it"
