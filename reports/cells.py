@@ -11,10 +11,10 @@ from reports.numbers import DASH, fixed, is_missing, listed
 from reports.tables import Cell, Column, Table
 
 _DOING = {
-    "trained": "while training",
-    "scored": "while scoring",
-    "costed": "while measuring cost",
-    "illustrated": "while drawing the gallery",
+    "trained": "training",
+    "scored": "scoring",
+    "costed": "measuring cost",
+    "illustrated": "drawing the gallery",
 }
 _REACHED = {"trained": "trained, not scored", "scored": "scored, cost not measured", "costed": "scored and costed"}
 
@@ -26,7 +26,7 @@ def unfinished_table(findings: Findings) -> Table:
         Column("seed", "seed", is_text=True): lambda row: f"{row['seed']:.0f}",
         Column("status", "status", is_text=True): lambda row: row["status"],
         Column("stage", "done so far", is_text=True): lambda row: _text(row["stage"]),
-        Column("failed_stage", "failed at", is_text=True): lambda row: _text(row["failed_stage"]),
+        Column("failed_stage", "failed while", is_text=True): lambda row: _DOING.get(row["failed_stage"], DASH),
         Column(findings.metric, findings.label, is_text=True): lambda row: fixed(_number(row[findings.metric])),
         Column("reason", "reason", is_text=True): lambda row: in_short(_text(row["reason"], "")) or DASH,
         Column("cell", "cell", is_text=True): lambda row: row["cell"],
@@ -34,7 +34,7 @@ def unfinished_table(findings: Findings) -> Table:
     made = {column: [make(row) for _, row in findings.unfinished.iterrows()] for column, make in columns.items()}
     kept = {column: texts for column, texts in made.items() if any(text != DASH for text in texts)}
     rows = tuple(tuple(Cell(text) for text in texts) for texts in zip(*kept.values(), strict=True))
-    return Table("unfinished", "Cells without a result", "They are in no score above.", tuple(kept), rows)
+    return Table("unfinished", "Cells that have not finished", "They count in no score above.", tuple(kept), rows)
 
 
 def scored_but_unfinished(findings: Findings) -> Iterator[str]:
@@ -44,7 +44,7 @@ def scored_but_unfinished(findings: Findings) -> Iterator[str]:
     if len(scored):
         yield (
             f"{_cells(len(scored))} scored but not finished ({listed(list(dict.fromkeys(scored['arm'])))}): their "
-            f"{findings.label} is in the table of cells without a result, without interval or comparison."
+            f"{findings.label} is in the table of cells that have not finished, without interval or comparison."
         )
 
 
@@ -58,8 +58,9 @@ def caveats(findings: Findings) -> Iterator[str]:
 
 
 def _about_status(cells: pd.DataFrame) -> Iterator[str]:
+    failing = {stage: f"while {doing}" for stage, doing in _DOING.items()}
     for status, stage, words, end in (
-        ("failed", "failed_stage", _DOING, "reasons below the tables"),
+        ("failed", "failed_stage", failing, "reasons below the tables"),
         ("skipped", "failed_stage", {}, "reasons below the tables"),
         ("unfinished", "stage", _REACHED, "the study's command continues them"),
     ):
@@ -68,7 +69,10 @@ def _about_status(cells: pd.DataFrame) -> Iterator[str]:
             continue
         stages = [words.get(each, "") for each in such[stage]]
         counts = such.assign(stage=stages).groupby(["arm", "stage"], sort=False).size()
-        arms = [f"{number} of {arm} {stage}" if stage else arm for (arm, stage), number in counts.items()]  # type: ignore[misc]
+        arms = [
+            " ".join([f"{number} of {arm}" if number > 1 and stage else arm, stage]).strip()
+            for (arm, stage), number in counts.items()
+        ]
         yield f"{_cells(len(such))} {status} ({listed(arms)}); {end}."
 
 

@@ -248,7 +248,7 @@ def _footnote(findings: Findings, baselines: Sequence[str]) -> str:
     others = [(variant, baseline) for baseline in baselines for variant in findings.variants]
     if all(baseline in variant.against for variant, baseline in others if variant.name != baseline):
         return ""
-    return f" {DASH} under Δ: not compared, see the answer."
+    return f" {DASH} as the verdict: not compared, see the answer."
 
 
 def _count(value: int) -> Cell:

@@ -72,7 +72,7 @@ def test_arms_without_a_common_seed_are_not_compared_and_the_report_says_so(apar
     )
     assert shown.loc["bbox_mlp", "verdict"] != DASH
     assert shown["compared_seeds"].to_dict() == {"pooling": DASH, "bbox_mlp": "1", "decoder_pe": "0"}
-    assert f"{DASH} under Δ: not compared, see the answer." in text
+    assert f"{DASH} as the verdict: not compared, see the answer." in text
     assert "Holm over all 1 comparisons" in text, "what is not compared is no test"
 
 
@@ -127,7 +127,7 @@ def test_a_table_of_failures_alone_is_reported(tmp_path: Path) -> None:
     assert "12 cells failed (2 of pooling while scoring, 2 of no_position while scoring" in text
     assert (
         table(folder, "unfinished").loc["pooling", ["stage", "failed_stage", "reason"]].to_numpy().tolist()
-        == [["trained", "scored", "out of memory"]] * 2
+        == [["trained", "scoring", "out of memory"]] * 2
     )
     assert 'href="#main"' not in (folder / "report" / "index.html").read_text()
 
