@@ -118,16 +118,20 @@ class _Part(NamedTuple):
 
 def _parts(spec: CellSpec) -> list[_Part]:
     """The pretrained parts that a cell names, those built from scratch left out."""
-    named = [
-        _Part("vision_encoder.name", spec.vision_encoder.name, "encoder"),
-        _Part("llm.name", spec.llm.name, "llm"),
-        _Part("mask_head.name", spec.mask_head.name, "mask_head"),
-        _Part("superpixels.model", (spec.superpixels or {}).get("model"), "mask_head"),
-        _Part("start.name", spec.start.name if spec.start else None, "start"),
-        _Part("projector.weights", spec.projector.get("weights"), "projector"),
+    named: list[tuple[str, str | None, str]] = [
+        ("vision_encoder.name", spec.vision_encoder.name, "encoder"),
+        ("llm.name", spec.llm.name, "llm"),
+        ("mask_head.name", spec.mask_head.name, "mask_head"),
+        ("superpixels.model", (spec.superpixels or {}).get("model"), "mask_head"),
+        ("start.name", spec.start.name if spec.start else None, "start"),
+        ("projector.weights", spec.projector.get("weights"), "projector"),
     ]
     untrained = {("llm", "tiny"), ("mask_head", "scratch"), *(("encoder", RANDOM + name) for name in ARCHITECTURES)}
-    return [part for part in named if part.name is not None and (part.kind, part.name) not in untrained]
+    return [
+        _Part(setting, name, kind)
+        for setting, name, kind in named
+        if name is not None and (kind, name) not in untrained
+    ]
 
 
 def _check(part: _Part) -> None:

@@ -63,13 +63,12 @@ def preflight(cells: Iterable[Cell], say: Callable[[str], None]) -> list[Failure
     failures = []
     for number, (key, group) in enumerate(waiting.items(), start=1):
         started = time.perf_counter()
-        failure = _check(group)
-        outcome = "passes" if failure is None else "fails"
-        say(
-            f"preflight {number} of {len(waiting)}: {title(group[0])} {outcome} ({time.perf_counter() - started:.0f} s)"
-        )
-        if failure is not None:
-            failures.append(failure)
+        outcome = _check(group)
+        word = "fails" if isinstance(outcome, Failure) else outcome
+        seconds = time.perf_counter() - started
+        say(f"preflight {number} of {len(waiting)}: {title(group[0])} {word} ({seconds:.0f} s)")
+        if isinstance(outcome, Failure):
+            failures.append(outcome)
         else:
             write_atomically(_note(key), group[0].spec.model_dump_json().encode())
     return failures
@@ -101,8 +100,8 @@ def tiny(cell: Cell) -> Cell:
     return replace(cell, spec=spec.model_copy(update={"training": training, "evaluation": evaluation}))
 
 
-def _check(group: list[Cell]) -> Failure | None:
-    """One configuration through the whole life of a cell, in a folder that is removed afterwards."""
+def _check(group: list[Cell]) -> Failure | str:
+    """Runs one configuration in a folder that is removed afterwards; its failure, or a word that says how it went."""
     cell = tiny(group[0])
     with TemporaryDirectory(prefix="svp-preflight-") as place:
         folder = RunFolder(Path(place))
@@ -114,7 +113,9 @@ def _check(group: list[Cell]) -> Failure | None:
             raise
         except HarnessError as error:
             return Failure(tuple(group), "", str(error))
-    return None if row["status"] != "failed" else Failure(tuple(group), row["failed_stage"], row["reason"])
+    if row["status"] == "failed":
+        return Failure(tuple(group), row["failed_stage"], row["reason"])
+    return "passes" if row["status"] == "done" else "will be skipped"
 
 
 def _key(cell: Cell) -> str:

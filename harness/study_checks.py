@@ -172,8 +172,9 @@ def _bounds(values: Tree) -> Iterator[str]:
         yield f"{values.spot}: found low: {low} and high: {high}; low must be less than high"
     if log and isinstance(low, int | float) and low <= 0:
         yield f"{values.spot}: found log: true with low: {low}; a logarithm needs low above 0"
-    if all(isinstance(one, int | float) for one in (low, high, step)) and step > high - low > 0:
-        yield f"{values.spot}: a step of {step} leaves only low: {low}; it must be at most {high - low}"
+    numbers = [one for one in (low, high, step) if isinstance(one, int | float)]
+    if len(numbers) == 3 and numbers[2] > numbers[1] - numbers[0] > 0:
+        yield f"{values.spot}: a step of {step} leaves only low: {low}; it must be at most {numbers[1] - numbers[0]}"
     if log and step is not None:
         yield f"{values.spot}: step cannot take effect with log: true; remove one of them"
 

@@ -42,6 +42,7 @@ def test_other_code_or_another_precision_is_checked_again(cells, said):
 
 def test_a_configuration_that_the_backbone_cannot_satisfy_passes(cells, said):
     assert preflight([cells["finer"]], said.append) == []
+    assert "finer seed 0 will be skipped" in said[0]
 
 
 def test_every_failure_is_reported_at_once_and_nothing_is_trained(cells, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,111 @@
+"""Every kind of arm in `studies/` goes through the whole life of a cell, in both precisions, on tiny data.
+
+What cannot be had or is too large here is replaced by something of the same kind: official datasets by scenes, vision
+encoders and pretrained LLMs by small random ones of their families, Meta's SAMs by sam-scenes.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness import assembly, data, superpixels
+from harness.backbone.config import LLMConfig, MaskHeadConfig, VisionConfig
+from harness.encodings import frozen_sam
+from harness.preflight import preflight
+from harness.study import Cell, load
+from tests import checkpoints
+
+STUDIES = sorted((Path(__file__).parent.parent / "studies").glob("*.yaml"))
+SCENES = {"train_images": 2, "validation_images": 1, "test_images": 2, "expressions_per_image": 4}
+PRECISIONS = ("float32", "bfloat16")
+
+
+def kind(cell: Cell) -> tuple[str, ...]:
+    """What makes two arms run different code: projector, superpixel source, mask head, kind of LLM, what is asked."""
+    spec = cell.spec
+    projector = spec.projector
+    parts = (projector.get(part) for part in ("position", "aggregation"))
+    names = [str(part["name"] if isinstance(part, dict) else part) for part in parts if part is not None]
+    cut = spec.superpixels or {"name": "none"}
+    source = "-".join([cut["name"], *([cut["granularity"]] if "granularity" in cut else [])])
+    llm = "tiny" if spec.llm.name == "tiny" else "pretrained"
+    mask_head = "scratch" if spec.mask_head.name == "scratch" else f"sam-{spec.mask_head.prompt}"
+    return (projector["name"], *names, source, mask_head, llm, *spec.data.get("asks", ()))
+
+
+def kinds() -> dict[tuple[str, ...], tuple[Path, str]]:
+    """Each kind once, with the study and the cell that have it."""
+    found: dict[tuple[str, ...], tuple[Path, str]] = {}
+    for path in STUDIES:
+        for cell in load(path).cells():
+            found.setdefault(kind(cell), (path, cell.id))
+    return found
+
+
+KINDS = kinds()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Small random checkpoints, and one cache for all arms."""
+    folder = tmp_path_factory.mktemp("shipped")
+    checkpoints.write_encoder("dinov2", folder / "dinov2")
+    checkpoints.write_llm("llama", folder / "llama")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SVP_HARNESS_CACHE", str(folder / "cache"))
+        for loaded in (assembly.vision_encoder, frozen_sam):
+            loaded.cache_clear()
+        yield folder
+    for loaded in (assembly.vision_encoder, frozen_sam):
+        loaded.cache_clear()
+
+
+def shrunk(cell: Cell, place: Path) -> Cell:
+    """The cell on parts of the same kinds that are here."""
+    spec = cell.spec
+    scenes = {**_scenes(), **({"asks": spec.data["asks"]} if "asks" in spec.data else {})}
+    layers = spec.projector.get("layers")
+    changed = {
+        "data": scenes,
+        "vision_encoder": VisionConfig(name=str(place / "dinov2"), frame=spec.vision_encoder.frame),
+        "evaluation": spec.evaluation.model_copy(update={"split": "test"}),
+        "projector": {**spec.projector, **({"layers": [1, 2]} if layers else {})},
+        "training": spec.training,
+    }
+    if spec.llm.name != "tiny":
+        lora = None if spec.llm.lora is None else spec.llm.lora.model_copy(update={"rank": 2})
+        changed["llm"] = LLMConfig.model_validate(
+            {**spec.llm.model_dump(), "name": str(place / "llama"), "layers": None, "lora": lora and lora.model_dump()}
+        )
+        changed["start"] = None
+    if spec.mask_head.name != "scratch":
+        changed["mask_head"] = MaskHeadConfig.model_validate({**spec.mask_head.model_dump(), "name": "sam-scenes"})
+    if spec.superpixels is not None and "model" in spec.superpixels:
+        changed["superpixels"] = _sam_scenes(spec.superpixels)
+    return _with(cell, changed)
+
+
+def _scenes() -> dict[str, object]:
+    return {"name": "scenes", **data.get("scenes").Config(**SCENES).model_dump(mode="json", exclude={"name"})}
+
+
+def _sam_scenes(settings: dict[str, object]) -> dict[str, object]:
+    config = superpixels.get("sam").Config(granularity=settings["granularity"])
+    return {"name": "sam", **config.model_dump(mode="json")}
+
+
+def _with(cell: Cell, changed: dict[str, object]) -> Cell:
+    return replace(cell, spec=cell.spec.model_copy(update=changed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("key", KINDS, ids="-".join)
+def test_an_arm_of_a_shipped_study_passes_the_preflight(place, key, precision):
+    path, cell_id = KINDS[key]
+    cell = shrunk(next(each for each in load(path).cells() if each.id == cell_id), place)
+    training = cell.spec.training.model_copy(update={"precision": precision})
+    said: list[str] = []
+    assert preflight([_with(cell, {"training": training})], said.append) == []
+    assert all(" passes " in line for line in said), "none is skipped"
