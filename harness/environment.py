@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from harness.uris import redact
+
 PACKAGES = (
     *("torch", "transformers", "peft", "numpy", "scipy", "pandas", "scikit-image", "segment-anything"),
     *("optuna", "mlflow", "pydantic", "svp-harness"),
@@ -39,9 +41,9 @@ def describe_environment() -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command of this process as one would type it, without the folder of the interpreter."""
+    """The command of this process as one would type it, without the interpreter's folder and without credentials."""
     interpreter, *arguments = sys.orig_argv
-    return shlex.join([Path(interpreter).name, *arguments])
+    return shlex.join([Path(interpreter).name, *map(redact, arguments)])
 
 
 def git_commit() -> str | None:

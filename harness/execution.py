@@ -1,7 +1,8 @@
-"""Runs a study in its folder: from points to cells to tables, search, tracking; finished cells do not run again."""
+"""Runs a study in its folder: from points to cells to tables and search; finished cells do not run again."""
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from harness.publishing import Publisher
 from harness.records import Row, RunFolder
 from harness.search import Search, default_path, default_url
 from harness.study import Cell, Study
-from harness.tracking import Tracker
+from harness.tracking import TrackedProgress, Tracker
 from harness.worker import RunsCells, Worker
 
 
@@ -40,12 +41,14 @@ def execute(
     storage: str | None,
     cells: RunsCells,
     progress: Progress,
+    tracker: Tracker | None = None,
     start_report: Callable[[RunFolder], None] | None = None,
 ) -> Outcome:
-    """Runs what is not finished; tables, MLflow and report follow after every cell, and when the run is interrupted.
+    """Runs what is not finished; tables and report follow after every cell, and when the run is interrupted.
 
     Args:
         storage: URL of Optuna's storage; SQLite in the folder if None.
+        tracker: logs the cells as they run; its `sync` is left to the caller, who has the report.
         start_report: has a report built from the tables, without waiting for it; None for no report.
 
     Raises:
@@ -53,16 +56,11 @@ def execute(
     """
     with folder.held():
         folder.write_if_changed(folder.study, study.resolved())
-        tracker = Tracker(study.name, folder)
         with Search(study, storage or default_url(folder.path)) as search:
             publisher = Publisher(folder, lambda: _all_cells(study, search), start_report)
-
-            def on_row(row: Row) -> None:
-                publisher.after_cell()
-                tracker.record(row)
-
-            with progress:
-                worker = Worker(study, folder, cells, progress, on_row)
+            watched = TrackedProgress(progress, tracker) if tracker else progress
+            with tracker or nullcontext(), watched:
+                worker = Worker(study, folder, cells, watched, publisher.after_cell)
                 try:
                     search.run(worker)
                     worker.time(_all_cells(study, search))
@@ -76,7 +74,7 @@ def execute(
                 or not folder.is_reported
                 or folder.tabled() != [cell.id for cell in known]
             ):
-                _bring_up_to_date(folder, publisher, search.importance(), tracker)
+                _bring_up_to_date(folder, publisher, search.importance())
         rows = folder.rows()
     return _outcome(known, worker.num_run, rows)
 
@@ -105,14 +103,10 @@ def known_cells(study: Study, folder: RunFolder, storage: str | None) -> list[Ce
         return _all_cells(study, search)
 
 
-def _bring_up_to_date(
-    folder: RunFolder, publisher: Publisher, importance: dict[str, Any] | None, tracker: Tracker
-) -> None:
+def _bring_up_to_date(folder: RunFolder, publisher: Publisher, importance: dict[str, Any] | None) -> None:
     folder.write_if_changed(folder.environment, json.dumps({"command": command(), **describe_environment()}, indent=1))
     if importance is None:
         folder.importance.unlink(missing_ok=True)
     else:
         folder.write_if_changed(folder.importance, json.dumps(importance, indent=1))
-    cells = publisher.write_tables()
-    rows = folder.rows()
-    tracker.sync([rows[cell] for cell in cells if cell in rows], [folder.study, folder.results])
+    publisher.write_tables()

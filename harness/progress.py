@@ -2,6 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -35,8 +36,8 @@ class Progress(ABC):
         """Cell number `index`, counted from 1, of `total` starts."""
 
     @abstractmethod
-    def step(self, done: int, total: int, loss: float) -> None:
-        """The running cell has made this many of its training steps."""
+    def step(self, point: Mapping[str, float], total: int) -> None:
+        """The running cell has reached this point of its training curve, of `total` steps."""
 
     @abstractmethod
     def note(self, text: str) -> None:
@@ -60,10 +61,10 @@ class LineProgress(Progress):
         self.name = f"[{index}/{total}] {title(cell)}"
         self._say("starts")
 
-    def step(self, done: int, total: int, loss: float) -> None:
+    def step(self, point: Mapping[str, float], total: int) -> None:
         """Said at most every `QUIET_SECONDS`."""
         if time.perf_counter() - self.last >= QUIET_SECONDS:
-            self._say(f"step {done}/{total}, loss {loss:.3f}")
+            self._say(f"step {point['step']}/{total}, loss {point['loss']:.3f}")
 
     def note(self, text: str) -> None:
         """Said at most every `QUIET_SECONDS`."""
@@ -105,10 +106,10 @@ class LiveProgress(Progress):
         self.bars.update(self.cells, completed=index - 1, total=total)
         self.steps = self.bars.add_task(self.name, total=None, note="prepares")
 
-    def step(self, done: int, total: int, loss: float) -> None:
+    def step(self, point: Mapping[str, float], total: int) -> None:
         """Moves the bar."""
         if self.steps is not None:
-            self.bars.update(self.steps, completed=done, total=total, note=f"loss {loss:.3f}")
+            self.bars.update(self.steps, completed=point["step"], total=total, note=f"loss {point['loss']:.3f}")
 
     def note(self, text: str) -> None:
         """Beside the bar."""

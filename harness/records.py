@@ -238,6 +238,11 @@ class RunFolder:
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
 
+    def outputs(self) -> list[Path]:
+        """The tables, what they were made with, and the report: those that are there."""
+        files = (self.results, self.samples, self.study, self.environment, self.importance, self.report.parent)
+        return [path for path in files if path.exists()]
+
     @property
     def is_reported(self) -> bool:
         """Whether the report is there and newer than what it is made from."""

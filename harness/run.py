@@ -21,6 +21,7 @@ from harness.progress import progress_on
 from harness.records import ANSWER_METRICS, METRICS, RunFolder, over_seeds
 from harness.report_process import ReportProcess
 from harness.study import Cell, Study, load
+from harness.uris import choose_tracking_uri, redact
 
 if TYPE_CHECKING:
     from harness.worker import RunsCells
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _terminates_as_interrupt():
             return _run(options)
     except HarnessError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{redact(str(error))}\n")
         return 2
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
@@ -96,6 +97,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results, in place of runs/<study>")
     parser.add_argument("--storage", metavar="URL", help="Optuna's storage, in place of SQLite in that folder")
+    parser.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow server, database or file store, in place of the study's tracking.uri, of MLFLOW_TRACKING_URI and "
+        "of SQLite in that folder",
+    )
     parser.add_argument("--list", choices=LIST_KINDS, help="list what a study can name")
     return parser
 
@@ -140,7 +147,8 @@ def _run(options: argparse.Namespace) -> int:
         from harness.provenance import set_aside_outdated
 
         console.print(set_aside_outdated(study, folder, options.rerun or None), soft_wrap=True)
-    return _execute(study, folder, options.storage, console)
+    uri = choose_tracking_uri(options.tracking_uri, study.settings.tracking.uri)
+    return _execute(study, folder, options.storage, uri, console)
 
 
 def _folder(path: Path) -> Path:
@@ -173,15 +181,17 @@ def _weights_of(study: Study) -> Iterator[None]:
         raise WeightsError(f"{study.source}: {error}") from error
 
 
-def _execute(study: Study, folder: RunFolder, storage: str | None, console: Console) -> int:
+def _execute(study: Study, folder: RunFolder, storage: str | None, uri: str | None, console: Console) -> int:
     from harness.execution import execute
+    from harness.tracking import Tracker
 
     # A configuration that cannot run is reported now, not after an hour of other cells.
     finished = folder.finished()
     _check(study, [cell for cell in study.cells_to_check() if cell.id not in finished], console)
+    tracker = Tracker(study, folder, uri)
     try:
         with ReportProcess(_build_report) as report:
-            outcome = execute(study, folder, storage, _cells(), progress_on(console), report.start)
+            outcome = execute(study, folder, storage, _cells(), progress_on(console), tracker, report.start)
     except BaseException:
         if folder.results.exists():
             _report(folder)
@@ -200,10 +210,16 @@ def _execute(study: Study, folder: RunFolder, storage: str | None, console: Cons
         console.print(f"nothing to run: all {len(outcome.cells)} cells have finished")
     if not folder.is_reported:
         _report(folder)
+    rows = folder.rows()
+    tracker.sync([rows[cell.id] for cell in outcome.cells if cell.id in rows], folder.outputs())
     console.print(result_table(pd.read_parquet(folder.results)))
     console.print(f"report: {folder.report}", soft_wrap=True)
     if outcome.num_failed:
         console.print(f"{outcome.num_failed} cells failed; the report says why, the same command tries them again")
+    if link := tracker.link():
+        console.print(f"MLflow: {link}", soft_wrap=True, markup=False)
+    if shortfall := tracker.shortfall():
+        console.print(shortfall, soft_wrap=True, markup=False)
     return 1 if outcome.num_failed else 0
 
 

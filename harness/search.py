@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.storages import RDBStorage
@@ -26,6 +27,7 @@ from harness.errors import HarnessError, StudyError
 from harness.records import Row
 from harness.study import Point, Study
 from harness.study_schema import Choice, Range
+from harness.uris import redact
 
 
 class RunsPoints(Protocol):
@@ -83,7 +85,9 @@ class Search:
             sampler=RandomSampler(seed=0),
             load_if_exists=True,
         )
-        self.optuna.set_user_attr("objectives", list(study.settings.objectives))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # the function may change, not the stored names
+            self.optuna.set_metric_names(list(study.settings.objectives))
         if study.num_sampled:
             # A resumed sampler must not draw again what it drew before.
             self.optuna.sampler = TPESampler(seed=len(self.optuna.trials))
@@ -259,7 +263,7 @@ def _open(url: str) -> RDBStorage:
         return RDBStorage(url)
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
         raise HarnessError(
-            f"--storage {url!r} is no storage URL ({error}); give one like sqlite:///optuna.db"
+            f"--storage {redact(url)!r} is no storage URL ({redact(str(error))}); give one like sqlite:///optuna.db"
         ) from error
     except OperationalError as error:
         raise HarnessError(f"the storage {shown} cannot be opened: {error.orig}; start it or mend the URL") from error

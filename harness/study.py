@@ -142,11 +142,13 @@ class Study:
         return hashlib.sha256(json.dumps([arms, settings], sort_keys=True).encode()).hexdigest()[:8]
 
     def resolved(self) -> str:
-        """The study as YAML with nothing left to look up; loading it gives the same cells."""
-        settings = self.settings.model_dump(mode="json", exclude={"name", "base", "extends", "arms"}, exclude_none=True)
+        """The study as YAML with nothing left to look up, except `tracking`; loading it gives the same cells."""
+        left_out = {"name", "base", "extends", "arms", "tracking"}
+        settings = self.settings.model_dump(mode="json", exclude=left_out, exclude_none=True)
         arms = {arm: self.spec(Point(arm)).model_dump(mode="json") for arm in self.arms}
         text = io.StringIO()
-        text.write(f"# resolved from {' '.join([self.source, *(f'--set {given}' for given in self.overrides)])}\n")
+        overrides = [f"--set {given}" for given in self.overrides if not given.startswith(("tracking.", "tracking="))]
+        text.write(f"# resolved from {' '.join([self.source, *overrides])}\n")
         yaml = YAML(typ="safe", pure=True)
         yaml.default_flow_style = False
         yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]

@@ -17,7 +17,7 @@ from harness.study_schema import StudySettings
 from harness.yaml_reader import MAX_DEPTH, MAX_TEXT, mistake_in_text, parse, read
 from harness.yaml_tree import Spot, Tree, merge
 
-PRESET_KEYS = ("base", "objectives", "seeds")
+PRESET_KEYS = ("base", "objectives", "seeds", "tracking")
 ALONE = "{question: What does this backbone reach with all patches?, arms: {mlp: {projector: mlp}}, baseline: mlp}"
 """What a preset is run or planned as by itself."""
 _NO_ASSIGNMENT = "is not of the form key=value, as in training.steps=100"

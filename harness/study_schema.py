@@ -4,9 +4,10 @@ import itertools
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator
 
 from harness.claims import Claim
+from harness.uris import tracking_uri_problem
 
 MAX_NAME = 100
 """Characters in the name of a study or an arm; a folder and the rows of tables are named after them."""
@@ -46,6 +47,23 @@ class Search(BaseModel):
     space: dict[str, Values] = Field(min_length=1, description="dotted path in the cell -> choices, or low and high")
 
 
+class Tracking(BaseModel):
+    """Where MLflow keeps the runs; no result depends on it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    uri: str | None = Field(default=None, description="of an MLflow server, database or file store")
+    experiment: str | None = Field(default=None, min_length=1, description="of MLflow; the study's name if null")
+
+    @field_validator("uri")
+    @classmethod
+    def _check_uri(cls, uri: str | None) -> str | None:
+        problem = None if uri is None else tracking_uri_problem(uri)
+        if problem is not None:
+            raise ValueError(problem)
+        return uri
+
+
 def _several(value: object) -> object:
     """One stands for a list of one."""
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
@@ -77,6 +95,7 @@ class StudySettings(BaseModel):
     )
     margin: float = Field(default=0.01, gt=0, lt=1, description="smallest difference in gIoU that matters in practice")
     claims: tuple[Claim, ...] = ()
+    tracking: Tracking = Tracking()
 
 
 def grid(space: Mapping[str, Range | tuple[Choice, ...]]) -> list[dict[str, Choice]]:

@@ -1,30 +1,40 @@
-"""MLflow: what the tables say, for its UI. The only module that imports it; everything here can be made again.
+"""Keeps MLflow in step with a study: the training curve while a cell trains, its scores when it ends.
 
-Experiment = study, parent run = the study, child run = a cell. Nothing global is touched: no active run, no
-default URI. MLflow is imported when the first cell is tracked, because that and a new store take seconds.
+Experiment = study, unless the study names another; parent run = the study in one run folder; child run = a cell. MLflow
+holds nothing that cannot be made again from the run folder, so a server that is away is waited for only briefly, and
+what it missed is sent later. All calls happen between training steps and never in another thread: nothing may run
+beside a cell whose latency is measured.
 """
 
+import hashlib
 import json
 import logging
 import math
-import os
-from collections.abc import Iterable, Iterator
-from datetime import datetime
-from itertools import islice
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import TracebackType
+from typing import Self
 
-from harness.records import METRICS, Row, RunFolder
+from harness import run_contents
+from harness.errors import HarnessError
+from harness.mlflow_store import MlflowStore, is_final
+from harness.progress import Progress
+from harness.records import Row, RunFolder
+from harness.sent_runs import SentRuns
+from harness.study import Cell, Study
+from harness.study_runs import LiveRun, StudyRuns
+from harness.uris import redact, scheme_of
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
+_log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-_MAX_PARAMS, _MAX_METRICS, _MAX_VALUE = 100, 1000, 6000
-"""What MLflow takes in one batch, and the length of a parameter's value."""
-_TAGS = ("arm", "point", "seed", "cell", "status", "trial", "started_at")
+RETRY_SECONDS = 30.0
+"""How long a store that did not answer is left alone."""
+MAX_LOST_SECONDS = 5.0
+"""How long cells wait for a store that does not answer, all calls together; after that only `sync` tries again."""
+SYNC_ATTEMPTS, SYNC_PAUSE_SECONDS = 3, 1.0
+_MAX_REASON = 200
 
 
 def tracking_uri(folder: Path) -> str:
@@ -33,131 +43,193 @@ def tracking_uri(folder: Path) -> str:
 
 
 class Tracker:
-    """Keeps a run folder's MLflow store in step with its rows.
+    """Sends a study and its cells to one MLflow store; a context manager around the cells.
 
     Args:
-        study: names the experiment.
+        uri: of the store; the SQLite file in the run folder if None.
     """
 
-    def __init__(self, study: str, folder: RunFolder) -> None:
+    def __init__(self, study: Study, folder: RunFolder, uri: str | None = None) -> None:
         self.study = study
         self.folder = folder
-        self._client: MlflowClient | None = None
-        self._experiment = ""
-        self._parent = ""
-        self._tracked: dict[str, tuple[str, str]] = {}
+        self.uri = uri or tracking_uri(folder.path)
+        self.experiment = study.settings.tracking.experiment or study.name
+        self.num_unsent = 0
+        self._sent = SentRuns(folder.path / ".mlflow.json", f"{redact(self.uri)} {self.experiment}")
+        if scheme_of(self.uri) == "sqlite" and not Path(self.uri.partition(":///")[2]).exists():
+            self._sent.forget()
+        self._runs: StudyRuns | None = None
+        self._live: dict[str, LiveRun] = {}
+        self._error: Exception | None = None
+        self._retry_at = -math.inf
+        self._lost_seconds = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Marks the runs that an interrupted study leaves as killed; the next start of the study goes on with them."""
+        if kind is None or self._runs is None:
+            return
+        for run in [*(live.run for live in self._live.values() if live.run), self._runs.parent]:
+            self._attempt(lambda runs, run=run: runs.store.close(run, "KILLED"))  # type: ignore[misc]
+
+    def start(self, cell: Cell) -> None:
+        """Makes the run of a cell that begins, or goes on with the one that an interrupted training left.
+
+        Raises:
+            HarnessError: at the first cell, if the store refuses or is a file that cannot be opened.
+        """
+        live = self._live[cell.id] = LiveRun(cell)
+        is_first = self._runs is None and self._error is None
+        if not self._attempt(lambda runs: runs.open(live)) and is_first:
+            self._report_first_failure()
+
+    def log_point(self, cell_id: str, point: Mapping[str, float]) -> None:
+        """Logs a point of the curve of a cell that was started."""
+        live = self._live[cell_id]
+        live.waiting.append(dict(point))
+        self._attempt(lambda runs: runs.log_waiting(live))
 
     def record(self, row: Row) -> None:
-        """Makes the run of a cell, unless it is there; a cell that ran again has its old run replaced."""
-        client = self._connect()
-        cell, started = row["cell"], str(row.get("started_at"))
-        run_id, tracked = self._tracked.get(cell, ("", ""))
-        if run_id and tracked == started:
-            return
-        if run_id:
-            client.delete_run(run_id)
-        self._tracked[cell] = (self._log(client, row), started)
+        """Completes the run of a cell, or makes it; a cell that ran again has its old run replaced."""
+        self._attempt(lambda runs: self._record(runs, row))
+        self._live.pop(row["cell"], None)
 
-    def sync(self, rows: Iterable[Row], artifacts: Iterable[Path] = ()) -> None:
-        """Makes what is missing, hangs these files on the study's run, and closes it."""
-        for row in rows:
-            self.record(row)
-        client = self._connect()
-        for path in artifacts:
-            client.log_artifact(self._parent, str(path))
-        client.set_terminated(self._parent)
+    def sync(self, rows: Sequence[Row], artifacts: Sequence[Path] = ()) -> None:
+        """Sends everything that the store lacks, attaches these files and folders to the study's run, and closes it.
 
-    def _connect(self) -> "MlflowClient":
-        """The client, once the experiment and the study's run exist."""
-        if self._client is not None:
-            return self._client
-        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when MLflow is imported
-        from mlflow import MlflowClient
+        `num_unsent` is then the number of runs that the store still lacks, that of the study included.
+        """
+        state = _state(rows, artifacts)
+        for attempt in range(SYNC_ATTEMPTS):
+            missing = self._missing(rows, state)
+            if not self.num_unsent:
+                return
+            if attempt:
+                time.sleep(SYNC_PAUSE_SECONDS)
+            self._retry_at, self._lost_seconds = -math.inf, 0.0
+            for row in missing:
+                self.record(row)
+            if self._attempt(lambda runs: runs.close(rows, artifacts)):
+                self._sent.add("study", state)
+        self._missing(rows, state)
 
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of each table that it creates
-        client = MlflowClient(tracking_uri=tracking_uri(self.folder.path))
-        experiment = client.get_experiment_by_name(self.study)
-        artifacts = (self.folder.path / "mlartifacts").resolve().as_uri()
-        self._experiment = (
-            client.create_experiment(self.study, artifact_location=artifacts)
-            if experiment is None
-            else experiment.experiment_id
+    def link(self) -> str | None:
+        """The address of the cells in a server's UI, if anything was sent to one."""
+        if self._runs is None or scheme_of(self.uri) not in {"http", "https"}:
+            return None
+        page = f"#/experiments/{self._runs.store.experiment}/runs?workflowType=machine_learning"
+        return f"{redact(self.uri).rstrip('/')}/{page}&viewStateShareKey={run_contents.VIEW}"
+
+    def shortfall(self) -> str | None:
+        """A sentence that says how many runs the store lacks and why; None if it lacks none."""
+        if not self.num_unsent:
+            return None
+        runs = "1 run is" if self.num_unsent == 1 else f"{self.num_unsent} runs are"
+        return (
+            f"{runs} not yet in MLflow at {redact(self.uri)} ({self._reason()}); the same command sends what is missing"
         )
-        runs = _all_runs(client, self._experiment)
-        parent = next((run for run in runs if run.data.tags.get("kind") == "study"), None)
-        if parent is None:
-            parent = client.create_run(self._experiment, tags={"kind": "study"}, run_name=self.study)
-        self._parent = parent.info.run_id
-        self._adopt(client, runs)
-        self._client = client
-        return client
 
-    def _adopt(self, client: "MlflowClient", runs: "Iterable[Run]") -> None:
-        """Knows the cells that are tracked in full; what a kill left half logged goes."""
-        for run in runs:
-            tags = run.data.tags
-            if tags.get("kind") != "cell":
-                continue
-            if "complete" in tags:
-                self._tracked[tags["cell"]] = (run.info.run_id, tags["started_at"])
-            else:
-                client.delete_run(run.info.run_id)
+    def _missing(self, rows: Sequence[Row], state: str) -> list[Row]:
+        """The rows that the store lacks; counts them."""
+        missing = [row for row in rows if not self._sent.has(row["cell"], run_contents.version(row))]
+        self.num_unsent = len(missing) + (not self._sent.has("study", state))
+        return missing
 
-    def _log(self, client: "MlflowClient", row: Row) -> str:
-        """One run with everything a row says; its id."""
-        from mlflow.entities import Metric, Param, RunTag
+    def _attempt(self, send: Callable[[StudyRuns], None]) -> bool:
+        """Whether these calls succeeded; a store that did not answer is left alone for a while.
 
-        tags = {tag: str(row.get(tag)) for tag in _TAGS}
-        commit = json.loads(row.get("environment") or "{}").get("git_commit")
-        tags |= {"kind": "cell", "mlflow.parentRunId": self._parent, "git_commit": str(commit)}
-        name = f"{row['arm']} {row['point']} seed {row['seed']}"
-        start_ms = int(1000 * datetime.fromisoformat(row["started_at"]).timestamp())
-        end_ms = start_ms + int(1000 * (row.get("wall_seconds") or 0))
-        run_id = client.create_run(self._experiment, start_ms, tags, name).info.run_id
-        params = [Param(key, str(value)[:_MAX_VALUE]) for key, value in flat(json.loads(row.get("spec") or "{}"))]
-        for batch in _batches(params, _MAX_PARAMS):
-            client.log_batch(run_id, params=batch)
-        metrics = [Metric(key, value, end_ms, step) for key, value, step in numbers(row)]
-        for chunk in _batches(metrics, _MAX_METRICS):
-            client.log_batch(run_id, metrics=chunk)
-        client.log_batch(run_id, tags=[RunTag("complete", "true")])
-        client.set_terminated(run_id, "FINISHED" if row["status"] == "done" else "FAILED", end_ms)
-        return run_id
+        The `except` is broad because clients of databases and of artifact stores raise errors of their own, and none
+        of them may end a study.
+        """
+        if time.monotonic() < self._retry_at:
+            return False
+        started = time.monotonic()
+        try:
+            send(self._connect())
+        except Exception as error:
+            self._error = error
+            if not is_final(error):
+                self._lost_seconds += time.monotonic() - started
+                pause = RETRY_SECONDS if self._lost_seconds < MAX_LOST_SECONDS else math.inf
+                self._retry_at = time.monotonic() + pause
+            return False
+        return True
 
+    def _reason(self) -> str:
+        """The last error in one line, without credentials; of an error that the system numbers, its name."""
+        text = " ".join(redact(str(self._error)).split())
+        if named := re.search(r"\[Errno -?\d+\] ([^'\")]+)", text):
+            return named[1]
+        return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]} ..."
 
-def flat(spec: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted paths and values of nested mappings."""
-    for key, value in spec.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    def _report_first_failure(self) -> None:
+        """Ends a study whose store cannot take a run at all, before anything has been trained."""
+        assert self._error is not None
+        if isinstance(self._error, HarnessError):
+            raise self._error
+        if is_final(self._error) or scheme_of(self.uri) in {"sqlite", "file"}:
+            raise HarnessError(
+                f"MLflow cannot use {redact(self.uri)} ({self._reason()}); correct the URI, or the user name and "
+                "password in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        _log.warning(
+            "MLflow at %s does not answer (%s); the study runs, its runs are sent later",
+            redact(self.uri),
+            self._reason(),
+        )
 
+    def _connect(self) -> StudyRuns:
+        """The runs, once the store holds that of the study."""
+        if self._runs is None:
+            self._sent.save()
+            tags, files = run_contents.experiment_tags(self.study), self.folder.path / "mlartifacts"
+            store = MlflowStore(self.uri, self.experiment, tags, files)
+            self._runs = StudyRuns(store, self.study, self.folder, self._sent.folder_id)
+        return self._runs
 
-def numbers(row: Row) -> Iterator[tuple[str, float, int]]:
-    """Every measured number of a row with its step: 0 for results, the training step for points of the curve."""
-    for metric in METRICS:
-        value = row.get(metric)
-        if value is not None:
-            yield metric, float(value), 0
-    for point in json.loads(row.get("curve") or "[]"):
-        for part, value in point.items():
-            if part != "step" and math.isfinite(value):
-                yield f"training_{part}", float(value), int(point["step"])
-
-
-def _all_runs(client: "MlflowClient", experiment: str) -> "list[Run]":
-    runs: list[Run] = []
-    token = None
-    while True:
-        page = client.search_runs([experiment], max_results=1000, page_token=token)
-        runs.extend(page)
-        token = page.token
-        if not token:
-            return runs
+    def _record(self, runs: StudyRuns, row: Row) -> None:
+        runs.record(row, self._live.get(row["cell"]))
+        self._sent.add(row["cell"], run_contents.version(row))
 
 
-def _batches(values: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(values)
-    while batch := list(islice(iterator, size)):
-        yield batch
+class TrackedProgress(Progress):
+    """Tells a tracker what it tells another progress: cells that start, and the points of their curves."""
+
+    def __init__(self, shown: Progress, tracker: Tracker) -> None:
+        self.shown = shown
+        self.tracker = tracker
+        self.cell = ""
+
+    def started(self, cell: Cell, index: int, total: int) -> None:
+        """Opens the run of the cell."""
+        self.shown.started(cell, index, total)
+        self.cell = cell.id
+        self.tracker.start(cell)
+
+    def step(self, point: Mapping[str, float], total: int) -> None:
+        """Logs the point."""
+        self.shown.step(point, total)
+        self.tracker.log_point(self.cell, point)
+
+    def note(self, text: str) -> None:
+        """Shown only."""
+        self.shown.note(text)
+
+    def finished(self, row: Row) -> None:
+        """Completes the run."""
+        self.shown.finished(row)
+        self.tracker.record(row)
+
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
+        self.shown.close()
+
+
+def _state(rows: Sequence[Row], artifacts: Sequence[Path]) -> str:
+    """Changes when a row or a file does."""
+    files = [file for path in artifacts for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    told = [sorted((row["cell"], run_contents.version(row)) for row in rows), stats]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]

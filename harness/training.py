@@ -117,7 +117,7 @@ class Trainer:
         batches: turns examples into tensors on the segmenter's device.
         config: lengths and rates.
         generator: draws the order of images and expressions.
-        on_step: told (done, total, loss) after each step that the curve keeps.
+        on_step: called with each new point of the curve and the number of steps of the whole training.
         bookmark: a file kept every two minutes, from which a training that was cut off goes on as if it had not been;
             whoever names it removes it. None for none.
     """
@@ -128,7 +128,7 @@ class Trainer:
         batches: BatchMaker,
         config: TrainingConfig,
         generator: torch.Generator,
-        on_step: Callable[[int, int, float], None],
+        on_step: Callable[[dict[str, float], int], None],
         bookmark: Path | None = None,
     ) -> None:
         self.segmenter = segmenter
@@ -195,7 +195,7 @@ class Trainer:
             if self._step % every == 0 or self._step == steps.stop:
                 self.curve.append(_mean(self._step, self._window, self.config.pointing))
                 self._window.clear()
-                self.on_step(self._step, total, self.curve[-1].loss)
+                self.on_step(asdict(self.curve[-1]), total)
             if self.bookmark is not None and time.monotonic() - self._saved_at >= SAVE_EVERY_SECONDS:
                 self._keep(orders, [*groups["early"], *groups["late"]], [*optimizers, *schedules])
 

@@ -10,8 +10,6 @@ from harness.progress import Progress
 from harness.records import Row, RunFolder
 from harness.study import Cell, Point, Study
 
-OnRow = Callable[[Row], None]
-
 
 class RunsCells(Protocol):
     """What a worker does with cells: `harness.cells.Cells`, or something as small in a test."""
@@ -30,15 +28,22 @@ class Worker:
     """Takes points from a search and turns them into rows.
 
     Args:
-        on_row: told of each row that this worker produced.
+        after_cell: called after each cell that this worker ran.
     """
 
-    def __init__(self, study: Study, folder: RunFolder, cells: RunsCells, progress: Progress, on_row: OnRow) -> None:
+    def __init__(
+        self,
+        study: Study,
+        folder: RunFolder,
+        cells: RunsCells,
+        progress: Progress,
+        after_cell: Callable[[], None] = lambda: None,
+    ) -> None:
         self.study = study
         self.folder = folder
         self.cells = cells
         self.progress = progress
-        self.on_row = on_row
+        self.after_cell = after_cell
         self.finished = folder.finished()
         self.total = len(study.cells()) + study.num_sampled * len(study.settings.seeds)
         self.num_there = sum(cell.id in self.finished for cell in study.cells())
@@ -83,5 +88,4 @@ class Worker:
         row = self.folder.row(cell.id)
         self.finished[cell.id] = row
         self.progress.finished(row)
-        self.on_row(row)
         return row

@@ -37,6 +37,12 @@ baseline: pooling
 """
 
 
+@pytest.fixture(autouse=True)
+def _own_mlflow_store(monkeypatch):
+    """No test sends a run to the server of whoever runs it."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
 @pytest.fixture
 def set_threads():
     """`torch.set_num_threads`; afterwards there are as many as before."""

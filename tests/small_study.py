@@ -44,6 +44,7 @@ seeds: [0, 1]
 objectives: {giou: maximize, tokens: minimize}
 baseline: pooling
 """
+CURVE = [{"step": 5, "loss": 2.0}, {"step": 10, "loss": 1.0}]
 TPE = """\
 search:
   arms: [sspe, bbox_mlp]
@@ -92,7 +93,6 @@ def score(cell: Cell) -> float:
 def row_of(cell: Cell, status: str = "done", reason: str = "") -> Row:
     """What a cell reports."""
     measured = {"giou": score(cell), "tokens": 4.0 + len(cell.arm), "wall_seconds": 5.0}
-    curve = [{"step": 5, "loss": 2.0}, {"step": 10, "loss": 1.0}]
     return {
         "study": cell.study,
         "cell": cell.id,
@@ -104,7 +104,7 @@ def row_of(cell: Cell, status: str = "done", reason: str = "") -> Row:
         "started_at": "2026-01-01T00:00:00+00:00",
         "spec": cell.spec.model_dump_json(),
         "environment": json.dumps({"cpu": "one", "device": "cpu"}),
-        **({**measured, "curve": json.dumps(curve)} if status == "done" else {}),
+        **({**measured, "curve": json.dumps(CURVE)} if status == "done" else {}),
     }
 
 
@@ -144,7 +144,8 @@ class Cells:
             with self.log.open("a") as log:
                 log.write(f"{cell.id}\n")
         time.sleep(self.seconds)
-        progress.step(10, 10, 1.0)
+        for point in CURVE:
+            progress.step(point, 10)
         if cell.arm in self.fails + self.skips:
             row = row_of(cell, "failed" if cell.arm in self.fails else "skipped", "as the test asks")
             folder.write_cell(row)

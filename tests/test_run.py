@@ -13,6 +13,7 @@ from harness.execution import execute
 from harness.plan import estimate, make_plan
 from harness.records import METRICS
 from harness.study import load
+from harness.tracking import Tracker
 from tests.small_study import Cells, quiet, run_folder, write_study
 
 ROOT = Path(__file__).parent.parent
@@ -122,9 +123,11 @@ def test_a_report_without_results_says_what_to_do(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_study_with_nothing_to_run_imports_neither_mlflow_nor_a_model(tmp_path):
     path, folder = write_study(tmp_path), run_folder(tmp_path)
-    execute(load(path), folder, None, Cells(), quiet())
+    tracker = Tracker(load(path), folder)
+    execute(load(path), folder, None, Cells(), quiet(), tracker)
     folder.report.parent.mkdir()
     folder.report.write_text("page")
+    tracker.sync(list(folder.rows().values()), folder.outputs())
     code = (
         "import sys; from harness.run import main; code = main(sys.argv[1:]); "
         "print(code, sorted({'mlflow', 'harness.cell', 'harness.assembly', 'matplotlib'} & set(sys.modules)))"

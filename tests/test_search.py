@@ -199,3 +199,13 @@ def test_a_storage_that_cannot_be_opened_is_the_users_to_mend(tmp_path, study):
     for url in ("optuna.db", "nosuch://x", f"sqlite:///{tmp_path}/missing/optuna.db"):
         with pytest.raises(HarnessError, match="storage"):
             Search(study, url)
+    for url in ("nosuch://ann:secret@host/x", "mysql+nosuch://ann:secret@host/x", "ann:secret@host/x"):
+        with pytest.raises(HarnessError, match="storage") as caught:
+            Search(study, url)
+        assert "secret" not in str(caught.value)
+
+
+def test_the_objectives_have_their_names_in_the_dashboard_and_keep_them(tmp_path, study):
+    for _ in range(2):
+        with Search(study, default_url(tmp_path)) as search:
+            assert search.optuna.metric_names == ["giou", "tokens"]

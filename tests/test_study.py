@@ -102,7 +102,10 @@ def test_what_is_scored_is_a_split_of_the_data_and_not_the_one_trained_on(tmp_pa
 
 def test_a_preset_gives_no_arms(tmp_path):
     [problem] = problems(tmp_path, STUDY, PRESET + "arms: {}\n")
-    assert problem == "presets/small.yaml:6: arms: a preset may only give base, objectives, seeds; move it to the study"
+    assert (
+        problem
+        == "presets/small.yaml:6: arms: a preset may only give base, objectives, seeds, tracking; move it to the study"
+    )
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "studies" / "presets").glob("*.yaml")), ids=lambda path: path.stem)

@@ -1,43 +1,63 @@
-"""MLflow shows each cell once, with what its row says."""
+"""MLflow shows each cell once, with what its row says; the store is the one that the user names."""
 
 import json
 import logging
+import os
+import sys
 
 import pytest
 from mlflow import MlflowClient
 
+from harness.environment import command
+from harness.errors import HarnessError
+from harness.execution import execute
 from harness.records import RunFolder
 from harness.study import load
+from harness.study_runs import LOSS
 from harness.tracking import Tracker, tracking_uri
-from tests.small_study import row_of, run_folder, score, write_study
+from harness.uris import choose_tracking_uri, redact, tracking_uri_problem
+from tests.small_study import CURVE, PRESET, STUDY, Cells, quiet, row_of, run_folder, score, write_study
+from tests.test_study import problems
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # in MLflow's own tables
+SECRETS = "http://ann:se/cr@t@127.0.0.1:1/mlflow?token=tok"
 
 
 @pytest.fixture
-def cells(tmp_path):
-    return load(write_study(tmp_path)).cells()[:2]
+def study(tmp_path):
+    return load(write_study(tmp_path))
 
 
-def runs(folder: RunFolder, kind: str):
-    client = MlflowClient(tracking_uri(folder.path))
+@pytest.fixture
+def cells(study):
+    return study.cells()[:2]
+
+
+def runs(folder: RunFolder, kind: str, uri: str | None = None):
+    client = MlflowClient(uri or tracking_uri(folder.path))
     [experiment] = [found for found in client.search_experiments() if found.name == "small"]
     return client.search_runs([experiment.experiment_id], f"tags.kind = '{kind}'")
 
 
-def test_a_cell_is_tracked_once_with_its_settings_scores_and_curve(tmp_path, cells):
+def curve_of(run, uri: str) -> list[tuple[int, float]]:
+    return sorted((point.step, point.value) for point in MlflowClient(uri).get_metric_history(run.info.run_id, LOSS))
+
+
+def test_a_cell_is_tracked_once_with_its_settings_scores_and_curve(tmp_path, study, cells):
     folder = run_folder(tmp_path)
     folder.gather([])
     rows = [row_of(cell) for cell in cells]
-    tracker = Tracker("small", folder)
+    folder.cells.mkdir()
+    folder.checkpoint(cells[0].id).write_bytes(b"weights")
+    tracker = Tracker(study, folder)
     tracker.record(rows[0])
     tracker.sync(rows, [folder.results])
     before = {run.info.run_id for run in runs(folder, "cell")}
-    Tracker("small", folder).sync(rows)
+    Tracker(study, folder).sync([*rows, row_of(study.cells()[2])])
     tracked = {run.data.tags["cell"]: run for run in runs(folder, "cell")}
     [parent] = runs(folder, "study")
-    assert set(tracked) == {cell.id for cell in cells}
-    assert {run.info.run_id for run in tracked.values()} == before
+    assert set(tracked) == {cell.id for cell in study.cells()[:3]}
+    assert before < {run.info.run_id for run in tracked.values()}
     assert parent.info.status == "FINISHED"
     run = tracked[cells[0].id]
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -45,47 +65,211 @@ def test_a_cell_is_tracked_once_with_its_settings_scores_and_curve(tmp_path, cel
     assert run.data.params["training.steps"] == "10"
     assert run.data.metrics["giou"] == pytest.approx(score(cells[0]))
     assert run.info.end_time - run.info.start_time == 5000
-    client = MlflowClient(tracking_uri(folder.path))
-    history = client.get_metric_history(run.info.run_id, "training_loss")
-    assert [(point.step, point.value) for point in history] == [(5, 2.0), (10, 1.0)]
+    uri = tracking_uri(folder.path)
+    assert curve_of(run, uri) == [(5, 2.0), (10, 1.0)]
+    client = MlflowClient(uri)
     assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["results.parquet"]
-    assert (folder.path / "mlartifacts").is_dir()
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == [f"{cells[0].id}.safetensors"]
 
 
-def test_a_cell_that_ran_again_replaces_its_run(tmp_path, cells):
+def test_the_runs_say_what_mlflows_lists_show(tmp_path, study):
     folder = run_folder(tmp_path)
-    Tracker("small", folder).sync([row_of(cells[0], "failed", "why")])
-    Tracker("small", folder).sync([{**row_of(cells[0]), "started_at": "2026-01-02T00:00:00+00:00"}])
+    Tracker(study, folder).sync([row_of(cell) for cell in study.cells()])
+    [parent] = runs(folder, "study")
+    run = next(run for run in runs(folder, "cell") if run.info.run_name == "sspe (blocks=3, queries=2) seed 1")
+    for shown in (parent, run):
+        assert shown.data.tags["mlflow.source.name"] == str(tmp_path / "small.yaml")
+        assert shown.data.tags["mlflow.user"]
+        assert [found.dataset.name for found in shown.inputs.dataset_inputs] == ["scenes"]
+    assert parent.data.metrics["tokens/pooling"] == 11.0
+    assert parent.data.metrics["giou/sspe"] == pytest.approx(0.05405), "the best point, its mean over seeds"
+    assert "| sspe (blocks=3, queries=2) | 2 | 0.054 | 8.0 |" in parent.data.tags["mlflow.note.content"]
+    experiment = MlflowClient(tracking_uri(folder.path)).get_experiment_by_name("small")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    assert experiment.tags["mlflow.note.content"] == "Which one is best?"
+    view = json.loads(experiment.tags["mlflow.sharedViewState.cells"])
+    assert view["orderByKey"] == "metrics.`giou`"
+
+
+def test_a_cell_that_ran_again_replaces_its_run(tmp_path, study, cells):
+    folder = run_folder(tmp_path)
+    Tracker(study, folder).sync([row_of(cells[0], "failed", "why")])
+    [run] = runs(folder, "cell")
+    assert run.info.status == "FAILED"
+    assert "Failed: why" in run.data.tags["mlflow.note.content"]
+    Tracker(study, folder).sync([{**row_of(cells[0]), "started_at": "2026-01-02T00:00:00+00:00"}])
     [run] = runs(folder, "cell")
     assert run.data.tags["status"] == "done"
+    assert run.info.status == "FINISHED"
 
 
-def test_a_run_left_half_logged_is_made_again(tmp_path, cells):
+def test_a_cell_is_shown_while_it_trains(tmp_path, study, cells):
     folder = run_folder(tmp_path)
-    Tracker("small", folder).sync([row_of(cells[0])])
-    [run] = runs(folder, "cell")
-    MlflowClient(tracking_uri(folder.path)).delete_tag(run.info.run_id, "complete")
-    Tracker("small", folder).sync([row_of(cells[0])])
+    tracker = Tracker(study, folder)
+    tracker.start(cells[0])
+    tracker.log_point(cells[0].id, CURVE[0])
+    [run], [parent] = runs(folder, "cell"), runs(folder, "study")
+    assert (run.info.status, parent.info.status) == ("RUNNING", "RUNNING")
+    assert run.data.tags["status"] == "running"
+    assert run.data.params["training.steps"] == "10"
+    assert curve_of(run, tracking_uri(folder.path)) == [(5, 2.0)]
+    tracker.record(row_of(cells[0]))
     [again] = runs(folder, "cell")
-    assert again.info.run_id != run.info.run_id
+    assert (again.info.run_id, again.info.status) == (run.info.run_id, "FINISHED")
+    assert curve_of(run, tracking_uri(folder.path)) == [(5, 2.0), (10, 1.0)]
 
 
-def test_many_settings_long_values_and_long_curves_fit(tmp_path, cells):
+def test_a_training_that_was_cut_off_goes_on_in_its_run_without_points_twice(tmp_path, study, cells):
     folder = run_folder(tmp_path)
-    spec = {"llm": {f"setting_{i}": i for i in range(150)} | {"long": "x" * 9000}}
-    curve = [{"step": step, "loss": 1.0, "bce": float("nan")} for step in range(1500)]
-    Tracker("small", folder).sync([{**row_of(cells[0]), "spec": json.dumps(spec), "curve": json.dumps(curve)}])
+    killed = Tracker(study, folder)
+    killed.start(cells[0])
+    killed.log_point(cells[0].id, CURVE[0])
     [run] = runs(folder, "cell")
-    assert len(run.data.params) == 151
-    assert len(MlflowClient(tracking_uri(folder.path)).get_metric_history(run.info.run_id, "training_loss")) == 1500
-    assert "training_bce" not in run.data.metrics
+    resumed = Tracker(study, folder)
+    resumed.start(cells[0])
+    for point in CURVE:
+        resumed.log_point(cells[0].id, point)
+    resumed.record(row_of(cells[0]))
+    [again] = runs(folder, "cell")
+    assert again.info.run_id == run.info.run_id
+    assert curve_of(again, tracking_uri(folder.path)) == [(5, 2.0), (10, 1.0)]
 
 
-def test_mlflow_is_told_to_send_nothing_and_say_little(tmp_path, cells, monkeypatch):
-    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
+def test_a_run_whose_points_are_not_the_rows_is_made_again(tmp_path, study, cells):
     folder = run_folder(tmp_path)
-    Tracker("small", folder).record(row_of(cells[0]))
-    import os
+    tracker = Tracker(study, folder)
+    tracker.start(cells[0])
+    tracker.log_point(cells[0].id, {"step": 5, "loss": 7.0})
+    tracker.record(row_of(cells[0]))
+    [run] = runs(folder, "cell")
+    assert curve_of(run, tracking_uri(folder.path)) == [(5, 2.0), (10, 1.0)]
 
+
+def test_an_interrupted_study_leaves_no_run_that_seems_to_run(tmp_path, study, cells):
+    folder = run_folder(tmp_path)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(study, folder, None, interrupted, quiet(), Tracker(study, folder))
+    assert [run.info.status for kind in ("cell", "study") for run in runs(folder, kind)] == ["KILLED", "KILLED"]
+    Tracker(study, folder).start(cells[0])
+    assert [run.info.status for kind in ("cell", "study") for run in runs(folder, kind)] == ["RUNNING", "RUNNING"]
+
+
+def test_two_folders_in_one_experiment_keep_their_own_runs(tmp_path, study, cells):
+    one, other = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "other")
+    uri = tracking_uri(run_folder(tmp_path).path)
+    Tracker(study, one, uri).sync([row_of(cells[0])])
+    Tracker(study, other, uri).sync([{**row_of(cells[0]), "started_at": "2026-01-02T00:00:00+00:00"}])
+    assert len(runs(one, "cell", uri)) == len(runs(one, "study", uri)) == 2
+
+
+def test_many_settings_long_values_and_long_curves_fit(tmp_path, study, cells):
+    folder = run_folder(tmp_path)
+    spec = {"llm": {f"setting_{i}": i for i in range(150)} | {"long": "x" * 9000}, "data": {"name": "scenes"}}
+    curve = [{"step": step, "loss": 1.0, "bce": float("nan")} for step in range(1500)]
+    Tracker(study, folder).sync([{**row_of(cells[0]), "spec": json.dumps(spec), "curve": json.dumps(curve)}])
+    [run] = runs(folder, "cell")
+    assert len(run.data.params) == 152
+    assert len(curve_of(run, tracking_uri(folder.path))) == 1500
+    assert "training/bce" not in run.data.metrics
+
+
+def test_a_deleted_store_is_filled_again(tmp_path, study, cells):
+    folder = run_folder(tmp_path)
+    Tracker(study, folder).sync([row_of(cells[0])])
+    (folder.path / "mlflow.db").unlink()
+    Tracker(study, folder).sync([row_of(cells[0])])
+    assert len(runs(folder, "cell")) == 1
+
+
+def test_a_file_store_takes_the_same_runs(tmp_path, study):
+    uri, folder = f"file:{tmp_path / 'mlruns'}", RunFolder(tmp_path / "run")
+    tracker = Tracker(study, folder, uri)
+    execute(study, folder, None, Cells(), quiet(), tracker)
+    tracker.sync(list(folder.rows().values()), folder.outputs())
+    assert tracker.shortfall() is None
+    assert len(runs(folder, "cell", uri)) == 12
+    assert not (folder.path / "mlflow.db").exists()
+
+
+def test_mlflow_is_told_to_send_nothing_and_say_little(tmp_path, study, cells, monkeypatch):
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
+    Tracker(study, run_folder(tmp_path)).record(row_of(cells[0]))
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
     assert logging.getLogger("mlflow").level == logging.WARNING
+
+
+def test_the_flag_comes_before_the_study_and_the_study_before_the_environment(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert choose_tracking_uri(None, None) is None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://environment")
+    assert choose_tracking_uri(None, None) == "http://environment"
+    assert choose_tracking_uri(None, "http://study") == "http://study"
+    assert choose_tracking_uri("http://flag", "http://study") == "http://flag"
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("htp://host", "unknown scheme 'htp', did you mean http or https?"),
+        ("localhost:5000", "give an MLflow server (http://HOST:5000)"),
+        ("http//host:5000", "give an MLflow server"),
+        ("", "give an MLflow server"),
+        ("http://", "names no host"),
+        ("http://host:port", "no valid URL"),
+        ("sqlite://x.db", "names no file"),
+        ("sqlite:////nosuch/x.db", "there is no folder /nosuch"),
+        ("postgresql://host", "names no database"),
+        (f"file:{__file__}", "it is a file"),
+    ],
+)
+def test_a_bad_uri_is_one_sentence(uri, expected, monkeypatch):
+    assert expected in tracking_uri_problem(uri)
+    with pytest.raises(HarnessError, match=r"^--tracking-uri: found "):
+        choose_tracking_uri(uri, None)
+    if uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        with pytest.raises(HarnessError, match=r"^MLFLOW_TRACKING_URI: found "):
+            choose_tracking_uri(None, None)
+
+
+def test_a_store_that_cannot_be_opened_ends_the_study_before_a_cell_runs(tmp_path, study, cells):
+    (tmp_path / "mlflow.db").write_bytes(b"no database at all" * 100)
+    with pytest.raises(HarnessError, match=r"MLflow cannot use sqlite:///.*file is not a database"):
+        Tracker(study, RunFolder(tmp_path / "run"), tracking_uri(tmp_path)).start(cells[0])
+
+
+def test_a_study_or_its_preset_names_the_store_and_stays_the_same_study(tmp_path, study):
+    given = "tracking: {uri: http://ann:secret@host:5000, experiment: shared}\n"
+    for text, preset in ((STUDY + given, PRESET), (STUDY, PRESET + given)):
+        tracked = load(write_study(tmp_path, text, preset))
+        assert tracked.settings.tracking.uri == "http://ann:secret@host:5000"
+        assert Tracker(tracked, RunFolder(tmp_path / "run")).experiment == "shared"
+        assert tracked.fingerprint == study.fingerprint
+        assert [cell.id for cell in tracked.cells()] == [cell.id for cell in study.cells()]
+        assert tracked.resolved() == study.resolved(), "a report made from it is not stale when only the store changes"
+    overridden = load(write_study(tmp_path), ["tracking.uri=http://ann:secret@host:5000"])
+    assert overridden.resolved() == study.resolved()
+
+
+def test_mistakes_in_the_key_have_their_place_and_keep_the_password(tmp_path):
+    assert problems(tmp_path, STUDY + "tracking: {uri: 'htp://ann:secret@host', name: x}\n") == [
+        "small.yaml:16: tracking.uri: found 'htp://***@host'; unknown scheme 'htp', did you mean http or https?; give "
+        "an MLflow server (http://HOST:5000), a database (sqlite:///FILE, postgresql://USER@HOST/NAME) or the folder "
+        "of a file store (file:DIR)",
+        "small.yaml:16: tracking.name: unknown key; known: experiment, uri",
+    ]
+
+
+def test_credentials_are_in_no_command_and_no_message(monkeypatch):
+    given = ["--storage", "postgresql://bob:hid'd en@db/optuna", f"--tracking-uri={SECRETS}", "--set", "a=b@c"]
+    monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python", "-m", "harness.run", *given])
+    assert command() == (
+        "python -m harness.run --storage 'postgresql://***@db/optuna' "
+        "'--tracking-uri=http://***@127.0.0.1:1/mlflow?token=***' --set a=b@c"
+    )
+    assert redact("mistyped ann:secret@host:5000") == "mistyped ***@host:5000"
+    assert redact("sqlite:////data/a@b/mlflow.db") == "sqlite:////data/a@b/mlflow.db"
