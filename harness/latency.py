@@ -1,13 +1,14 @@
 """Latency of several models that can be compared: timed in one process, in turns, on the same images.
 
-Whatever else the machine does slows neighbouring runs alike. Models that take turns share it, where models measured
-minutes apart do not.
+Other load on the machine slows neighbouring runs alike, and models that take turns share it; models that are timed
+minutes apart do not. On a GPU the clock is wall time. On a CPU it is the processor time of one thread, which is the
+wall time of that thread on an idle machine: it does not count the time that other processes hold the core, whereas in
+wall time several threads wait in every operation for whichever of them has been interrupted.
 """
 
 import gc
 import math
 import random
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from harness.pipeline import STAGES, Pipeline
 from harness.precision import autocast
 
 WARM_UP = 3
-"""Untimed rounds, or as many as there are images, so that every model has run on every image before."""
+"""Least number of untimed runs of each model; every model also runs untimed on every image."""
 MAX_STANDARD_ERROR = 0.015
 """Rounds go on until the standard error of every median is below this share of the median."""
 MAX_ROUNDS = 5
@@ -30,11 +31,14 @@ MAX_ROUNDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Wall time of one model's runs, each on one image that is asked one thing.
+    """Time of one model's runs, each on one image that is asked one thing.
+
+    Where several models were timed, the times of a round are divided by how much slower the round was than the median
+    round, by the geometric mean over all models, before medians are taken.
 
     Args:
         median_ms: of whole runs.
-        p90_ms: ninth decile of whole runs.
+        p90_ms: ninth decile of whole runs, as they were timed.
         num_runs: timed runs.
         stage_ms: medians by stage; their sum need not be the median of whole runs.
     """
@@ -50,73 +54,82 @@ def time_in_turns(pipelines: Sequence[Sequence[Pipeline]], repeats: int, precisi
 
     Args:
         pipelines: for each model, its pipelines over the same images in the same order, on one device.
-        repeats: the least number of rounds; there are up to `MAX_ROUNDS` times as many where times vary.
+        repeats: the least number of rounds; where times vary there are more, up to `MAX_ROUNDS` times as many.
         precisions: for each model, the precision it runs in.
 
     Returns:
         The latency of each model.
     """
-    ends: list[list[list[float]]] = [[] for _ in pipelines]
     order, images = list(range(len(pipelines))), range(len(pipelines[0]))
     random_order = random.Random(0)
+    rounds: list[list[list[float]]] = []
     with torch.inference_mode(), _without_interruptions(pipelines[0][0].device):
         for image in [*images] * math.ceil(WARM_UP / len(images)):
             for model in order:
                 _timed(pipelines[model][image], precisions[model])
-        for number in range(MAX_ROUNDS * repeats):
+        while len(rounds) < repeats or (len(rounds) < MAX_ROUNDS * repeats and not _are_precise(rounds)):
             random_order.shuffle(order)
-            for model in order:
-                ends[model].append(_timed(pipelines[model][number % len(images)], precisions[model]))
-            if number + 1 >= repeats and all(_is_precise(runs) for runs in ends):
-                break
-    return [_summary(runs) for runs in ends]
+            image = len(rounds) % len(images)
+            stages = {model: _timed(pipelines[model][image], precisions[model]) for model in order}
+            rounds.append([stages[model] for model in range(len(pipelines))])
+    return _summaries(rounds)
 
 
 @contextmanager
 def _without_interruptions(device: torch.device) -> Iterator[None]:
-    """No garbage collection; and the outermost autocast context, so that weights are cast in the warm-up only."""
-    was_enabled = gc.isenabled()
+    """One thread, no garbage collection, and weights that autocast casts once are cast in the warm-up only."""
+    num_threads, was_collecting = torch.get_num_threads(), gc.isenabled()
     gc.collect()
     gc.disable()
+    torch.set_num_threads(1)
     try:
+        # Autocast forgets the weights that it has cast at the end of the outermost context.
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        if was_enabled:
+        torch.set_num_threads(num_threads)
+        if was_collecting:
             gc.enable()
 
 
 def _timed(pipeline: Pipeline, precision: str) -> list[float]:
-    """Milliseconds from the start of one run to the end of each stage."""
+    """Milliseconds that each stage of one run takes."""
+    clock = time.perf_counter if pipeline.device.type == "cuda" else time.process_time
     ends = []
 
     def lap(_: str) -> None:
         synchronize(pipeline.device)
-        ends.append(1e3 * (time.perf_counter() - start))
+        ends.append(clock())
 
     with autocast(precision, pipeline.device):
         synchronize(pipeline.device)
-        start = time.perf_counter()
+        start = clock()
         pipeline.run(lap)
-    return ends
+    return [1e3 * (end - before) for before, end in zip([start, *ends], ends, strict=False)]
 
 
-def _is_precise(runs: Sequence[Sequence[float]]) -> bool:
-    """Whether the standard error of the median run is small, from the order statistics one standard error around it."""
-    totals = sorted(run[-1] for run in runs)
-    spread = math.sqrt(len(totals)) / 2
-    low = totals[max(0, math.floor((len(totals) - 1) / 2 - spread))]
-    high = totals[min(len(totals) - 1, math.ceil((len(totals) - 1) / 2 + spread))]
-    return (high - low) / 2 <= MAX_STANDARD_ERROR * statistics.median(totals)
+def _adjusted(times: np.ndarray) -> np.ndarray:
+    """Times (rounds, models, stages) as if all rounds had been as slow as the median round; as they are of one model."""
+    if times.shape[1] == 1:
+        return times
+    slowness = np.exp(np.log(times.sum(axis=2)).mean(axis=1))
+    return times * (np.median(slowness) / slowness)[:, None, None]
 
 
-def _summary(runs: Sequence[Sequence[float]]) -> Latency:
-    ends = np.array(runs)
-    stages = np.median(np.diff(ends, axis=1, prepend=0.0), axis=0)
-    totals = ends[:, -1]
-    return Latency(
-        median_ms=float(np.median(totals)),
-        p90_ms=float(np.percentile(totals, 90)),
-        num_runs=len(totals),
-        stage_ms=dict(zip(STAGES, stages.tolist(), strict=True)),
-    )
+def _are_precise(rounds: Sequence[Sequence[Sequence[float]]]) -> bool:
+    """Whether the standard errors of all medians are small, by the order statistics one of them below and above."""
+    totals = np.sort(_adjusted(np.array(rounds)).sum(axis=2), axis=0)
+    middle, spread = (len(totals) - 1) / 2, math.sqrt(len(totals)) / 2
+    low, high = totals[max(0, math.floor(middle - spread))], totals[min(len(totals) - 1, math.ceil(middle + spread))]
+    return bool(((high - low) / 2 <= MAX_STANDARD_ERROR * np.median(totals, axis=0)).all())
+
+
+def _summaries(rounds: Sequence[Sequence[Sequence[float]]]) -> list[Latency]:
+    times = np.array(rounds)
+    adjusted = _adjusted(times)
+    medians, stages = np.median(adjusted.sum(axis=2), axis=0), np.median(adjusted, axis=0)
+    p90 = np.percentile(times.sum(axis=2), 90, axis=0)
+    return [
+        Latency(float(medians[model]), float(p90[model]), len(rounds), dict(zip(STAGES, row.tolist(), strict=True)))
+        for model, row in enumerate(stages)
+    ]

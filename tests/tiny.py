@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from einops import reduce, repeat
 from torch import Tensor
 
 import projectors
@@ -81,6 +82,11 @@ class PatchesOfTwo:
     def load(self, examples: Sequence[Example]) -> Encoding:
         """By the number at the end of an image's name."""
         return Encoding(torch.stack([self.patches[int(example.image_id[-1])] for example in examples]))
+
+    def compute(self, frames: Tensor, sizes: Sequence[tuple[int, int]]) -> Encoding:  # noqa: ARG002 - as a cache's
+        """Mean pixels of each patch, repeated to the width of the others."""
+        means = reduce(frames, "b c (h i) (w j) -> b (h w) c", "mean", h=GRID[0], w=GRID[1])
+        return Encoding(repeat(means, "b n c -> b n (repeats c)", repeats=VISION // 3))
 
 
 def two_objects(number: int) -> Example:
