@@ -109,7 +109,7 @@ def _timed(pipeline: Pipeline, precision: str) -> list[float]:
 
 
 def _adjusted(times: np.ndarray) -> np.ndarray:
-    """Times (rounds, models, stages) as if all rounds had been as slow as the median round; as they are of one model."""
+    """Times (rounds, models, stages) as if every round had been as slow as the median one; unchanged for one model."""
     if times.shape[1] == 1:
         return times
     slowness = np.exp(np.log(times.sum(axis=2)).mean(axis=1))

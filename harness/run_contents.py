@@ -75,7 +75,8 @@ def cell_tags(row: Row, study: Study) -> dict[str, str]:
     if row["status"] in {"failed", "skipped"}:
         lines += ["", f"{row['status'].capitalize()}: {in_short(row.get('reason'))}"]
     tags = {tag: str(row[tag]) for tag in _TAGS if row.get(tag) is not None}
-    return tags | {"kind": "cell", "version": version(row), "mlflow.note.content": "\n".join(lines)[:_MAX_NOTE]}
+    tags |= {"version": version(row)} if "started_at" in row else {}
+    return tags | {"kind": "cell", "mlflow.note.content": "\n".join(lines)[:_MAX_NOTE]}
 
 
 def cell_name(row: Row) -> str:

@@ -88,4 +88,5 @@ class Worker:
         row = self.folder.row(cell.id)
         self.finished[cell.id] = row
         self.progress.finished(row)
+        self.after_cell()
         return row

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from harness.errors import HarnessError
 from harness.search import Search, default_url
 from harness.study import Point, load
-from tests.small_study import row_of, sampled_study, write_study
+from tests.small_study import STUDY, row_of, sampled_study, write_study
 
 
 @pytest.fixture
@@ -169,9 +169,9 @@ def test_a_resumed_sampler_draws_new_points_up_to_the_number_asked_for(tmp_path)
 
 
 def test_choices_may_be_mappings(tmp_path):
-    text = "{projector.position: [none, {name: sspe, blocks: 2}]}"
-    study = load(write_study(tmp_path), [f"search.space={text}", "seeds=[0]"])
-    # `--set` merges mappings, so the grid of the file is still there: 4 points x 2 positions.
+    given = "{projector.position.blocks: [1, 3], projector.position.queries: [1, 2]}"
+    text = STUDY.replace(given, "{projector.position: [none, {name: sspe, blocks: 2}]}")
+    study = load(write_study(tmp_path, text), ["seeds=[0]"])
     positions = [cell.spec.projector["position"]["name"] for cell in study.cells() if cell.arm == "sspe"]
     assert set(positions) == {"none", "sspe"}
 

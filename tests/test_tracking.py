@@ -148,11 +148,12 @@ def test_a_run_whose_points_are_not_the_rows_is_made_again(tmp_path, study, cell
 def test_an_interrupted_study_leaves_no_run_that_seems_to_run(tmp_path, study, cells):
     folder = run_folder(tmp_path)
 
-    def interrupted(*_):
-        raise KeyboardInterrupt
+    class Interrupted(Cells):
+        def run(self, *_):
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        execute(study, folder, None, interrupted, quiet(), Tracker(study, folder))
+        execute(study, folder, None, Interrupted(), quiet(), Tracker(study, folder))
     assert [run.info.status for kind in ("cell", "study") for run in runs(folder, kind)] == ["KILLED", "KILLED"]
     Tracker(study, folder).start(cells[0])
     assert [run.info.status for kind in ("cell", "study") for run in runs(folder, kind)] == ["RUNNING", "RUNNING"]
