@@ -168,13 +168,13 @@ def _sampler(search: Tree) -> Iterator[str]:
 
 def _bounds(values: Tree) -> Iterator[str]:
     low, high, log, step = (None if t is None else t.value for t in map(values.get, ("low", "high", "log", "step")))
-    if isinstance(low, int | float) and isinstance(high, int | float) and low >= high:
-        yield f"{values.spot}: found low: {low} and high: {high}; low must be less than high"
+    if isinstance(low, int | float) and isinstance(high, int | float):
+        if low >= high:
+            yield f"{values.spot}: found low: {low} and high: {high}; low must be less than high"
+        elif isinstance(step, int | float) and step > high - low:
+            yield f"{values.spot}: a step of {step} leaves only low: {low}; it must be at most {high - low}"
     if log and isinstance(low, int | float) and low <= 0:
         yield f"{values.spot}: found log: true with low: {low}; a logarithm needs low above 0"
-    numbers = [one for one in (low, high, step) if isinstance(one, int | float)]
-    if len(numbers) == 3 and numbers[2] > numbers[1] - numbers[0] > 0:
-        yield f"{values.spot}: a step of {step} leaves only low: {low}; it must be at most {numbers[1] - numbers[0]}"
     if log and step is not None:
         yield f"{values.spot}: step cannot take effect with log: true; remove one of them"
 

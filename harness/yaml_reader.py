@@ -35,6 +35,7 @@ MAX_INT = 2**53 - 1
 _TOO_DEEP = f"more than {MAX_DEPTH} mappings and lists inside one another; write it flatter"
 _CORE = "tag:yaml.org,2002:"
 _PLAIN_TAGS = frozenset(_CORE + kind for kind in ("null", "bool", "int", "float", "str", "map", "seq"))
+_NULLS = ("", "~", "null", "Null", "NULL")
 _UNREADABLE = (ValueError, LookupError, OverflowError, TypeError)
 """What comes of a scalar whose text does not fit its tag."""
 
@@ -162,8 +163,8 @@ class _Builder:
         is_too_large = isinstance(value, int) and abs(value) > MAX_INT
         if node.tag == f"{_CORE}int" and (is_too_large or not isinstance(value, int)):
             mistake: str | None = f"found {shorten(node.value)}; must be a whole number of at most {MAX_INT:,}"
-        elif node.tag in {f"{_CORE}float", f"{_CORE}bool"} and isinstance(value, str):
-            mistake = f"found {shorten(value)!r}, which is no {node.tag.removeprefix(_CORE)}; remove the tag"
+        elif (isinstance(value, str) and node.tag != f"{_CORE}str") or (value is None and node.value not in _NULLS):
+            mistake = f"found {shorten(node.value)!r}, which is no {str(node.tag).removeprefix(_CORE)}; remove the tag"
         else:
             mistake = mistake_in_text(value, MAX_TEXT) if isinstance(value, str) else None
         if mistake is not None:

@@ -115,6 +115,7 @@ def laughs(width: int = 9, depth: int = 9) -> str:
         (STUDY.replace("tokens: 4", f"tokens: {2**63}"), "arms.pooling.projector.tokens: found 922"),
         (PRESET.replace("steps: 10", f"steps: {2**63}"), "training.steps: found 922"),
         (STUDY.replace("[0, 1]", "[!!bool maybe]"), "found 'maybe', which is no bool"),
+        (STUDY.replace("sspe: {}", "sspe: !!null x"), "arms.sspe: found 'x', which is no null; remove the tag"),
         (STUDY.replace("[0, 1]", "!!set {0, 1}"), "the tag set is not supported"),
         (STUDY.replace("[0, 1]", "!!python/object:os.system {}"), "python/object:os.system is not supported"),
         (STUDY.replace("[0, 1]", "!!binary aGk="), "the tag binary is not supported"),

@@ -1,4 +1,4 @@
-"""Results know the code that made them: what changed runs again, what did not is kept, and nothing is mixed silently."""
+"""Results record the code that made them: cells of changed code run again, others are kept, mixtures are reported."""
 
 import json
 
@@ -81,7 +81,7 @@ def test_rows_of_other_code_are_reported_and_run_again_on_demand(tmp_path, monke
 
 def test_an_arm_that_is_not_there_is_told(tmp_path):
     study = load(write_study(tmp_path))
-    with pytest.raises(StudyError, match="--rerun pooled: there is no such arm; did you mean pooling?"):
+    with pytest.raises(StudyError, match=r"--rerun pooled: there is no such arm; did you mean pooling\?"):
         set_aside_outdated(study, run_folder(tmp_path), "pooled")
 
 

@@ -55,6 +55,12 @@ def test_a_number_of_the_study_is_finite(old, new, value, tmp_path):
     assert "small.yaml:" in refused(tmp_path, STUDY.replace(old, new.format(value)))
 
 
+@pytest.mark.parametrize("rate", ["learning_rate: 1e308", "weight_decay: 1e308", "clip_norm: 1e308", "pointing: 1e308"])
+def test_a_rate_is_of_a_size_that_trains(rate, tmp_path):
+    found = refused(tmp_path, STUDY, PRESET.replace("steps: 10", f"steps: 10, {rate}"))
+    assert "found 1e+308; should be less than or equal to" in found
+
+
 @pytest.mark.parametrize("end", ["low: .nan", "low: -.inf", "high: .inf", "high: .nan"])
 def test_an_end_of_a_range_is_finite(end, tmp_path):
     key = end.partition(":")[0]

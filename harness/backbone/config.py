@@ -17,7 +17,7 @@ class VisionConfig(BackboneConfig):
     name: str = Field(description="weight name (`--list encoders`), hub id or folder")
     frame: int = Field(default=224, ge=32, le=2048, description="side of the square frame, in pixels")
     layer: int | None = Field(
-        default=None, ge=1, description="block whose patches are taken, counted from 1; left out, the last"
+        default=None, ge=1, le=1000, description="block whose patches are taken, counted from 1; left out, the last"
     )
 
 
@@ -34,10 +34,11 @@ class LLMConfig(BackboneConfig):
     """The LLM: `tiny` is trained from scratch, any other name is a pretrained causal LM with LoRA."""
 
     name: str = Field(description="tiny, a weight name (`--list llms`), hub id or folder")
-    width: int | None = Field(default=None, ge=16, description="hidden size; tiny only")
+    width: int | None = Field(default=None, ge=16, le=2**16, description="hidden size; tiny only")
     layers: int | None = Field(
         default=None,
         ge=1,
+        le=1000,
         description="decoder layers: how many `tiny` is built of, or the first that are kept of a pretrained LLM; left "
         "out, all of them",
     )
