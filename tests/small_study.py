@@ -9,6 +9,7 @@ import time
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Self
 
 import pandas as pd
 from mlflow import MlflowClient
@@ -153,6 +154,22 @@ class Cells:
         row = row_of(cell)
         folder.write_cell(row, samples_of(cell))
         return row
+
+
+class NoReports:
+    """In the place of `harness.report_process.ReportProcess`: rows of these cells are too poor for a report."""
+
+    def __init__(self, *_: object) -> None:
+        """Takes what builds a report, and leaves it alone."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Waits for nothing."""
+
+    def start(self, *_: object) -> None:
+        """Builds nothing."""
 
 
 def quiet() -> Progress:

@@ -14,7 +14,7 @@ from harness.plan import estimate, make_plan
 from harness.records import METRICS
 from harness.study import load
 from harness.tracking import Tracker
-from tests.small_study import Cells, quiet, run_folder, write_study
+from tests.small_study import Cells, NoReports, quiet, run_folder, write_study
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # in MLflow's own tables
@@ -107,6 +107,7 @@ def test_a_finished_study_runs_nothing_and_shows_its_results(tmp_path, capsys, m
 def test_failed_cells_are_told_by_the_exit_code(tmp_path, capsys, monkeypatch):
     path, folder = write_study(tmp_path), run_folder(tmp_path)
     monkeypatch.setattr(run, "_cells", lambda: Cells(fails=("bbox_mlp",)))
+    monkeypatch.setattr(run, "ReportProcess", NoReports)
     monkeypatch.setattr(run, "_report", lambda folder: folder.write_if_changed(folder.report, "page"))
     assert run.main([str(path), "--out", str(folder.path)]) == 1
     printed = capsys.readouterr().out
