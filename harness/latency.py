@@ -25,7 +25,7 @@ WARM_UP = 3
 """Least number of untimed runs of each model; every model also runs untimed on every image."""
 MAX_STANDARD_ERROR = 0.015
 """Rounds go on until the standard error of every median is below this share of the median."""
-MAX_ROUNDS = 5
+MAX_FACTOR = 5
 """Rounds end in any case after this many times the repeats asked for."""
 
 
@@ -49,13 +49,16 @@ class Latency:
     stage_ms: dict[str, float]
 
 
-def time_in_turns(pipelines: Sequence[Sequence[Pipeline]], repeats: int, precisions: Sequence[str]) -> list[Latency]:
+def time_in_turns(
+    pipelines: Sequence[Sequence[Pipeline]], repeats: int, precisions: Sequence[str], max_factor: int = MAX_FACTOR
+) -> list[Latency]:
     """Times models round by round: in a round every model runs once, on the same image, in an order drawn anew.
 
     Args:
         pipelines: for each model, its pipelines over the same images in the same order, on one device.
-        repeats: the least number of rounds; where times vary there are more, up to `MAX_ROUNDS` times as many.
+        repeats: the least number of rounds; where times vary there are more.
         precisions: for each model, the precision it runs in.
+        max_factor: at most so many times as many rounds.
 
     Returns:
         The latency of each model.
@@ -67,7 +70,7 @@ def time_in_turns(pipelines: Sequence[Sequence[Pipeline]], repeats: int, precisi
         for image in [*images] * math.ceil(WARM_UP / len(images)):
             for model in order:
                 _timed(pipelines[model][image], precisions[model])
-        while len(rounds) < repeats or (len(rounds) < MAX_ROUNDS * repeats and not _are_precise(rounds)):
+        while len(rounds) < repeats or (len(rounds) < max_factor * repeats and not _are_precise(rounds)):
             random_order.shuffle(order)
             image = len(rounds) % len(images)
             stages = {model: _timed(pipelines[model][image], precisions[model]) for model in order}

@@ -136,7 +136,8 @@ class Stages:
         self.progress.note("measuring cost")
         pipelines, precision = self.pipelines(), self.spec.training.precision
         flops = count_flops(pipelines[0], precision)
-        (latency,) = time_in_turns([pipelines], self.spec.evaluation.latency_repeats, [precision])
+        repeats = self.spec.evaluation.latency_repeats
+        (latency,) = time_in_turns([pipelines], repeats, [precision], max_factor=1)  # cells are compared in turns later
         columns = {f"flops_{stage}": value for stage, value in flops.items()}
         return {"flops": sum(flops.values()), **columns, **latency_columns(latency), "latency_round": None}
 

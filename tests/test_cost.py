@@ -13,8 +13,9 @@ from PIL import Image
 from harness import assembly
 from harness.backbone.config import MaskHeadConfig
 from harness.batches import BatchMaker
-from harness.cost import count_flops, measure
+from harness.cost import count_flops
 from harness.data.example import ImageFile
+from harness.latency import time_in_turns
 from harness.pipeline import STAGES, Pipeline
 from harness.training import autocast
 from tests import datasets
@@ -67,16 +68,18 @@ def test_counting_leaves_what_learns_as_it_was(cells):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_one_model_alone_is_measured_by_stage(cells, precision):
     parts, example = _assembled(cells["sspe"])
-    cost = measure(parts.segmenter, parts.batches, example, 2, precision)
-    assert list(cost.stage_ms) == list(cost.stage_flops) == list(STAGES)
-    assert 0 < max(cost.stage_ms.values()) < cost.latency_ms
+    pipeline = Pipeline(parts.segmenter, parts.batches, example)
+    (latency,) = time_in_turns([[pipeline]], 2, [precision], max_factor=1)
+    assert list(latency.stage_ms) == list(count_flops(pipeline, precision)) == list(STAGES)
+    assert 0 < max(latency.stage_ms.values()) < latency.median_ms
+    assert latency.num_runs == 2
 
 
 def _refuse(*arguments, **_):
     raise AssertionError(f"a file is opened: {arguments}")
 
 
-@pytest.mark.parametrize("superpixels", [{}, {"granularity": "adaptive", "count": 30}])
+@pytest.mark.parametrize("superpixels", [{}, {"granularity": "adaptive", "count": 45, "detail": 0.0}])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_run_on_an_image_file_opens_no_file_and_cuts_it_as_the_cache_does(
     cells, tmp_path, monkeypatch, superpixels, precision
@@ -104,6 +107,14 @@ def test_a_run_on_an_image_file_opens_no_file_and_cuts_it_as_the_cache_does(
     kept = parts.batches.superpixels.load([file])
     assert kept.max() > 1
     assert torch.equal(used[0], kept)
+
+
+def test_an_embedding_that_is_computed_is_the_one_that_is_kept(cells):
+    parts, example = _assembled(cells["sam"])
+    cache = parts.batches.sam
+    cache.ensure([example], lambda *_: None)
+    with torch.inference_mode():
+        assert torch.equal(cache.compute(example), cache.load([example]))
 
 
 def test_one_sam_embedding_serves_mask_head_and_superpixels(cells, monkeypatch):
