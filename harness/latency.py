@@ -22,10 +22,9 @@ from harness.pipeline import STAGES, Pipeline
 from harness.precision import autocast
 
 WARM_UP = 3
-"""Least number of untimed runs of each model; every model also runs untimed on every image."""
 MAX_STANDARD_ERROR = 0.015
 """Rounds go on until the standard error of every median is below this share of the median."""
-MAX_FACTOR = 5
+MAX_FACTOR = 3
 """Rounds end in any case after this many times the repeats asked for."""
 
 
@@ -50,7 +49,11 @@ class Latency:
 
 
 def time_in_turns(
-    pipelines: Sequence[Sequence[Pipeline]], repeats: int, precisions: Sequence[str], max_factor: int = MAX_FACTOR
+    pipelines: Sequence[Sequence[Pipeline]],
+    repeats: int,
+    precisions: Sequence[str],
+    max_factor: int = MAX_FACTOR,
+    warm_up: int = WARM_UP,
 ) -> list[Latency]:
     """Times models round by round: in a round every model runs once, on the same image, in an order drawn anew.
 
@@ -59,6 +62,7 @@ def time_in_turns(
         repeats: the least number of rounds; where times vary there are more.
         precisions: for each model, the precision it runs in.
         max_factor: at most so many times as many rounds.
+        warm_up: least number of untimed runs of each model; each also runs untimed on every image.
 
     Returns:
         The latency of each model.
@@ -67,7 +71,7 @@ def time_in_turns(
     random_order = random.Random(0)
     rounds: list[list[list[float]]] = []
     with torch.inference_mode(), _without_interruptions(pipelines[0][0].device):
-        for image in [*images] * math.ceil(WARM_UP / len(images)):
+        for image in [*images] * math.ceil(warm_up / len(images)):
             for model in order:
                 _timed(pipelines[model][image], precisions[model])
         while len(rounds) < repeats or (len(rounds) < max_factor * repeats and not _are_precise(rounds)):

@@ -28,7 +28,7 @@ def kind(cell: Cell) -> tuple[str, ...]:
     parts = (projector.get(part) for part in ("position", "aggregation"))
     names = [str(part["name"] if isinstance(part, dict) else part) for part in parts if part is not None]
     cut = spec.superpixels or {"name": "none"}
-    source = "-".join([cut["name"], *([cut["granularity"]] if "granularity" in cut else [])])
+    source = f"{cut['name']}-adaptive" if cut.get("granularity") == "adaptive" else cut["name"]
     llm = "tiny" if spec.llm.name == "tiny" else "pretrained"
     mask_head = "scratch" if spec.mask_head.name == "scratch" else f"sam-{spec.mask_head.prompt}"
     return (projector["name"], *names, source, mask_head, llm, *spec.data.get("asks", ()))
@@ -65,12 +65,12 @@ def shrunk(cell: Cell, place: Path) -> Cell:
     """The cell on parts of the same kinds that are here."""
     spec = cell.spec
     scenes = {**_scenes(), **({"asks": spec.data["asks"]} if "asks" in spec.data else {})}
-    layers = spec.projector.get("layers")
+    fitting = {"layers": [1, 2], "heads": 4}
     changed = {
         "data": scenes,
         "vision_encoder": VisionConfig(name=str(place / "dinov2"), frame=spec.vision_encoder.frame),
         "evaluation": spec.evaluation.model_copy(update={"split": "test"}),
-        "projector": {**spec.projector, **({"layers": [1, 2]} if layers else {})},
+        "projector": {name: fitting.get(name, value) for name, value in spec.projector.items()},
         "training": spec.training,
     }
     if spec.llm.name != "tiny":

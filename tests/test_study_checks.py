@@ -3,7 +3,7 @@
 import pytest
 
 from harness import run
-from harness.errors import StudyError
+from harness.errors import StudyError, shorten
 from harness.labels import point_label, short_names
 from harness.study import load
 from tests.small_study import PRESET, STUDY, TPE, write_study
@@ -138,7 +138,7 @@ def test_a_step_fits_into_its_range(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
-        ("vision_encoder.name={file}", "vision_encoder.name: no weights '{file}': the file holds none by its name"),
+        ("vision_encoder.name={file}", "vision_encoder.name: no weights '{short}': the file holds none by its name"),
         ("llm={{name: '{file}', lora: {{}}}}", "llm.name: no weights"),
         ("mask_head.name={file}", "mask_head.name: no weights"),
         ("base.start={file}", "start.name: no weights"),
@@ -156,7 +156,8 @@ def test_a_step_fits_into_its_range(tmp_path):
     ],
 )
 def test_a_name_that_stands_for_no_weights_of_the_part_is_told_by_the_plan(setting, expected, tmp_path, capsys):
-    path, places = write_study(tmp_path), {"file": tmp_path / "presets" / "small.yaml", "folder": tmp_path / "presets"}
+    path, file = write_study(tmp_path), tmp_path / "presets" / "small.yaml"
+    places = {"file": file, "short": shorten(str(file)), "folder": file.parent}
     assert run.main([str(path), "--plan", "--out", str(tmp_path / "none"), "--set", setting.format(**places)]) == 2
     printed = capsys.readouterr().err
     assert printed.startswith(f"{path}: ")

@@ -25,7 +25,7 @@ from harness.records import RunFolder
 from harness.study import load
 from harness.study_runs import LOSS
 from harness.tracking import Tracker, tracking_uri
-from tests.small_study import CURVE, Cells, quiet, row_of, run_folder, write_study
+from tests.small_study import CURVE, Cells, NoReports, quiet, row_of, run_folder, write_study
 
 pytestmark = [
     pytest.mark.slow,
@@ -101,16 +101,17 @@ class Watching(Cells):
         self.url, self.experiment = url, experiment
         self.seen: list[tuple[str, list[tuple[int, float]]]] = []
 
-    def __call__(self, cell, folder, progress):
+    def run(self, cell, folder, progress):
         progress.step(CURVE[0], 10)
         [found] = [each for each in runs(self.url, self.experiment, "cell") if each.data.tags["cell"] == cell.id]
         self.seen.append((found.info.status, curve_of(found, self.url)))
-        return super().__call__(cell, folder, progress)
+        return super().run(cell, folder, progress)
 
 
 def test_a_server_has_every_cell_while_it_trains_and_the_report_at_the_end(server, tmp_path, capsys, monkeypatch):
     cells = Watching(server, "live")
-    monkeypatch.setattr(run, "_run_cell", cells)
+    monkeypatch.setattr(run, "_cells", lambda: cells)
+    monkeypatch.setattr(run, "ReportProcess", NoReports)
     monkeypatch.setattr(run, "_report", write_report)
     path, folder = write_study(tmp_path), RunFolder(tmp_path / "run")
     secret = server.replace("//", "//ann:se%40cret@")
@@ -142,7 +143,8 @@ def test_a_server_has_every_cell_while_it_trains_and_the_report_at_the_end(serve
 
 def test_a_server_that_is_away_ends_no_study_and_the_same_command_catches_up(tmp_path, capsys, monkeypatch):
     port = free_port()
-    monkeypatch.setattr(run, "_run_cell", Cells(fails=("bbox_mlp",)))
+    monkeypatch.setattr(run, "_cells", lambda: Cells(fails=("bbox_mlp",)))
+    monkeypatch.setattr(run, "ReportProcess", NoReports)
     monkeypatch.setattr(run, "_report", write_report)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     path, folder = write_study(tmp_path), RunFolder(tmp_path / "run")
@@ -152,7 +154,7 @@ def test_a_server_that_is_away_ends_no_study_and_the_same_command_catches_up(tmp
     away = f"7 runs are not yet in MLflow at http://127.0.0.1:{port} (Connection refused)"
     assert f"{away}; the same command sends what is missing" in printed
     assert len(pd.read_parquet(folder.results)) == 6
-    monkeypatch.setattr(run, "_run_cell", Cells())
+    monkeypatch.setattr(run, "_cells", lambda: Cells())
     with mlflow_server(tmp_path, port) as url:
         assert run.main(arguments) == 0
         assert "not yet in MLflow" not in capsys.readouterr().out
