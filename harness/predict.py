@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from rich.console import Console
 from skimage.segmentation import find_boundaries
 
 from harness.assembly import prepare
 from harness.checkpoint import Trained, load
-from harness.data.example import UNREADABLE, Example, Expression, rgb
+from harness.data.example import Example, Expression, read_image
 from harness.data.reading import as_sentence
 from harness.device import default_device
 from harness.errors import HarnessError
@@ -63,11 +63,7 @@ def _example(path: Path, texts: Sequence[str], trained: Trained) -> Example:
             f"arm {trained.arm!r} reads superpixels cut from the ground truth, which an image file has not; name a "
             "cell of another source"
         )
-    try:
-        with Image.open(path) as file:
-            image = rgb(ImageOps.exif_transpose(file))
-    except UNREADABLE as error:
-        raise HarnessError(f"{path} cannot be read as an image: {error}") from None
+    image = read_image(path)
     expressions = tuple(Expression(as_sentence(text), "all", ()) for text in texts)
     if not all(expression.text for expression in expressions):
         raise HarnessError("--expression holds no word; say what is to be segmented")

@@ -59,5 +59,7 @@ class EvaluationConfig(BaseModel):
 
     split: str = Field(default="test", description="of the data; not the one that is trained on")
     batch_images: int = Field(default=16, ge=1, description="images scored at a time")
-    latency_repeats: int = Field(default=10, ge=1, description="timed runs of one image, asked once")
+    latency_repeats: int = Field(
+        default=10, ge=1, description="least number of timed runs of each model, of one image and one expression"
+    )
     gallery_images: int = Field(default=24, ge=0, description="images kept for the report's gallery")

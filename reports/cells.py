@@ -108,7 +108,8 @@ def _about_latency(done: pd.DataFrame) -> Iterator[str]:
         least, most = runs.min(), runs.max()
         over = f" over {least if least == most else f'{least} to {most}'} timed runs of each trained model"
     p90 = "; p90 is in the cost table" if timed["latency_p90_ms"].notna().any() else ""
-    yield f"Latency is the median{over}, averaged over seeds{p90}. {_in_turns(rounds)}"
+    clock = "On a CPU it is the processor time of one thread."
+    yield f"Latency is the median{over}, averaged over seeds{p90}. {clock} {_in_turns(rounds)}"
 
 
 def _in_turns(rounds: pd.Series) -> str:
