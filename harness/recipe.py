@@ -60,6 +60,6 @@ class EvaluationConfig(BaseModel):
     split: str = Field(default="test", description="of the data; not the one that is trained on")
     batch_images: int = Field(default=16, ge=1, description="images scored at a time")
     latency_repeats: int = Field(
-        default=10, ge=1, description="least number of timed runs of each model, of one image and one expression"
+        default=10, ge=1, description="timed runs of a model, at least; one image each"
     )
     gallery_images: int = Field(default=24, ge=0, description="images kept for the report's gallery")
