@@ -24,19 +24,20 @@ from segment_anything import SamAutomaticMaskGenerator
 
 from benchmarks.training import alternate, hardware
 from harness import superpixels
-from harness.backbone.sam import MaskHead
-from harness.backbone.sam_model import LoadedSam
+from harness.cache.encodings import SamCache, frozen_sam
+from harness.cache.superpixel_labels import SuperpixelCache, segment
 from harness.data.example import Example
+from harness.data.frame import Frame
 from harness.data.scenes import DOMAINS, load
 from harness.data.scenes import Config as ScenesConfig
-from harness.encodings import SamCache, frozen_sam
-from harness.frame import Frame
-from harness.metrics import mean_best_overlap
-from harness.progress import progress_on
+from harness.evaluation.metrics import mean_best_overlap
+from harness.model.mask_decoder.decoder import MaskHead
+from harness.model.mask_decoder.sam import LoadedSam
+from harness.monitoring.progress import progress_on
 from harness.superpixels.candidates import Candidates, PoolSettings, encode, propose
 from harness.superpixels.filter import FilterSettings, choose, on_grid, suppress_duplicates
 from harness.superpixels.granularity import scores_of
-from harness.superpixels.sam import Config, pool
+from harness.superpixels.methods.sam import Config
 
 
 def compare_pool(sam: LoadedSam, examples: Sequence[Example], settings: PoolSettings, rounds: int) -> str:
@@ -187,7 +188,7 @@ def compare_overlap(examples: Sequence[Example], model: str) -> str:
 
 
 def _overlaps(name: str, config: Any, examples: Sequence[Example]) -> tuple[list[float], list[int]]:
-    labels = [superpixels.get(name).segment(config, example) for example in examples]
+    labels = [segment(name, config, example) for example in examples]
     overlaps = [mean_best_overlap(cut, one.id_map()) for cut, one in zip(labels, examples, strict=True)]
     return overlaps, [int(cut.max()) + 1 for cut in labels]
 
@@ -208,9 +209,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(compare_pool(frozen_sam(options.model), examples[:4], asked, options.rounds))
     print(compare_filter(options.rounds))
     progress = progress_on(Console())
-    pool(Config.model_validate({"model": options.model})).ensure(
-        examples, lambda done, total: progress.note(f"candidates {done}/{total}")
-    )
+    pool = SuperpixelCache("sam", Config.model_validate({"model": options.model}), examples[0].size[0]).pool
+    assert pool is not None, "SAM's superpixels are chosen from candidates"
+    pool.ensure(examples, lambda done, total: progress.note(f"candidates {done}/{total}"))
     print(compare_overlap(examples, options.model))
 
 

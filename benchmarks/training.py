@@ -22,19 +22,19 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from harness.assembly import Assembly, assemble, load_examples, prepare, words_of
-from harness.backbone.vision import Encoding
-from harness.batches import Batch
+from harness.assembly.assembly import Assembly, assemble, load_examples, prepare, words_of
+from harness.assembly.batches import Batch
+from harness.cache.encodings import VisionCache
+from harness.cache.superpixel_labels import SuperpixelCache
 from harness.data.example import Example, Expression
-from harness.device import default_device, synchronize
-from harness.encodings import VisionCache
-from harness.environment import describe_environment
-from harness.features import SuperpixelCache
-from harness.precision import autocast
-from harness.progress import progress_on
-from harness.stages import seed_everything
-from harness.study import CellSpec, load
-from harness.training import losses
+from harness.execution.stages import seed_everything
+from harness.model.vision.encoder import Encoding
+from harness.monitoring.progress import progress_on
+from harness.study.study import CellSpec, load
+from harness.system.device import default_device, synchronize
+from harness.system.environment import describe_environment
+from harness.system.precision import autocast
+from harness.training.trainer import losses
 
 WARM_UP = 2
 Rows = list[tuple[Example, tuple[Expression, ...]]]
@@ -151,7 +151,7 @@ class Bench:
         training = load_examples(self.spec, "train")
         self.examples = [training[i] for i in range(self.spec.training.batch_images)]
         self.assembly = assemble(self.spec, words_of(training), default_device())
-        prepare(self.assembly.batches, self.examples, progress_on(Console()))
+        prepare(self.assembly.batches, self.examples, progress_on(Console()).note)
         self.assembly.segmenter.train()
         self.step = Step(self.assembly, self.spec)
 

@@ -10,14 +10,14 @@ from PIL import Image
 from rich.console import Console
 from skimage.segmentation import find_boundaries
 
-from harness.assembly import prepare
-from harness.checkpoint import Trained, load
+from harness.assembly.assembly import prepare
+from harness.assembly.checkpoint import Trained, load
 from harness.data.example import Example, Expression, read_image
-from harness.data.reading import as_sentence
-from harness.device import default_device
+from harness.data.formats.reading import as_sentence
 from harness.errors import HarnessError
-from harness.evaluation import Evaluator
-from harness.progress import progress_on
+from harness.evaluation.evaluator import Evaluator
+from harness.monitoring.progress import progress_on
+from harness.system.device import default_device
 from projectors import ProjectorError
 
 _OUTLINE = 20
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         trained = load(options.cell, default_device())
         example = _example(options.image, options.expression, trained)
-        prepare(trained.assembly.batches, [example], progress_on(console))
+        prepare(trained.assembly.batches, [example], progress_on(console).note)
         written = _predict(trained, example, options.out)
     except (HarnessError, ProjectorError) as error:
         console.print(str(error), style="red", soft_wrap=True, markup=False)

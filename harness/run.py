@@ -16,15 +16,15 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.errors import HarnessError, WeightsError, shorten
-from harness.labels import point_label
-from harness.progress import progress_on
-from harness.records import ANSWER_METRICS, METRICS, RunFolder, over_seeds
-from harness.report_process import ReportProcess
-from harness.study import Cell, Study, load
-from harness.uris import choose_tracking_uri, redact
+from harness.execution.report_process import ReportProcess
+from harness.monitoring.progress import progress_on
+from harness.results.labels import point_label
+from harness.results.run_folder import ANSWER_METRICS, METRICS, RunFolder, over_seeds
+from harness.study.study import Cell, Study, load
+from harness.system.uris import choose_tracking_uri, redact
 
 if TYPE_CHECKING:
-    from harness.worker import RunsCells
+    from harness.execution.worker import RunsCells
 
 _CONTINUE = "the same command continues"
 _ANSWERS = [column for scoring in ANSWER_METRICS for column in (scoring, f"{scoring}_shuffled")]
@@ -111,7 +111,7 @@ def _run(options: argparse.Namespace) -> int:
     # What a study says is shown as it is written: no [tags] and no :emoji: of rich.
     console = Console(width=None if sys.stdout.isatty() else 140, markup=False, emoji=False)
     if options.list:
-        from harness.listing import listing
+        from harness.planning.listing import listing
 
         console.print(listing(options.list))
         return 0
@@ -120,9 +120,9 @@ def _run(options: argparse.Namespace) -> int:
     study = load(options.study, options.set)
     folder = RunFolder(_folder(options.out or Path("runs") / study.name))
     if options.plan:
-        from harness.needs import verdict
-        from harness.plan import make_plan, plan_table
-        from harness.provenance import outdated_sentence
+        from harness.planning.plan import make_plan, plan_table
+        from harness.planning.provenance import outdated_sentence
+        from harness.planning.requirements import verdict
 
         plan = make_plan(study, folder)
         with _weights_of(study):
@@ -144,7 +144,7 @@ def _run(options: argparse.Namespace) -> int:
         console.print(f"report: {folder.report}", soft_wrap=True)
         return 0
     if options.rerun is not None:
-        from harness.provenance import set_aside_outdated
+        from harness.planning.provenance import set_aside_outdated
 
         console.print(set_aside_outdated(study, folder, options.rerun or None), soft_wrap=True)
     uri = choose_tracking_uri(options.tracking_uri, study.settings.tracking.uri)
@@ -182,8 +182,8 @@ def _weights_of(study: Study) -> Iterator[None]:
 
 
 def _execute(study: Study, folder: RunFolder, storage: str | None, uri: str | None, console: Console) -> int:
-    from harness.execution import execute
-    from harness.tracking import Tracker
+    from harness.execution.run_study import execute
+    from harness.monitoring.tracker import Tracker
 
     # A configuration that cannot run is reported now, not after an hour of other cells.
     finished = folder.finished()
@@ -225,7 +225,7 @@ def _execute(study: Study, folder: RunFolder, storage: str | None, uri: str | No
 
 def _gather_again(study: Study, folder: RunFolder, storage: str | None) -> None:
     """Adds to the tables the cells that finished after the tables were written last; takes none away."""
-    from harness.execution import known_cells
+    from harness.execution.run_study import known_cells
 
     rows = folder.rows()
     tabled = folder.tabled()
@@ -238,7 +238,7 @@ def _check(study: Study, cells: Sequence[Cell], console: Console) -> None:
     """Fetches the weights of these cells and runs each of their configurations once."""
     if not cells:
         return
-    from harness.needs import fetch
+    from harness.planning.requirements import fetch
 
     with _weights_of(study):
         fetch(cell.spec for cell in cells)
@@ -247,7 +247,7 @@ def _check(study: Study, cells: Sequence[Cell], console: Console) -> None:
 
 def _cells() -> "RunsCells":
     """Real ones; imports little until the first one runs, so that a study with nothing to run starts fast."""
-    from harness.cells import Cells
+    from harness.execution.cells import Cells
 
     return Cells()
 

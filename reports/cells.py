@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from harness.panel import seeds_in_words, variant_name
-from harness.records import in_short
+from harness.results.run_folder import in_short
+from harness.results.score_table import seeds_in_words, variant_name
 from reports.findings import Findings
 from reports.numbers import DASH, fixed, is_missing, listed
 from reports.tables import Cell, Column, Table

@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from harness.published_metrics import PRESETS, Counts, gsva
+from harness.results.published_metrics import PRESETS, Counts, gsva
 from reports.findings import Findings
 from reports.numbers import DASH, fixed, is_missing
 from reports.tables import Cell, Column, Table, mark_best

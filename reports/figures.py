@@ -11,7 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from harness.labels import short_names
+from harness.results.labels import short_names
 from reports.findings import Findings
 from reports.frontier import COSTS, budgets, quality_against, quality_by_budget
 from reports.numbers import is_missing

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 from ruamel.yaml import YAML
 
-from harness.claims import Claim, Judgement, judge_claims
 from harness.errors import DataError
-from harness.panel import LOWER_IS_BETTER, Panel, variant_name
-from harness.panel import METRICS as SCORES
-from harness.records import ANSWER_METRICS, COLUMNS, FAMILIES, METRICS, SAMPLE_COLUMNS, over_seeds
-from harness.stats import Difference, Estimate, Verdict, holm, is_on_front, judge
+from harness.results.claims import Claim, Judgement, judge_claims
+from harness.results.run_folder import ANSWER_METRICS, COLUMNS, FAMILIES, METRICS, SAMPLE_COLUMNS, over_seeds
+from harness.results.score_table import LOWER_IS_BETTER, Panel, variant_name
+from harness.results.score_table import METRICS as SCORES
+from harness.results.statistics import Difference, Estimate, Verdict, holm, is_on_front, judge
 
 DEFAULT_MARGIN = 0.01
 _OPTIONAL = ("stage", "failed_stage", "code", "latency_p90_ms", "latency_runs", "latency_round")

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from harness.stats import is_on_front
+from harness.results.statistics import is_on_front
 from reports.findings import Findings, Variant
 from reports.numbers import fixed, is_missing
 from reports.style import Style, styles

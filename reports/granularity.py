@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from harness.panel import Panel
-from harness.stats import ALPHA, Difference, holm
+from harness.results.score_table import Panel
+from harness.results.statistics import ALPHA, Difference, holm
 from reports.findings import Findings, Variant
 from reports.numbers import between, fixed, is_missing, p_value
 

@@ -4,8 +4,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from harness.records import ANSWER_METRICS, METRICS
-from harness.stats import Estimate
+from harness.results.run_folder import ANSWER_METRICS, METRICS
+from harness.results.statistics import Estimate
 from reports.cells import unfinished_table
 from reports.evaluators import evaluator_table
 from reports.findings import Findings, Variant

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from harness.claims import Finding, Judgement
-from harness.panel import seeds_in_words
-from harness.records import ANSWER_METRICS
-from harness.stats import Verdict, ratio
+from harness.results.claims import Finding, Judgement
+from harness.results.run_folder import ANSWER_METRICS
+from harness.results.score_table import seeds_in_words
+from harness.results.statistics import Verdict, ratio
 from reports import cells, granularity
 from reports.findings import Comparison, Findings, Variant
 from reports.numbers import between, fixed, is_missing, listed, p_value, percent

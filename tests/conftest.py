@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
-from harness import assembly
-from harness.records import RunFolder
-from harness.study import load
+from harness.assembly import assembly
+from harness.results.run_folder import RunFolder
+from harness.study.study import load
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # There is a worker a core; threads of several workers on one core wait for one another.

@@ -3,8 +3,8 @@
 import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
-from harness.backbone.sam_model import LoadedSam
-from harness.backbone.weights import WeightsRecord
+from harness.model.mask_decoder.sam import LoadedSam
+from harness.model.weights.resolution import WeightsRecord
 
 SIDE, PATCH, WIDTH = 64, 8, 32
 

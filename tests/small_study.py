@@ -15,11 +15,11 @@ import pandas as pd
 from mlflow import MlflowClient
 from rich.console import Console
 
-from harness.execution import execute
-from harness.progress import LineProgress, Progress
-from harness.records import SAMPLE_COLUMNS, Row, RunFolder
-from harness.study import Cell, Study, load
-from harness.tracking import tracking_uri
+from harness.execution.run_study import execute
+from harness.monitoring.progress import LineProgress, Progress
+from harness.monitoring.tracker import tracking_uri
+from harness.results.run_folder import SAMPLE_COLUMNS, Row, RunFolder
+from harness.study.study import Cell, Study, load
 
 PRESET = """\
 base:
@@ -157,7 +157,7 @@ class Cells:
 
 
 class NoReports:
-    """In the place of `harness.report_process.ReportProcess`: rows of these cells are too poor for a report."""
+    """In the place of `ReportProcess`: rows of these cells are too poor for a report."""
 
     def __init__(self, *_: object) -> None:
         """Takes what builds a report, and leaves it alone."""

@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from harness.answers import SCORINGS, accuracy, caption_words, cider, score, vqa_accuracy, vqa_words
 from harness.data.example import Question
-from harness.records import ANSWER_METRICS
+from harness.evaluation.text_metrics import SCORINGS, accuracy, caption_words, cider, score, vqa_accuracy, vqa_words
+from harness.results.run_folder import ANSWER_METRICS
 
 
 def ten(*answers: str) -> list[str]:

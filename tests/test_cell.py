@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from harness import assembly
-from harness.backbone.config import LLMConfig, VisionConfig
-from harness.cell import run_cell
-from harness.encodings import frozen_sam
+from harness.assembly import assembly
+from harness.cache.encodings import frozen_sam
 from harness.errors import DataError
-from harness.records import ANSWER_METRICS, METRICS, SAMPLE_COLUMNS
-from harness.stages import seed_everything
-from harness.study import load
+from harness.execution.cell import run_cell
+from harness.execution.stages import seed_everything
+from harness.model.config import LLMConfig, VisionConfig
+from harness.results.run_folder import ANSWER_METRICS, METRICS, SAMPLE_COLUMNS
+from harness.study.study import load
 from tests import checkpoints, datasets
 from tests.small_study import quiet
 
@@ -154,7 +154,7 @@ def test_a_cell_is_the_same_twice(cells, folder):
 
 def test_a_second_cell_computes_no_patches_again(cells, folder, monkeypatch):
     run_cell(cells["pooling"], folder, quiet())
-    monkeypatch.setattr("harness.encodings.PatchCache.encode", None)
+    monkeypatch.setattr("harness.cache.encodings.PatchCache.encode", None)
     row = run_cell(cells["decoder_pe"], folder, quiet())
     assert row["status"] == "done", row["reason"]
 
@@ -179,7 +179,7 @@ def test_a_damaged_dataset_ends_the_run_and_fails_no_cell(cells, folder, monkeyp
     def damaged(*_):
         raise DataError("refs(unc).p is no whole pickle; fetch it again")
 
-    monkeypatch.setattr("harness.stages.load_examples", damaged)
+    monkeypatch.setattr("harness.execution.stages.load_examples", damaged)
     with pytest.raises(DataError, match="no whole pickle"):
         run_cell(cells["pooling"], folder, quiet())
     assert not folder.rows()

@@ -3,8 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from harness.claims import Claim, ClaimVerdict, judge_claims
-from harness.panel import Panel
+from harness.results.claims import Claim, ClaimVerdict, judge_claims
+from harness.results.score_table import Panel
 from tests.report_tables import tables
 
 

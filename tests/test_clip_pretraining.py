@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import CLIPVisionModel
 
-from harness.backbone import weights
-from harness.backbone.config import VisionConfig
-from harness.backbone.vision import load_vision_encoder
 from harness.data import scenes
+from harness.data.frame import to_tensor
 from harness.errors import WeightsError
-from harness.frame import to_tensor
+from harness.model.config import VisionConfig
+from harness.model.vision.encoder import load_vision_encoder
+from harness.model.weights import resolution as weights
 from harness.pretraining import clip_scenes
 from harness.pretraining.caption_words import MAX_TOKENS, caption_tokenizer
 from harness.pretraining.clip_scenes import (

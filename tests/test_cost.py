@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from harness import assembly
-from harness.backbone.config import MaskHeadConfig
-from harness.batches import BatchMaker
-from harness.cost import count_flops
+from harness.assembly import assembly
+from harness.assembly.batches import BatchMaker
 from harness.data.example import ImageFile
-from harness.latency import time_in_turns
-from harness.pipeline import STAGES, Pipeline
-from harness.training import autocast
+from harness.evaluation.cost import count_flops
+from harness.evaluation.latency import time_in_turns
+from harness.evaluation.pipeline import STAGES, Pipeline
+from harness.model.config import MaskHeadConfig
+from harness.training.trainer import autocast
 from tests import datasets
 
 CPU = torch.device("cpu")

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from harness.assembly import load_examples, prepare
-from harness.backbone.sam_model import load_sam
-from harness.cell import run_cell
-from harness.checkpoint import load
-from harness.encodings import frozen_sam
-from harness.frame import to_tensor
+from harness.assembly.assembly import load_examples, prepare
+from harness.assembly.checkpoint import load
+from harness.cache.encodings import frozen_sam
+from harness.data.frame import to_tensor
+from harness.execution.cell import run_cell
+from harness.model.mask_decoder.sam import load_sam
 from harness.pretraining.sam_scenes import scene
 from projectors import VisualFeatures
 from tests.projector_cases import build, features, given
@@ -76,7 +76,7 @@ def test_a_trained_cell_answers_the_same(cells, folder, monkeypatch):
         trained = load(folder.cells / f"{row['cell']}.safetensors", device)
         examples = load_examples(trained.spec, "test")
         batches, segmenter = trained.assembly.batches, trained.assembly.segmenter.eval()
-        prepare(batches, examples, quiet())
+        prepare(batches, examples, quiet().note)
         batch = batches.make(examples, [example.asked for example in examples])
         with torch.inference_mode():
             drawn.append(segmenter(batch.features, batch.view, batch.query).mask_logits.float().cpu().numpy())

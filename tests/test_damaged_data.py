@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from harness.data import coco_captions, coco_instances, gqa, mix, reasonseg, refer, refer_parquet, vqav2
 from harness.data.__main__ import main
-from harness.data.coco_file import InstanceFile
+from harness.data.datasets import coco_captions, coco_instances, gqa, mix, reasonseg, refer, refer_parquet, vqav2
 from harness.data.example import ImageFile
-from harness.data.reading import read_json
-from harness.data.referrals import parse
+from harness.data.formats.coco_file import InstanceFile
+from harness.data.formats.reading import read_json
+from harness.data.formats.referrals import parse
 from harness.errors import DataError
 from tests import datasets
 

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from harness.data import coco_instances, grefcoco, mix, reasonseg, ref_zom, refer
 from harness.data.__main__ import main
-from harness.data.coco_file import mask_of
-from harness.data.pickled import read_plain_pickle
+from harness.data.datasets import coco_instances, grefcoco, mix, reasonseg, ref_zom, refer
+from harness.data.formats.coco_file import mask_of
+from harness.data.formats.pickled import read_plain_pickle
 from harness.errors import DataError
 from tests import datasets
 

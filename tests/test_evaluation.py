@@ -8,9 +8,9 @@ import torch
 from pycocotools import mask as coco_mask
 
 from harness.data.example import Expression
-from harness.evaluation import Evaluator, Prediction, sample_rows
-from harness.recipe import TrainingConfig
-from harness.training import Trainer
+from harness.evaluation.evaluator import Evaluator, Prediction, sample_rows
+from harness.study.training_config import TrainingConfig
+from harness.training.trainer import Trainer
 from tests.tiny import FixedBatches, tiny_segmenter, two_objects
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from harness import fingerprint as module
-from harness.fingerprint import fingerprint
+from harness.system import fingerprint as module
+from harness.system.fingerprint import fingerprint
 
 FILES = {
     "__init__.py": "",
@@ -82,10 +82,13 @@ def test_one_of_our_projectors_depends_on_its_own_parts_only():
 
 
 def test_a_superpixel_source_depends_on_what_it_computes_with():
-    assert "harness.superpixels.partition" in module._closure(("harness.superpixels.slic",))
-    assert "harness.backbone.sam" not in module._closure(("harness.superpixels.slic",))
-    assert {"harness.superpixels.filter", "harness.backbone.sam"} <= module._closure(("harness.superpixels.sam",))
+    methods = "harness.superpixels.methods"
+    slic, sam = (module._closure((f"{methods}.{name}",)) for name in ("slic", "sam"))
+    assert "harness.superpixels.partition" in slic
+    assert "harness.model.mask_decoder.decoder" not in slic
+    assert {"harness.superpixels.filter", "harness.model.mask_decoder.decoder"} <= sam
 
 
 def test_only_modules_that_exist_are_declared_as_infrastructure():
-    assert [name for name in module._INFRASTRUCTURE if module._source(name) is None] == []
+    declared = [f"harness.{name}" for name in (*module._INFRASTRUCTURE, *module._NUMERIC)]
+    assert [name for name in declared if module._source(name) is None] == []

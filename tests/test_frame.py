@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from harness.frame import Frame, to_tensor
+from harness.data.frame import Frame, to_tensor
 
 
 @pytest.mark.parametrize(("shape", "size"), [((100, 200), (32, 64)), ((200, 100), (64, 32)), ((64, 64), (64, 64))])

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from harness import run
-from harness.study_checks import MAX_CELLS
-from harness.yaml_reader import MAX_DEPTH, MAX_FILE_BYTES, MAX_INT, MAX_KEY, MAX_TEXT
+from harness.study.checks import MAX_CELLS
+from harness.study.yaml_reader import MAX_DEPTH, MAX_FILE_BYTES, MAX_INT, MAX_KEY, MAX_TEXT
 from tests import hostile
 from tests.small_study import PRESET, STUDY, write_study
 

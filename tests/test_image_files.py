@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from harness.data import reasonseg
 from harness.data.__main__ import main
+from harness.data.datasets import reasonseg
 from harness.data.example import ImageFile, read_image
 from harness.errors import DataError
 from harness.superpixels.__main__ import read as read_for_sheet

@@ -9,9 +9,9 @@ from itertools import cycle, pairwise
 import pytest
 import torch
 
-from harness import latency
-from harness.latency import MAX_FACTOR, time_in_turns
-from harness.pipeline import STAGES, Pipeline
+from harness.evaluation import latency
+from harness.evaluation.latency import MAX_FACTOR, time_in_turns
+from harness.evaluation.pipeline import STAGES, Pipeline
 from tests.tiny import FixedBatches, tiny_segmenter
 
 

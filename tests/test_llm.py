@@ -8,11 +8,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, GgufConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from harness.backbone import gguf
-from harness.backbone.config import LLMConfig, LoRAConfig
-from harness.backbone.llm import LanguageModel, build_llm
-from harness.backbone.weights import resolve
 from harness.errors import WeightsError
+from harness.model.config import LLMConfig, LoRAConfig
+from harness.model.llm import gguf
+from harness.model.llm.language_model import LanguageModel, build_llm
+from harness.model.weights.resolution import resolve
 
 WORDS = ["[PAD]", "[UNK]", "the", "red", "square", "."]
 

@@ -24,10 +24,10 @@ from transformers import (
     Qwen3NextForCausalLM,
 )
 
-from harness.backbone.config import LLMConfig, LoRAConfig
-from harness.backbone.llm import LanguageModel, build_llm
-from harness.backbone.packing import pack
 from harness.errors import WeightsError
+from harness.model.config import LLMConfig, LoRAConfig
+from harness.model.llm.language_model import LanguageModel, build_llm
+from harness.model.llm.packing import pack
 from projectors import VisualTokens
 from tests.checkpoints import LLMS, WIDTH, WORDS, write_llm
 

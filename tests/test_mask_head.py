@@ -5,9 +5,9 @@ import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch.testing import assert_close
 
-from harness.backbone.config import MaskHeadConfig
-from harness.backbone.pointed import PointedMaskHead
-from harness.backbone.sam import ImageEmbedding, MaskHead, PatchEmbedding, build_mask_head
+from harness.model.config import MaskHeadConfig
+from harness.model.mask_decoder.decoder import ImageEmbedding, MaskHead, PatchEmbedding, build_mask_head
+from harness.model.mask_decoder.point_prompted import PointedMaskHead
 
 
 def _head(side: int, depth: int, *, image_update: bool = True, pixel_width: int | None = None) -> MaskHead:

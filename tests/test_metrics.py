@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from harness.data.example import Example, Expression, encode_ids
-from harness.metrics import count, iou, mean_best_overlap, random_object_giou, score
+from harness.evaluation.metrics import count, iou, mean_best_overlap, random_object_giou, score
 
 
 def mask(*boxes: tuple[int, int, int, int], side: int = 8) -> np.ndarray:

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from harness.muon import Muon, orthogonalise
-from harness.recipe import TrainingConfig
-from harness.training import build_optimizers
+from harness.study.training_config import TrainingConfig
+from harness.training.muon import Muon, orthogonalise
+from harness.training.trainer import build_optimizers
 from tests.tiny import tiny_segmenter
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import needs
-from harness.backbone.weights import CHECKPOINTS, PACKAGED, SHIPPED
-from harness.study import load
+from harness.model.weights.resolution import CHECKPOINTS, PACKAGED, SHIPPED
+from harness.planning import requirements as needs
+from harness.study.study import load
 
 STUDY = Path(__file__).parent.parent / "studies" / "refcoco_paper.yaml"
 

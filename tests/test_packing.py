@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from harness.backbone.packing import pack
-from harness.backbone.segmenter import Query
+from harness.model.llm.packing import pack
+from harness.model.segmenter import Query
 from projectors import VisualTokens
 from tests.tiny import ask, tiny_features, tiny_segmenter
 

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 import reports
-from harness.claims import Claim, ClaimVerdict, judge_claims
-from harness.panel import Panel
+from harness.results.claims import Claim, ClaimVerdict, judge_claims
+from harness.results.score_table import Panel
 from reports.findings import load
 from reports.numbers import DASH
 from reports.paper import all_tables

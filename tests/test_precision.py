@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from harness import precision
-from harness.precision import autocast, resolve_precision
+from harness.system import precision
+from harness.system.precision import autocast, resolve_precision
 
 CPU = torch.device("cpu")
 

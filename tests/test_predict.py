@@ -11,13 +11,14 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from harness import assembly, predict
-from harness.assembly import load_examples
-from harness.backbone.config import LLMConfig
-from harness.cell import run_cell
-from harness.checkpoint import load
+from harness import predict
+from harness.assembly import assembly
+from harness.assembly.assembly import load_examples
+from harness.assembly.checkpoint import load
 from harness.errors import WeightsError
-from harness.evaluation import Evaluator
+from harness.evaluation.evaluator import Evaluator
+from harness.execution.cell import run_cell
+from harness.model.config import LLMConfig
 from tests import checkpoints
 from tests.small_study import quiet
 

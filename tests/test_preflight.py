@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from harness import preflight as module
 from harness import run
-from harness.cells import Cells
 from harness.errors import HarnessError
-from harness.preflight import preflight, refuse_failures
+from harness.execution import preflight as module
+from harness.execution.cells import Cells
+from harness.execution.preflight import preflight, refuse_failures
 from projectors.pooling import Pooling
 from projectors.svp.svp import SVP
 
@@ -75,7 +75,7 @@ def test_a_fault_in_a_late_stage_is_found(cells, said, monkeypatch, stage):
     def broken(*_):
         raise RuntimeError("late")
 
-    monkeypatch.setattr(f"harness.stages.Stages.{stage}", broken)
+    monkeypatch.setattr(f"harness.execution.stages.Stages.{stage}", broken)
     (failure,) = preflight([cells["pooling"]], said.append)
     assert failure.stage in str(failure)
     assert failure.reason.endswith("RuntimeError: late\n")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import projectors
-from harness.cost import counting_flops
+from harness.evaluation.cost import counting_flops
 from projectors import Dims
 from tests.projector_cases import build, features, given, images
 from tests.references import CASES, REFERENCES

@@ -5,13 +5,14 @@ import json
 import pandas as pd
 import pytest
 
-from harness import provenance, run
-from harness import study as study_module
-from harness.cell_code import component_code, numeric_code
+from harness import run
 from harness.errors import StudyError
-from harness.execution import execute
-from harness.provenance import outdated, set_aside_outdated
-from harness.study import load
+from harness.execution.run_study import execute
+from harness.planning import provenance
+from harness.planning.provenance import outdated, set_aside_outdated
+from harness.study import study as study_module
+from harness.study.cell_code import component_code, numeric_code
+from harness.study.study import load
 from tests.small_study import Cells, NoReports, quiet, run_folder, sampled_study, write_study
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # in MLflow's own tables
@@ -96,7 +97,7 @@ def test_rows_that_do_not_say_their_code_count_as_outdated(tmp_path):
 def test_the_resolved_precision_is_part_of_a_cell(tmp_path, monkeypatch):
     ids = {}
     for is_native in (True, False):
-        monkeypatch.setattr("harness.precision.has_native_bfloat16", lambda _, is_native=is_native: is_native)
+        monkeypatch.setattr("harness.system.precision.has_native_bfloat16", lambda _, is_native=is_native: is_native)
         cells = load(write_study(tmp_path)).cells()
         assert {cell.spec.training.precision for cell in cells} == {"bfloat16" if is_native else "float32"}
         ids[is_native] = {cell.id for cell in cells}

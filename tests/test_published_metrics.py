@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.published_metrics import IGNORED, Counts, gsva, lavt, lisa, rela
+from harness.results.published_metrics import IGNORED, Counts, gsva, lavt, lisa, rela
 from tests.test_metrics import GOLDEN, mask
 
 PREDICTIONS = [prediction for prediction, _ in GOLDEN.values()]

@@ -11,8 +11,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from harness import data
-from harness.data import coco_captions, gqa, mix, refer, scenes, vqav2
 from harness.data.__main__ import main
+from harness.data.datasets import coco_captions, gqa, mix, refer, scenes, vqav2
 from harness.data.example import Example, Question
 from harness.errors import DataError
 from tests import datasets

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from harness.backbone.segmenter import Segmenter
-from harness.batches import BatchMaker
+from harness.assembly.batches import BatchMaker
 from harness.data.example import Asked, Example, Expression, Question
-from harness.evaluation import Evaluator
-from harness.metrics import score
-from harness.recipe import TrainingConfig
-from harness.training import Trainer, losses, of_families
+from harness.evaluation.evaluator import Evaluator
+from harness.evaluation.metrics import score
+from harness.model.segmenter import Segmenter
+from harness.study.training_config import TrainingConfig
+from harness.training.trainer import Trainer, losses, of_families
 from tests.tiny import FixedBatches, tiny_segmenter
 
 COLOUR = "what of the left star"

@@ -10,9 +10,9 @@ import pytest
 
 from harness.data.scenes import FAMILIES as SCENE_FAMILIES
 from harness.errors import HarnessError
-from harness.files import replace_file
-from harness.records import COLUMNS, FAMILIES, METRICS, SAMPLE_COLUMNS, RunFolder, over_seeds
-from harness.study import load
+from harness.results.run_folder import COLUMNS, FAMILIES, METRICS, SAMPLE_COLUMNS, RunFolder, over_seeds
+from harness.study.study import load
+from harness.system.files import replace_file
 from tests.small_study import row_of, samples_of, write_study
 
 

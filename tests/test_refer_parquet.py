@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from harness.data import refer, refer_parquet
 from harness.data.__main__ import main
+from harness.data.datasets import refer, refer_parquet
 from harness.data.example import Example
 from harness.errors import DataError
 from tests import datasets

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from harness import run
-from harness.environment import describe_environment
-from harness.execution import execute
-from harness.plan import estimate, make_plan
-from harness.records import METRICS
-from harness.study import load
-from harness.tracking import Tracker
+from harness.execution.run_study import execute
+from harness.monitoring.tracker import Tracker
+from harness.planning.plan import estimate, make_plan
+from harness.results.run_folder import METRICS
+from harness.study.study import load
+from harness.system.environment import describe_environment
 from tests.small_study import Cells, NoReports, quiet, run_folder, write_study
 
 ROOT = Path(__file__).parent.parent
@@ -131,7 +131,8 @@ def test_a_study_with_nothing_to_run_imports_neither_mlflow_nor_a_model(tmp_path
     tracker.sync(list(folder.rows().values()), folder.outputs())
     code = (
         "import sys; from harness.run import main; code = main(sys.argv[1:]); "
-        "print(code, sorted({'mlflow', 'harness.cell', 'harness.assembly', 'matplotlib'} & set(sys.modules)))"
+        "heavy = {'mlflow', 'harness.execution.cell', 'harness.assembly.assembly', 'matplotlib'}; "
+        "print(code, sorted(heavy & set(sys.modules)))"
     )
     command = [sys.executable, "-c", code, str(path), "--out", str(folder.path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

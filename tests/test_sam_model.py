@@ -14,14 +14,14 @@ from safetensors.torch import save_file
 from segment_anything.modeling import ImageEncoderViT
 from torch.testing import assert_close
 
-from harness.backbone.fused_attention import fuse_attention
-from harness.backbone.sam_model import BUILDERS, LoadedSam, build_sam_scenes, load_sam
-from harness.backbone.weights import CHECKPOINTS, SHIPPED, WeightsRecord, resolve, sha256_of
-from harness.cache import VARIABLE
+from harness.data.frame import Frame, to_tensor
 from harness.errors import WeightsError
-from harness.frame import Frame, to_tensor
+from harness.model.mask_decoder.fused_attention import fuse_attention
+from harness.model.mask_decoder.sam import BUILDERS, LoadedSam, build_sam_scenes, load_sam
+from harness.model.weights.resolution import CHECKPOINTS, SHIPPED, WeightsRecord, resolve, sha256_of
 from harness.pretraining.sam_scenes import scene
 from harness.pretraining.sam_scores import means, measure
+from harness.system.cache_folder import VARIABLE
 
 WEIGHTS = SHIPPED["sam-scenes"][0]
 FOLDER = WEIGHTS.parent

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from harness.backbone.sam_model import build_sam_scenes
+from harness.model.mask_decoder.sam import build_sam_scenes
 from harness.pretraining import prompts
 from harness.pretraining.dense_head import UNIT, _targets
 from harness.pretraining.mask_losses import dice_loss, iou, mask_loss, shares

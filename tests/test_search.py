@@ -7,8 +7,8 @@ import pytest
 from optuna.trial import TrialState
 
 from harness.errors import HarnessError
-from harness.search import Search, default_url
-from harness.study import Point, load
+from harness.execution.search import Search, default_url
+from harness.study.study import Point, load
 from tests.small_study import STUDY, row_of, sampled_study, write_study
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from harness import assembly, data, superpixels
-from harness.backbone.config import LLMConfig, MaskHeadConfig, VisionConfig
-from harness.encodings import frozen_sam
-from harness.preflight import preflight
-from harness.study import Cell, load
+from harness import data, superpixels
+from harness.assembly import assembly
+from harness.cache.encodings import frozen_sam
+from harness.execution.preflight import preflight
+from harness.model.config import LLMConfig, MaskHeadConfig, VisionConfig
+from harness.study.study import Cell, load
 from tests import checkpoints
 
 STUDIES = sorted((Path(__file__).parent.parent / "studies").glob("*.yaml"))

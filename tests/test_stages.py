@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 
 from harness import run
-from harness.cell import run_cell
-from harness.cells import Cells
-from harness.execution import execute
-from harness.progress import Progress
-from harness.records import STAGES, Row, RunFolder
-from harness.study import Cell, load
-from harness.training import Trainer
+from harness.execution.cell import run_cell
+from harness.execution.cells import Cells
+from harness.execution.run_study import execute
+from harness.monitoring.progress import Progress
+from harness.results.run_folder import STAGES, Row, RunFolder
+from harness.study.study import Cell, load
+from harness.training.trainer import Trainer
 from tests.small_study import quiet
 
 METHODS = dict(zip(STAGES, ("train", "score", "cost", "illustrate"), strict=True))
@@ -42,7 +42,7 @@ def no_training(*_: object) -> None:
 def test_a_stage_that_raises_keeps_the_earlier_ones_and_the_next_run_goes_on(cells, folder, monkeypatch, stage):
     whole = run_cell(cells["sspe"], RunFolder(folder.path.with_name("whole")), quiet())
     with monkeypatch.context() as faulty:
-        faulty.setattr(f"harness.stages.Stages.{METHODS[stage]}", no_training)
+        faulty.setattr(f"harness.execution.stages.Stages.{METHODS[stage]}", no_training)
         row = run_cell(cells["sspe"], folder, quiet())
     assert (row["status"], row["failed_stage"]) == ("failed", stage)
     assert "trained again" in row["reason"]
@@ -65,7 +65,7 @@ def test_an_interrupted_cell_is_unfinished_in_the_tables_and_goes_on(cells, stud
         raise KeyboardInterrupt
 
     with monkeypatch.context() as interrupted:
-        interrupted.setattr("harness.stages.Stages.cost", interrupt)
+        interrupted.setattr("harness.execution.stages.Stages.cost", interrupt)
         with pytest.raises(KeyboardInterrupt):
             execute(study, folder, None, Cells(), quiet())
     row, *others = pd.read_parquet(folder.results).to_dict("records")

@@ -8,17 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.assembly import assemble, load_examples, prepare, words_of
-from harness.backbone.config import MaskHeadConfig, StartConfig
-from harness.backbone.weights import SHIPPED, resolve, sha256_of
-from harness.cell import run_cell
-from harness.checkpoint import Start, load
-from harness.encodings import frozen_sam
+from harness.assembly.assembly import assemble, load_examples, prepare, words_of
+from harness.assembly.checkpoint import Start, load
+from harness.cache.encodings import frozen_sam
 from harness.errors import StudyError, WeightsError
-from harness.evaluation import Evaluator
-from harness.records import RunFolder
-from harness.study import Cell
-from harness.study import load as load_study
+from harness.evaluation.evaluator import Evaluator
+from harness.execution.cell import run_cell
+from harness.model.config import MaskHeadConfig, StartConfig
+from harness.model.weights.resolution import SHIPPED, resolve, sha256_of
+from harness.results.run_folder import RunFolder
+from harness.study.study import Cell
+from harness.study.study import load as load_study
 from tests.small_study import quiet
 
 CPU = torch.device("cpu")
@@ -78,7 +78,7 @@ def test_a_projector_begins_with_tokens_as_large_as_those_that_were_read(cells, 
     start, training = Start(spec, CPU), load_examples(spec, "train")
     assembly = assemble(spec, start.words_for(words_of(training)), CPU)
     start.give(assembly)
-    prepare(assembly.batches, training, quiet())
+    prepare(assembly.batches, training, quiet().note)
     segmenter, features = assembly.segmenter.eval(), assembly.batches.features(training)
     read = load_file(checkpoint)["visual_rms"]
     assert read > 0
@@ -198,7 +198,7 @@ def test_the_shipped_start_scores_as_its_model_card_says(name: str):
     path = SHIPPED[name].path
     trained = load(path, CPU, "float32")
     examples = load_examples(trained.spec, "test")[:24]
-    prepare(trained.assembly.batches, examples, quiet())
+    prepare(trained.assembly.batches, examples, quiet().note)
     precision = trained.spec.training.precision
     evaluator = Evaluator(trained.assembly.segmenter, trained.assembly.batches, 12, precision)
     samples, _ = evaluator.score(examples)

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from harness.metrics import score
-from harness.panel import METRICS, Panel, variant_name
-from harness.records import ANSWER_METRICS
-from harness.stats import NOT_COMPARED, Difference, Sums, Verdict, holm, is_on_front, judge, swap_test
+from harness.evaluation.metrics import score
+from harness.results.run_folder import ANSWER_METRICS
+from harness.results.score_table import METRICS, Panel, variant_name
+from harness.results.statistics import NOT_COMPARED, Difference, Sums, Verdict, holm, is_on_front, judge, swap_test
 from tests.report_tables import tables
 
 

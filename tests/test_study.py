@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 import projectors
-from harness import sections
 from harness.errors import StudyError
-from harness.study import Point, load
+from harness.study import cell_spec as sections
+from harness.study.study import Point, load
 from tests.small_study import PRESET, STUDY, sampled_study, write_study
 
 ROOT = Path(__file__).parent.parent

@@ -4,8 +4,8 @@ import pytest
 
 from harness import run
 from harness.errors import StudyError, shorten
-from harness.labels import point_label, short_names
-from harness.study import load
+from harness.results.labels import point_label, short_names
+from harness.study.study import load
 from tests.small_study import PRESET, STUDY, TPE, write_study
 
 CURRICULUM = "steps: 10, curriculum: {steps: 5, families: [%s]}"

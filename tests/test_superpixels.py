@@ -6,11 +6,12 @@ import torch
 from sams import random_sam
 
 from harness import superpixels
+from harness.cache.superpixel_labels import segment
 from harness.data.example import Example, encode_ids
 from harness.data.scenes import Config as ScenesConfig
 from harness.data.scenes import load
 from harness.errors import HarnessError
-from harness.superpixels.grid import rows_and_columns
+from harness.superpixels.methods.grid import rows_and_columns
 from harness.superpixels.partition import complete, merge
 from projectors.layers import area_fractions
 
@@ -25,12 +26,11 @@ every_source = pytest.mark.parametrize("name", superpixels.names())
 def _small_sam(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """What asks SAM asks a small one, and keeps its answers for all tests of this file."""
     monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path_factory.getbasetemp() / "sam"))
-    monkeypatch.setattr("harness.superpixels.sam.frozen_sam", lambda _: SMALL_SAM)
+    monkeypatch.setattr("harness.cache.superpixel_labels.frozen_sam", lambda _: SMALL_SAM)
 
 
 def _labels(name: str, example: Example, count: int) -> np.ndarray:
-    source = superpixels.get(name)
-    return source.segment(source.Config(count=count), example)
+    return segment(name, superpixels.get(name).Config(count=count), example)
 
 
 @every_source

@@ -8,14 +8,15 @@ import torch
 from sams import SIDE, random_sam
 from segment_anything import SamAutomaticMaskGenerator
 
-from harness.backbone.sam import MaskHead
-from harness.backbone.sam_model import load_sam
+from harness.cache.encodings import SamCache
+from harness.cache.mask_candidates import CandidateCache
 from harness.data.example import Example
+from harness.data.frame import Frame
 from harness.data.scenes import Config as ScenesConfig
 from harness.data.scenes import load
-from harness.encodings import SamCache
-from harness.frame import Frame
-from harness.superpixels.candidates import CandidateCache, Candidates, PoolSettings, propose
+from harness.model.mask_decoder.decoder import MaskHead
+from harness.model.mask_decoder.sam import load_sam
+from harness.superpixels.candidates import Candidates, PoolSettings, propose
 from harness.superpixels.filter import suppress_duplicates
 from harness.superpixels.granularity import SCENES
 

@@ -9,16 +9,15 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from sams import random_sam
 
-from harness import superpixels
-from harness.backbone.sam import MaskHead
-from harness.backbone.sam_model import build_sam_scenes
+from harness.cache.superpixel_labels import SuperpixelCache, segment
 from harness.data.example import Example
+from harness.data.frame import Frame
 from harness.data.scenes import Config as ScenesConfig
 from harness.data.scenes import load
-from harness.features import SuperpixelCache
-from harness.frame import Frame
+from harness.model.mask_decoder.decoder import MaskHead
+from harness.model.mask_decoder.sam import build_sam_scenes
 from harness.superpixels.granularity import NAMES, settings
-from harness.superpixels.sam import FEATURES, Config, principal_components
+from harness.superpixels.methods.sam import FEATURES, Config, principal_components
 
 EXAMPLE = load(ScenesConfig(test_images=1), "test")[0]
 
@@ -60,27 +59,26 @@ def test_what_the_pool_cannot_give_is_refused(given, message):
 def test_sam_is_asked_once_for_all_granularities(tmp_path, monkeypatch):
     monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path))
     sam = random_sam()
-    monkeypatch.setattr("harness.superpixels.sam.frozen_sam", lambda _: sam)
-    source = superpixels.get("sam")
-    source.segment(Config(), EXAMPLE)
+    monkeypatch.setattr("harness.cache.superpixel_labels.frozen_sam", lambda _: sam)
+    segment("sam", Config(), EXAMPLE)
     monkeypatch.setattr(MaskHead, "at_points", None)
     monkeypatch.setattr(type(sam), "embed", None)
     for given in (*({"granularity": name} for name in NAMES), {"points_per_side": 3, "min_area": 0.1}):
-        labels = source.segment(Config(**given), EXAMPLE)
+        labels = segment("sam", Config(**given), EXAMPLE)
         assert np.array_equal(np.unique(labels), np.arange(labels.max() + 1))
 
 
 def test_adaptive_spends_its_budget_inside_the_superpixels_of_the_default(tmp_path, monkeypatch):
     monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path))
-    monkeypatch.setattr("harness.superpixels.sam.frozen_sam", lambda _: random_sam())
-    source, loose = superpixels.get("sam"), {"pred_iou_threshold": 0.6, "stability_threshold": 0.9}
-    plain = source.segment(Config(count=10, **loose), EXAMPLE)
-    split = source.segment(Config(granularity="adaptive", count=30, detail=0.0, **loose), EXAMPLE)
+    monkeypatch.setattr("harness.cache.superpixel_labels.frozen_sam", lambda _: random_sam())
+    loose = {"pred_iou_threshold": 0.6, "stability_threshold": 0.9}
+    plain = segment("sam", Config(count=10, **loose), EXAMPLE)
+    split = segment("sam", Config(granularity="adaptive", count=30, detail=0.0, **loose), EXAMPLE)
     assert 1 < plain.max() + 1 <= 10
     assert split.max() + 1 == 30
     for label in range(30):
         assert len(np.unique(plain[split == label])) == 1
-    careful = source.segment(Config(granularity="adaptive", count=30, detail=0.05, **loose), EXAMPLE)
+    careful = segment("sam", Config(granularity="adaptive", count=30, detail=0.05, **loose), EXAMPLE)
     assert plain.max() <= careful.max() < split.max()
 
 

@@ -8,14 +8,14 @@ import sys
 import pytest
 from mlflow import MlflowClient
 
-from harness.environment import command
 from harness.errors import HarnessError
-from harness.execution import execute
-from harness.records import RunFolder
-from harness.study import load
-from harness.study_runs import LOSS
-from harness.tracking import Tracker, tracking_uri
-from harness.uris import choose_tracking_uri, redact, tracking_uri_problem
+from harness.execution.run_study import execute
+from harness.monitoring.study_runs import LOSS
+from harness.monitoring.tracker import Tracker, tracking_uri
+from harness.results.run_folder import RunFolder
+from harness.study.study import load
+from harness.system.environment import command
+from harness.system.uris import choose_tracking_uri, redact, tracking_uri_problem
 from tests.small_study import CURVE, PRESET, STUDY, Cells, quiet, row_of, run_folder, score, write_study
 from tests.test_study import problems
 

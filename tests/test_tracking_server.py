@@ -18,13 +18,14 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from harness import run, tracking
+from harness import run
 from harness.errors import HarnessError
-from harness.execution import execute
-from harness.records import RunFolder
-from harness.study import load
-from harness.study_runs import LOSS
-from harness.tracking import Tracker, tracking_uri
+from harness.execution.run_study import execute
+from harness.monitoring import tracker as tracking
+from harness.monitoring.study_runs import LOSS
+from harness.monitoring.tracker import Tracker, tracking_uri
+from harness.results.run_folder import RunFolder
+from harness.study.study import load
 from tests.small_study import CURVE, Cells, NoReports, quiet, row_of, run_folder, write_study
 
 pytestmark = [

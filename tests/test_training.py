@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from harness import training
-from harness.backbone.segmenter import Answer, Query, Segmenter
-from harness.batches import Batch
+from harness.assembly.batches import Batch
 from harness.errors import DataError
-from harness.recipe import CurriculumConfig, TrainingConfig
-from harness.training import (
+from harness.model.segmenter import Answer, Query, Segmenter
+from harness.study.training_config import CurriculumConfig, TrainingConfig
+from harness.training import trainer as training
+from harness.training.trainer import (
     CurvePoint,
     Trainer,
     dice_loss,

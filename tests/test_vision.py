@@ -24,14 +24,14 @@ from transformers import (
     ViTModel,
 )
 
-from harness.backbone import dinov2_onnx
-from harness.backbone.config import VisionConfig
-from harness.backbone.vision import RANDOM, VisionEncoder, load_vision_encoder, names
-from harness.backbone.weights import resolve
-from harness.cache import VARIABLE
-from harness.encodings import PatchCache, VisionCache
+from harness.cache.encodings import PatchCache, VisionCache
+from harness.data.frame import Frame, to_tensor
 from harness.errors import WeightsError
-from harness.frame import Frame, to_tensor
+from harness.model.config import VisionConfig
+from harness.model.vision import dinov2_onnx
+from harness.model.vision.encoder import RANDOM, VisionEncoder, load_vision_encoder, names
+from harness.model.weights.resolution import resolve
+from harness.system.cache_folder import VARIABLE
 from tests.tiny import two_objects
 
 TINY: dict[str, Any] = {

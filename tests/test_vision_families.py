@@ -14,10 +14,10 @@ from transformers import CLIPVisionModel, InternVLVisionModel
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.siglip2.image_processing_siglip2 import Siglip2ImageProcessor
 
-from harness.backbone.config import VisionConfig
-from harness.backbone.families import CLIP, HALF, IMAGENET
-from harness.backbone.vision import VisionEncoder, load_vision_encoder
 from harness.errors import WeightsError
+from harness.model.config import VisionConfig
+from harness.model.vision.encoder import VisionEncoder, load_vision_encoder
+from harness.model.vision.families import CLIP, HALF, IMAGENET
 from tests.checkpoints import ENCODERS, NATIVE, PATCH, WHOLE, WIDTH, write_encoder
 
 FRAME = 56

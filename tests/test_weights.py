@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from harness.backbone import weights, wheel
-from harness.backbone.weights import PACKAGED, resolve, sha256_of
-from harness.backbone.wheel import Packaged
-from harness.cache import VARIABLE, cache_dir
 from harness.errors import WeightsError
-from harness.files import write_atomically
+from harness.model.weights import packaged as wheel
+from harness.model.weights import resolution as weights
+from harness.model.weights.packaged import Packaged
+from harness.model.weights.resolution import PACKAGED, resolve, sha256_of
+from harness.system.cache_folder import VARIABLE, cache_dir
+from harness.system.files import write_atomically
 
 CONTENT = b"the weights" * 1000
 TINY = Packaged(

@@ -12,10 +12,10 @@ import optuna
 import pandas as pd
 import pytest
 
-from harness.execution import execute
-from harness.records import RunFolder
-from harness.search import default_url
-from harness.study import load
+from harness.execution.run_study import execute
+from harness.execution.search import default_url
+from harness.results.run_folder import RunFolder
+from harness.study.study import load
 from tests.small_study import Cells, quiet, run_folder, sampled_study, write_study
 
 ROOT = Path(__file__).parent.parent

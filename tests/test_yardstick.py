@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import projectors
-from harness.cost import counting_flops
-from harness.yardstick import given, measured
+from harness.evaluation.cost import counting_flops
+from harness.planning.reference_cost import given, measured
 from projectors import REFERENCE_DIMS
 from tests.projector_cases import OPTIONAL
 

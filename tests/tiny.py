@@ -8,13 +8,13 @@ from einops import reduce, repeat
 from torch import Tensor
 
 import projectors
-from harness.backbone.config import LLMConfig, MaskHeadConfig
-from harness.backbone.llm import LanguageModel, build_llm
-from harness.backbone.sam import PatchEmbedding, build_mask_head
-from harness.backbone.segmenter import Query, Segmenter
-from harness.backbone.vision import Encoding
-from harness.batches import BatchMaker
+from harness.assembly.batches import BatchMaker
 from harness.data.example import Example, Expression, encode_ids
+from harness.model.config import LLMConfig, MaskHeadConfig
+from harness.model.llm.language_model import LanguageModel, build_llm
+from harness.model.mask_decoder.decoder import PatchEmbedding, build_mask_head
+from harness.model.segmenter import Query, Segmenter
+from harness.model.vision.encoder import Encoding
 from projectors import Dims, VisualFeatures
 
 GRID, FRAME, VISION = (4, 4), 32, 24

@@ -1,4 +1,7 @@
-"""Datasets: images, words and masks. The files of this folder are the datasets, by name.
+"""Datasets: files or a generator in, images with expressions, questions and masks (`Example`) out.
+
+The files of the folder `datasets` are the datasets, by name; `formats` reads their files, `scenes` draws the embedded
+benchmark. It imports only `system` and `errors`; no models.
 
 A dataset is a module with `Config` (a pydantic model with its name and its `splits`) and `load(config, split)`, which
 returns a sequence of `Example`; one that is published also has `check(root)`, which yields `Finding`s, and one whose
@@ -12,16 +15,14 @@ from importlib import import_module
 from types import ModuleType
 from typing import get_args
 
+from harness.data import datasets
 from harness.errors import DataError, suggest
-
-_MACHINERY = {"asked", "checking", "coco_file", "example", "pickled", "reading", "referrals"}
 
 
 @cache
 def names() -> list[str]:
     """All dataset names, sorted."""
-    found = {module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")}
-    return sorted(found - _MACHINERY)
+    return sorted(module.name for module in pkgutil.iter_modules(datasets.__path__))
 
 
 def get(name: str) -> ModuleType:
@@ -34,7 +35,7 @@ def get(name: str) -> ModuleType:
         readers = [each for each in names() if name in _datasets_in(get(each))]
         hint = f"name {' or '.join(readers)}, whose `dataset` may be {name}" if readers else suggest(name, names())
         raise DataError(f"no dataset {name!r}; {hint}")
-    return import_module(f"{__name__}.{name}")
+    return import_module(f"{datasets.__name__}.{name}")
 
 
 def _datasets_in(module: ModuleType) -> tuple[str, ...]:

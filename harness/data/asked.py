@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from harness.data.checking import Finding, check_files
 from harness.data.example import Example, ImageFile, Question
+from harness.data.formats.checking import Finding, check_files
 from harness.errors import DataError
 
 SHORT_ANSWER = "{question}\nAnswer the question using a single word or phrase."

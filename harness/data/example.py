@@ -40,7 +40,7 @@ class Question:
         family: the kind of question, by which scores are grouped; "all" where a dataset has no families.
         answer: what training teaches.
         references: what an answer is held against, as many as its scoring wants.
-        scoring: name in `harness.answers.SCORINGS` of how the dataset's authors score an answer.
+        scoring: name in `harness.evaluation.text_metrics.SCORINGS` of how the dataset's authors score an answer.
     """
 
     text: str

@@ -30,11 +30,11 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 from harness.data import scenes
-from harness.files import replace_file, write_atomically
-from harness.frame import Frame
-from harness.muon import Muon
+from harness.data.frame import Frame
 from harness.pretraining.caption_words import MAX_TOKENS, caption_tokenizer
 from harness.pretraining.clip_scores import Pair, card, embed, load_clip, measure, retrieval
+from harness.system.files import replace_file, write_atomically
+from harness.training.muon import Muon
 
 logger = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ from einops import rearrange
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 
-from harness.backbone.families import CLIP
-from harness.backbone.strict import load_strictly
-from harness.backbone.weights import resolve
-from harness.environment import command, cpu_model
-from harness.frame import to_tensor
+from harness.data.frame import to_tensor
+from harness.model.vision.families import CLIP
+from harness.model.weights.resolution import resolve
+from harness.model.weights.strict_loading import load_strictly
+from harness.system.environment import command, cpu_model
 
 CACHED_IMAGES = 8
 """So many fit the cache of a CPU; a step of 64 at once takes a fifth longer."""

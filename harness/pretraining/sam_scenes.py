@@ -24,19 +24,19 @@ from segment_anything.modeling import Sam
 from segment_anything.modeling.prompt_encoder import PositionEmbeddingRandom
 from torch import Tensor, nn
 
-from harness.backbone.fused_attention import fuse_attention
-from harness.backbone.sam import initialise
-from harness.backbone.sam_model import LoadedSam, build_sam_scenes, load_sam
-from harness.backbone.weights import WeightsRecord
 from harness.data import scenes
 from harness.data.example import Example
-from harness.files import replace_file, write_atomically
-from harness.frame import to_tensor
-from harness.muon import Muon
+from harness.data.frame import to_tensor
+from harness.model.mask_decoder.decoder import initialise
+from harness.model.mask_decoder.fused_attention import fuse_attention
+from harness.model.mask_decoder.sam import LoadedSam, build_sam_scenes, load_sam
+from harness.model.weights.resolution import WeightsRecord
 from harness.pretraining.dense_head import DenseHead
 from harness.pretraining.mask_losses import mask_loss, shares
 from harness.pretraining.prompts import draw
 from harness.pretraining.sam_scores import best, decode, means, means_by_domain, measure, restored
+from harness.system.files import replace_file, write_atomically
+from harness.training.muon import Muon
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from pycocotools import mask as coco_mask
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from harness.backbone.sam_model import LoadedSam
 from harness.data.example import Example
-from harness.frame import to_tensor
+from harness.data.frame import to_tensor
+from harness.model.mask_decoder.sam import LoadedSam
 from harness.pretraining.prompts import Prompts, middle_points, tight_boxes
 
 NUM_CORRECTIONS = 2

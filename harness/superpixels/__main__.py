@@ -12,9 +12,10 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage.segmentation import find_boundaries
 
 from harness import superpixels
+from harness.cache.superpixel_labels import segment
 from harness.data.example import Example, read_image
+from harness.data.frame import Frame
 from harness.errors import HarnessError
-from harness.frame import Frame
 from harness.superpixels.source import Source, SourceConfig
 
 COUNTS = (12, 24, 48, 96)
@@ -59,7 +60,7 @@ def sheet(images: dict[str, np.ndarray], source: Source, columns: dict[str, Sour
         example = Example(name, image, (), ())
         row = [(_zoomed(image), name)]
         for title, config in columns.items():
-            labels = source.segment(config, example).astype(np.int64)
+            labels = segment(source.name, config, example).astype(np.int64)
             row.append((tile(image, labels), f"{title}: {labels.max() + 1} superpixels"))
         rows.append(row)
     width = _ZOOM * max(image.shape[1] for image in images.values()) + _GAP

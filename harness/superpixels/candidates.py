@@ -11,8 +11,7 @@ duplicates removed as upstream does (`filter.suppress_duplicates`), the masks ar
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,8 @@ import torch
 from pycocotools import mask as coco
 from torch import Tensor
 
-from harness.backbone.sam import ImageEmbedding, MaskHead
-from harness.cache import OnProgress, cache_folder, image_key
-from harness.data.example import Example
-from harness.encodings import SamCache
-from harness.files import write_atomically
-from harness.fingerprint import fingerprint
-from harness.frame import Frame
+from harness.data.frame import Frame
+from harness.model.mask_decoder.decoder import ImageEmbedding, MaskHead
 
 POINTS_AT_ONCE = 16
 """Few enough that what points make of the image stays in a processor's cache."""
@@ -53,6 +47,21 @@ class PoolSettings:
     min_iou: float
     min_stability: float
     stability_offset: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateRequest:
+    """What a superpixel source asks of a SAM.
+
+    Args:
+        model: weight name of the SAM.
+        settings: which masks are kept.
+        with_embedding: whether the source also reads the SAM's embedding of the image.
+    """
+
+    model: str
+    settings: PoolSettings
+    with_embedding: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -207,45 +216,3 @@ def _stability(logits: np.ndarray, offset: float) -> np.ndarray:
 def encode(masks: np.ndarray) -> list[dict[str, Any]]:
     """Masks (K, h, w) bool as COCO run lengths."""
     return coco.encode(np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8))
-
-
-class CandidateCache:
-    """Candidate pools on disk, one JSON an image, named like the encodings they are made from.
-
-    Args:
-        embeddings: of the SAM that proposes.
-    """
-
-    def __init__(self, embeddings: SamCache, settings: PoolSettings) -> None:
-        model = embeddings.model
-        self.embeddings = embeddings
-        self.settings = settings
-        self.head = MaskHead(model.sam.prompt_encoder, model.sam.mask_decoder)
-        code = fingerprint(__name__)
-        identity = {"model": model.record.name, "weights": model.record.sha256, **asdict(settings), "code": code}
-        self.folder = cache_folder("candidates", identity)
-
-    def ensure(self, examples: Sequence[Example], on_progress: OnProgress) -> None:
-        """Asks SAM about the images that are missing."""
-        missing = [example for example in examples if not self._path(example).exists()]
-        for done, example in enumerate(missing, start=1):
-            self.embeddings.ensure([example], lambda *_: None)
-            write_atomically(self._path(example), self.propose(example).to_json())
-            on_progress(done, len(missing))
-
-    def propose(self, example: Example) -> Candidates:
-        """The candidates of one image whose embedding is in the cache, computed now."""
-        return self.compute(self.embeddings.load([example])[0], example.size).candidates
-
-    def compute(self, embedding: Tensor, size: tuple[int, int]) -> Proposal:
-        """The candidates of an image of this size (h, w) with this embedding (P, g, g), computed without the cache."""
-        device = next(self.head.parameters()).device
-        frame = Frame.of(size, self.embeddings.frame)
-        return Proposal(propose(self.head, embedding.to(device), frame, self.settings), frame, embedding.cpu())
-
-    def load(self, example: Example) -> Candidates:
-        """Of an image that `ensure` has seen."""
-        return Candidates.from_json(self._path(example).read_bytes())
-
-    def _path(self, example: Example) -> Path:
-        return self.folder / f"{image_key(example.image)}.json"

@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
-    from harness.backbone.weights import WeightsRecord
-    from harness.superpixels.candidates import CandidateCache
+    from harness.model.weights.resolution import WeightsRecord
+    from harness.superpixels.candidates import CandidateRequest
 
 
 class SourceConfig(BaseModel):
@@ -32,14 +32,14 @@ class Source:
     Attributes:
         name: in YAML, and the name of its file.
         Config: its settings.
-        segment: (config, example) -> (h, w) int16, a partition of the image with the ids 0..S-1, every one present. A
-            source with a pool also takes (config, example, proposal) and then reads and writes no file.
-        weights: (config) -> the frozen models that decide what comes out, beside the image and the settings.
-        pool: (config) -> the cached candidates that it chooses from; None for a source that keeps nothing.
+        segment: (config, example) -> (h, w) int16, a partition of the image with the ids 0..S-1, every one present; a
+            source that chooses from a SAM's masks takes (config, example, proposal). It reads and writes no file.
+        weights: (config) -> the frozen models that decide the result, beside the image and the settings.
+        request: (config) -> which SAM's masks it chooses from; None for a source that chooses from none.
     """
 
     name: str
     Config: type[SourceConfig]
     segment: Callable[..., np.ndarray]
     weights: Callable[[Any], "tuple[WeightsRecord, ...]"]
-    pool: Callable[[Any], "CandidateCache | None"]
+    request: Callable[[Any], "CandidateRequest | None"]

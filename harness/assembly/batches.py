@@ -1,0 +1,163 @@
+"""Turns examples into the tensors that a segmenter takes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from harness.cache.encodings import SamCache, VisionCache
+from harness.cache.superpixel_labels import SuperpixelCache
+from harness.data.example import Asked, Example, Expression, Question
+from harness.data.frame import Frame, to_tensor
+from harness.model.llm.language_model import REJ, SEG, LanguageModel
+from harness.model.segmenter import Query
+from harness.model.vision.encoder import Encoding
+from projectors import VisualFeatures
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B images with what is asked of them and what the answers should be, in row-major order.
+
+    Args:
+        features: what the projector sees.
+        view: what masks are drawn from beside the patches: frames (B, 3, R, R) in 0..1 for a mask head from scratch,
+            SAM's embeddings (B, P, g, g) for one of a SAM. None where no masks are drawn.
+        inside: (B, R, R) float, 1 where the image is judged, 0 in the padding and where it is ignored.
+        query: the prompts and their answers in words, (B, E, L).
+        image: (S,) which image an expression is asked of.
+        answers: (A,) id of the right word for each of `Answer.answer_logits`.
+        targets: (S, R, R) float, the target mask of each expression, in the frame.
+    """
+
+    features: VisualFeatures
+    view: Tensor | None
+    inside: Tensor
+    query: Query
+    image: Tensor
+    answers: Tensor
+    targets: Tensor
+
+
+class BatchMaker:
+    """Builds batches on one device from cached features.
+
+    Args:
+        llm: whose tokenizer and vocabulary the prompts use.
+        vision: what the projector reads of the vision encoder.
+        superpixels: the source's cache, or None where the projector needs no superpixels.
+        decoder_pe: gives the mask decoder's positional encoding (P, h, w) as it is by then, which a checkpoint may have
+            changed; None where the projector needs none.
+        grid: (H, W) of the patches.
+        sam: the image embeddings of the mask head's SAM, or None for a mask head from scratch.
+    """
+
+    def __init__(
+        self,
+        llm: LanguageModel,
+        vision: VisionCache,
+        superpixels: SuperpixelCache | None,
+        decoder_pe: Callable[[], Tensor] | None,
+        grid: tuple[int, int],
+        device: torch.device,
+        sam: SamCache | None = None,
+    ) -> None:
+        self.llm = llm
+        self.vision = vision
+        self.superpixels = superpixels
+        self.decoder_pe = decoder_pe
+        self.grid = grid
+        self.device = device
+        self.sam = sam
+
+    def training(
+        self, examples: Sequence[Example], num_expressions: int, generator: torch.Generator, *, with_view: bool = True
+    ) -> Batch:
+        """At most `num_expressions` of what is asked of each image, drawn without replacement."""
+        chosen = []
+        for example in examples:
+            order = torch.randperm(len(example.asked), generator=generator)[:num_expressions]
+            chosen.append([example.asked[i] for i in order.tolist()])
+        return self.make(examples, chosen, with_view=with_view)
+
+    def make(self, examples: Sequence[Example], chosen: Sequence[Sequence[Asked]], *, with_view: bool = True) -> Batch:
+        """This asked of these images, in this order, with the right answers."""
+        frames = self._frames(examples)
+        targets = [
+            frame.place_mask(example.mask(one))
+            for example, frame, asked in zip(examples, frames, chosen, strict=True)
+            for one in asked
+            if isinstance(one, Expression)
+        ]
+        masks = np.array(targets, dtype=bool)
+        inside = np.stack([frame.place_mask(example.judged()) for example, frame in zip(examples, frames, strict=True)])
+        query = self.query(chosen, answered=True)
+        image, _ = query.drawn.nonzero(as_tuple=True)
+        return Batch(
+            features=self.features(examples),
+            view=self.view(examples) if with_view else None,
+            inside=torch.from_numpy(inside).to(self.device).float(),
+            query=query,
+            image=image,
+            answers=self._answers(chosen, query),
+            targets=torch.from_numpy(masks.reshape(-1, *inside.shape[1:])).to(self.device).float(),
+        )
+
+    def _answers(self, chosen: Sequence[Sequence[Asked]], query: Query) -> Tensor:
+        """The right words (A,): [SEG] or [REJ] for an expression; for a question those of its answer, and the end."""
+        real, answers, vocabulary = query.real, list[int](), self.llm.vocabulary
+        rows = zip(query.ids[real].tolist(), query.mask.sum(-1)[real].tolist(), query.given[real].tolist(), strict=True)
+        for one, (ids, length, given) in zip([one for asked in chosen for one in asked], rows, strict=True):
+            if isinstance(one, Expression):
+                answers.append(vocabulary + (SEG if one.targets else REJ))
+            else:
+                answers += [*ids[length - given : length], self.llm.end]
+        return torch.tensor(answers, device=self.device)
+
+    def features(self, examples: Sequence[Example]) -> VisualFeatures:
+        """What the projector sees of these images."""
+        frames = self._frames(examples)
+        superpixels = None if self.superpixels is None else self.superpixels.load(examples).to(self.device)
+        patch_mask = torch.from_numpy(np.stack([frame.patch_mask(self.grid) for frame in frames])).to(self.device)
+        return self.see(self.vision.load(examples), patch_mask, superpixels)
+
+    def see(self, encoding: Encoding, patch_mask: Tensor, superpixels: Tensor | None) -> VisualFeatures:
+        """What the projector sees of images that are encoded and cut."""
+        asked = {field.name: getattr(encoding, field.name) for field in fields(encoding)}
+        given = {name: value.float().to(self.device) for name, value in asked.items() if value is not None}
+        decoder_pe = None if self.decoder_pe is None else self.decoder_pe()
+        return VisualFeatures(**given, patch_mask=patch_mask, superpixels=superpixels, decoder_pe=decoder_pe)
+
+    @property
+    def mask_frame(self) -> int:
+        """Side of the frame that masks are drawn in, in pixels: SAM's own, or else the vision encoder's."""
+        return self.vision.frame if self.sam is None else self.sam.frame
+
+    def _frames(self, examples: Sequence[Example]) -> list[Frame]:
+        return [Frame.of(example.size, self.vision.frame) for example in examples]
+
+    def view(self, examples: Sequence[Example]) -> Tensor:
+        """What masks are drawn from beside the patches: pixels (B, 3, R, R) in 0..1, or SAM's embeddings."""
+        if self.sam is not None:
+            return self.sam.load(examples).to(self.device)
+        placed = zip(self._frames(examples), examples, strict=True)
+        return to_tensor([frame.place_image(example.image) for frame, example in placed]).to(self.device)
+
+    def query(self, chosen: Sequence[Sequence[Asked]], *, answered: bool = False) -> Query:
+        """What is asked of each image -> prompts (B, E, L), padded to the largest E.
+
+        Args:
+            answered: whether the answers to questions are given, as training teaches them.
+        """
+        width = max(len(row) for row in chosen)
+        padded = [one for row in chosen for one in [*row, *[None] * (width - len(row))]]
+        texts = [one.text if isinstance(one, Question) else self.llm.wish(one.text if one else "") for one in padded]
+        answers = [one.answer if isinstance(one, Question) and answered else "" for one in padded]
+        prompts = self.llm.prompts(texts, answers)
+        real = torch.tensor([[one is not None] for one in padded])
+        drawn = torch.tensor([isinstance(one, Expression) for one in padded])
+        parts = (prompts.ids, prompts.mask & real, prompts.given, drawn)
+        return Query(*(rearrange(part, "(b e) ... -> b e ...", e=width).to(self.device) for part in parts))

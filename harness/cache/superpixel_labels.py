@@ -1,0 +1,126 @@
+"""What is frozen is computed once per image and kept on disk: encodings (see `encodings.py`) and superpixels.
+
+So a cell never recomputes what another cell left, and a changed setting never meets a stale file.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import BaseModel
+from torch import Tensor
+
+from harness import superpixels
+from harness.cache.encodings import SamCache, frozen_sam
+from harness.cache.mask_candidates import CandidateCache
+from harness.data.example import Example, encode_ids
+from harness.data.frame import Frame
+from harness.model.weights.resolution import WeightsRecord
+from harness.superpixels.candidates import CandidateRequest, Proposal
+from harness.superpixels.partition import compact
+from harness.system.cache_folder import OnProgress, cache_folder, image_key
+from harness.system.files import write_atomically
+from harness.system.fingerprint import fingerprint
+
+
+def segment(name: str, config: BaseModel, example: Example) -> np.ndarray:
+    """(h, w) superpixels of one image at its own size; the masks that a source chooses from come from the cache."""
+    source = superpixels.get(name)
+    request = source.request(config)
+    if request is None:
+        return source.segment(config, example)
+    candidates = _candidates(request).proposal(example, with_embedding=request.with_embedding)
+    return source.segment(config, example, candidates)
+
+
+def _candidates(request: CandidateRequest) -> CandidateCache:
+    return CandidateCache(SamCache(frozen_sam(request.model)), request.settings)
+
+
+class SuperpixelCache:
+    """Label maps of one superpixel source, (R, R) with -1 in the padding.
+
+    Args:
+        name: of the source.
+        config: its settings.
+    """
+
+    def __init__(self, name: str, config: BaseModel, frame: int) -> None:
+        self.source = superpixels.get(name)
+        self.config = config
+        self.frame = frame
+        self.weights: tuple[WeightsRecord, ...] = self.source.weights(config)
+        self.request = self.source.request(config)
+        code = fingerprint(self.source.segment.__module__, Frame.__module__, compact.__module__)
+        identity = {"source": name, "frame": frame, **config.model_dump(), "code": code}
+        if self.weights:
+            identity["weights"] = [record.sha256 for record in self.weights]
+        self.folder = cache_folder("superpixels", identity)
+
+    @property
+    def key(self) -> str:
+        """Names this source with these settings, for files made from it."""
+        return self.folder.name
+
+    @property
+    def pool(self) -> CandidateCache | None:
+        """The cached candidates that the source chooses from, if it does."""
+        return None if self.request is None else _candidates(self.request)
+
+    def ensure(self, examples: Sequence[Example], on_progress: OnProgress) -> None:
+        """Cuts the images that are missing."""
+        missing = [example for example in examples if not self._path(example).exists()]
+        for done, example in enumerate(missing, start=1):
+            write_atomically(self._path(example), self.cut(example).astype(np.int16))
+            if done % 16 == 0 or done == len(missing) or self.weights:
+                on_progress(done, len(missing))
+
+    def cut(self, example: Example) -> np.ndarray:
+        """The label map (R, R) of one image, computed now; a source with a pool takes its candidates from the cache."""
+        pool, proposal = self.pool, None
+        if pool is not None and self.request is not None:
+            proposal = pool.proposal(example, with_embedding=self.request.with_embedding)
+        return self.compute(self.seen(example), proposal)
+
+    def seen(self, example: Example) -> Example:
+        """The image as the source sees it, in memory: as the frame shows it, without the padding.
+
+        A source with a model of its own has a frame of its own too: it sees the image as it was loaded, so that its
+        model's encoding serves all frames, and its superpixels are brought to this one.
+        """
+        image = example.image
+        if self.weights:
+            return replace(example, picture=image)
+        frame = Frame.of(example.size, self.frame)
+        return replace(
+            example,
+            picture=frame.resize(image, Image.Resampling.BILINEAR),
+            objects=encode_ids(frame.resize(example.id_map(), Image.Resampling.NEAREST)),
+        )
+
+    def compute(self, seen: Example, proposal: Proposal | None = None) -> np.ndarray:
+        """The label map (R, R) of an image that `seen` returned.
+
+        Args:
+            seen: the image as the source sees it.
+            proposal: the candidates that a source with a pool chooses from; None for a source without one.
+        """
+        frame = Frame.of(seen.size, self.frame)
+        given = () if proposal is None else (proposal,)
+        labels = self.source.segment(self.config, seen, *given)
+        if self.weights:
+            labels = compact(frame.resize(labels.astype(np.int32), Image.Resampling.NEAREST))
+        return frame.place_labels(labels)
+
+    def load(self, examples: Sequence[Example]) -> Tensor:
+        """(B, R, R) int64 of images that `ensure` has seen."""
+        return torch.from_numpy(np.stack([np.load(self._path(example)) for example in examples])).long()
+
+    def _path(self, example: Example) -> Path:
+        # The ground truth is part of what an oracle sees, so it is part of the name.
+        objects = hashlib.sha256(b" ".join(one["counts"] for one in example.objects)).hexdigest()[:8]
+        return self.folder / f"{image_key(example.image)}-{objects}.npy"

@@ -1,0 +1,92 @@
+"""One image through a segmenter in stages that can be timed and counted one by one; nothing comes from a cache."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from harness.assembly.batches import BatchMaker
+from harness.data.example import Example
+from harness.data.frame import Frame, to_tensor
+from harness.model.segmenter import Segmenter
+
+STAGES = ("vision", "sam", "superpixels", "projector", "llm", "mask")
+
+
+class Pipeline:
+    """From the decoded pixels of one image to the answer to its first expression or question.
+
+    Construction does everything that touches a file: it decodes the image and loads the models. A run reads and writes
+    no file, so that models are charged for computation only.
+
+    Args:
+        segmenter: put into evaluation mode.
+        batches: of the segmenter; says which encoders and superpixels it uses.
+        example: an image with at least one expression or question.
+    """
+
+    def __init__(self, segmenter: Segmenter, batches: BatchMaker, example: Example) -> None:
+        self.segmenter = segmenter.eval()
+        self.batches = batches
+        self.example = replace(example, picture=example.image)
+        self.query = batches.query([example.asked[:1]])
+        self._frame = Frame.of(example.size, batches.vision.frame)
+        self._mask_frame = Frame.of(example.size, batches.mask_frame)
+        self._patch_mask = torch.from_numpy(self._frame.patch_mask(batches.grid)).unsqueeze(0).to(batches.device)
+        self._first = torch.zeros(1, dtype=torch.long, device=batches.device)
+        self._candidates = None if batches.superpixels is None else batches.superpixels.pool
+        self._seen = None if batches.superpixels is None else batches.superpixels.seen(self.example)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the segmenter runs."""
+        return self.batches.device
+
+    def run(self, lap: Callable[[str], None]) -> None:
+        """One run; calls `lap(name)` as each of `STAGES` ends, in their order.
+
+        Gradients and autocast are the caller's choice. Superpixels are computed without autocast, as for the cache.
+        """
+        frames = to_tensor([self._frame.place_image(self.example.image)]).to(self.device)
+        encoding = self.batches.vision.compute(frames, [(self._frame.height, self._frame.width)])
+        lap("vision")
+        drawing, proposing = self._embeddings()
+        lap("sam")
+        labels = self._superpixels(proposing)
+        lap("superpixels")
+        features = self.batches.see(encoding, self._patch_mask, labels)
+        tokens = self.segmenter.projector(features)
+        lap("projector")
+        if not self.query.drawn.any():
+            self.segmenter.say(tokens, self.query)
+            lap("llm")
+        else:
+            answering, seg = self.segmenter.read(tokens, self.query)
+            self.segmenter.llm.answer_logits(answering)
+            lap("llm")
+            view = frames if drawing is None else drawing
+            prompts = self.segmenter.prompt(seg)
+            self._mask_frame.restore(self.segmenter.segment(features.patches, view, prompts, self._first))
+        lap("mask")
+
+    def _embeddings(self) -> tuple[Tensor | None, Tensor | None]:
+        """SAM's embeddings (1, P, g, g) for the mask head and for superpixels, computed once where both use one SAM."""
+        sam = self.batches.sam
+        drawing = None if sam is None else sam.compute(self.example)
+        if self._candidates is None:
+            return drawing, None
+        of_candidates = self._candidates.embeddings
+        is_shared = sam is not None and of_candidates.folder == sam.folder
+        return drawing, drawing if is_shared else of_candidates.compute(self.example)
+
+    def _superpixels(self, embedding: Tensor | None) -> Tensor | None:
+        """(1, R, R) int64 labels; None where the projector reads no superpixels."""
+        if self.batches.superpixels is None or self._seen is None:
+            return None
+        proposal = None
+        with torch.autocast(self.device.type, enabled=False):
+            if self._candidates is not None and embedding is not None:
+                proposal = self._candidates.compute(embedding[0], self.example.size)
+            labels = self.batches.superpixels.compute(self._seen, proposal)
+        return torch.from_numpy(labels).long().unsqueeze(0).to(self.device)

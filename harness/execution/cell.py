@@ -1,0 +1,121 @@
+"""One cell in, one row out: runs the stages that are not kept yet. Holds the only broad `except` of the harness."""
+
+import json
+import time
+import traceback
+from datetime import UTC, datetime
+from typing import Any
+
+import pandas as pd
+
+from harness.errors import DataError, HarnessError
+from harness.evaluation.cost import PeakMemory
+from harness.execution.stages import Stages
+from harness.monitoring.progress import Progress
+from harness.results.run_folder import STAGES, Row, RunFolder
+from harness.study.cell_code import numeric_code
+from harness.study.study import Cell
+from harness.system.device import default_device
+from harness.system.environment import describe_environment
+from projectors import IncompatibleError, ProjectorError
+
+
+def run_cell(cell: Cell, folder: RunFolder, progress: Progress, max_images: int | None = None) -> Row:
+    """Runs the stages of a cell, from the one after the last that is kept, and writes its row after each.
+
+    A stage that raises makes the row `failed`, with its reason; what earlier stages measured stays in the row, and the
+    next run goes on from there.
+
+    Args:
+        max_images: only the first images of each split are used; None for all.
+
+    Raises:
+        DataError: a file of the dataset is missing or damaged, which every other cell would meet too.
+    """
+    clock = time.perf_counter()
+    row = _begin(cell, folder)
+    before = row.get("wall_seconds") or 0.0
+    stages = Stages(cell, folder, progress, max_images)
+    stage = STAGES[0]
+    samples: pd.DataFrame | None = None
+    try:
+        for stage in STAGES[_num_kept(row) :]:
+            columns, samples = _run(stages, stage, row)
+            row |= {**columns, "stage": stage, "wall_seconds": before + time.perf_counter() - clock}
+            row["status"] = "done" if stage == STAGES[-1] else "unfinished"
+            folder.write_cell(row, samples)
+        folder.bookmark(cell.id).unlink(missing_ok=True)
+        return row
+    except IncompatibleError as error:
+        row |= {"status": "skipped", "reason": str(error)}
+    except DataError:
+        raise
+    except (HarnessError, ProjectorError) as error:
+        row |= {"status": "failed", "failed_stage": stage, "reason": str(error)}
+    except Exception:
+        row |= {"status": "failed", "failed_stage": stage, "reason": traceback.format_exc()}
+    row["wall_seconds"] = before + time.perf_counter() - clock
+    folder.write_cell(row)
+    return row
+
+
+def identity(cell: Cell) -> Row:
+    """The columns that name a cell."""
+    spec = cell.spec
+    return {
+        "study": cell.study,
+        "cell": cell.id,
+        "arm": cell.arm,
+        "point": json.dumps(cell.point, sort_keys=True),
+        "seed": cell.seed,
+        "projector": spec.projector["name"],
+        "superpixels": spec.superpixels["name"] if spec.superpixels else "none",
+        "vision_encoder": spec.vision_encoder.name,
+        "llm": spec.llm.name,
+        "spec": spec.model_dump_json(),
+    }
+
+
+def _begin(cell: Cell, folder: RunFolder) -> Row:
+    """The row as earlier stages left it, with the time and the environment of this attempt."""
+    kept = folder.kept_row(cell.id)
+    return {
+        **kept,
+        **identity(cell),
+        "status": "unfinished",
+        "failed_stage": "",
+        "reason": "",
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": json.dumps(_environment(kept)),
+    }
+
+
+def _environment(kept: Row) -> dict[str, Any]:
+    """This machine; under `trained_on` the one that trained the cell, where that was another."""
+    here = describe_environment()
+    trained = json.loads(kept.get("environment") or "{}")
+    trained = trained.get("trained_on", trained)
+    return {**here, "trained_on": trained} if trained and trained != here else here
+
+
+def _num_kept(row: Row) -> int:
+    stage = row.get("stage")
+    return STAGES.index(stage) + 1 if stage in STAGES else 0
+
+
+def _run(stages: Stages, stage: str, row: Row) -> tuple[Row, pd.DataFrame | None]:
+    """Runs one stage; its columns, with the code that made them and the peak of memory so far, and its samples."""
+    memory = PeakMemory(default_device())
+    code = numeric_code(stages.spec)
+    samples = None
+    match stage:
+        case "trained":
+            columns = {**stages.train(), "code": code}
+        case "scored":
+            columns, samples = stages.score()
+            columns["code"] = f"{row['code'].partition('-')[0]}-{code.partition('-')[2]}"
+        case "costed":
+            columns = stages.cost()
+        case _:
+            columns = stages.illustrate()
+    return {**columns, "peak_memory_mib": max(row.get("peak_memory_mib") or 0.0, memory.mib())}, samples

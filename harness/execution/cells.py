@@ -1,0 +1,37 @@
+"""What a worker does with real cells; imports torch only when the first one runs."""
+
+from collections.abc import Callable, Sequence
+
+from harness.monitoring.progress import Progress
+from harness.results.run_folder import Row, RunFolder
+from harness.study.study import Cell
+
+
+class Cells:
+    """Runs and times cells on this machine's device."""
+
+    def check(self, cells: Sequence[Cell], say: Callable[[str], None]) -> None:
+        """See `harness.execution.preflight.preflight`.
+
+        Raises:
+            HarnessError: a configuration fails.
+        """
+        from harness.execution.preflight import preflight, refuse_failures
+
+        refuse_failures(preflight(cells, say))
+
+    def run(self, cell: Cell, folder: RunFolder, progress: Progress) -> Row:
+        """See `harness.execution.cell.run_cell`."""
+        from harness.execution.cell import run_cell
+
+        return run_cell(cell, folder, progress)
+
+    def time(self, cells: Sequence[Cell], folder: RunFolder, progress: Progress) -> bool:
+        """See `harness.execution.timing.time_cells`; cells that were all timed in one round are left alone."""
+        waiting = folder.untimed(cell.id for cell in cells)
+        if not waiting:
+            return False
+        from harness.execution.timing import time_cells
+
+        time_cells([cell for cell in cells if cell.id in waiting], folder, progress)
+        return True

@@ -1,0 +1,42 @@
+"""Builds a run's report in a process of its own, so that it neither holds up nor ends the study it reports on."""
+
+import signal
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from harness.results.run_folder import RunFolder
+
+
+class ReportProcess:
+    """One report at a time; a context manager that waits for the last one.
+
+    Args:
+        build: writes the report of a run folder; importable by name.
+    """
+
+    def __init__(self, build: Callable[[Path], object]) -> None:
+        self.build = build
+        self._process: BaseProcess | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._process is not None:
+            self._process.join()
+
+    def start(self, folder: RunFolder) -> None:
+        """Begins a report, unless one is still being built."""
+        if self._process is not None and self._process.is_alive():
+            return
+        self._process = get_context("spawn").Process(target=_build, args=(self.build, folder.path), daemon=True)
+        self._process.start()
+
+
+def _build(build: Callable[[Path], object], path: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which waits for this process
+    build(path)

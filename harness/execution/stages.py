@@ -1,0 +1,179 @@
+"""The stages of one cell: training, scoring, costing and the gallery; each returns its columns of the cell's row.
+
+A stage needs no earlier one in the same process: a model that was trained before is read from its checkpoint.
+"""
+
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import torch
+
+from harness.assembly.assembly import Assembly, assemble, load_examples, prepare, words_of
+from harness.assembly.checkpoint import Start, load, save
+from harness.data.example import Example
+from harness.evaluation import metrics
+from harness.evaluation.cost import count_flops, num_parameters
+from harness.evaluation.evaluator import Evaluator
+from harness.evaluation.latency import Latency, time_in_turns
+from harness.evaluation.pipeline import Pipeline
+from harness.execution.gallery import save_gallery
+from harness.monitoring.progress import Progress
+from harness.results.run_folder import Row, RunFolder
+from harness.study.study import Cell
+from harness.system.device import default_device
+from harness.system.files import replace_file
+from harness.training.trainer import Trainer
+
+MEASURED_IMAGES = 32
+"""Training images from which the RMS of visual tokens is measured."""
+CONTROL_IMAGES = 64
+"""Scored images on which controls are measured: a score that must fall to chance needs no narrow interval."""
+TIMED_IMAGES = 4
+"""Scored images on which latency is measured, in turn."""
+
+
+class Stages:
+    """The stages of one cell.
+
+    Args:
+        folder: where checkpoint and gallery are written.
+        max_images: only the first images of each split are used; None for all.
+    """
+
+    def __init__(self, cell: Cell, folder: RunFolder, progress: Progress, max_images: int | None = None) -> None:
+        self.cell = cell
+        self.spec = cell.spec
+        self.folder = folder
+        self.progress = progress
+        self.max_images = max_images
+        self.device = default_device()
+        self._trained: Assembly | None = None
+
+    @cached_property
+    def training(self) -> Sequence[Example]:
+        """The training split."""
+        return _first(load_examples(self.spec, "train"), self.max_images)
+
+    @cached_property
+    def testing(self) -> Sequence[Example]:
+        """The split that is scored."""
+        return _first(load_examples(self.spec, self.spec.evaluation.split), self.max_images)
+
+    @property
+    def assembly(self) -> Assembly:
+        """The trained model, its caches filled for the images that are scored."""
+        if self._trained is None:
+            self._trained = load(self.folder.checkpoint(self.cell.id), self.device).assembly
+            prepare(self._trained.batches, self.testing, self.progress.note)
+        return self._trained
+
+    def train(self) -> Row:
+        """Trains the cell from its seed, or from its training checkpoint, and writes its checkpoint."""
+        spec, training = self.spec, self.training
+        generator = seed_everything(self.cell.seed)
+        words = words_of(training)
+        start = None if spec.start is None else Start(spec, self.device)
+        if start is not None:
+            words = start.words_for(words)
+        assembly = assemble(spec, words, self.device)
+        if start is not None:
+            start.give(assembly)
+        segmenter, batches = assembly.segmenter.eval(), assembly.batches
+        # Masks of a frozen mask head teach nothing, so none are drawn in training.
+        prepare(batches, training, self.progress.note, with_view=segmenter.mask_head.learns)
+        prepare(batches, self.testing, self.progress.note)
+        some = _first(training, MEASURED_IMAGES)
+        if start is not None:
+            segmenter.match(batches.features(some))
+        weights = assembly.weights if start is None else (*assembly.weights, start.record)
+        bookmark = self.folder.bookmark(self.cell.id)
+        trainer = Trainer(segmenter, batches, spec.training, generator, self.progress.step, bookmark)
+        curve = trainer.run(training)
+        segmenter.eval().visual_rms.copy_(segmenter.tokens_rms(batches.features(some)))
+        replace_file(self.folder.checkpoint(self.cell.id), lambda path: save(path, self.cell, assembly, words))
+        self._trained = assembly
+        return {
+            "train_seconds": trainer.seconds,
+            "max_tokens": segmenter.projector.max_tokens,
+            "projector_parameters": num_parameters(segmenter.projector),
+            "trainable_parameters": num_parameters(segmenter, learning_only=True),
+            "weights": json.dumps([record.as_row() for record in weights]),
+            "curve": json.dumps([asdict(point) for point in curve]),
+        }
+
+    def score(self) -> tuple[Row, pd.DataFrame]:
+        """Scores the split and the controls; returns their columns, and a row an expression or question."""
+        clock = time.perf_counter()
+        self.progress.note("scoring")
+        spec, testing, assembly = self.spec, self.testing, self.assembly
+        evaluation = spec.evaluation
+        evaluator = Evaluator(assembly.segmenter, assembly.batches, evaluation.batch_images, spec.training.precision)
+        samples, tokens = evaluator.score(testing)
+        chosen = sorted(random.Random(0).sample(range(len(testing)), min(CONTROL_IMAGES, len(testing))))
+        controls = evaluator.controls([testing[i] for i in chosen])
+        row = {
+            "eval_seconds": time.perf_counter() - clock,
+            "num_images": len(testing),
+            "num_expressions": len(samples),
+            "num_control_images": len(chosen),
+            **metrics.score(samples),
+            **controls,
+            "giou_random_object": metrics.random_object_giou(testing),
+            "tokens": float(np.mean(tokens)),
+            "tokens_p95": float(np.percentile(tokens, 95)),
+        }
+        keys = {"cell": self.cell.id, "arm": self.cell.arm, "seed": self.cell.seed, "split": evaluation.split}
+        return row, samples.assign(**keys)
+
+    def cost(self) -> Row:
+        """FLOPs, and the latency of this cell timed alone."""
+        self.progress.note("measuring cost")
+        pipelines, precision = self.pipelines(), self.spec.training.precision
+        flops = count_flops(pipelines[0], precision)
+        repeats = self.spec.evaluation.latency_repeats
+        # A first figure; `harness.execution.timing` measures the one by which cells are compared.
+        (latency,) = time_in_turns([pipelines], repeats, [precision], max_factor=1, warm_up=1)
+        columns = {f"flops_{stage}": value for stage, value in flops.items()}
+        return {"flops": sum(flops.values()), **columns, **latency_columns(latency), "latency_round": None}
+
+    def pipelines(self) -> list[Pipeline]:
+        """The trained model on each of the images that are timed."""
+        assembly = self.assembly
+        return [
+            Pipeline(assembly.segmenter.eval(), assembly.batches, example)
+            for example in _first(self.testing, TIMED_IMAGES)
+        ]
+
+    def illustrate(self) -> Row:
+        """Leaves pictures for the report's gallery; no columns."""
+        save_gallery(self.folder, self.assembly.batches, _first(self.testing, self.spec.evaluation.gallery_images))
+        return {}
+
+
+def latency_columns(latency: Latency) -> Row:
+    """Latency, whole and by stage, over all timed runs."""
+    return {
+        "latency_ms": latency.median_ms,
+        "latency_p90_ms": latency.p90_ms,
+        "latency_runs": latency.num_runs,
+        **{f"latency_{stage}_ms": value for stage, value in latency.stage_ms.items()},
+    }
+
+
+def seed_everything(seed: int) -> torch.Generator:
+    """Seeds every generator a library may draw from; returns the one that orders the training data."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return torch.Generator().manual_seed(seed)
+
+
+def _first(examples: Sequence[Example], count: int | None) -> Sequence[Example]:
+    """The first images of a split, or all of them."""
+    return examples if count is None else [examples[i] for i in range(min(count, len(examples)))]

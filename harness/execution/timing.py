@@ -1,0 +1,62 @@
+"""Times the finished cells of a study in turns, so that a slow minute of the machine falls on all of them."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from harness.evaluation.latency import time_in_turns
+from harness.evaluation.pipeline import Pipeline
+from harness.execution.stages import Stages, latency_columns
+from harness.monitoring.progress import Progress
+from harness.results.run_folder import Row, RunFolder, round_name
+from harness.study.study import Cell
+from harness.system.device import default_device
+
+_MEMORY_SHARE = 0.5
+"""Share of the memory that is free at the start which the models of one round may take."""
+
+
+def time_cells(cells: Sequence[Cell], folder: RunFolder, progress: Progress) -> None:
+    """Times these cells in one process, interleaved on the same images, and writes their latencies into their rows.
+
+    Models that do not fit into memory together are timed in groups; `latency_round` then differs by group.
+    """
+    name = round_name(cell.id for cell in cells)
+    for number, group in enumerate(_groups(cells, folder, progress), start=1):
+        progress.note(f"timing {len(group)} models in turns")
+        repeats = max(cell.spec.evaluation.latency_repeats for cell, _ in group)
+        precisions = [cell.spec.training.precision for cell, _ in group]
+        latencies = time_in_turns([pipelines for _, pipelines in group], repeats, precisions)
+        suffix = "" if len(group) == len(cells) else f"/{number}"
+        for (cell, _), latency in zip(group, latencies, strict=True):
+            row: Row = {**folder.row(cell.id), **latency_columns(latency), "latency_round": f"{name}{suffix}"}
+            folder.write_cell(row)
+
+
+def _groups(
+    cells: Sequence[Cell], folder: RunFolder, progress: Progress
+) -> Iterator[list[tuple[Cell, list[Pipeline]]]]:
+    """Cells with their loaded models, as many at a time as fit into memory; at least two where there are two."""
+    group: list[tuple[Cell, list[Pipeline]]] = []
+    budget = _MEMORY_SHARE * _free_bytes()
+    for cell in cells:
+        progress.note(f"loading models to time, {len(group) + 1} of {len(cells)}")
+        if len(group) >= 2 and _free_bytes() < budget:
+            yield group
+            group = []
+        group.append((cell, Stages(cell, folder, progress).pipelines()))
+    if group:
+        yield group
+
+
+def _free_bytes() -> float:
+    """Free memory of the device; without a limit where the system does not say."""
+    device = default_device()
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return float("inf")
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), float("inf"))

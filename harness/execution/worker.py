@@ -1,0 +1,92 @@
+"""Runs the cells of a study, one after the other, until none is left; never one that is finished."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Protocol
+
+from harness.errors import StudyError
+from harness.monitoring.progress import Progress
+from harness.results.run_folder import Row, RunFolder
+from harness.study.study import Cell, Point, Study
+from harness.system.environment import command
+
+
+class RunsCells(Protocol):
+    """What a worker does with cells: `harness.execution.cells.Cells`, or something as small in a test."""
+
+    def check(self, cells: Sequence[Cell], say: Callable[[str], None]) -> None:
+        """Runs each configuration of these cells once on two images; raises a HarnessError if any fails."""
+
+    def run(self, cell: Cell, folder: RunFolder, progress: Progress) -> Row:
+        """Trains and scores a cell; writes its row and samples, or its row with the reason why there are none."""
+
+    def time(self, cells: Sequence[Cell], folder: RunFolder, progress: Progress) -> bool:
+        """Times the finished ones of these cells in turns, unless they have been; whether it wrote that into rows."""
+
+
+class Worker:
+    """Takes points from a search and turns them into rows.
+
+    Args:
+        after_cell: called after each cell that this worker ran.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        folder: RunFolder,
+        cells: RunsCells,
+        progress: Progress,
+        after_cell: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.study = study
+        self.folder = folder
+        self.cells = cells
+        self.progress = progress
+        self.after_cell = after_cell
+        self.finished = folder.finished()
+        self.total = len(study.cells()) + study.num_sampled * len(study.settings.seeds)
+        self.num_there = sum(cell.id in self.finished for cell in study.cells())
+        self.num_run = 0
+        self.has_timed = False
+
+    def seed_by_seed(self, points: Mapping[int, Point]) -> None:
+        """Runs the cells of all these points, by number of their trials, the first seed of each before any second.
+
+        Then times them in turns, so that the points' latencies can be compared when their values are told.
+        """
+        planned = []
+        for trial, point in points.items():
+            with suppress(StudyError):  # reported at the point's own turn
+                planned.append([(cell, trial) for cell in self.study.cells_of(point)])
+        for of_one_seed in zip(*planned, strict=True):
+            for cell, trial in of_one_seed:
+                self._row(cell, trial)
+        self.time(self.study.cells())
+
+    def time(self, cells: Sequence[Cell]) -> None:
+        """Has the finished ones of these cells timed in turns, and reads their rows again."""
+        if self.cells.time(cells, self.folder, self.progress):
+            self.has_timed = True
+            self.finished |= {cell.id: self.folder.row(cell.id) for cell in cells if cell.id in self.finished}
+
+    def evaluate(self, point: Point, trial: int) -> list[Row]:
+        """The rows of a point, one a seed; runs those cells that are not finished.
+
+        Raises:
+            StudyError: the values of the point do not go together.
+        """
+        return [self._row(cell, trial) for cell in self.study.cells_of(point)]
+
+    def _row(self, cell: Cell, trial: int) -> Row:
+        if cell.id in self.finished:
+            return self.finished[cell.id]
+        self.num_run += 1
+        self.progress.started(cell, self.num_there + self.num_run, self.total)
+        row = {**self.cells.run(cell, self.folder, self.progress), "command": command(), "trial": trial}
+        self.folder.write_cell(row)
+        row = self.folder.row(cell.id)
+        self.finished[cell.id] = row
+        self.progress.finished(row)
+        self.after_cell()
+        return row

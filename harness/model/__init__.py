@@ -1,0 +1,5 @@
+"""The segmenter and the parts it is assembled from: vision encoders, LLMs, mask decoders, weights.
+
+Pixels, patches and prompts come in; tokens, hidden states and mask logits go out. It imports only `system`, `errors`
+and the projector contract.
+"""

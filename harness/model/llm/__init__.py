@@ -1,0 +1,1 @@
+"""LLMs, from scratch and pretrained, and the packing of expressions."""

@@ -1,0 +1,65 @@
+"""`tiny`: an LLM of a few layers that learns from nothing, for studies that have no pretrained one."""
+
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from harness.model.config import LLMConfig
+
+
+def build_tiny(config: LLMConfig, words: Iterable[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The LLM and a tokenizer that knows these words and those of the prompt's template."""
+    template_words = config.template.replace("{expression}", "").split()
+    vocabulary = ["[PAD]", "[UNK]", *sorted({*words, *template_words})]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    assert config.width is not None
+    assert config.layers is not None
+    assert config.heads is not None
+    llama = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=config.width,
+        intermediate_size=3 * config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        max_position_embeddings=4096,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+        tie_word_embeddings=True,
+        initializer_range=config.width**-0.5,
+        attention_bias=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+    )
+    model = AutoModelForCausalLM.from_config(llama, attn_implementation="sdpa")
+    table = RunningEmbedding(len(vocabulary), config.width)
+    table.weight = model.get_input_embeddings().weight
+    model.set_input_embeddings(table)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", eos_token="[PAD]"
+    )
+    return model, wrapped
+
+
+class RunningEmbedding(nn.Embedding):
+    """A word's embedding with those of the words before it in its text, so that every state knows what was said.
+
+    Reading a prompt takes a trained LLM one layer; a small one from scratch spends most of its steps on learning to,
+    and asks visual tokens about the prompt's last word meanwhile.
+
+    Source: the mean of what came before as a layer of its own, https://arxiv.org/abs/1805.00631.
+    Differs from the paper: a sum, of embeddings.
+    """
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids (..., L) -> embeddings (..., L, D)."""
+        words = super().forward(ids)
+        return words + words.cumsum(dim=-2)

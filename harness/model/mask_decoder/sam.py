@@ -1,0 +1,154 @@
+"""A frozen SAM by name: its image embedding for the mask decoder, and the model itself for candidate masks.
+
+    sam-scenes           small, trained on the embedded benchmark; ships with this package
+    sam-vit-b, -l, -h    Meta's checkpoints
+    path/to/file         a checkpoint of one of these, as Meta (.pth) or we (.safetensors) write it
+
+Source: Segment Anything, https://arxiv.org/abs/2304.02643; segment-anything 1.0, `build_sam.py` and `Sam.preprocess`.
+bfloat16 on a GPU as in SAM-Fast, https://github.com/pytorch-labs/segment-anything-fast.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from segment_anything import sam_model_registry
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from torch import Tensor, nn
+
+from harness.errors import WeightsError
+from harness.model.mask_decoder.fused_attention import fuse_attention
+from harness.model.weights.resolution import WeightsRecord, resolve
+from harness.model.weights.strict_loading import read_tensors, refuse_misfits
+
+SCENES_FRAME = 224
+SCENES_PATCH = 8
+SCENES_ENCODER_WIDTH = 128
+SCENES_WIDTH = 96
+"""P of sam-scenes; Meta's checkpoints have 256."""
+
+
+class LoadedSam(nn.Module):
+    """A frozen SAM and where its weights are from.
+
+    Args:
+        sam: segment-anything's model.
+        record: which weights it has.
+    """
+
+    def __init__(self, sam: Sam, record: WeightsRecord) -> None:
+        super().__init__()
+        self.sam = sam.requires_grad_(False).eval()
+        fuse_attention(self.sam.image_encoder)
+        self.record = record
+
+    @property
+    def frame(self) -> int:
+        """R, side of the square frame in pixels; SAM's positions fit no other."""
+        return self.sam.image_encoder.img_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(g, g), cells of the image embedding; masks are four times as fine."""
+        return self.sam.prompt_encoder.image_embedding_size
+
+    @property
+    def width(self) -> int:
+        """P, channels of the image embedding and width of the mask decoder."""
+        return self.sam.mask_decoder.transformer_dim
+
+    def train(self, mode: bool = True) -> "LoadedSam":  # noqa: ARG002 - a frozen model has one mode
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    def embed(self, frames: Tensor, inside: Tensor | None = None) -> Tensor:
+        """The image embedding, float32.
+
+        Args:
+            frames: (B, 3, R, R) in 0..1.
+            inside: (B, R, R) bool, False in the padding, where SAM wants zeros after its normalisation whatever the
+                frame holds; None when the images fill their frames.
+
+        Returns:
+            (B, P, g, g).
+        """
+        pixels = self.sam.preprocess(255 * frames)
+        if inside is not None:
+            pixels = pixels.masked_fill(~inside.unsqueeze(1), 0.0)
+        with torch.autocast(frames.device.type, torch.bfloat16, enabled=frames.is_cuda):
+            return self.sam.image_encoder(pixels).float()
+
+
+def build_sam_scenes() -> Sam:
+    """The architecture of sam-scenes with random weights: 8 px patches on a frame of 224 px, masks of 112 x 112."""
+    grid = SCENES_FRAME // SCENES_PATCH
+    return Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=SCENES_FRAME,
+            patch_size=SCENES_PATCH,
+            embed_dim=SCENES_ENCODER_WIDTH,
+            depth=6,
+            num_heads=2,
+            mlp_ratio=4,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            window_size=7,
+            global_attn_indexes=(2, 5),
+            out_chans=SCENES_WIDTH,
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=SCENES_WIDTH,
+            image_embedding_size=(grid, grid),
+            input_image_size=(SCENES_FRAME, SCENES_FRAME),
+            mask_in_chans=16,
+        ),
+        mask_decoder=MaskDecoder(
+            transformer_dim=SCENES_WIDTH,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=SCENES_WIDTH, mlp_dim=512, num_heads=4),
+            num_multimask_outputs=3,
+            iou_head_depth=3,
+            iou_head_hidden_dim=SCENES_WIDTH,
+        ),
+    )
+
+
+BUILDERS: dict[int, Callable[[], Sam]] = {
+    SCENES_ENCODER_WIDTH: build_sam_scenes,
+    768: sam_model_registry["vit_b"],
+    1024: sam_model_registry["vit_l"],
+    1280: sam_model_registry["vit_h"],
+}
+"""Known architectures by the width of their image encoder, by which a checkpoint tells them apart."""
+
+
+def load_sam(name: str) -> LoadedSam:
+    """The SAM of this name, on the CPU in float32, frozen.
+
+    Raises:
+        WeightsError: its weights cannot be had, are no SAM's, or do not load strictly.
+    """
+    record = resolve(name)
+    if record.folder is None or record.file is None:
+        raise WeightsError(
+            f"{name!r} is a folder; name the checkpoint file of a SAM in it (.pth as Meta writes it, or .safetensors)"
+        )
+    state = read_tensors(record.folder / record.file, name)
+    patches = state.get("image_encoder.patch_embed.proj.weight")
+    if patches is None or len(patches) not in BUILDERS:
+        found = "no SAM image encoder" if patches is None else f"an image encoder of width {len(patches)}"
+        raise WeightsError(f"the weights {name!r} hold {found}; known SAMs have width {', '.join(map(str, BUILDERS))}")
+    sam = BUILDERS[len(patches)]()
+    _load_strictly(sam, state, name)
+    return LoadedSam(sam, record)
+
+
+def _load_strictly(sam: Sam, state: dict[str, Tensor], name: str) -> None:
+    expected = sam.state_dict()
+    refuse_misfits(
+        name,
+        "their SAM",
+        missing=expected.keys() - state.keys(),
+        unexpected=state.keys() - expected.keys(),
+        reshaped={key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape},
+    )
+    sam.load_state_dict(state)

@@ -1,0 +1,199 @@
+"""Claims that a study states before it runs, and what its data says about them.
+
+A claim in a study's YAML is one of two kinds:
+
+    - {claim: SSPE beats a bounding-box MLP on relations, better: sspe, than: bbox_mlp, family: relation}
+    - {claim: SVP keeps up with pooling on attributes, no_worse: svp, than: pooling, within: 0.05, family: attribute}
+
+The second is non-inferiority: the arm may be better, and the whole interval of its difference lies above -`within`. It
+is not resolved where both arms are no better than chance: whoever has learnt nothing keeps up with its like.
+
+An arm with several search points is judged at every point: no point is picked after the fact. `at` names the points
+meant, `at: {projector.position.blocks: 3}`. A claim holds when it holds at every point and is refuted when every point
+refutes it; it is not resolved where a point has no seed in common with the other arm. The p-values of all `better`
+comparisons of a study's claims form one Holm family.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from harness.errors import shorten, suggest
+from harness.results.score_table import LOWER_IS_BETTER, METRICS, Panel
+from harness.results.statistics import Difference, Verdict, holm, judge
+
+RANGES = {"cider": 10.0}
+"""The largest value of a metric that claims may be about, where it is no share."""
+
+
+class ClaimVerdict(StrEnum):
+    """What the data says about a claim."""
+
+    SUPPORTED = "supported"
+    REFUTED = "refuted"
+    NOT_RESOLVED = "not resolved"
+
+
+class Claim(BaseModel):
+    """One claim of a study: `better` ... `than` ..., or `no_worse` ... `than` ... `within` a margin."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    claim: str = Field(description="the claim as a sentence, for the reader")
+    better: str | None = Field(default=None, description="the arm said to be better")
+    no_worse: str | None = Field(default=None, description="the arm said to keep up")
+    than: str = Field(description="the arm it is compared with")
+    within: float | None = Field(
+        default=None, gt=0, description="by how much it may be worse and still keep up; the study's margin if left out"
+    )
+    metric: str = Field(default="giou", description=f"one of {', '.join(METRICS)}")
+    family: str | None = Field(default=None, description="only expressions of this family")
+    domain: str | None = Field(default=None, description="only images of this domain")
+    at: dict[str, bool | int | float | str] = Field(default={}, description="only search points with these settings")
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_is_scored_per_expression(cls, metric: str) -> str:
+        if metric not in METRICS:
+            raise ValueError(f"no metric {shorten(metric)!r} is scored per expression; {suggest(metric, METRICS)}")
+        return metric
+
+    @model_validator(mode="after")
+    def _is_one_kind(self) -> "Claim":
+        if (self.better is None) == (self.no_worse is None):
+            raise ValueError("a claim says either better: ARM, than: ARM or no_worse: ARM, than: ARM")
+        if self.within is not None and self.better:
+            raise ValueError("within belongs to no_worse; better uses the study's margin")
+        if self.than in (self.better, self.no_worse):
+            raise ValueError(f"compares {shorten(self.than)!r} with itself; name another arm in than")
+        if self.within is not None and self.within >= RANGES.get(self.metric, 1.0):
+            raise ValueError(
+                f"found within: {self.within}; {self.metric} ranges from 0 to {RANGES.get(self.metric, 1.0):g}, so a "
+                "margin must be less than that"
+            )
+        return self
+
+    @property
+    def arms(self) -> tuple[str, str]:
+        """The arm the claim is about and the arm it is compared with."""
+        return (self.better or self.no_worse or "", self.than)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One comparison made for a claim: two variants, their difference, and what it says."""
+
+    variant: str
+    other: str
+    difference: Difference
+    adjusted_p: float
+    num_comparisons: int
+    verdict: ClaimVerdict
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A claim's verdict with the comparisons behind it.
+
+    `reason` says why comparisons are missing, or why they disagree.
+    """
+
+    claim: Claim
+    verdict: ClaimVerdict
+    findings: tuple[Finding, ...]
+    reason: str = ""
+
+
+def judge_claims(claims: Sequence[Claim], panel: Panel, margin: float) -> list[Judgement]:
+    """A verdict for every claim, in order."""
+    compared = [
+        [
+            (left, right, panel.compare(left, right, claim.metric, claim.family, claim.domain))
+            for left, right in _pairs(claim, panel)
+        ]
+        for claim in claims
+    ]
+    tested = [
+        difference.p
+        for claim, comparisons in zip(claims, compared, strict=True)
+        for _, _, difference in comparisons
+        if claim.better
+    ]
+    adjusted = iter(holm(tested))
+    num_tests = max(1, sum(not math.isnan(p) for p in tested))
+    judgements = []
+    for claim, comparisons in zip(claims, compared, strict=True):
+        findings = []
+        for left, right, difference in comparisons:
+            p = next(adjusted) if claim.better else difference.p
+            is_empty = not difference.is_compared or _is_empty(claim, left, right, panel)
+            verdict = ClaimVerdict.NOT_RESOLVED if is_empty else _verdict(claim, difference, p, margin)
+            findings.append(Finding(left, right, difference, p, num_tests if claim.better else 1, verdict))
+        judgements.append(_sum_up(claim, tuple(findings), panel))
+    return judgements
+
+
+def _is_empty(claim: Claim, left: str, right: str, panel: Panel) -> bool:
+    """Whether a variant at chance is said to keep up with another one at chance."""
+    is_read = any(panel.is_above_chance(variant, claim.metric) for variant in (left, right))
+    return claim.no_worse is not None and not is_read
+
+
+def _pairs(claim: Claim, panel: Panel) -> list[tuple[str, str]]:
+    """The variants to compare, every point of one arm with every point of the other."""
+    if claim.family is not None and claim.family not in panel.families_of(claim.metric):
+        return []
+    if claim.domain is not None and claim.domain not in panel.domains:
+        return []
+    left, right = (panel.variants_of(arm, claim.at) for arm in claim.arms)
+    return [(one, other) for one in left for other in right]
+
+
+def _verdict(claim: Claim, difference: Difference, adjusted_p: float, margin: float) -> ClaimVerdict:
+    is_lower_better = claim.metric in LOWER_IS_BETTER
+    if claim.better:
+        outcome = judge(difference, adjusted_p, margin, not is_lower_better)
+        if outcome is Verdict.BETTER:
+            return ClaimVerdict.SUPPORTED
+        return ClaimVerdict.NOT_RESOLVED if outcome is Verdict.NOT_RESOLVED else ClaimVerdict.REFUTED
+    worst, best = (-difference.high, -difference.low) if is_lower_better else (difference.low, difference.high)
+    within = claim.within or margin
+    if worst > -within:
+        return ClaimVerdict.SUPPORTED
+    return ClaimVerdict.REFUTED if best < -within else ClaimVerdict.NOT_RESOLVED
+
+
+def _part(claim: Claim, panel: Panel) -> str:
+    """What a claim is about that no expression is of."""
+    is_domain = claim.domain is not None and claim.domain not in panel.domains
+    return f"domain {claim.domain}" if is_domain else f"family {claim.family}"
+
+
+def _why_not_compared(claim: Claim, finding: Finding, panel: Panel) -> str:
+    reason = panel.why_not_compared(finding.variant, finding.other)
+    if not panel.common_seeds(finding.variant, finding.other):
+        return reason
+    parts = {"family": claim.family, "domain": claim.domain}
+    return reason + "".join(f", {kind} {part}" for kind, part in parts.items() if part)
+
+
+def _sum_up(claim: Claim, findings: tuple[Finding, ...], panel: Panel) -> Judgement:
+    if not findings:
+        missing = [arm for arm in claim.arms if not panel.variants_of(arm, claim.at)]
+        what = f"arm {' and '.join(missing)}" if missing else _part(claim, panel)
+        return Judgement(claim, ClaimVerdict.NOT_RESOLVED, (), f"no finished cell has scored {what}")
+    apart = [each for each in findings if not each.difference.is_compared]
+    if apart:
+        reasons = [_why_not_compared(claim, finding, panel) for finding in apart]
+        return Judgement(claim, ClaimVerdict.NOT_RESOLVED, findings, "; ".join(dict.fromkeys(reasons)))
+    verdicts = [finding.verdict for finding in findings]
+    if len(set(verdicts)) == 1:
+        is_empty = any(_is_empty(claim, finding.variant, finding.other, panel) for finding in findings)
+        reason = "both arms are no better than chance" if is_empty else ""
+        return Judgement(claim, verdicts[0], findings, reason)
+    counts = [f"{verdict} at {verdicts.count(verdict)}" for verdict in ClaimVerdict if verdict in verdicts]
+    reason = f"the search points disagree: {', '.join(counts)} of {len(verdicts)}"
+    return Judgement(claim, ClaimVerdict.NOT_RESOLVED, findings, reason)

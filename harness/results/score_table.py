@@ -1,0 +1,279 @@
+"""The finished cells of a study as one panel: seeds x images for every variant, ready to be scored and compared.
+
+Scores are made per seed and averaged over seeds; `stats` says what is done with them.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from harness.errors import DataError
+from harness.results.labels import point_label
+from harness.results.run_folder import ANSWER_METRICS, SAMPLE_COLUMNS
+from harness.results.statistics import (
+    NOT_COMPARED,
+    RESAMPLES,
+    Difference,
+    Estimate,
+    Sums,
+    interval,
+    is_on_front,
+    ratio,
+    swap_test,
+)
+
+METRICS = (
+    "giou",
+    "giou_teacher_forced",
+    "ciou",
+    "fp_rate",
+    "fn_rate",
+    "wrong_object_rate",
+    "no_target_accuracy",
+    "target_accuracy",
+    *(f"precision_at_{percent}" for percent in (50, 60, 70, 80, 90)),
+    *ANSWER_METRICS,
+)
+LOWER_IS_BETTER = frozenset({"fp_rate", "fn_rate", "wrong_object_rate"})
+_UNREAD = {
+    "giou": ("giou_random_object", "giou_other_tokens"),
+    **{metric: (f"{metric}_shuffled",) for metric in ANSWER_METRICS},
+}
+"""What is scored without reading the image, of which the most is chance. Who learns no more than how often nothing is
+meant scores above an object picked at random, and the same before another image's tokens. Where a dataset lists no
+objects to pick from, `giou_random_object` is NaN, and chance is `giou_other_tokens` alone."""
+_KEYS = ["seed", "image_id", "expression_id"]
+
+
+def _spoken_to(samples: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The rows that a metric is about: questions that are scored so, or expressions."""
+    return samples[samples["scoring"] == metric if metric in ANSWER_METRICS else samples["scoring"].isna()]
+
+
+def _parts(samples: pd.DataFrame, metric: str) -> tuple[pd.Series, pd.Series]:
+    """Numerator and denominator of one metric for every row that it is about; the definitions of `metrics.score`."""
+    every = pd.Series(1.0, index=samples.index)
+    if metric in ANSWER_METRICS:
+        return samples["score"], every
+    has_target = samples["target_area"] > 0
+    has_prediction = samples["predicted_area"] > 0
+    if metric.startswith("precision_at_"):
+        threshold = int(metric.removeprefix("precision_at_")) / 100
+        return has_target & (samples["iou"] >= threshold), has_target
+    parts = {
+        "giou": ("iou", every),
+        "giou_teacher_forced": ("iou_teacher_forced", every),
+        "ciou": ("intersection", "union"),
+        "fp_rate": (samples["predicted_area"] - samples["intersection"], "predicted_area"),
+        "fn_rate": (samples["target_area"] - samples["intersection"], "target_area"),
+        "wrong_object_rate": (has_target & has_prediction & (samples["iou"] < 0.5), has_target),
+        "no_target_accuracy": (~has_target & ~has_prediction, ~has_target),
+        "target_accuracy": (has_target & has_prediction, has_target),
+    }
+    if metric not in parts:
+        raise DataError(f"no per-expression scores for metric {metric!r}; those that can be compared: {METRICS}")
+    numerator, denominator = (samples[part] if isinstance(part, str) else part for part in parts[metric])
+    return numerator, denominator
+
+
+def variant_name(arm: str, point: str) -> str:
+    """An arm's name with the search point it was run at: `sspe (blocks=3, queries=4)`."""
+    settings = json.loads(point or "{}")
+    if not settings:
+        return arm
+    return f"{arm} ({point_label(settings)})"
+
+
+def _points(results: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    return zip(results["arm"], results["point"], strict=True)
+
+
+def seeds_in_words(seeds: Sequence[int]) -> str:
+    """`seed 3`, or `seeds 0, 1 and 2`."""
+    *others, last = map(str, seeds)
+    return f"seeds {', '.join(others)} and {last}" if others else f"seed {last}"
+
+
+class Panel:
+    """The finished cells of a study, ready to be scored and compared; a *variant* is an arm at one search point.
+
+    Args:
+        results: the result table.
+        samples: the table of scored expressions.
+        seed: of the resampling; the same panel always gives the same numbers.
+    """
+
+    def __init__(self, results: pd.DataFrame, samples: pd.DataFrame, seed: int = 0) -> None:
+        self._seed = seed
+        self._estimates: dict[tuple[str, str, str | None, str | None], Estimate] = {}
+        done = results[results["status"] == "done"]
+        names = dict(zip(done["cell"], (variant_name(arm, point) for arm, point in _points(done)), strict=True))
+        samples = samples[samples["cell"].isin(names)].reindex(columns=list(SAMPLE_COLUMNS))
+        samples = samples.assign(variant=samples["cell"].map(names))
+        self.images = sorted(samples["image_id"].unique())
+        self._image_codes = {image: code for code, image in enumerate(self.images)}
+        self._samples = dict(tuple(samples.groupby("variant", sort=False)))
+        self._points = {variant_name(arm, point): (arm, json.loads(point or "{}")) for arm, point in _points(done)}
+        self.variants = [variant for variant in dict.fromkeys(names.values()) if variant in self._samples]
+        unread = done.reindex(columns=[column for columns in _UNREAD.values() for column in columns]).astype(float)
+        self._unread = unread.groupby(done["cell"].map(names)).mean()
+        self.domains = sorted({*samples["domain"]} - {""})
+
+    def families_of(self, metric: str) -> list[str]:
+        """The families of what a metric is about, as they come."""
+        found = dict.fromkeys(
+            family for samples in self._samples.values() for family in _spoken_to(samples, metric)["family"]
+        )
+        return [family for family in found if isinstance(family, str)]
+
+    def arm_of(self, variant: str) -> str:
+        """The arm of which a variant is one search point."""
+        return self._points[variant][0]
+
+    def variants_of(self, arm: str, at: Mapping[str, object] | None = None) -> list[str]:
+        """The variants of an arm; `at` keeps the search points that have these settings, where the arm was searched."""
+        kept = []
+        for variant in self.variants:
+            name, point = self._points[variant]
+            if name == arm and (not point or all(point.get(path) == value for path, value in (at or {}).items())):
+                kept.append(variant)
+        return kept
+
+    def seeds_of(self, variant: str) -> list[int]:
+        """The seeds that a variant was scored with."""
+        return sorted(self._samples[variant]["seed"].unique().tolist())
+
+    def common_seeds(self, variant: str, baseline: str) -> list[int]:
+        """The seeds that both were scored with."""
+        return sorted({*self.seeds_of(variant)} & {*self.seeds_of(baseline)})
+
+    def why_not_compared(self, variant: str, baseline: str) -> str:
+        """The reason that `compare` has nothing to compare."""
+        if self.common_seeds(variant, baseline):
+            return f"no expression was scored by both {variant} and {baseline}"
+        ours, theirs = (f"{name} has {seeds_in_words(self.seeds_of(name))}" for name in (variant, baseline))
+        return f"no seed in common: {ours}, {theirs}"
+
+    def is_above_chance(self, variant: str, metric: str = "giou") -> bool:
+        """Whether a variant's interval lies above what is scored without reading the image; so too if that is unknown.
+
+        What is no score of answers is about masks, and those are held to it by gIoU.
+        """
+        metric = metric if metric in ANSWER_METRICS else "giou"
+        chance = self._unread.loc[variant, list(_UNREAD[metric])].max()
+        return not self.estimate(variant, metric).low <= chance
+
+    def estimate(
+        self, variant: str, metric: str = "giou", family: str | None = None, domain: str | None = None
+    ) -> Estimate:
+        """The score of one variant with its interval, on all expressions or on those of a family or a domain."""
+        key = (variant, metric, family, domain)
+        if key not in self._estimates:
+            self._estimates[key] = self._estimate(*key)
+        return self._estimates[key]
+
+    def _estimate(self, variant: str, metric: str, family: str | None, domain: str | None) -> Estimate:
+        scores = self._scores(variant, metric, family, domain)
+        if scores.empty:
+            nan = float("nan")
+            return Estimate(nan, nan, nan, nan, num_seeds=0, num_images=0, num_expressions=0)
+        sums = self._sums(scores)
+        per_seed = sums.per_seed()
+        low, high = interval(self._replicates(sums))
+        return Estimate(
+            value=float(per_seed.mean()),
+            low=low,
+            high=high,
+            seed_sd=float(per_seed.std(ddof=1)) if len(per_seed) > 1 else float("nan"),
+            num_seeds=sums.num_seeds,
+            num_images=int(sums.has_image.sum()),
+            num_expressions=sums.num_expressions,
+        )
+
+    def replicates(self, variant: str, metric: str = "giou") -> np.ndarray:
+        """Bootstrap replicates of a score, (RESAMPLES,); the same draws for every variant with as many seeds."""
+        return self._replicates(self._sums(self._scores(variant, metric)))
+
+    def front_share(self, costs: dict[str, float], metric: str = "giou") -> dict[str, float]:
+        """Share of resamples in which a variant is on the Pareto front of metric (up) and cost (down)."""
+        variants = [variant for variant in self.variants if np.isfinite(costs[variant])]
+        if not variants:
+            return {}
+        quality = np.stack([self.replicates(variant, metric) for variant in variants], axis=1)
+        sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+        cost = np.broadcast_to([costs[variant] for variant in variants], quality.shape)
+        front = is_on_front(np.stack([sign * quality, -cost], axis=-1))
+        return dict(zip(variants, front.mean(axis=0).tolist(), strict=True))
+
+    def compare(
+        self,
+        variant: str,
+        baseline: str,
+        metric: str = "giou",
+        family: str | None = None,
+        domain: str | None = None,
+    ) -> Difference:
+        """Variant minus baseline over the seeds and expressions that both have scored, all or of a family or domain.
+
+        `NOT_COMPARED` where there are none.
+        """
+        ours, theirs = (self._scores(name, metric, family, domain) for name in (variant, baseline))
+        both = ours.merge(theirs, on=_KEYS, suffixes=("", "_theirs"))
+        if both.empty:
+            return NOT_COMPARED
+        theirs = both[[*_KEYS, "numerator_theirs", "denominator_theirs"]]
+        left, right = self._sums(both), self._sums(theirs.rename(columns=lambda name: name.removesuffix("_theirs")))
+        replicates = self._replicates(left) - self._replicates(right)
+        low, high = interval(replicates)
+        return Difference(
+            delta=float((left.per_seed() - right.per_seed()).mean()),
+            low=low,
+            high=high,
+            standard_error=float(np.std(replicates, ddof=1)),
+            p=swap_test(left, right, self._seed),
+            num_seeds=left.num_seeds,
+            num_images=int((left.has_image | right.has_image).sum()),
+            num_expressions=left.num_expressions,
+        )
+
+    def _scores(self, variant: str, metric: str, family: str | None = None, domain: str | None = None) -> pd.DataFrame:
+        samples = _spoken_to(self._samples[variant], metric)
+        if family is not None:
+            samples = samples[samples["family"] == family]
+        if domain is not None:
+            samples = samples[samples["domain"] == domain]
+        numerator, denominator = _parts(samples, metric)
+        return samples[_KEYS].assign(numerator=numerator.astype(float), denominator=denominator.astype(float))
+
+    def _sums(self, scores: pd.DataFrame) -> Sums:
+        seeds = sorted(scores["seed"].unique())
+        shape = (len(seeds), len(self.images))
+        rows = scores["seed"].map({seed: row for row, seed in enumerate(seeds)}).to_numpy(dtype=int)
+        places = rows * shape[1] + scores["image_id"].map(self._image_codes).to_numpy(dtype=int)
+        numerators, denominators = (
+            np.bincount(places, weights=scores[part], minlength=shape[0] * shape[1]).reshape(shape)
+            for part in ("numerator", "denominator")
+        )
+        return Sums(numerators, denominators, num_expressions=len(scores[_KEYS[1:]].drop_duplicates()))
+
+    def _replicates(self, sums: Sums) -> np.ndarray:
+        images, seeds = self._image_draws, self._seed_draws(sums.num_seeds)
+        ratios = ratio(images @ sums.numerators.T, images @ sums.denominators.T)
+        return (ratios * seeds).mean(axis=1)
+
+    @cached_property
+    def _image_draws(self) -> np.ndarray:
+        """How often each image is drawn in each resample, (RESAMPLES, I)."""
+        num = len(self.images)
+        generator = np.random.default_rng([self._seed, num])
+        return generator.multinomial(num, np.full(num, 1 / num), size=RESAMPLES).astype(float)
+
+    def _seed_draws(self, num: int) -> np.ndarray:
+        """How much each seed weighs in each resample, (RESAMPLES, S); the weights of a resample sum to S."""
+        if num == 1:
+            return np.ones((RESAMPLES, 1))
+        draws = np.random.default_rng([self._seed, num, 1]).multinomial(num, np.full(num, 1 / num), size=RESAMPLES)
+        return 1 + (draws - 1) * np.sqrt(num / (num - 1))

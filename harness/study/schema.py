@@ -1,0 +1,114 @@
+"""The schema of a study file."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator
+
+from harness.results.claims import Claim
+from harness.system.uris import tracking_uri_problem
+
+MAX_NAME = 100
+"""Characters in the name of a study or an arm; a folder and the rows of tables are named after them."""
+Choice = Any
+"""One value of a search space, as YAML gives it."""
+
+
+class Range(BaseModel):
+    """Values to sample between two bounds, both included; whole numbers where both bounds are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    low: int | float
+    high: int | float
+    log: bool = Field(default=False, description="sample the logarithm evenly")
+    step: int | float | None = Field(default=None, gt=0, description="grid of the values; not with log")
+
+
+def _form(value: object) -> str:
+    return "range" if isinstance(value, dict | Range) else "choices"
+
+
+Values = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[tuple[Choice, ...], Field(min_length=1), Tag("choices")],
+    Discriminator(_form),
+]
+
+
+class Search(BaseModel):
+    """What is varied within arms beyond their differences from base."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    arms: tuple[str, ...] = Field(min_length=1, description="arms that are varied; the others run as they are")
+    sampler: Literal["grid", "tpe"] = "grid"
+    trials: int | None = Field(default=None, ge=1, description="points to sample, shared evenly by the arms; tpe only")
+    space: dict[str, Values] = Field(min_length=1, description="dotted path in the cell -> choices, or low and high")
+
+
+class Tracking(BaseModel):
+    """Where MLflow keeps the runs; no result depends on it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    uri: str | None = Field(default=None, description="of an MLflow server, database or file store")
+    experiment: str | None = Field(default=None, min_length=1, description="of MLflow; the study's name if null")
+
+    @field_validator("uri")
+    @classmethod
+    def _check_uri(cls, uri: str | None) -> str | None:
+        problem = None if uri is None else tracking_uri_problem(uri)
+        if problem is not None:
+            raise ValueError(problem)
+        return uri
+
+
+def _several(value: object) -> object:
+    """One stands for a list of one."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+class StudySettings(BaseModel):
+    """The top level of a study file, preset and overrides merged in."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    question: str = Field(min_length=1, description="what the study is to answer, as a sentence")
+    name: str | None = Field(
+        default=None, pattern=r"^\w[\w.-]*$", max_length=MAX_NAME, description="names the run folder; the file's name"
+    )
+    extends: str | None = Field(default=None, description="path of a preset, from the study's folder")
+    base: dict[str, Any] = Field(default={}, description="what the arms share")
+    arms: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=MAX_NAME)], dict[str, Any] | None] = Field(
+        min_length=1, description="differences from base by name; {} is base itself"
+    )
+    search: Search | None = None
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(
+        min_length=1, description="every arm runs every seed"
+    )
+    objectives: dict[str, Literal["maximize", "minimize"]] = Field(
+        min_length=1, description="metric -> maximize or minimize"
+    )
+    baseline: Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1)] = Field(
+        description="the arm that the others are compared with, or several; figures and the gallery show the first"
+    )
+    margin: float = Field(default=0.01, gt=0, lt=1, description="smallest difference in gIoU that matters in practice")
+    claims: tuple[Claim, ...] = ()
+    tracking: Tracking = Tracking()
+
+
+def grid(space: Mapping[str, Range | tuple[Choice, ...]]) -> list[dict[str, Choice]]:
+    """Every combination of the choices, the last path varying fastest."""
+    choices = [values for values in space.values() if isinstance(values, tuple)]
+    assert len(choices) == len(space), "a grid over a range is refused when the study is read"
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*choices)]
+
+
+def ends_of(space: Mapping[str, Range | tuple[Choice, ...]]) -> list[dict[str, Choice]]:
+    """The first value of every path, and the last of every path."""
+    ends = {
+        path: (values.low, values.high) if isinstance(values, Range) else (values[0], values[-1])
+        for path, values in space.items()
+    }
+    return [{path: pair[i] for path, pair in ends.items()} for i in (0, 1)]

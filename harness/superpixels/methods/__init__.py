@@ -1,0 +1,1 @@
+"""The superpixel sources: one file, one source, one name in YAML."""
