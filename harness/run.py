@@ -2,42 +2,17 @@
 
 import argparse
 import errno
-import json
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import pandas as pd
-from rich.console import Console
-from rich.table import Table
-
-from harness.errors import HarnessError, WeightsError, shorten
-from harness.execution.report_process import ReportProcess
-from harness.monitoring.progress import progress_on
-from harness.results.labels import point_label
-from harness.results.run_folder import ANSWER_METRICS, METRICS, RunFolder, over_seeds
-from harness.study.study import Cell, Study, load
-from harness.system.uris import choose_tracking_uri, redact
-
-if TYPE_CHECKING:
-    from harness.execution.worker import RunsCells
+from harness.errors import HarnessError
+from harness.system.uris import redact
 
 _CONTINUE = "the same command continues"
-_ANSWERS = [column for scoring in ANSWER_METRICS for column in (scoring, f"{scoring}_shuffled")]
-RESULT_COLUMNS = (
-    "giou",
-    "giou_shuffled",
-    "giou_other_tokens",
-    "giou_random_object",
-    "fp_rate",
-    *_ANSWERS,
-    "tokens",
-    "latency_ms",
-)
 LIST_KINDS = ("projectors", "superpixels", "datasets", "metrics", "encoders", "llms", "mask_heads", "starts")
 
 
@@ -46,7 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         with _terminates_as_interrupt():
-            return _run(options)
+            from harness.execution.commands import run_command  # so that --help starts at once
+
+            return run_command(options)
     except HarnessError as error:
         sys.stderr.write(f"{redact(str(error))}\n")
         return 2
@@ -105,182 +82,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--list", choices=LIST_KINDS, help="list what a study can name")
     return parser
-
-
-def _run(options: argparse.Namespace) -> int:
-    # What a study says is shown as it is written: no [tags] and no :emoji: of rich.
-    console = Console(width=None if sys.stdout.isatty() else 140, markup=False, emoji=False)
-    if options.list:
-        from harness.planning.listing import listing
-
-        console.print(listing(options.list))
-        return 0
-    if options.study is None:
-        raise HarnessError("name a study, as in: python -m harness.run studies/sspe_sweep.yaml")
-    study = load(options.study, options.set)
-    folder = RunFolder(_folder(options.out or Path("runs") / study.name))
-    if options.plan:
-        from harness.planning.plan import make_plan, plan_table
-        from harness.planning.provenance import outdated_sentence
-        from harness.planning.requirements import verdict
-
-        plan = make_plan(study, folder)
-        with _weights_of(study):
-            needs = verdict(planned.cell.spec for planned in plan)
-        console.print(plan_table(study, plan))
-        outdated = outdated_sentence([planned.cell for planned in plan], folder)
-        if outdated:
-            console.print(outdated, soft_wrap=True)
-        console.print(needs, soft_wrap=True)
-        return 0
-    if options.check:
-        _check(study, study.cells_to_check(), console)
-        console.print("every configuration passes")
-        return 0
-    if options.report_only:
-        folder.write_if_changed(folder.study, study.resolved())
-        _gather_again(study, folder, options.storage)
-        _report(folder)
-        console.print(f"report: {folder.report}", soft_wrap=True)
-        return 0
-    if options.rerun is not None:
-        from harness.planning.provenance import set_aside_outdated
-
-        console.print(set_aside_outdated(study, folder, options.rerun or None), soft_wrap=True)
-    uri = choose_tracking_uri(options.tracking_uri, study.settings.tracking.uri)
-    return _execute(study, folder, options.storage, uri, console)
-
-
-def _folder(path: Path) -> Path:
-    """The folder of the results, which need not be there yet.
-
-    Raises:
-        HarnessError: there can be no folder of this name.
-    """
-    try:
-        in_the_way = next((one for one in (path, *path.parents) if one.exists() and not one.is_dir()), None)
-        path.lstat()
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise HarnessError(
-            f"{shorten(str(path), 300)} cannot be the folder of the results ({reason}); name one with --out"
-        ) from None
-    if in_the_way is not None:
-        raise HarnessError(f"{in_the_way} is a file, so {path} can be no folder; name another with --out")
-    return path
-
-
-@contextmanager
-def _weights_of(study: Study) -> Iterator[None]:
-    """Says which study it is that names weights that cannot be had."""
-    try:
-        yield
-    except WeightsError as error:
-        raise WeightsError(f"{study.source}: {error}") from error
-
-
-def _execute(study: Study, folder: RunFolder, storage: str | None, uri: str | None, console: Console) -> int:
-    from harness.execution.run_study import execute
-    from harness.monitoring.tracker import Tracker
-
-    # A configuration that cannot run is reported now, not after an hour of other cells.
-    finished = folder.finished()
-    _check(study, [cell for cell in study.cells_to_check() if cell.id not in finished], console)
-    tracker = Tracker(study, folder, uri)
-    try:
-        with ReportProcess(_build_report) as report:
-            outcome = execute(study, folder, storage, _cells(), progress_on(console), tracker, report.start)
-    except BaseException:
-        if folder.results.exists():
-            _report(folder)
-        raise
-    if outcome.num_superseded:
-        console.print(
-            f"{outcome.num_superseded} rows in {folder.cells} are superseded: they were made by other code of their "
-            "projector or superpixels; they are kept there, outside the tables"
-        )
-    if outcome.num_others:
-        console.print(
-            f"{outcome.num_others} cells in {folder.cells} are of other versions of this study; they are kept there, "
-            "outside its tables"
-        )
-    if not outcome.num_run:
-        console.print(f"nothing to run: all {len(outcome.cells)} cells have finished")
-    if not folder.is_reported:
-        _report(folder)
-    rows = folder.rows()
-    tracker.sync([rows[cell.id] for cell in outcome.cells if cell.id in rows], folder.outputs())
-    console.print(result_table(pd.read_parquet(folder.results)))
-    console.print(f"report: {folder.report}", soft_wrap=True)
-    if outcome.num_failed:
-        console.print(f"{outcome.num_failed} cells failed; the report says why, the same command tries them again")
-    if link := tracker.link():
-        console.print(f"MLflow: {link}", soft_wrap=True, markup=False)
-    if shortfall := tracker.shortfall():
-        console.print(shortfall, soft_wrap=True, markup=False)
-    return 1 if outcome.num_failed else 0
-
-
-def _gather_again(study: Study, folder: RunFolder, storage: str | None) -> None:
-    """Adds to the tables the cells that finished after the tables were written last; takes none away."""
-    from harness.execution.run_study import known_cells
-
-    rows = folder.rows()
-    tabled = folder.tabled()
-    added = [cell.id for cell in known_cells(study, folder, storage) if cell.id in rows and cell.id not in tabled]
-    if added:
-        folder.gather([*tabled, *added])
-
-
-def _check(study: Study, cells: Sequence[Cell], console: Console) -> None:
-    """Fetches the weights of these cells and runs each of their configurations once."""
-    if not cells:
-        return
-    from harness.planning.requirements import fetch
-
-    with _weights_of(study):
-        fetch(cell.spec for cell in cells)
-    _cells().check(cells, lambda text: console.print(text, markup=False, highlight=False))
-
-
-def _cells() -> "RunsCells":
-    """Real ones; imports little until the first one runs, so that a study with nothing to run starts fast."""
-    from harness.execution.cells import Cells
-
-    return Cells()
-
-
-def _build_report(path: Path) -> None:
-    from reports import build
-
-    build(path)
-
-
-def _report(folder: RunFolder) -> None:
-    """Imports what draws when there is something to draw."""
-    from reports import build
-
-    build(folder.path)
-
-
-def result_table(results: pd.DataFrame) -> Table:
-    """What was measured over seeds, a row a point of an arm."""
-    table = Table()
-    for column in ("arm", "point", "seeds"):
-        table.add_column(column)
-    measured = [name for name in RESULT_COLUMNS if results[name].notna().any()]
-    for name in measured:
-        metric = METRICS[name]
-        table.add_column(f"{metric.label} ({metric.unit})" if metric.unit else metric.label, justify="right")
-    for (arm, point), cells in results.groupby(["arm", "point"], sort=False):
-        done = cells[cells["status"] == "done"]
-        means = over_seeds(done)
-        shown = [f"{means[name]:.{METRICS[name].decimals}f}" for name in measured]
-        row = ["-" if value == "nan" else value for value in shown]
-        table.add_row(str(arm), point_label(json.loads(str(point))), f"{len(done)} of {len(cells)}", *row)
-    return table
 
 
 if __name__ == "__main__":

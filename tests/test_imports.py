@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path for top in ("projectors", "harness", "reports") for path in (ROOT / top).rglob("*.py"))
-LEVELS = """run predict __main__ / execution planning / monitoring pretraining / training evaluation / assembly / study
-    / cache / superpixels / model data / results / system / errors"""
+LEVELS = """run predict __main__ / execution / planning / monitoring pretraining / training evaluation / assembly
+    / study / cache / superpixels / model data / results / system / errors"""
 """Packages of the harness, top down: a package imports only packages below its own level."""
 LEVEL = {name: number for number, row in enumerate(LEVELS.split("/")) for name in row.split()}
 SHARED = {"__init__", "contract", "layers", "registry"}

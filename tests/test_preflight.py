@@ -6,6 +6,7 @@ import pytest
 
 from harness import run
 from harness.errors import HarnessError
+from harness.execution import commands
 from harness.execution import preflight as module
 from harness.execution.cells import Cells
 from harness.execution.preflight import preflight, refuse_failures
@@ -53,7 +54,7 @@ def test_every_failure_is_reported_at_once_and_nothing_is_trained(cells, tmp_pat
 
     monkeypatch.setattr(Pooling, "forward", broken)
     monkeypatch.setattr(SVP, "forward", broken)
-    monkeypatch.setattr(run, "_cells", lambda: _NoRun())
+    monkeypatch.setattr(commands, "_cells", lambda: _NoRun())
     command = [str(tmp_path / "study.yaml"), "--set", "seeds=[0, 1]", "--out", str(tmp_path / "run")]
     for arguments in (command, [*command, "--check"]):
         assert run.main(arguments) == 2

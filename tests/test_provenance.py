@@ -7,6 +7,7 @@ import pytest
 
 from harness import run
 from harness.errors import StudyError
+from harness.execution import commands
 from harness.execution.run_study import execute
 from harness.planning import provenance
 from harness.planning.provenance import outdated, set_aside_outdated
@@ -71,9 +72,9 @@ def test_rows_of_other_code_are_reported_and_run_again_on_demand(tmp_path, monke
     assert run.main(plan) == 0
     assert "12 finished cells (pooling, bbox_mlp, sspe) were made by other code" in capsys.readouterr().out
     cells = CodedCells()
-    monkeypatch.setattr(run, "_cells", lambda: cells)
-    monkeypatch.setattr(run, "ReportProcess", NoReports)
-    monkeypatch.setattr(run, "_report", lambda folder: folder.write_if_changed(folder.report, "page"))
+    monkeypatch.setattr(commands, "_cells", lambda: cells)
+    monkeypatch.setattr(commands, "ReportProcess", NoReports)
+    monkeypatch.setattr(commands, "_report", lambda folder: folder.write_if_changed(folder.report, "page"))
     assert run.main([str(path), "--out", str(folder.path), "--rerun", "bbox_mlp"]) == 0
     assert "2 cells run again; their old rows are kept" in capsys.readouterr().out.replace("\n", " ")
     assert set(cells.ran) == {cell.id for cell in load(path).cells() if cell.arm == "bbox_mlp"}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness import run
+from harness.execution import commands
 from harness.execution.run_study import execute
 from harness.monitoring.tracker import Tracker
 from harness.planning.plan import estimate, make_plan
@@ -95,7 +96,7 @@ def test_a_finished_study_runs_nothing_and_shows_its_results(tmp_path, capsys, m
     execute(load(path), folder, None, Cells(), quiet())
     folder.report.parent.mkdir()
     folder.report.write_text("page")
-    monkeypatch.setattr(run, "_cells", lambda: Cells(fails=("pooling", "bbox_mlp", "sspe")))
+    monkeypatch.setattr(commands, "_cells", lambda: Cells(fails=("pooling", "bbox_mlp", "sspe")))
     assert run.main([str(path), "--out", str(folder.path)]) == 0
     printed = capsys.readouterr().out
     assert "nothing to run: all 12 cells have finished" in printed
@@ -106,9 +107,9 @@ def test_a_finished_study_runs_nothing_and_shows_its_results(tmp_path, capsys, m
 
 def test_failed_cells_are_told_by_the_exit_code(tmp_path, capsys, monkeypatch):
     path, folder = write_study(tmp_path), run_folder(tmp_path)
-    monkeypatch.setattr(run, "_cells", lambda: Cells(fails=("bbox_mlp",)))
-    monkeypatch.setattr(run, "ReportProcess", NoReports)
-    monkeypatch.setattr(run, "_report", lambda folder: folder.write_if_changed(folder.report, "page"))
+    monkeypatch.setattr(commands, "_cells", lambda: Cells(fails=("bbox_mlp",)))
+    monkeypatch.setattr(commands, "ReportProcess", NoReports)
+    monkeypatch.setattr(commands, "_report", lambda folder: folder.write_if_changed(folder.report, "page"))
     assert run.main([str(path), "--out", str(folder.path)]) == 1
     printed = capsys.readouterr().out
     assert "2 cells failed" in printed
@@ -150,7 +151,7 @@ def test_the_environment_says_what_a_number_depends_on():
 
 
 def test_weights_that_cannot_be_had_end_the_run_before_it_starts(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run, "_cells", lambda: Cells())
+    monkeypatch.setattr(commands, "_cells", lambda: Cells())
     path, out = write_study(tmp_path), tmp_path / "run"
     misspelt = [str(path), "--set", "arms.sspe.vision_encoder.name=dinov2-smal", "--out", str(out)]
     for arguments in ([*misspelt, "--plan"], misspelt):

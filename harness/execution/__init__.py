@@ -1,4 +1,4 @@
 """Runs the cells of a study: search, worker, the stages of a cell, preflight, timing.
 
-A study and a run folder come in; rows, checkpoints and pictures go out. It may import every package but `planning`.
+A study and a run folder come in; rows, checkpoints and pictures go out. It may import every other package.
 """

@@ -1,0 +1,39 @@
+"""The table of results that a run prints."""
+
+import json
+
+import pandas as pd
+from rich.table import Table
+
+from harness.results.labels import point_label
+from harness.results.run_folder import ANSWER_METRICS, METRICS, over_seeds
+
+_ANSWERS = [column for scoring in ANSWER_METRICS for column in (scoring, f"{scoring}_shuffled")]
+RESULT_COLUMNS = (
+    "giou",
+    "giou_shuffled",
+    "giou_other_tokens",
+    "giou_random_object",
+    "fp_rate",
+    *_ANSWERS,
+    "tokens",
+    "latency_ms",
+)
+
+
+def result_table(results: pd.DataFrame) -> Table:
+    """What was measured over seeds, a row a point of an arm."""
+    table = Table()
+    for column in ("arm", "point", "seeds"):
+        table.add_column(column)
+    measured = [name for name in RESULT_COLUMNS if results[name].notna().any()]
+    for name in measured:
+        metric = METRICS[name]
+        table.add_column(f"{metric.label} ({metric.unit})" if metric.unit else metric.label, justify="right")
+    for (arm, point), cells in results.groupby(["arm", "point"], sort=False):
+        done = cells[cells["status"] == "done"]
+        means = over_seeds(done)
+        shown = [f"{means[name]:.{METRICS[name].decimals}f}" for name in measured]
+        row = ["-" if value == "nan" else value for value in shown]
+        table.add_row(str(arm), point_label(json.loads(str(point))), f"{len(done)} of {len(cells)}", *row)
+    return table
