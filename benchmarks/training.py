@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from harness.assembly.assembly import Assembly, assemble, load_examples, prepare, words_of
+from harness.assembly.assembly import Assembly, assemble, build_vocabulary, load_examples, prepare
 from harness.assembly.batches import Batch
 from harness.cache.encodings import VisionCache
 from harness.cache.superpixel_labels import SuperpixelCache
@@ -150,7 +150,7 @@ class Bench:
         seed_everything(0)
         training = load_examples(self.spec, "train")
         self.examples = [training[i] for i in range(self.spec.training.batch_images)]
-        self.assembly = assemble(self.spec, words_of(training), default_device())
+        self.assembly = assemble(self.spec, build_vocabulary(training), default_device())
         prepare(self.assembly.batches, self.examples, progress_on(Console()).note)
         self.assembly.segmenter.train()
         self.step = Step(self.assembly, self.spec)

@@ -12,8 +12,8 @@ from ruamel.yaml import YAML
 
 from harness.errors import DataError
 from harness.results.claims import Claim, Judgement, judge_claims
-from harness.results.run_folder import ANSWER_METRICS, COLUMNS, FAMILIES, METRICS, SAMPLE_COLUMNS, over_seeds
-from harness.results.score_table import LOWER_IS_BETTER, Panel, variant_name
+from harness.results.run_folder import ANSWER_METRICS, COLUMNS, FAMILIES, METRICS, SAMPLE_COLUMNS, aggregate_seeds
+from harness.results.score_table import LOWER_IS_BETTER, ScoreTable, variant_name
 from harness.results.score_table import METRICS as SCORES
 from harness.results.statistics import Difference, Estimate, Verdict, holm, is_on_front, judge
 
@@ -42,7 +42,7 @@ class Variant:
     """An arm at one search point: its score, what it costs, and how it compares with baselines.
 
     Args:
-        means: what was measured, see `over_seeds`.
+        means: what was measured, see `aggregate_seeds`.
         against: by baseline; without those that share no seed with it.
     """
 
@@ -67,7 +67,7 @@ class Findings:
     study: dict[str, Any]
     results: pd.DataFrame
     samples: pd.DataFrame
-    panel: Panel
+    panel: ScoreTable
     variants: tuple[Variant, ...]
     baselines: tuple[str, ...]
     margin: float
@@ -152,7 +152,7 @@ def load(folder: Path) -> Findings:
     study = YAML(typ="safe").load(folder / "study.resolved.yaml")
     results = results.reindex(columns=list(dict.fromkeys([*results.columns, *COLUMNS, *_OPTIONAL])))
     samples = samples.reindex(columns=list(SAMPLE_COLUMNS))  # one of before questions were asked has no answers
-    panel = Panel(results, samples)
+    panel = ScoreTable(results, samples)
     metric = _ranked_by(study.get("objectives") or {})
     margin = float(study.get("margin") or DEFAULT_MARGIN)
     found = [panel.variants_of(arm) for arm in _named_baselines(study)]
@@ -189,11 +189,11 @@ def _json(path: Path) -> dict[str, Any] | None:
 
 
 def _variants(
-    panel: Panel, metric: str, results: pd.DataFrame, baselines: tuple[str, ...], margin: float
+    panel: ScoreTable, metric: str, results: pd.DataFrame, baselines: tuple[str, ...], margin: float
 ) -> tuple[Variant, ...]:
     done = results[results["status"] == "done"]
     names = pd.Series([variant_name(*pair) for pair in zip(done["arm"], done["point"], strict=True)], index=done.index)
-    means = {str(name): over_seeds(cells) for name, cells in done.groupby(names)}
+    means = {str(name): aggregate_seeds(cells) for name, cells in done.groupby(names)}
     scores = {name: panel.estimate(name, metric) for name in panel.variants}
     costs = {name: means[name].get("tokens", float("nan")) for name in panel.variants}
     shares = panel.front_share(costs, metric)
@@ -207,7 +207,7 @@ def _variants(
 
 
 def _comparisons(
-    panel: Panel, metric: str, baselines: tuple[str, ...], margin: float
+    panel: ScoreTable, metric: str, baselines: tuple[str, ...], margin: float
 ) -> dict[str, dict[str, Comparison]]:
     """Every variant against every baseline, by both names; each pair is one test of the study's family.
 

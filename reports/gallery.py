@@ -49,7 +49,7 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class Exhibit:
+class GalleryItem:
     """One expression on one image: the image, its superpixels, the target, and each arm's prediction.
 
     Or one question on one image, and each arm's answer, beginning with the right one.
@@ -63,7 +63,7 @@ class Exhibit:
     said: tuple[Said, ...] = ()
 
 
-def exhibits(findings: Findings) -> list[Exhibit]:
+def gallery_items(findings: Findings) -> list[GalleryItem]:
     """What the rules choose among the images kept for the gallery; empty without such images."""
     folder, best = findings.folder / "gallery", findings.best
     if not folder.is_dir() or best is None:
@@ -72,7 +72,7 @@ def exhibits(findings: Findings) -> list[Exhibit]:
     return [*_drawn(findings, folder, best, reference), *_answered(findings, folder, reference)]
 
 
-def _drawn(findings: Findings, folder: Path, best: Variant, reference: str) -> list[Exhibit]:
+def _drawn(findings: Findings, folder: Path, best: Variant, reference: str) -> list[GalleryItem]:
     """The expressions."""
     scores = _scores(findings)
     scores = scores[[_picture(folder, image_id).exists() for image_id in scores.index.get_level_values("image_id")]]
@@ -131,7 +131,7 @@ def _extremes(scores: pd.DataFrame, best: str, reference: str) -> Iterator[tuple
             yield f"{word} {place} of {best} against {reference}", key
 
 
-def _exhibit(findings: Findings, folder: Path, rule: str, image_id: str, expression_id: int) -> Exhibit:
+def _exhibit(findings: Findings, folder: Path, rule: str, image_id: str, expression_id: int) -> GalleryItem:
     picture = np.asarray(Image.open(_picture(folder, image_id)).convert("RGB"))
     tiles = [
         Tile(*title, _encode(_outline_labels(picture, labels))) for title, labels in _superpixels(folder, image_id)
@@ -147,10 +147,10 @@ def _exhibit(findings: Findings, folder: Path, rule: str, image_id: str, express
         shown = _draw(picture, target, _mask(row, "prediction_rle"))
         tiles.append(Tile(name, f"IoU {fixed(row['iou'], 2)}{'' if row['answered'] else ', no [SEG]'}", _encode(shown)))
     first = next(iter(rows.values()))
-    return Exhibit(rule, first["text"], first["family"], image_id, tuple(tiles))
+    return GalleryItem(rule, first["text"], first["family"], image_id, tuple(tiles))
 
 
-def _answered(findings: Findings, folder: Path, reference: str) -> Iterator[Exhibit]:
+def _answered(findings: Findings, folder: Path, reference: str) -> Iterator[GalleryItem]:
     """The questions."""
     keys = ["image_id", "expression_id"]
     tables = {each.name: _first_seed(findings, each).set_index(keys).sort_index() for each in findings.variants}
@@ -167,7 +167,7 @@ def _answered(findings: Findings, folder: Path, reference: str) -> Iterator[Exhi
                 yield _conversation(folder, rule, fresh.index[0], tables)
 
 
-def _conversation(folder: Path, rule: str, key: tuple[str, int], tables: dict[str, pd.DataFrame]) -> Exhibit:
+def _conversation(folder: Path, rule: str, key: tuple[str, int], tables: dict[str, pd.DataFrame]) -> GalleryItem:
     rows = {name: table.loc[key] for name, table in tables.items() if key in table.index}
     first, (image_id, _) = next(iter(rows.values())), key
     picture = np.asarray(Image.open(_picture(folder, image_id)).convert("RGB"))
@@ -175,7 +175,7 @@ def _conversation(folder: Path, rule: str, key: tuple[str, int], tables: dict[st
     tiles += [Tile(*title, _encode(_outline_labels(picture, cut))) for title, cut in _superpixels(folder, image_id)]
     said = [Said("right answer", json.loads(first["references"])[0], "")]
     said += [Said(name, row["said"], fixed(row["score"], 2)) for name, row in rows.items()]
-    return Exhibit(rule, first["text"], first["family"], image_id, tuple(tiles), tuple(said))
+    return GalleryItem(rule, first["text"], first["family"], image_id, tuple(tiles), tuple(said))
 
 
 def _picture(folder: Path, image_id: str) -> Path:

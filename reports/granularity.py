@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from harness.results.score_table import Panel
+from harness.results.score_table import ScoreTable
 from harness.results.statistics import ALPHA, Difference, holm
 from reports.findings import Findings, Variant
 from reports.numbers import between, fixed, is_missing, p_value
@@ -65,7 +65,7 @@ def _knee(ladder: Ladder, margin: float) -> str:
     return f"{ladder.source}: the knee is at {_rung(knee)}, the fewest tokens whose gIoU {best_words}."
 
 
-def _false_positives(ladder: Ladder, panel: Panel, where: str) -> str:
+def _false_positives(ladder: Ladder, panel: ScoreTable, where: str) -> str:
     difference = _ends(ladder, panel, None)
     if not difference.is_compared:
         why = panel.why_not_compared(ladder.rungs[-1].name, ladder.rungs[0].name)
@@ -91,7 +91,7 @@ def _elongated(ladder: Ladder, findings: Findings) -> Iterator[str]:
     elongated = findings.samples[findings.samples["elongation"] >= ELONGATED]
     if elongated.empty:
         return
-    panel = Panel(findings.results, elongated)
+    panel = ScoreTable(findings.results, elongated)
     if not {ladder.rungs[0].name, ladder.rungs[-1].name} <= {*panel.variants}:
         return
     yield _false_positives(ladder, panel, f", objects {ELONGATED:g} times as long as wide or more")
@@ -116,14 +116,14 @@ def _without_generation(variant: Variant) -> float:
     return whole - superpixels
 
 
-def _ends(ladder: Ladder, panel: Panel, family: str | None) -> Difference:
+def _ends(ladder: Ladder, panel: ScoreTable, family: str | None) -> Difference:
     """Finest minus coarsest."""
     return panel.compare(ladder.rungs[-1].name, ladder.rungs[0].name, "fp_rate", family)
 
 
 def _direction(difference: Difference) -> str:
     if is_missing(difference.low) or difference.low <= 0 <= difference.high:
-        return "it is not resolved whether finer granularity changes"
+        return "it is inconclusive whether finer granularity changes"
     return "finer granularity lowers" if difference.delta < 0 else "finer granularity raises"
 
 

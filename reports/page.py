@@ -9,7 +9,7 @@ import jinja2
 
 from reports.figures import Drawing, draw_all
 from reports.findings import Findings, load
-from reports.gallery import exhibits
+from reports.gallery import gallery_items
 from reports.numbers import DASH
 from reports.paper import all_tables
 from reports.words import answers, caveats, finding_sentence
@@ -54,7 +54,7 @@ def build(run_folder: Path) -> Path:
         "weights": _weights(findings),
     }
     page = _TEMPLATES.get_template("page.html.j2").render(
-        content, pictures=_pictures(drawings), exhibits=exhibits(findings)
+        content, pictures=_pictures(drawings), gallery_items=gallery_items(findings)
     )
     (report / "index.html").write_text(page, encoding="utf-8")
     (report / "report.md").write_text(_TEMPLATES.get_template("report.md.j2").render(content), encoding="utf-8")

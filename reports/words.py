@@ -83,7 +83,7 @@ def _best(findings: Findings, best: Variant) -> str:
     if not best.against:
         return f"{score}{', and is the baseline' if best.name in findings.baselines else ''}."
     apart = listed([_difference(baseline, comparison) for baseline, comparison in best.against.items()])
-    return f"{score}: {apart}. It is the highest of {len(findings.variants)}, so its score leans high."
+    return f"{score}: {apart}. The maximum of {len(findings.variants)} scores is biased upward."
 
 
 def _difference(baseline: str, comparison: Comparison) -> str:
@@ -100,7 +100,7 @@ def _verdicts(findings: Findings, baseline: str) -> Iterator[str]:
         Verdict.BETTER: "Better than {baseline}: {names}.",
         Verdict.WORSE: "Worse than {baseline}: {names}.",
         Verdict.EQUIVALENT: "Equivalent to {baseline} within {margin:g} {score}: {names}.",
-        Verdict.NOT_RESOLVED: "Not resolved: {names}; differences from {baseline} under about {detectable} {score} "
+        Verdict.INCONCLUSIVE: "Not resolved: {names}; differences from {baseline} under about {detectable} {score} "
         "are too small for this study to find with 80% power.",
     }
     for verdict, sentence in wording.items():
@@ -162,8 +162,8 @@ def _about_chance(findings: Findings) -> Iterator[str]:
     lost = [variant.name for variant in findings.variants if not findings.panel.is_above_chance(variant.name, metric)]
     if lost:
         yield (
-            f"No better than chance: {_arms(lost, findings)}. In this much training they have not learnt to read the "
-            "image, and a difference between such arms tells nothing of projectors."
+            f"No better than chance: {_arms(lost, findings)}. After this many training steps, differences "
+            "between these arms say nothing about projectors."
         )
 
 
@@ -213,7 +213,7 @@ def _about_models(findings: Findings) -> Iterator[str]:
     cut = {(llm["name"], layers) for spec in specs if (layers := (llm := spec.get("llm", {})).get("layers"))}
     for name, layers in sorted(cut):
         if name != "tiny":
-            yield f"Of {name} the first {layers} layers read: differences need not carry over to the whole LLM."
+            yield f"Only the first {layers} layers of {name} are used: the whole LLM may show other differences."
     starts = {start["name"] for spec in specs if (start := spec.get("start"))}
     if starts:
         yield (

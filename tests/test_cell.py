@@ -35,7 +35,7 @@ def test_a_sam_cuts_the_image_and_draws_the_masks(cells, folder):
 
 def test_a_mask_head_of_a_sam_starts_as_that_sam(cells):
     spec = cells["sam"].spec
-    words = assembly.words_of(assembly.load_examples(spec, "train"))
+    words = assembly.build_vocabulary(assembly.load_examples(spec, "train"))
     parts = assembly.assemble(spec, words, torch.device("cpu"))
     head, sam = parts.segmenter.mask_head, frozen_sam("sam-scenes").sam
     for name, value in sam.mask_decoder.state_dict().items():
@@ -177,10 +177,10 @@ def test_a_broken_cell_is_a_failed_row_and_runs_again(cells, folder, tmp_path):
 
 def test_a_damaged_dataset_ends_the_run_and_fails_no_cell(cells, folder, monkeypatch):
     def damaged(*_):
-        raise DataError("refs(unc).p is no whole pickle; fetch it again")
+        raise DataError("refs(unc).p is a truncated or invalid pickle; fetch it again")
 
     monkeypatch.setattr("harness.execution.stages.load_examples", damaged)
-    with pytest.raises(DataError, match="no whole pickle"):
+    with pytest.raises(DataError, match="truncated or invalid pickle"):
         run_cell(cells["pooling"], folder, quiet())
     assert not folder.rows()
 

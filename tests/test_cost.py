@@ -32,7 +32,7 @@ MASK_HEADS = {
 def _assembled(cell, **sections):
     """The parts of a cell, and the first image that it is scored on."""
     spec = cell.spec.model_copy(update=sections)
-    words = assembly.words_of(assembly.load_examples(spec, "train"))
+    words = assembly.build_vocabulary(assembly.load_examples(spec, "train"))
     return assembly.assemble(spec, words, CPU), assembly.load_examples(spec, "test")[0]
 
 

@@ -63,9 +63,9 @@ def test_a_root_that_is_a_file_is_one_sentence(name: str, tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"[" * 100_000, "no whole JSON file"),
-        (b"1" * 5000, "no whole JSON file"),
-        (b"caf\xe9", "no whole JSON file"),
+        (b"[" * 100_000, "truncated or invalid JSON"),
+        (b"1" * 5000, "truncated or invalid JSON"),
+        (b"caf\xe9", "truncated or invalid JSON"),
     ],
     ids=["deep", "long number", "latin-1"],
 )
@@ -171,7 +171,7 @@ def test_a_parquet_text_that_is_no_utf_8_is_one_sentence(name: str, tmp_path: Pa
     pq.write_table(
         table.set_column(table.schema.get_field_index(name), name, damaged), folder / "train-00000-of-00001.parquet"
     )
-    with pytest.raises(DataError, match="no whole parquet file"):
+    with pytest.raises(DataError, match="truncated or invalid parquet file"):
         refer_parquet.load(refer_parquet.Config(root=tmp_path, dataset="refcoco"), "train")
 
 

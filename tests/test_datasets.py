@@ -253,8 +253,8 @@ def test_text_of_python_2_is_latin_1(root: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lambda root: _cut(root / "refcoco" / "refs(unc).p"), r"refs\(unc\).p is no whole pickle"),
-        (lambda root: _cut(root / "refcoco" / "instances.json"), r"instances.json is no whole JSON file"),
+        (lambda root: _cut(root / "refcoco" / "refs(unc).p"), r"refs\(unc\).p is a truncated or invalid pickle"),
+        (lambda root: _cut(root / "refcoco" / "instances.json"), r"instances.json is truncated or invalid JSON"),
         (lambda root: (root / "refcoco" / "instances.json").unlink(), r"instances.json is missing"),
         (lambda root: _drop_annotations(root), r"image 101 has no annotation 10100\d, which a sentence is about"),
         (lambda root: _spoil_polygon(root), r"no mask that can be read: a polygon of 4 numbers"),
@@ -418,7 +418,7 @@ def test_check_reads_the_size_of_images(root: Path, capsys) -> None:
 )
 def test_a_damaged_pickle_is_one_sentence_whatever_its_instructions_raise(tmp_path: Path, content, reason: str) -> None:
     (tmp_path / "refs.p").write_bytes(content)
-    with pytest.raises(DataError, match=rf"refs.p is no whole pickle \(.*{reason}") as raised:
+    with pytest.raises(DataError, match=rf"refs.p is a truncated or invalid pickle \(.*{reason}") as raised:
         read_plain_pickle(tmp_path / "refs.p")
     assert "\n" not in str(raised.value)
 

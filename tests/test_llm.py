@@ -50,7 +50,7 @@ def change(folder: Path, **tensors: torch.Tensor) -> None:
 def test_a_folder_loads_with_its_own_weights_and_words(folder: Path) -> None:
     llm = load(folder)
     expected = LlamaForCausalLM.from_pretrained(folder).get_decoder()
-    prompts = llm.prompts([llm.wish("the red square")])
+    prompts = llm.prompts([llm.format_prompt("the red square")])
     assert prompts.ids.tolist() == [[2, 3, 4, 5]]
     length = prompts.ids.shape[1]
     causal = torch.ones(1, length, length, dtype=torch.bool).tril()
@@ -113,7 +113,7 @@ def test_a_base_in_half_precision_reads_as_one_in_full_under_autocast(folder: Pa
         llm = build_llm(config, words=(), base=base).eval()
         assert llm.model.get_input_embeddings().weight.dtype == base
         assert {p.dtype for p in llm.parameters() if p.requires_grad} == {torch.float32}
-        ids = llm.prompts([llm.wish("the red square")]).ids
+        ids = llm.prompts([llm.format_prompt("the red square")]).ids
         causal = torch.ones(1, ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
         with torch.autocast("cpu", torch.bfloat16):
             read = llm(llm.embed(ids), causal, torch.arange(ids.shape[1])[None])

@@ -56,7 +56,7 @@ def visual_tokens() -> VisualTokens:
 
 def read_packed(llm: LanguageModel, texts: list[str]) -> list[Tensor]:
     """The states of each expression's tokens, all packed behind one image."""
-    prompts = llm.prompts([llm.wish(text) for text in texts])
+    prompts = llm.prompts([llm.format_prompt(text) for text in texts])
     packed = pack(visual_tokens(), llm.embed(prompts.ids)[None], prompts.mask[None], bidirectional=False)
     states = llm(packed.embeds, packed.attention, packed.positions)[0, VISUAL:]
     return list(states.split(prompts.mask.sum(-1).tolist()))
@@ -69,7 +69,7 @@ def test_packed_expressions_are_read_as_the_family_reads_one_alone(folders: dict
     softcapped = "eager" if kind == "gemma2" else "sdpa"
     model: Any = AutoModelForCausalLM.from_pretrained(folders[kind], attn_implementation=softcapped).eval()
     for text, states in zip(TEXTS, read_packed(llm, TEXTS), strict=True):
-        ids = llm.prompts([llm.wish(text)]).ids
+        ids = llm.prompts([llm.format_prompt(text)]).ids
         words = model.get_input_embeddings()(ids)
         expected = model(inputs_embeds=torch.cat([visual_tokens().embeds, words], dim=1), output_hidden_states=True)
         torch.testing.assert_close(states, expected.hidden_states[-1][0, VISUAL:], atol=1e-4, rtol=1e-4)
@@ -85,7 +85,7 @@ def test_of_the_layers_the_first_are_kept(folders: dict[str, Path], kind: str) -
     model: Any = AutoModelForCausalLM.from_pretrained(folders[kind], attn_implementation="eager").eval()
     assert len(model.get_decoder().layers) > 1
     for text, states in zip(TEXTS, read_packed(llm, TEXTS), strict=True):
-        words = model.get_input_embeddings()(llm.prompts([llm.wish(text)]).ids)
+        words = model.get_input_embeddings()(llm.prompts([llm.format_prompt(text)]).ids)
         read = model(inputs_embeds=torch.cat([visual_tokens().embeds, words], dim=1), output_hidden_states=True)
         expected = model.get_decoder().norm(read.hidden_states[1])[0, VISUAL:]
         torch.testing.assert_close(states, expected, atol=1e-4, rtol=1e-4)
@@ -131,7 +131,7 @@ def test_an_image_stands_where_a_user_would_say_it(folders: dict[str, Path]) -> 
     ):
         llm = load(folders["llama"], prompt=prompt)
         assert llm.tokenizer.decode(llm.opening) == before
-        assert llm.tokenizer.batch_decode(llm.prompts([llm.wish("the star")]).ids) == [behind]
+        assert llm.tokenizer.batch_decode(llm.prompts([llm.format_prompt("the star")]).ids) == [behind]
         opened = llm.opened(visual_tokens())
         assert opened.mask.all()
         torch.testing.assert_close(opened.embeds[0, : len(llm.opening)], llm.embed(llm.opening))
@@ -156,7 +156,7 @@ def test_four_bits_without_cuda_are_refused_in_a_sentence(folders: dict[str, Pat
 def test_own_seg_is_read_behind_the_expression_as_one_more_word(folders: dict[str, Path]) -> None:
     llm = load(folders["llama"], seg_state="own").eval()
     model: Any = AutoModelForCausalLM.from_pretrained(folders["llama"]).eval()
-    prompts = llm.prompts([llm.wish(text) for text in TEXTS])
+    prompts = llm.prompts([llm.format_prompt(text) for text in TEXTS])
     drawn = torch.ones(1, len(TEXTS), dtype=torch.bool)
     words, mask = llm.with_own_seg(llm.embed(prompts.ids)[None], prompts.mask[None], drawn)
     packed = pack(visual_tokens(), words, mask, bidirectional=False)
@@ -165,7 +165,7 @@ def test_own_seg_is_read_behind_the_expression_as_one_more_word(folders: dict[st
     for text, state in zip(TEXTS, states, strict=True):
         embeds = [
             visual_tokens().embeds,
-            model.get_input_embeddings()(llm.prompts([llm.wish(text)]).ids),
+            model.get_input_embeddings()(llm.prompts([llm.format_prompt(text)]).ids),
             llm.own_seg[None, None],
         ]
         expected = model.model(inputs_embeds=torch.cat(embeds, dim=1)).last_hidden_state[0, -1]

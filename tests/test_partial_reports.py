@@ -8,7 +8,7 @@ import pytest
 
 import reports
 from harness.results.claims import Claim, ClaimVerdict, judge_claims
-from harness.results.score_table import Panel
+from harness.results.score_table import ScoreTable
 from reports.findings import load
 from reports.numbers import DASH
 from reports.paper import all_tables
@@ -56,7 +56,7 @@ def table(folder: Path, name: str) -> pd.DataFrame:
 
 def test_a_difference_is_over_the_seeds_that_both_arms_have(frames: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     results, samples = frames
-    panel = Panel(results, samples)
+    panel = ScoreTable(results, samples)
     difference = panel.compare("bbox_mlp", "pooling")
     means = samples[samples["seed"] == 1].groupby("arm")["iou"].mean()
     assert difference.delta == pytest.approx(means["bbox_mlp"] - means["pooling"])
@@ -86,8 +86,8 @@ def test_claims_about_arms_without_a_common_seed_are_not_resolved(apart: Path) -
     assert judgements[0].findings[0].num_comparisons == 1
     why = "no seed in common: decoder_pe has seed 3, {}"
     assert [(one.verdict, one.reason) for one in judgements[1:]] == [
-        (ClaimVerdict.NOT_RESOLVED, why.format("pooling has seeds 0 and 1")),
-        (ClaimVerdict.NOT_RESOLVED, why.format("bbox_mlp has seeds 1 and 2")),
+        (ClaimVerdict.INCONCLUSIVE, why.format("pooling has seeds 0 and 1")),
+        (ClaimVerdict.INCONCLUSIVE, why.format("bbox_mlp has seeds 1 and 2")),
     ]
     page = (apart / "report" / "index.html").read_text()
     assert "No seed in common: decoder_pe has seed 3, pooling has seeds 0 and 1." in page
@@ -98,7 +98,7 @@ def test_a_claim_without_a_common_expression_says_of_which_family(frames: tuple[
     results, samples = frames
     samples = samples[~((samples["arm"] == "pooling") & (samples["family"] == "relation"))]
     claim = Claim(claim="stated", better="bbox_mlp", than="pooling", family="relation")
-    (judgement,) = judge_claims([claim], Panel(results, samples), margin=0.01)
+    (judgement,) = judge_claims([claim], ScoreTable(results, samples), margin=0.01)
     assert judgement.reason == "no expression was scored by both bbox_mlp and pooling, family relation"
 
 

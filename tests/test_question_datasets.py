@@ -245,7 +245,7 @@ def test_a_missing_or_truncated_file_is_a_sentence(tmp_path: Path, name: str) ->
     writer(tmp_path)
     config, path = module.Config(root=tmp_path), tmp_path / file
     path.write_text(path.read_text()[:-20])
-    with pytest.raises(DataError, match=f"{path.name} is no whole JSON file .*; fetch it again"):
+    with pytest.raises(DataError, match=f"{path.name} is truncated or invalid JSON .*; fetch it again"):
         module.load(config, "train")
     path.unlink()
     with pytest.raises(DataError, match=f"{path.name} is missing; `python -m harness.data check` says"):

@@ -81,7 +81,7 @@ def test_words_are_predicted_as_of_one_sequence_alone() -> None:
     for number, example in enumerate(examples):
         for one in example.asked:
             is_question = isinstance(one, Question)
-            words = [*(one.text if is_question else llm.wish(one.text)).split()]
+            words = [*(one.text if is_question else llm.format_prompt(one.text)).split()]
             given = one.answer.split() if is_question else []
             ids = torch.tensor([llm.tokenizer.convert_tokens_to_ids([*words, *given])])
             embeds = torch.cat([answer.tokens.embeds[number : number + 1], llm.embed(ids)], dim=1)

@@ -10,7 +10,7 @@ import pytest
 
 from harness.data.scenes import FAMILIES as SCENE_FAMILIES
 from harness.errors import HarnessError
-from harness.results.run_folder import COLUMNS, FAMILIES, METRICS, SAMPLE_COLUMNS, RunFolder, over_seeds
+from harness.results.run_folder import COLUMNS, FAMILIES, METRICS, SAMPLE_COLUMNS, RunFolder, aggregate_seeds
 from harness.study.study import load
 from harness.system.files import replace_file
 from tests.small_study import row_of, samples_of, write_study
@@ -32,8 +32,8 @@ def cells(tmp_path):
 
 def test_a_variant_has_the_means_over_its_seeds():
     cells = pd.DataFrame({"giou": [0.4, 0.6], "latency_ms": [90.0, 80.0], "latency_llm_ms": [10.0, 20.0]})
-    assert over_seeds(cells) == pytest.approx({"giou": 0.5, "latency_ms": 85.0, "latency_llm_ms": 15.0})
-    assert math.isnan(over_seeds(cells.assign(latency_ms=None))["latency_ms"])
+    assert aggregate_seeds(cells) == pytest.approx({"giou": 0.5, "latency_ms": 85.0, "latency_llm_ms": 15.0})
+    assert math.isnan(aggregate_seeds(cells.assign(latency_ms=None))["latency_ms"])
 
 
 def test_tables_come_back_as_they_were_written(tmp_path, cells):
@@ -94,14 +94,14 @@ def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):
     hold = (
         f"import fcntl, time; f = open({str(tmp_path / 'run/.lock')!r}, 'w'); fcntl.flock(f, 2); print(1, flush=True); "
     )
-    with folder.held():
+    with folder.lock():
         pass
     with subprocess.Popen([sys.executable, "-c", hold + "time.sleep(60)"], stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        with pytest.raises(HarnessError, match="another run is writing"), folder.held():
+        with pytest.raises(HarnessError, match="another run is writing"), folder.lock():
             pass
         other.kill()
-    with folder.held():
+    with folder.lock():
         pass
 
 

@@ -227,8 +227,11 @@ def benchmark(root: Path) -> None:
             r"data holds no train-\*.parquet, which train of refcoco is in; annot",
         ),
         (empty_folder, r"data holds no train-\*.parquet, which train of refcoco is in; annotations: `hf download"),
-        (cut, r"train-.*.parquet is no whole parquet file \(.*\); fetch it again"),
-        (lambda root: (root / TRAIN).write_text("version https://git-lfs"), r"is no whole parquet file \(.*\); fetch"),
+        (cut, r"train-.*.parquet is a truncated or invalid parquet file \(.*\); fetch it again"),
+        (
+            lambda root: (root / TRAIN).write_text("version https://git-lfs"),
+            r"is a truncated or invalid parquet file",
+        ),
         (
             without("raw_anns"),
             r"train-.*.parquet lacks raw_anns; its columns are sent_ids, file_name, .*; take jxu124's",

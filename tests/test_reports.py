@@ -16,7 +16,7 @@ from harness.errors import DataError
 from reports.figures import draw_all, grid, training
 from reports.findings import load
 from reports.frontier import budgets
-from reports.gallery import exhibits
+from reports.gallery import gallery_items
 from reports.numbers import DASH, count, fixed, p_value
 from reports.paper import all_tables, main_table, unfinished_table
 from reports.tables import Cell, Column, Table, mark_best
@@ -126,7 +126,7 @@ def test_the_page_says_what_the_numbers_say(page: str):
 
 
 def test_each_claim_has_its_verdict(page: str):
-    assert re.findall(r'badge ([\w-]+)">', page) == ["supported", "refuted", "not-resolved"]
+    assert re.findall(r'badge ([\w-]+)">', page) == ["supported", "refuted", "inconclusive"]
 
 
 def test_a_traceback_is_escaped_and_shown_whole(page: str):
@@ -157,7 +157,7 @@ def test_csv_holds_unrounded_numbers_and_intervals(run: Path):
 
 def test_gallery_follows_its_rules_and_shows_every_arm(run: Path):
     findings = load(run)
-    shown = exhibits(findings)
+    shown = gallery_items(findings)
     assert [exhibit.rule for exhibit in shown][:2] == [
         "95% quantile of IoU of pooling",
         "75% quantile of IoU of pooling",
@@ -240,7 +240,7 @@ def test_a_report_says_when_only_the_first_layers_of_an_llm_read(
     results, samples = tables(num_images=4, num_seeds=1)
     results["spec"] = json.dumps({"llm": {"name": name, "layers": layers}})
     told = " ".join(caveats(load(write_run(tmp_path / "first", results, samples, num_gallery=0))))
-    assert ("Of some-llm the first 8 layers read" in told) == is_told
+    assert ("Only the first 8 layers of some-llm are used" in told) == is_told
 
 
 def test_a_run_in_which_nothing_finished_still_says_why(tmp_path: Path):
@@ -419,7 +419,7 @@ def test_a_study_of_questions_is_reported_by_its_answers(tmp_path: Path) -> None
     assert "By family of question" in written
     assert not re.search(r"gIoU|expression|\[SEG\]|IoU", written)
     assert (folder / "report" / "figures" / "accuracy_tokens.png").exists()
-    shown = exhibits(found)
+    shown = gallery_items(found)
     assert {one.rule for one in shown if one.family == "texture"} == {
         "first texture question that pooling answers best",
         "first texture question that pooling answers worst",

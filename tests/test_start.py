@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.assembly.assembly import assemble, load_examples, prepare, words_of
+from harness.assembly.assembly import assemble, build_vocabulary, load_examples, prepare
 from harness.assembly.checkpoint import Start, load
 from harness.cache.encodings import frozen_sam
 from harness.errors import StudyError, WeightsError
@@ -54,7 +54,7 @@ def test_llm_and_mask_head_begin_as_they_ended_and_the_projector_does_not(cells,
     spec = _with(cells["pooling"], start=StartConfig(name=str(checkpoint))).spec
     torch.manual_seed(7)
     start = Start(spec, CPU)
-    assembly = assemble(spec, start.words_for(words_of(load_examples(spec, "train"))), CPU)
+    assembly = assemble(spec, start.words_for(build_vocabulary(load_examples(spec, "train"))), CPU)
     start.give(assembly)
     saved, begun = load_file(checkpoint), assembly.segmenter.state_dict()
     kept = {name for name in saved if torch.equal(saved[name], begun[name])}
@@ -76,7 +76,7 @@ def test_a_cell_says_what_it_began_with_and_is_read_back_without_it(cells, check
 def test_a_projector_begins_with_tokens_as_large_as_those_that_were_read(cells, checkpoint):
     spec = _with(cells["decoder_pe"], start=StartConfig(name=str(checkpoint))).spec
     start, training = Start(spec, CPU), load_examples(spec, "train")
-    assembly = assemble(spec, start.words_for(words_of(training)), CPU)
+    assembly = assemble(spec, start.words_for(build_vocabulary(training)), CPU)
     start.give(assembly)
     prepare(assembly.batches, training, quiet().note)
     segmenter, features = assembly.segmenter.eval(), assembly.batches.features(training)
@@ -188,7 +188,7 @@ def test_every_study_that_begins_with_a_shipped_start_fits_it():
     assert sum(spec.start.name == "mllm-scenes" for spec in begun) > 5
     assert {spec.start.name for spec in begun} == set(STARTS)
     for spec in begun:
-        words = words_of(load_examples(spec, "train")[:40])
+        words = build_vocabulary(load_examples(spec, "train")[:40])
         assert set(words) <= set(Start(spec, CPU).words_for(words))
 
 

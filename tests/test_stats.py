@@ -9,12 +9,12 @@ from scipy import stats as scipy_stats
 
 from harness.evaluation.metrics import score
 from harness.results.run_folder import ANSWER_METRICS
-from harness.results.score_table import METRICS, Panel, variant_name
+from harness.results.score_table import METRICS, ScoreTable, variant_name
 from harness.results.statistics import NOT_COMPARED, Difference, Sums, Verdict, holm, is_on_front, judge, swap_test
 from tests.report_tables import tables
 
 
-def table(scores: dict[str, np.ndarray]) -> Panel:
+def table(scores: dict[str, np.ndarray]) -> ScoreTable:
     """A panel from IoUs (S, I, E) by arm; every target has 100 pixels."""
     results, samples = [], []
     for arm, values in scores.items():
@@ -27,7 +27,7 @@ def table(scores: dict[str, np.ndarray]) -> Panel:
             {"cell": f"{arm}{seed}", "arm": arm, "point": "{}", "seed": seed, "status": "done"}
             for seed in range(len(values))
         )
-    return Panel(pd.DataFrame(results), pd.DataFrame(samples))
+    return ScoreTable(pd.DataFrame(results), pd.DataFrame(samples))
 
 
 def sums(values: np.ndarray) -> Sums:
@@ -119,14 +119,14 @@ def test_a_ratio_is_resampled_as_a_ratio_of_sums():
         rows["intersection"].sum() / rows["union"].sum()
         for _, rows in samples[samples["arm"] == "pooling"].groupby("seed")
     ]
-    estimate = Panel(results, samples).estimate("pooling", "ciou")
+    estimate = ScoreTable(results, samples).estimate("pooling", "ciou")
     assert estimate.value == pytest.approx(np.mean(seeds))
     assert estimate.low < estimate.value < estimate.high
 
 
 def test_scores_equal_the_means_over_seeds_of_what_a_cell_records():
     results, samples = tables(num_images=10)
-    panel = Panel(results, samples)
+    panel = ScoreTable(results, samples)
     cells = [score(rows) for _, rows in samples[samples["arm"] == "pooling"].groupby("seed")]
     for metric in set(METRICS) - set(ANSWER_METRICS):
         assert panel.estimate("pooling", metric).value == pytest.approx(np.mean([cell[metric] for cell in cells])), (
@@ -136,14 +136,14 @@ def test_scores_equal_the_means_over_seeds_of_what_a_cell_records():
 
 def test_questions_are_scored_beside_expressions_and_apart_from_them():
     results, samples = tables(num_images=10)
-    alone = Panel(results, samples)
+    alone = ScoreTable(results, samples)
     questions = samples.assign(
         expression_id=samples["expression_id"] + 100,
         scoring=np.where(samples["family"] == "texture", "accuracy", "cider"),
         score=samples["iou"].round(),
         iou=np.nan,
     )
-    both = Panel(results, pd.concat([samples, questions]))
+    both = ScoreTable(results, pd.concat([samples, questions]))
     assert both.estimate("pooling") == alone.estimate("pooling")
     asked = questions[(questions["arm"] == "pooling") & (questions["scoring"] == "accuracy")]
     estimate = both.estimate("pooling", "accuracy")
@@ -156,7 +156,7 @@ def test_questions_are_scored_beside_expressions_and_apart_from_them():
 
 
 def test_the_same_panel_gives_the_same_numbers():
-    first, second = (Panel(*tables(num_images=15)) for _ in range(2))
+    first, second = (ScoreTable(*tables(num_images=15)) for _ in range(2))
     assert first.estimate("bbox_mlp") == second.estimate("bbox_mlp")
     assert first.compare("bbox_mlp", "pooling") == second.compare("bbox_mlp", "pooling")
 
@@ -164,23 +164,23 @@ def test_the_same_panel_gives_the_same_numbers():
 def test_a_metric_without_a_denominator_is_nan_and_never_better():
     results, samples = tables(num_images=5)
     samples = samples.assign(predicted_area=0, intersection=0)
-    panel = Panel(results, samples)
+    panel = ScoreTable(results, samples)
     assert math.isnan(panel.estimate("pooling", "fp_rate").value)
     compared = panel.compare("bbox_mlp", "pooling", "fp_rate")
     assert math.isnan(compared.p)
-    assert judge(compared, compared.p, margin=0.01) is Verdict.NOT_RESOLVED
+    assert judge(compared, compared.p, margin=0.01) is Verdict.INCONCLUSIVE
 
 
 def test_an_unscored_expression_is_not_silently_left_out():
     results, samples = tables(num_images=5)
     samples.loc[samples.index[0], "iou"] = np.nan
-    assert math.isnan(Panel(results, samples).estimate("pooling").value)
+    assert math.isnan(ScoreTable(results, samples).estimate("pooling").value)
 
 
 def test_only_shared_seeds_and_expressions_are_compared():
     results, samples = tables(num_images=10)
     samples = samples[~((samples["arm"] == "bbox_mlp") & (samples["seed"] == 2))]
-    compared = Panel(results, samples).compare("bbox_mlp", "pooling")
+    compared = ScoreTable(results, samples).compare("bbox_mlp", "pooling")
     assert (compared.num_seeds, compared.num_expressions) == (2, 70)
 
 
@@ -188,7 +188,7 @@ def test_arms_without_a_common_seed_are_not_compared():
     results, samples = tables(num_images=4)
     samples = samples[~((samples["arm"] == "bbox_mlp") & (samples["seed"] != 2))]
     samples = samples[~((samples["arm"] == "pooling") & (samples["seed"] == 2))]
-    panel = Panel(results, samples)
+    panel = ScoreTable(results, samples)
     assert panel.compare("bbox_mlp", "pooling") is NOT_COMPARED
     assert panel.why_not_compared("bbox_mlp", "pooling") == (
         "no seed in common: bbox_mlp has seed 2, pooling has seeds 0 and 1"
@@ -200,11 +200,11 @@ def test_arms_without_a_common_seed_are_not_compared():
     [
         (difference(0.03, 0.01, 0.05), 0.01, Verdict.BETTER),
         (difference(-0.03, -0.05, -0.01), 0.01, Verdict.WORSE),
-        (difference(0.03, 0.01, 0.05), 0.2, Verdict.NOT_RESOLVED),
-        (difference(0.03, -0.01, 0.07), 0.01, Verdict.NOT_RESOLVED),
-        (difference(0.008, 0.002, 0.014), 0.01, Verdict.NOT_RESOLVED),
+        (difference(0.03, 0.01, 0.05), 0.2, Verdict.INCONCLUSIVE),
+        (difference(0.03, -0.01, 0.07), 0.01, Verdict.INCONCLUSIVE),
+        (difference(0.008, 0.002, 0.014), 0.01, Verdict.INCONCLUSIVE),
         (difference(0.004, 0.001, 0.007), 0.01, Verdict.EQUIVALENT),
-        (difference(0.0, -0.02, 0.02), 1.0, Verdict.NOT_RESOLVED),
+        (difference(0.0, -0.02, 0.02), 1.0, Verdict.INCONCLUSIVE),
     ],
 )
 def test_verdicts_follow_the_stated_rules(compared: Difference, p: float, verdict: Verdict):
@@ -228,7 +228,7 @@ def test_the_front_holds_what_nothing_dominates():
 
 def test_front_shares_say_how_sure_the_front_is():
     results, samples = tables(num_images=20)
-    panel = Panel(results, samples)
+    panel = ScoreTable(results, samples)
     costs = dict.fromkeys(panel.variants, 24.0) | {"pooling": 36.0}
     shares = panel.front_share(costs)
     assert shares["decoder_pe"] > 0.9

@@ -12,7 +12,7 @@ from harness.data.scenes import Config as ScenesConfig
 from harness.data.scenes import load
 from harness.errors import HarnessError
 from harness.superpixels.methods.grid import rows_and_columns
-from harness.superpixels.partition import complete, merge
+from harness.superpixels.partition import fill_uncovered, merge
 from projectors.layers import area_fractions
 
 DOMAINS = ("studio", "canvas", "sketch", "night")
@@ -130,11 +130,11 @@ def test_a_grid_is_as_large_and_as_square_as_the_count_allows(
 
 def test_what_is_uncovered_becomes_superpixels_of_its_own() -> None:
     labels = np.array([[-1, 5, -1], [-1, 5, -1], [9, 5, 5]])
-    assert complete(labels).tolist() == [[2, 0, 3], [2, 0, 3], [1, 0, 0]]
+    assert fill_uncovered(labels).tolist() == [[2, 0, 3], [2, 0, 3], [1, 0, 0]]
 
 
 def test_nothing_covered_is_one_superpixel() -> None:
-    assert complete(np.full((3, 4), -1)).tolist() == [[0] * 4] * 3
+    assert fill_uncovered(np.full((3, 4), -1)).tolist() == [[0] * 4] * 3
 
 
 def test_the_most_similar_neighbours_are_merged_first() -> None:

@@ -7,11 +7,11 @@ from benchmarks.superpixels import ellipses, filter_by_loop
 from harness.superpixels.candidates import Candidates, encode
 from harness.superpixels.filter import (
     FilterSettings,
+    absorb_fragments,
     choose,
     label_map,
     on_grid,
     rock_sand_water,
-    settle,
     suppress_duplicates,
 )
 
@@ -106,8 +106,8 @@ def test_small_fragments_go_to_what_is_nearest():
     expected = np.full((6, 12), -1)
     expected[:, :5] = 0
     expected[:, 8:] = 1
-    assert np.array_equal(settle(labels, 3), expected)
+    assert np.array_equal(absorb_fragments(labels, 3), expected)
 
 
 def test_where_all_fragments_are_small_the_largest_stays():
-    assert (settle(np.array([[0, 0, 1]]), 100) == 0).all()
+    assert (absorb_fragments(np.array([[0, 0, 1]]), 100) == 0).all()

@@ -9,6 +9,8 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from sams import random_sam
 
+from harness import superpixels
+from harness.cache import superpixel_labels
 from harness.cache.superpixel_labels import SuperpixelCache, segment
 from harness.data.example import Example
 from harness.data.frame import Frame
@@ -114,3 +116,13 @@ def test_principal_components_keep_what_differs_between_cells():
     expected = torch.cdist(embedding.flatten(1).T, embedding.flatten(1).T)
     # Small distances come out of differences of large squares.
     torch.testing.assert_close(distances, expected, atol=1e-3, rtol=1e-4)
+
+
+def test_superpixels_of_other_code_are_other_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path))
+    before = SuperpixelCache("slic", superpixels.get("slic").Config(), 56).key
+    assert SuperpixelCache("slic", superpixels.get("slic").Config(), 56).key == before
+    asked = []
+    monkeypatch.setattr(superpixel_labels, "fingerprint", lambda *modules: asked.extend(modules) or "edited")
+    assert SuperpixelCache("slic", superpixels.get("slic").Config(), 56).key != before
+    assert "harness.superpixels.methods.slic" in asked

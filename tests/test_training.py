@@ -17,9 +17,9 @@ from harness.training.trainer import (
     CurvePoint,
     Trainer,
     dice_loss,
+    location_loss,
     losses,
     of_families,
-    pointing_loss,
     warmup_cosine,
 )
 from projectors import VisualTokens
@@ -72,8 +72,8 @@ def test_pointing_counts_what_lies_on_the_target_and_leaves_out_what_has_none():
     for logits, part in zip(places, share, strict=True):
         if part.sum():
             naive.append(-float(torch.log((logits.exp() / logits.exp().sum() * part).sum())))
-    assert_close(pointing_loss(places, targets), torch.tensor(naive).mean(), atol=1e-4, rtol=0)
-    assert float(pointing_loss(places[1:2], targets[1:2])) == 0.0
+    assert_close(location_loss(places, targets), torch.tensor(naive).mean(), atol=1e-4, rtol=0)
+    assert float(location_loss(places[1:2], targets[1:2])) == 0.0
 
 
 def test_padding_of_the_frame_costs_nothing():
@@ -134,7 +134,9 @@ def test_a_training_that_was_cut_off_goes_on_as_if_it_had_not_been(cut_at, tmp_p
         steps=4, alignment_steps=2, batch_images=1, expressions_per_image=1, curriculum=curriculum, optimizer="muon"
     )
 
-    def trained(bookmark: Path | None, seed: int, cut_at: int | None = None) -> tuple[list[CurvePoint], Segmenter]:
+    def trained(
+        training_checkpoint: Path | None, seed: int, cut_at: int | None = None
+    ) -> tuple[list[CurvePoint], Segmenter]:
         torch.manual_seed(0)
         segmenter = tiny_segmenter()
         segmenter.prompt[1] = torch.nn.Dropout(0.5)
@@ -151,14 +153,14 @@ def test_a_training_that_was_cut_off_goes_on_as_if_it_had_not_been(cut_at, tmp_p
                 raise KeyboardInterrupt
 
         batches = FixedBatches(segmenter.llm)
-        trainer = Trainer(segmenter, batches, config, torch.Generator().manual_seed(seed), on_step, bookmark)
+        trainer = Trainer(segmenter, batches, config, torch.Generator().manual_seed(seed), on_step, training_checkpoint)
         return trainer.run(batches.examples), segmenter
 
     curve, expected = trained(None, seed=0)
-    bookmark = tmp_path / "cell.training.pt"
+    training_checkpoint = tmp_path / "cell.training.pt"
     with pytest.raises(KeyboardInterrupt):
-        trained(bookmark, seed=0, cut_at=cut_at)
-    resumed, found = trained(bookmark, seed=1)
+        trained(training_checkpoint, seed=0, cut_at=cut_at)
+    resumed, found = trained(training_checkpoint, seed=1)
     assert resumed == curve
     for (name, value), other in zip(expected.named_parameters(), found.parameters(), strict=True):
         assert torch.equal(value, other), name

@@ -54,7 +54,7 @@ def tiny_features(num_images: int, generator: torch.Generator) -> tuple[VisualFe
 def ask(llm: LanguageModel, texts: list[list[str]]) -> Query:
     """Texts an image to prompts, padded to the image with the most."""
     width = max(map(len, texts))
-    prompts = llm.prompts([llm.wish(text) for row in texts for text in [*row, *[""] * (width - len(row))]])
+    prompts = llm.prompts([llm.format_prompt(text) for row in texts for text in [*row, *[""] * (width - len(row))]])
     real = torch.tensor([[e < len(row) for e in range(width)] for row in texts])
     shape = (len(texts), width, -1)
     mask = prompts.mask.reshape(shape) & real[..., None]

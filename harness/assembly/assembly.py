@@ -72,7 +72,7 @@ def load_examples(spec: CellSpec, split: str) -> Sequence[Example]:
     return _examples(json.dumps(spec.data, sort_keys=True), split)
 
 
-def words_of(examples: Sequence[Example]) -> list[str]:
+def build_vocabulary(examples: Sequence[Example]) -> list[str]:
     """Every word of what these examples ask, and of its answers, sorted."""
     texts = [
         text

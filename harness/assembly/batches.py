@@ -154,7 +154,9 @@ class BatchMaker:
         """
         width = max(len(row) for row in chosen)
         padded = [one for row in chosen for one in [*row, *[None] * (width - len(row))]]
-        texts = [one.text if isinstance(one, Question) else self.llm.wish(one.text if one else "") for one in padded]
+        texts = [
+            one.text if isinstance(one, Question) else self.llm.format_prompt(one.text if one else "") for one in padded
+        ]
         answers = [one.answer if isinstance(one, Question) and answered else "" for one in padded]
         prompts = self.llm.prompts(texts, answers)
         real = torch.tensor([[one is not None] for one in padded])

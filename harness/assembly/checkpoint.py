@@ -19,7 +19,7 @@ from harness.assembly.assembly import Assembly, assemble
 from harness.errors import WeightsError
 from harness.model.segmenter import Segmenter
 from harness.model.weights.resolution import WeightsRecord, resolve
-from harness.model.weights.strict_loading import refuse_misfits
+from harness.model.weights.strict_loading import check_state_dict
 from harness.study.study import Cell, CellSpec
 
 VERSION = "3"
@@ -87,7 +87,7 @@ def load(path: Path, device: torch.device, precision: str | None = None) -> Trai
 
 
 class Start:
-    """The LLM and the mask head of a trained cell, with which others begin; its projector and its gain are left behind.
+    """The LLM and the mask head of a trained cell, from which others are initialized, without its projector and gain.
 
     Args:
         spec: of the cell that begins; says which start, by name or file, and must have the backbone that it has.
@@ -206,7 +206,7 @@ def _without_projector(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _give(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], name: str, kind: str) -> None:
     """Copies what was saved, of which nothing may be missing, left over, or of another shape."""
-    refuse_misfits(
+    check_state_dict(
         name,
         kind,
         missing=own.keys() - saved.keys(),

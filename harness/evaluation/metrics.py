@@ -8,7 +8,7 @@ Decided, because the codebases of the field differ here:
 - a model that rejects an expression predicts the empty mask, so "rejected" and "empty" are the same thing here;
 - `precision_at_*`, `wrong_object_rate` and `target_accuracy` are shares of the expressions that have a target, and a
   threshold is reached at equality;
-- a score that no expression speaks to is NaN, never 0.
+- a metric with no applicable samples is NaN, never 0.
 
 Source: ReLA, https://arxiv.org/abs/2306.00968 (gIoU, cIoU, no-target and target accuracy, precision at a threshold).
 """

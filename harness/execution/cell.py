@@ -44,7 +44,7 @@ def run_cell(cell: Cell, folder: RunFolder, progress: Progress, max_images: int 
             row |= {**columns, "stage": stage, "wall_seconds": before + time.perf_counter() - clock}
             row["status"] = "done" if stage == STAGES[-1] else "unfinished"
             folder.write_cell(row, samples)
-        folder.bookmark(cell.id).unlink(missing_ok=True)
+        folder.training_checkpoint(cell.id).unlink(missing_ok=True)
         return row
     except IncompatibleError as error:
         row |= {"status": "skipped", "reason": str(error)}

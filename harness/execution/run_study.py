@@ -54,7 +54,7 @@ def execute(
     Raises:
         HarnessError: another run holds the folder, or the storage cannot be opened.
     """
-    with folder.held():
+    with folder.lock():
         folder.write_if_changed(folder.study, study.resolved())
         with Search(study, storage or default_url(folder.path)) as search:
             publisher = Publisher(folder, lambda: _all_cells(study, search), start_report)

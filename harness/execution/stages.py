@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from harness.assembly.assembly import Assembly, assemble, load_examples, prepare, words_of
+from harness.assembly.assembly import Assembly, assemble, build_vocabulary, load_examples, prepare
 from harness.assembly.checkpoint import Start, load, save
 from harness.data.example import Example
 from harness.evaluation import metrics
@@ -77,7 +77,7 @@ class Stages:
         """Trains the cell from its seed, or from its training checkpoint, and writes its checkpoint."""
         spec, training = self.spec, self.training
         generator = seed_everything(self.cell.seed)
-        words = words_of(training)
+        words = build_vocabulary(training)
         start = None if spec.start is None else Start(spec, self.device)
         if start is not None:
             words = start.words_for(words)
@@ -92,8 +92,8 @@ class Stages:
         if start is not None:
             segmenter.match(batches.features(some))
         weights = assembly.weights if start is None else (*assembly.weights, start.record)
-        bookmark = self.folder.bookmark(self.cell.id)
-        trainer = Trainer(segmenter, batches, spec.training, generator, self.progress.step, bookmark)
+        training_checkpoint = self.folder.training_checkpoint(self.cell.id)
+        trainer = Trainer(segmenter, batches, spec.training, generator, self.progress.step, training_checkpoint)
         curve = trainer.run(training)
         segmenter.eval().visual_rms.copy_(segmenter.tokens_rms(batches.features(some)))
         replace_file(self.folder.checkpoint(self.cell.id), lambda path: save(path, self.cell, assembly, words))

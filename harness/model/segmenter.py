@@ -53,14 +53,14 @@ class Answer:
 
     Args:
         mask_logits: (S, h, w) over the padded frame, for each expression.
-        place_logits: (S, g, g) over the padded frame, where the [SEG] state points in the decoder's own coordinates.
+        location_logits: (S, g, g) over the padded frame, where the [SEG] state points in the decoder's own coordinates.
         answer_logits: (A, V + 2), the vocabulary, then [SEG], then [REJ]: behind each prompt, and behind each word
             that is given of its answer.
         tokens: the visual tokens that were read.
     """
 
     mask_logits: Tensor
-    place_logits: Tensor
+    location_logits: Tensor
     answer_logits: Tensor
     tokens: VisualTokens
 
@@ -70,7 +70,7 @@ class Segmenter(nn.Module):
 
     Attributes:
         visual_gain: what the projector's tokens are multiplied by before the LLM reads them; 1 without `match`.
-        visual_rms: root mean square of the tokens that this LLM learnt to read, () float; not a number where it is not
+        visual_rms: root mean square of the tokens that this LLM was trained on, () float; not a number where it is not
             known.
     """
 
@@ -104,7 +104,7 @@ class Segmenter(nn.Module):
         return self.visual_gain * tokens.embeds[tokens.mask].float().square().mean().sqrt()
 
     def match(self, features: VisualFeatures) -> None:
-        """Lets a projector that begins at random begin with tokens as large as those that the LLM learnt to read.
+        """Rescales the output of a projector with random weights to the RMS that the LLM was trained on.
 
         Their size at random is an accident of each projector's last layers: next to a trained LLM's own states small
         tokens go unheard, and how soon an arm learns would be a matter of that.
@@ -132,7 +132,7 @@ class Segmenter(nn.Module):
             masks = self.segment(patches, view, prompts, image)
         return Answer(
             mask_logits=masks,
-            place_logits=self.mask_head.places(prompts),
+            location_logits=self.mask_head.places(prompts),
             answer_logits=self.llm.answer_logits(answering),
             tokens=tokens,
         )

@@ -6,7 +6,7 @@ import pandas as pd
 from rich.table import Table
 
 from harness.results.labels import point_label
-from harness.results.run_folder import ANSWER_METRICS, METRICS, over_seeds
+from harness.results.run_folder import ANSWER_METRICS, METRICS, aggregate_seeds
 
 _ANSWERS = [column for scoring in ANSWER_METRICS for column in (scoring, f"{scoring}_shuffled")]
 RESULT_COLUMNS = (
@@ -32,7 +32,7 @@ def result_table(results: pd.DataFrame) -> Table:
         table.add_column(f"{metric.label} ({metric.unit})" if metric.unit else metric.label, justify="right")
     for (arm, point), cells in results.groupby(["arm", "point"], sort=False):
         done = cells[cells["status"] == "done"]
-        means = over_seeds(done)
+        means = aggregate_seeds(done)
         shown = [f"{means[name]:.{METRICS[name].decimals}f}" for name in measured]
         row = ["-" if value == "nan" else value for value in shown]
         table.add_row(str(arm), point_label(json.loads(str(point))), f"{len(done)} of {len(cells)}", *row)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.results.run_folder import METRICS, Row, in_short, over_seeds
+from harness.results.run_folder import METRICS, Row, aggregate_seeds, in_short
 from harness.study.study import Cell, Study
 from harness.system.environment import command, describe_environment, git_commit
 
@@ -133,7 +133,9 @@ def summary(rows: Iterable[Row], study: Study) -> tuple[dict[str, float], str]:
     lines = ["| arm | cells | " + " | ".join(METRICS[name].label for name in objectives) + " |"]
     lines.append("|---|---:|" + "---:|" * len(objectives))
     for arm in study.arms if len(done) else ():
-        points = [(point, over_seeds(cells), len(cells)) for point, cells in done[done["arm"] == arm].groupby("point")]
+        points = [
+            (point, aggregate_seeds(cells), len(cells)) for point, cells in done[done["arm"] == arm].groupby("point")
+        ]
         points = [found for found in points if math.isfinite(found[1].get(first, math.nan))]
         if not points:
             continue

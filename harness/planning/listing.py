@@ -116,7 +116,7 @@ def _mask_heads() -> list[Line]:
 def _starts() -> list[Line]:
     return [
         *_weights("start"),
-        ("runs/<study>/cells/<cell>.safetensors", "any trained cell; its projector is left behind", "path"),
+        ("runs/<study>/cells/<cell>.safetensors", "any trained cell; its projector is not used", "path"),
     ]
 
 

@@ -131,7 +131,7 @@ def _total(study: Study, plan: list[Planned]) -> str:
     more = f", and {sampled} cells at points that the sampler will choose" if sampled else ""
     known = [planned.seconds for planned in left if planned.seconds is not None]
     if not left:
-        return f"all {len(plan)} cells are there{more}"
+        return f"nothing to run: all {len(plan)} cells have finished{more}"
     unknown = len(left) - len(known)
     if not known:
         return f"{len(left)} of {len(plan)} cells to run{more}; how long is unknown, none like them has run here"

@@ -38,7 +38,7 @@ def mask_loss(logits: Tensor, scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def dice_loss(probability: Tensor, wanted: Tensor) -> Tensor:
-    """1 - Dice over the last two axes; squares in the denominator, so that a soft target can be met."""
+    """1 - StableRng over the last two axes; squares in the denominator, so that a soft target can be met."""
     common = (probability * wanted).sum((-2, -1))
     total = probability.square().sum((-2, -1)) + wanted.square().sum((-2, -1))
     return 1 - (2 * common + 1) / (total + 1)

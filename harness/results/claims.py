@@ -6,11 +6,11 @@ A claim in a study's YAML is one of two kinds:
     - {claim: SVP keeps up with pooling on attributes, no_worse: svp, than: pooling, within: 0.05, family: attribute}
 
 The second is non-inferiority: the arm may be better, and the whole interval of its difference lies above -`within`. It
-is not resolved where both arms are no better than chance: whoever has learnt nothing keeps up with its like.
+is inconclusive if both arms are at chance.
 
 An arm with several search points is judged at every point: no point is picked after the fact. `at` names the points
 meant, `at: {projector.position.blocks: 3}`. A claim holds when it holds at every point and is refuted when every point
-refutes it; it is not resolved where a point has no seed in common with the other arm. The p-values of all `better`
+refutes it; it is inconclusive where a point has no seed in common with the other arm. The p-values of all `better`
 comparisons of a study's claims form one Holm family.
 """
 
@@ -22,7 +22,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from harness.errors import shorten, suggest
-from harness.results.score_table import LOWER_IS_BETTER, METRICS, Panel
+from harness.results.score_table import LOWER_IS_BETTER, METRICS, ScoreTable
 from harness.results.statistics import Difference, Verdict, holm, judge
 
 RANGES = {"cider": 10.0}
@@ -34,7 +34,7 @@ class ClaimVerdict(StrEnum):
 
     SUPPORTED = "supported"
     REFUTED = "refuted"
-    NOT_RESOLVED = "not resolved"
+    INCONCLUSIVE = "inconclusive"
 
 
 class Claim(BaseModel):
@@ -107,7 +107,7 @@ class Judgement:
     reason: str = ""
 
 
-def judge_claims(claims: Sequence[Claim], panel: Panel, margin: float) -> list[Judgement]:
+def judge_claims(claims: Sequence[Claim], panel: ScoreTable, margin: float) -> list[Judgement]:
     """A verdict for every claim, in order."""
     compared = [
         [
@@ -130,19 +130,19 @@ def judge_claims(claims: Sequence[Claim], panel: Panel, margin: float) -> list[J
         for left, right, difference in comparisons:
             p = next(adjusted) if claim.better else difference.p
             is_empty = not difference.is_compared or _is_empty(claim, left, right, panel)
-            verdict = ClaimVerdict.NOT_RESOLVED if is_empty else _verdict(claim, difference, p, margin)
+            verdict = ClaimVerdict.INCONCLUSIVE if is_empty else _verdict(claim, difference, p, margin)
             findings.append(Finding(left, right, difference, p, num_tests if claim.better else 1, verdict))
         judgements.append(_sum_up(claim, tuple(findings), panel))
     return judgements
 
 
-def _is_empty(claim: Claim, left: str, right: str, panel: Panel) -> bool:
+def _is_empty(claim: Claim, left: str, right: str, panel: ScoreTable) -> bool:
     """Whether a variant at chance is said to keep up with another one at chance."""
     is_read = any(panel.is_above_chance(variant, claim.metric) for variant in (left, right))
     return claim.no_worse is not None and not is_read
 
 
-def _pairs(claim: Claim, panel: Panel) -> list[tuple[str, str]]:
+def _pairs(claim: Claim, panel: ScoreTable) -> list[tuple[str, str]]:
     """The variants to compare, every point of one arm with every point of the other."""
     if claim.family is not None and claim.family not in panel.families_of(claim.metric):
         return []
@@ -158,21 +158,21 @@ def _verdict(claim: Claim, difference: Difference, adjusted_p: float, margin: fl
         outcome = judge(difference, adjusted_p, margin, not is_lower_better)
         if outcome is Verdict.BETTER:
             return ClaimVerdict.SUPPORTED
-        return ClaimVerdict.NOT_RESOLVED if outcome is Verdict.NOT_RESOLVED else ClaimVerdict.REFUTED
+        return ClaimVerdict.INCONCLUSIVE if outcome is Verdict.INCONCLUSIVE else ClaimVerdict.REFUTED
     worst, best = (-difference.high, -difference.low) if is_lower_better else (difference.low, difference.high)
     within = claim.within or margin
     if worst > -within:
         return ClaimVerdict.SUPPORTED
-    return ClaimVerdict.REFUTED if best < -within else ClaimVerdict.NOT_RESOLVED
+    return ClaimVerdict.REFUTED if best < -within else ClaimVerdict.INCONCLUSIVE
 
 
-def _part(claim: Claim, panel: Panel) -> str:
+def _part(claim: Claim, panel: ScoreTable) -> str:
     """What a claim is about that no expression is of."""
     is_domain = claim.domain is not None and claim.domain not in panel.domains
     return f"domain {claim.domain}" if is_domain else f"family {claim.family}"
 
 
-def _why_not_compared(claim: Claim, finding: Finding, panel: Panel) -> str:
+def _why_not_compared(claim: Claim, finding: Finding, panel: ScoreTable) -> str:
     reason = panel.why_not_compared(finding.variant, finding.other)
     if not panel.common_seeds(finding.variant, finding.other):
         return reason
@@ -180,15 +180,15 @@ def _why_not_compared(claim: Claim, finding: Finding, panel: Panel) -> str:
     return reason + "".join(f", {kind} {part}" for kind, part in parts.items() if part)
 
 
-def _sum_up(claim: Claim, findings: tuple[Finding, ...], panel: Panel) -> Judgement:
+def _sum_up(claim: Claim, findings: tuple[Finding, ...], panel: ScoreTable) -> Judgement:
     if not findings:
         missing = [arm for arm in claim.arms if not panel.variants_of(arm, claim.at)]
         what = f"arm {' and '.join(missing)}" if missing else _part(claim, panel)
-        return Judgement(claim, ClaimVerdict.NOT_RESOLVED, (), f"no finished cell has scored {what}")
+        return Judgement(claim, ClaimVerdict.INCONCLUSIVE, (), f"no finished cell has scored {what}")
     apart = [each for each in findings if not each.difference.is_compared]
     if apart:
         reasons = [_why_not_compared(claim, finding, panel) for finding in apart]
-        return Judgement(claim, ClaimVerdict.NOT_RESOLVED, findings, "; ".join(dict.fromkeys(reasons)))
+        return Judgement(claim, ClaimVerdict.INCONCLUSIVE, findings, "; ".join(dict.fromkeys(reasons)))
     verdicts = [finding.verdict for finding in findings]
     if len(set(verdicts)) == 1:
         is_empty = any(_is_empty(claim, finding.variant, finding.other, panel) for finding in findings)
@@ -196,4 +196,4 @@ def _sum_up(claim: Claim, findings: tuple[Finding, ...], panel: Panel) -> Judgem
         return Judgement(claim, verdicts[0], findings, reason)
     counts = [f"{verdict} at {verdicts.count(verdict)}" for verdict in ClaimVerdict if verdict in verdicts]
     reason = f"the search points disagree: {', '.join(counts)} of {len(verdicts)}"
-    return Judgement(claim, ClaimVerdict.NOT_RESOLVED, findings, reason)
+    return Judgement(claim, ClaimVerdict.INCONCLUSIVE, findings, reason)

@@ -124,7 +124,7 @@ SAMPLE_COLUMNS = (
 )
 
 
-def over_seeds(cells: pd.DataFrame) -> dict[str, float]:
+def aggregate_seeds(cells: pd.DataFrame) -> dict[str, float]:
     """Means over the finished cells of one variant of all that was measured."""
     values = cells[[metric for metric in METRICS if metric in cells]].astype(float)
     return values.mean().to_dict()
@@ -153,7 +153,7 @@ class RunFolder:
         """Where a trained cell is kept."""
         return self.cells / f"{cell}.safetensors"
 
-    def bookmark(self, cell: str) -> Path:
+    def training_checkpoint(self, cell: str) -> Path:
         """Where a training that is under way is kept, so that it goes on after the process has died."""
         return self.cells / f"{cell}.training.pt"
 
@@ -252,7 +252,7 @@ class RunFolder:
         return self.report.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in sources)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Keeps a second run out of this folder; the lock goes with the process, however that ends.
 
         Raises:
@@ -282,7 +282,7 @@ def _read_samples(path: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         cell = path.name.partition(".")[0]
         raise HarnessError(
-            f"{path} is no whole table ({error}); delete it and {cell}.json, and the study runs that cell again"
+            f"{path} is a truncated or invalid table ({error}); delete it and {cell}.json, and run the study again"
         ) from None
 
 

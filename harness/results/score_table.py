@@ -97,7 +97,7 @@ def seeds_in_words(seeds: Sequence[int]) -> str:
     return f"seeds {', '.join(others)} and {last}" if others else f"seed {last}"
 
 
-class Panel:
+class ScoreTable:
     """The finished cells of a study, ready to be scored and compared; a *variant* is an arm at one search point.
 
     Args:

@@ -35,7 +35,7 @@ class Verdict(StrEnum):
     BETTER = "better"
     WORSE = "worse"
     EQUIVALENT = "equivalent"
-    NOT_RESOLVED = "not resolved"
+    INCONCLUSIVE = "inconclusive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ def judge(difference: Difference, adjusted_p: float, margin: float, higher_is_be
         return Verdict.EQUIVALENT
     excludes_zero = difference.low > 0 or difference.high < 0
     if not (adjusted_p < ALPHA and excludes_zero and abs(difference.delta) >= margin):
-        return Verdict.NOT_RESOLVED
+        return Verdict.INCONCLUSIVE
     return Verdict.BETTER if (difference.delta > 0) == higher_is_better else Verdict.WORSE
 
 

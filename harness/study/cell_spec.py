@@ -15,7 +15,7 @@ from harness.errors import HarnessError, shorten, suggest
 from harness.model.config import LLMConfig, MaskHeadConfig, StartConfig, VisionConfig
 from harness.study.training_config import EvaluationConfig, TrainingConfig
 from harness.study.validation import spot_of, validate
-from harness.study.yaml_tree import Spot, Tree, merge
+from harness.study.yaml_node import SourceLocation, YamlNode, merge
 from projectors import REFERENCE_DIMS, IncompatibleError, ProjectorError
 
 
@@ -74,7 +74,7 @@ DEFAULTS: dict[str, BaseModel | None] = {
 """The sections that may be left out, and what holds then."""
 
 
-def resolve(tree: Tree, problems: list[str], superpixels_asked_by: Tree | None = None) -> CellSpec | None:
+def resolve(tree: YamlNode, problems: list[str], superpixels_asked_by: YamlNode | None = None) -> CellSpec | None:
     """The specification in a merged mapping; None where it has mistakes, each of them appended to `problems`.
 
     Args:
@@ -99,18 +99,18 @@ def resolve(tree: Tree, problems: list[str], superpixels_asked_by: Tree | None =
     return None if mistakes else CellSpec.model_construct(**resolved)
 
 
-def set_values(arm: Tree, values: Mapping[str, Any], spot: Spot) -> Tree:
+def set_values(arm: YamlNode, values: Mapping[str, Any], spot: SourceLocation) -> YamlNode:
     """An arm with dotted paths set to values, which are said to stand at `spot`."""
     for path, value in values.items():
-        arm = merge(arm, Tree.nest(path.split("."), Tree.of(value, spot)))
+        arm = merge(arm, YamlNode.nest(path.split("."), YamlNode.of(value, spot)))
     return arm
 
 
-def _resolve_section(section: str, tree: Tree | None, problems: list[str]) -> Any:
+def _resolve_section(section: str, tree: YamlNode | None, problems: list[str]) -> Any:
     if tree is None or (tree.value is None and section in DEFAULTS):
         return DEFAULTS.get(section)
     if isinstance(tree.value, str):
-        tree = Tree({"name": tree}, tree.spot)
+        tree = YamlNode({"name": tree}, tree.spot)
     if not tree.is_mapping:
         problems.append(f"{tree.spot}: found {shorten(repr(tree.plain()))}; must be a mapping of settings")
         return None
@@ -119,7 +119,7 @@ def _resolve_section(section: str, tree: Tree | None, problems: list[str]) -> An
     return _resolve_named(REGISTRIES[section], tree, problems)
 
 
-def _resolve_named(registry: Registry, tree: Tree, problems: list[str]) -> dict[str, Any] | None:
+def _resolve_named(registry: Registry, tree: YamlNode, problems: list[str]) -> dict[str, Any] | None:
     """{"name": ..., **settings} of a section whose name decides which settings there are."""
     name = tree.get("name")
     if name is None:
@@ -139,7 +139,9 @@ def _resolve_named(registry: Registry, tree: Tree, problems: list[str]) -> dict[
     return None if config is None else {"name": name.value, **config.model_dump(mode="json")}
 
 
-def _match_superpixels(resolved: dict[str, Any], tree: Tree, asked_by: Tree | None, problems: list[str]) -> None:
+def _match_superpixels(
+    resolved: dict[str, Any], tree: YamlNode, asked_by: YamlNode | None, problems: list[str]
+) -> None:
     """Superpixels go to projectors that need them, and only to those."""
     name, needs = resolved["projector"]["name"], projector_needs(resolved["projector"])
     if needs is None:
@@ -155,7 +157,7 @@ def _match_superpixels(resolved: dict[str, Any], tree: Tree, asked_by: Tree | No
             problems.append(f"{asked_by.spot}: cannot take effect, projector {name} needs no superpixels; remove it")
 
 
-def _match_split(resolved: dict[str, Any], tree: Tree, problems: list[str]) -> None:
+def _match_split(resolved: dict[str, Any], tree: YamlNode, problems: list[str]) -> None:
     """What is scored is a split of the data, and not the one that is trained on."""
     settings = resolved["data"]
     config = data_config(settings)
@@ -170,8 +172,8 @@ def _match_split(resolved: dict[str, Any], tree: Tree, problems: list[str]) -> N
         problems.append(f"{place.spot}: {settings['name']} has no split {split!r} to score; {suggest(split, allowed)}")
 
 
-def _match_pointing(resolved: dict[str, Any], tree: Tree, problems: list[str]) -> None:
-    """A mask head that is only told places learns them from one loss."""
+def _match_pointing(resolved: dict[str, Any], tree: YamlNode, problems: list[str]) -> None:
+    """Points predicted from [SEG] are trained by one loss only."""
     if resolved["mask_head"].prompt == "points" and not resolved["training"].pointing:
         place = (tree.get("training") or tree).get("pointing") or tree.get("training") or tree
         problems.append(
@@ -180,7 +182,7 @@ def _match_pointing(resolved: dict[str, Any], tree: Tree, problems: list[str]) -
         )
 
 
-def _match_curriculum(resolved: dict[str, Any], tree: Tree, problems: list[str]) -> None:
+def _match_curriculum(resolved: dict[str, Any], tree: YamlNode, problems: list[str]) -> None:
     """A curriculum begins with families that the data has, where the data knows them without being read."""
     curriculum, families = resolved["training"].curriculum, getattr(data_config(resolved["data"]), "families", None)
     if curriculum is None or families is None:

@@ -11,7 +11,7 @@ from harness.results.run_folder import METRICS
 from harness.study.cell_spec import CellSpec, data_config, resolve, set_values
 from harness.study.schema import Search, StudySettings, grid
 from harness.study.validation import validate
-from harness.study.yaml_tree import Spot, Tree, merge
+from harness.study.yaml_node import SourceLocation, YamlNode, merge
 
 MAX_CELLS = 20_000
 """Cells of one study, and settings that a search may try one by one."""
@@ -19,7 +19,7 @@ MAX_PROBLEMS = 50
 """Mistakes that are told at once; the search for more ends there."""
 
 
-def check(study: Tree, problems: list[str]) -> tuple[StudySettings | None, dict[str, Tree]]:
+def check(study: YamlNode, problems: list[str]) -> tuple[StudySettings | None, dict[str, YamlNode]]:
     """The settings of a study, and its arms merged over base; mistakes are appended to `problems`."""
     settings = validate(StudySettings, study, problems)
     too_large = _too_large(study, settings)
@@ -42,7 +42,7 @@ def check(study: Tree, problems: list[str]) -> tuple[StudySettings | None, dict[
     return settings, arms
 
 
-def _too_large(study: Tree, settings: StudySettings | None) -> str | None:
+def _too_large(study: YamlNode, settings: StudySettings | None) -> str | None:
     """The sentence about a study of more cells, or of more settings to try, than `MAX_CELLS`."""
     search = study.get("search")
     space = search.get("space") if search is not None else None
@@ -74,15 +74,15 @@ def _grid_size(search: Search) -> int:
     return math.prod(len(values) for values in search.space.values() if isinstance(values, tuple))
 
 
-def _arms(study: Tree, problems: list[str]) -> tuple[dict[str, Tree], dict[str, CellSpec]]:
+def _arms(study: YamlNode, problems: list[str]) -> tuple[dict[str, YamlNode], dict[str, CellSpec]]:
     """Each arm over base, and its specification where it has no mistake."""
-    base, arms = study.get("base") or Tree({}, study.spot.under("base")), study.get("arms")
-    merged: dict[str, Tree] = {}
+    base, arms = study.get("base") or YamlNode({}, study.spot.under("base")), study.get("arms")
+    merged: dict[str, YamlNode] = {}
     specs: dict[str, CellSpec] = {}
     if arms is None or not base.is_mapping:
         return merged, specs
     for name, given in arms.items():
-        difference = given if given.value is not None else Tree({}, given.spot)
+        difference = given if given.value is not None else YamlNode({}, given.spot)
         if not difference.is_mapping:
             continue  # the schema has told it
         merged[name] = merge(base, difference)
@@ -94,12 +94,12 @@ def _arms(study: Tree, problems: list[str]) -> tuple[dict[str, Tree], dict[str, 
     return merged, specs
 
 
-def _texts(tree: Tree | None) -> list[str]:
+def _texts(tree: YamlNode | None) -> list[str]:
     """The texts in a list."""
     return [one.value for one in tree.entries() if isinstance(one.value, str)] if tree is not None else []
 
 
-def _names(study: Tree) -> Iterator[str]:
+def _names(study: YamlNode) -> Iterator[str]:
     """Arms that are named outside `arms`, and seeds, searched arms and baselines that are named twice."""
     search, named, baseline = study.get("search"), study.get("arms"), study.get("baseline")
     arms = {*named.keys()} if named is not None else set()
@@ -121,12 +121,12 @@ def _names(study: Tree) -> Iterator[str]:
         yield from _given_twice(trees)
 
 
-def _list(study: Tree, key: str) -> list[Tree]:
+def _list(study: YamlNode, key: str) -> list[YamlNode]:
     found = study.get(key)
     return found.entries() if found is not None else []
 
 
-def _given_twice(trees: Iterable[Tree]) -> Iterator[str]:
+def _given_twice(trees: Iterable[YamlNode]) -> Iterator[str]:
     seen = set()
     for tree in trees:
         plain = tree.plain()
@@ -136,7 +136,7 @@ def _given_twice(trees: Iterable[Tree]) -> Iterator[str]:
         seen.add(value)
 
 
-def _objectives(objectives: Tree | None) -> Iterator[str]:
+def _objectives(objectives: YamlNode | None) -> Iterator[str]:
     """Objectives on metrics that are not measured, or towards the worse."""
     if objectives is None:
         return
@@ -151,7 +151,7 @@ def _objectives(objectives: Tree | None) -> Iterator[str]:
             yield f"{direction.spot}: found {direction.value}; {name} is better when it is {better}, write {right}"
 
 
-def _sampler(search: Tree) -> Iterator[str]:
+def _sampler(search: YamlNode) -> Iterator[str]:
     """Settings of a search that cannot take effect with its sampler, or are missing for it."""
     sampler, trials = search.get("sampler"), search.get("trials")
     is_sampled = sampler is not None and sampler.value == "tpe"
@@ -166,7 +166,7 @@ def _sampler(search: Tree) -> Iterator[str]:
         yield from _bounds(values)
 
 
-def _bounds(values: Tree) -> Iterator[str]:
+def _bounds(values: YamlNode) -> Iterator[str]:
     low, high, log, step = (None if t is None else t.value for t in map(values.get, ("low", "high", "log", "step")))
     if isinstance(low, int | float) and isinstance(high, int | float):
         if low >= high:
@@ -179,7 +179,7 @@ def _bounds(values: Tree) -> Iterator[str]:
         yield f"{values.spot}: step cannot take effect with log: true; remove one of them"
 
 
-def _nested_paths(space: Tree | None) -> Iterator[str]:
+def _nested_paths(space: YamlNode | None) -> Iterator[str]:
     """Paths of a search space of which one sets the other too."""
     paths = sorted(space.items()) if space is not None else []
     for (outer, _), (inner, values) in combinations(paths, 2):
@@ -187,7 +187,7 @@ def _nested_paths(space: Tree | None) -> Iterator[str]:
             yield f"{values.spot}: lies inside {outer}, which the search sets too; remove one of them"
 
 
-def _space(space: Tree | None, arms: Mapping[str, Tree], problems: list[str]) -> None:
+def _space(space: YamlNode | None, arms: Mapping[str, YamlNode], problems: list[str]) -> None:
     """Tries every value of the space by itself in every searched arm; ranges at their ends."""
     for path, values in space.items() if space is not None else ():
         choices = values.entries()
@@ -200,7 +200,7 @@ def _space(space: Tree | None, arms: Mapping[str, Tree], problems: list[str]) ->
                     return
 
 
-def _combinations(space: Tree | None, arms: Mapping[str, Tree], problems: list[str]) -> None:
+def _combinations(space: YamlNode | None, arms: Mapping[str, YamlNode], problems: list[str]) -> None:
     """Tries every point of a grid: values that are good one by one need not go together."""
     if space is None or len(space.keys()) < 2 or not all(isinstance(values.value, list) for _, values in space.items()):
         return
@@ -211,12 +211,12 @@ def _combinations(space: Tree | None, arms: Mapping[str, Tree], problems: list[s
                 return
 
 
-def _try(arm: Tree, values: Mapping[str, Any], spot: Spot, problems: list[str]) -> None:
+def _try(arm: YamlNode, values: Mapping[str, Any], spot: SourceLocation, problems: list[str]) -> None:
     is_own = any(path.split(".")[0] == "superpixels" for path in values)
-    resolve(set_values(arm, values, spot), problems, Tree(True, spot) if is_own else None)
+    resolve(set_values(arm, values, spot), problems, YamlNode(True, spot) if is_own else None)
 
 
-def _claims(study: Tree, specs: Mapping[str, CellSpec]) -> Iterator[str]:
+def _claims(study: YamlNode, specs: Mapping[str, CellSpec]) -> Iterator[str]:
     """Claims about search points that the search does not try, or about families and domains that the data has not."""
     search = study.get("search")
     space = search.get("space") if search is not None else None
@@ -234,7 +234,7 @@ def _claims(study: Tree, specs: Mapping[str, CellSpec]) -> Iterator[str]:
             yield from _parts_named(claim, [specs[arm] for arm in arms if arm in specs])
 
 
-def _points_named(at: Tree, space: Tree | None) -> Iterator[str]:
+def _points_named(at: YamlNode, space: YamlNode | None) -> Iterator[str]:
     for path, value in at.items():
         values = space.get(path) if space is not None else None
         if values is None:
@@ -252,14 +252,14 @@ def _is_same(value: Any, choice: Any) -> bool:
     return isinstance(value, bool) == isinstance(choice, bool) and value == choice
 
 
-def _is_within(value: Any, values: Tree) -> bool:
+def _is_within(value: Any, values: YamlNode) -> bool:
     ends = [end.value for end in (values.get("low"), values.get("high")) if end is not None]
     if not all(isinstance(one, int | float) for one in (value, *ends)) or len(ends) < 2:
         return False
     return bool(ends[0] <= value <= ends[1])
 
 
-def _parts_named(claim: Tree, specs: Iterable[CellSpec]) -> Iterator[str]:
+def _parts_named(claim: YamlNode, specs: Iterable[CellSpec]) -> Iterator[str]:
     """Families and domains, where the data of an arm knows its own without being read."""
     for spec in specs:
         config = data_config(spec.data)

@@ -13,8 +13,8 @@ from harness.errors import StudyError, shorten, suggest
 from harness.study.cell_spec import IS_MISSING, SECTIONS
 from harness.study.checks import MAX_PROBLEMS, check
 from harness.study.schema import StudySettings
+from harness.study.yaml_node import SourceLocation, YamlNode, merge
 from harness.study.yaml_reader import MAX_DEPTH, MAX_TEXT, mistake_in_text, parse, read
-from harness.study.yaml_tree import Spot, Tree, merge
 from harness.system.files import find
 
 PRESET_KEYS = ("base", "objectives", "seeds", "tracking")
@@ -24,7 +24,7 @@ _NO_ASSIGNMENT = "is not of the form key=value, as in training.steps=100"
 _EXTENDS = "extends="
 
 
-def read_study(path: Path, overrides: Sequence[str]) -> tuple[StudySettings, dict[str, Tree]]:
+def read_study(path: Path, overrides: Sequence[str]) -> tuple[StudySettings, dict[str, YamlNode]]:
     """The settings of a study, and its arms merged over base; a preset by itself is a study of one arm, `ALONE`.
 
     Raises:
@@ -65,19 +65,19 @@ def _order(problem: str) -> tuple[str, int]:
     return (place[1], int(place[2])) if place else (problem.partition(":")[0], 0)
 
 
-def _spot(given: str) -> Spot:
-    return Spot(f"--set {shorten(given, 200)}")
+def _spot(given: str) -> SourceLocation:
+    return SourceLocation(f"--set {shorten(given, 200)}")
 
 
-def _choose_preset(study: Tree, presets: Sequence[str]) -> Tree:
+def _choose_preset(study: YamlNode, presets: Sequence[str]) -> YamlNode:
     """`--set extends=FILE` in place of the preset that the study names; the same study then has another backbone."""
     for given in presets:
-        chosen = Tree.of(given.removeprefix(_EXTENDS), _spot(given))
-        study = replace(merge(study, Tree.nest(["extends"], chosen)), spot=study.spot)
+        chosen = YamlNode.of(given.removeprefix(_EXTENDS), _spot(given))
+        study = replace(merge(study, YamlNode.nest(["extends"], chosen)), spot=study.spot)
     return study
 
 
-def _extend(study: Tree, path: Path, problems: list[str]) -> Tree:
+def _extend(study: YamlNode, path: Path, problems: list[str]) -> YamlNode:
     """The study over the preset that it names."""
     extends = study.get("extends")
     if extends is None or not isinstance(extends.value, str):
@@ -95,13 +95,13 @@ def _extend(study: Tree, path: Path, problems: list[str]) -> Tree:
     for key, value in preset.items():
         if key not in PRESET_KEYS:
             problems.append(f"{value.spot}: a preset may only give {', '.join(PRESET_KEYS)}; move it to the study")
-    given = Tree({key: value for key, value in preset.items() if key in PRESET_KEYS}, preset.spot)
+    given = YamlNode({key: value for key, value in preset.items() if key in PRESET_KEYS}, preset.spot)
     if study.get("objectives") is not None:
         given = given.without("objectives")
     return replace(merge(given, study), spot=study.spot)
 
 
-def _override(study: Tree, overrides: Sequence[str], problems: list[str]) -> Tree:
+def _override(study: YamlNode, overrides: Sequence[str], problems: list[str]) -> YamlNode:
     """`--set` arguments over the study, in order."""
     for given in overrides:
         path, equals, text = given.partition("=")
@@ -115,11 +115,11 @@ def _override(study: Tree, overrides: Sequence[str], problems: list[str]) -> Tre
             continue
         value = parse(text, spot, problems)
         if value is not None:
-            study = replace(merge(study, Tree.nest(keys, value)), spot=study.spot)
+            study = replace(merge(study, YamlNode.nest(keys, value)), spot=study.spot)
     return study
 
 
-def _mistake_in_path(study: Tree, keys: Sequence[str]) -> str | None:
+def _mistake_in_path(study: YamlNode, keys: Sequence[str]) -> str | None:
     """What is wrong with the place that `--set` names."""
     if not all(keys):
         return _NO_ASSIGNMENT

@@ -21,7 +21,7 @@ from harness.study.cell_code import component_code
 from harness.study.cell_spec import CellSpec, resolve, set_values
 from harness.study.loading import read_study
 from harness.study.schema import Choice, StudySettings, ends_of, grid
-from harness.study.yaml_tree import Spot, Tree
+from harness.study.yaml_node import SourceLocation, YamlNode
 from harness.system.device import default_device
 from harness.system.precision import resolve_precision
 
@@ -73,7 +73,7 @@ class Study:
     name: str
     source: str
     settings: StudySettings
-    arms: Mapping[str, Tree]
+    arms: Mapping[str, YamlNode]
     overrides: tuple[str, ...] = ()
 
     def points(self) -> list[Point]:
@@ -111,7 +111,7 @@ class Study:
             StudyError: the values of the point do not go together.
         """
         problems: list[str] = []
-        tree = set_values(self.arms[point.arm], point.values, Spot(self.source, None, f"arms.{point.arm}"))
+        tree = set_values(self.arms[point.arm], point.values, SourceLocation(self.source, None, f"arms.{point.arm}"))
         spec = resolve(tree, problems)
         if spec is None:
             raise StudyError(problems)

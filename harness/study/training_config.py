@@ -26,7 +26,7 @@ class TrainingConfig(BaseModel):
         description="steps of the first stage: LLM, its LoRA and the projector's late parts stay frozen",
     )
     curriculum: CurriculumConfig | None = Field(
-        default=None, description="simple expressions first; who can tell red from blue learns sooner what stands left"
+        default=None, description="train on simple families of expressions first"
     )
     batch_images: int = Field(default=16, ge=1, description="images in a step")
     expressions_per_image: int = Field(

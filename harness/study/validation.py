@@ -10,12 +10,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from harness.errors import shorten, suggest
-from harness.study.yaml_tree import Spot, Tree
+from harness.study.yaml_node import SourceLocation, YamlNode
 
 M = TypeVar("M", bound=BaseModel)
 
 
-def validate(model: type[M], tree: Tree, problems: list[str]) -> M | None:
+def validate(model: type[M], tree: YamlNode, problems: list[str]) -> M | None:
     """The model of this part of the tree; None where it has mistakes, each of them appended to `problems`.
 
     Validation is strict, as of JSON: "3" and true are no integers, a list is a tuple.
@@ -23,7 +23,7 @@ def validate(model: type[M], tree: Tree, problems: list[str]) -> M | None:
     try:
         return model.model_validate_json(json.dumps(tree.plain()), strict=True)
     except ValidationError as error:
-        found: dict[Spot, list[str]] = {}
+        found: dict[SourceLocation, list[str]] = {}
         for details in error.errors(include_url=False):
             spot, sentence = _sentence(details, model, tree)
             found.setdefault(spot, []).append(sentence)
@@ -31,7 +31,7 @@ def validate(model: type[M], tree: Tree, problems: list[str]) -> M | None:
         return None
 
 
-def _sentence(details: ErrorDetails, model: type[BaseModel], tree: Tree) -> tuple[Spot, str]:
+def _sentence(details: ErrorDetails, model: type[BaseModel], tree: YamlNode) -> tuple[SourceLocation, str]:
     """Where a mistake is, and what it is."""
     kind, loc, found = details["type"], details["loc"], details["input"]
     context: dict[str, Any] = details.get("ctx", {})
@@ -55,7 +55,7 @@ def _sentence(details: ErrorDetails, model: type[BaseModel], tree: Tree) -> tupl
     return spot, f"found {_shown(found)}; {message[:1].lower()}{message[1:]}"
 
 
-def spot_of(loc: Sequence[int | str], tree: Tree) -> Spot:
+def spot_of(loc: Sequence[int | str], tree: YamlNode) -> SourceLocation:
     """The place of the deepest part of `loc` that is written down; union tags in it stand for nothing."""
     for part in loc:
         value = tree.value

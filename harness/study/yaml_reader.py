@@ -14,11 +14,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.composer import Composer, MaxDepthExceededError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
-from ruamel.yaml.nodes import Node as YamlNode
+from ruamel.yaml.nodes import Node as RuamelNode
 from ruamel.yaml.reader import ReaderError
 
 from harness.errors import shorten
-from harness.study.yaml_tree import Spot, Tree
+from harness.study.yaml_node import SourceLocation, YamlNode
 
 MAX_FILE_BYTES = 1_000_000
 MAX_VALUES = 50_000
@@ -44,7 +44,7 @@ class _LimitError(Exception):
     """A document is larger than a study needs."""
 
 
-def read(path: Path, problems: list[str]) -> Tree | None:
+def read(path: Path, problems: list[str]) -> YamlNode | None:
     """The mapping in a file; None where there is none, with the reason appended to `problems`."""
     try:
         found = path.stat()
@@ -65,14 +65,14 @@ def read(path: Path, problems: list[str]) -> Tree | None:
         reason = getattr(error, "strerror", None) or error
         problems.append(f"{shorten(str(path), 300)}: cannot be read ({reason}); give the path of a YAML file")
         return None
-    tree = parse(text, Spot(str(path), 1), problems)
+    tree = parse(text, SourceLocation(str(path), 1), problems)
     if tree is not None and not tree.is_mapping:
         problems.append(f"{path}: holds {_kind(tree.value)}; it must be a mapping of keys to values")
         return None
     return tree
 
 
-def parse(text: str, spot: Spot, problems: list[str]) -> Tree | None:
+def parse(text: str, spot: SourceLocation, problems: list[str]) -> YamlNode | None:
     """YAML text as a tree; what a study cannot hold is appended to `problems`.
 
     Args:
@@ -86,7 +86,7 @@ def parse(text: str, spot: Spot, problems: list[str]) -> Tree | None:
     yaml.max_depth = MAX_DEPTH
     try:
         root = yaml.compose(text)
-        return Tree(None, spot) if root is None else _Builder(yaml, spot, problems).build(root, "", root)
+        return YamlNode(None, spot) if root is None else _Builder(yaml, spot, problems).build(root, "", root)
     except MaxDepthExceededError:
         problems.append(f"{spot}: is larger than a study may be: {_TOO_DEEP}")
     except MarkedYAMLError as error:
@@ -121,26 +121,26 @@ class _Composer(Composer):
 class _Builder:
     """Turns composed YAML nodes into trees, so that lines survive and duplicate keys are seen."""
 
-    def __init__(self, yaml: YAML, spot: Spot, problems: list[str]) -> None:
+    def __init__(self, yaml: YAML, spot: SourceLocation, problems: list[str]) -> None:
         self.yaml = yaml
         self.spot = spot
         self.problems = problems
         self.num_values = 0
-        self.around: list[YamlNode] = []
+        self.around: list[RuamelNode] = []
 
-    def build(self, node: YamlNode, key: str, at: YamlNode) -> Tree:
+    def build(self, node: RuamelNode, key: str, at: RuamelNode) -> YamlNode:
         """The tree of a node that is written under `key`, on the line of `at`."""
         self.num_values += 1
         _check_size(self.num_values, len(self.around) + 1)
         spot = self._spot(key, at)
         if any(outer is node for outer in self.around):
             self.problems.append(f"{spot}: an alias stands inside the value that it repeats; write the value out")
-            return Tree(None, spot)
+            return YamlNode(None, spot)
         if node.tag not in _PLAIN_TAGS:
             self.problems.append(f"{spot}: {_refused(node)}")
-            return Tree(str(node.value) if isinstance(node, ScalarNode) else None, spot)
+            return YamlNode(str(node.value) if isinstance(node, ScalarNode) else None, spot)
         if isinstance(node, ScalarNode):
-            return Tree(self._scalar(node, spot), spot)
+            return YamlNode(self._scalar(node, spot), spot)
         self.around.append(node)
         value: Any
         if isinstance(node, MappingNode):
@@ -149,13 +149,13 @@ class _Builder:
             assert isinstance(node, SequenceNode)
             value = [self.build(item, f"{key}.{i}" if key else str(i), item) for i, item in enumerate(node.value)]
         self.around.pop()
-        return Tree(value, spot)
+        return YamlNode(value, spot)
 
-    def _spot(self, key: str, at: YamlNode) -> Spot:
+    def _spot(self, key: str, at: RuamelNode) -> SourceLocation:
         line = self.spot.line and self.spot.line + at.start_mark.line
-        return Spot(self.spot.source, line, ".".join(filter(None, (self.spot.key, key))))
+        return SourceLocation(self.spot.source, line, ".".join(filter(None, (self.spot.key, key))))
 
-    def _scalar(self, node: ScalarNode, spot: Spot) -> Any:
+    def _scalar(self, node: ScalarNode, spot: SourceLocation) -> Any:
         try:
             value = self.yaml.constructor.construct_object(node)
         except _UNREADABLE:
@@ -172,8 +172,8 @@ class _Builder:
             return None
         return value
 
-    def _mapping(self, node: MappingNode, key: str) -> dict[str, Tree]:
-        built: dict[str, Tree] = {}
+    def _mapping(self, node: MappingNode, key: str) -> dict[str, YamlNode]:
+        built: dict[str, YamlNode] = {}
         for name_node, value_node in node.value:
             mistake = _mistake_in_key(name_node)
             if mistake is not None:
@@ -196,7 +196,7 @@ def _check_size(num_values: int, depth: int) -> None:
         raise _LimitError(_TOO_DEEP)
 
 
-def _mistake_in_key(node: YamlNode) -> str | None:
+def _mistake_in_key(node: RuamelNode) -> str | None:
     if not isinstance(node, ScalarNode):
         return "a key is a mapping or a list; it must be text"
     if node.tag == f"{_CORE}merge":
@@ -219,7 +219,7 @@ def mistake_in_text(text: str, limit: int) -> str | None:
     return None
 
 
-def _refused(node: YamlNode) -> str:
+def _refused(node: RuamelNode) -> str:
     """Why a value with this tag is no setting."""
     kind = str(node.tag).removeprefix(_CORE)
     if kind == "timestamp":

@@ -109,7 +109,7 @@ def label_map(candidates: Candidates, height: int, width: int) -> np.ndarray:
     return labels
 
 
-def settle(labels: np.ndarray, min_area: float) -> np.ndarray:
+def absorb_fragments(labels: np.ndarray, min_area: float) -> np.ndarray:
     """Gives fragments under `min_area` pixels, covered or not, to what is nearest; larger ones stay as they are."""
     fragments = measure.label(labels, background=labels.min() - 1, connectivity=1)
     sizes = np.bincount(fragments.ravel())

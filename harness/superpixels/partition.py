@@ -11,7 +11,7 @@ def compact(labels: np.ndarray) -> np.ndarray:
     return ids.reshape(labels.shape).astype(np.int16)
 
 
-def complete(labels: np.ndarray) -> np.ndarray:
+def fill_uncovered(labels: np.ndarray) -> np.ndarray:
     """A partition: what is uncovered (negative) becomes regions of its own, one per 4-connected component."""
     components, _ = ndimage.label(labels < 0)
     return compact(np.where(labels < 0, labels.max(initial=-1) + components, labels))

@@ -57,7 +57,7 @@ def losses(answer: Answer, batch: Batch) -> Losses:
     """Cross-entropy of the answers' words, BCE and dice of the masks at the decoder's resolution, and of pointing."""
     said = F.cross_entropy(answer.answer_logits.float(), batch.answers)
     nothing = said.new_zeros(())
-    pointing = pointing_loss(answer.place_logits.float(), batch.targets) if len(batch.targets) else nothing
+    pointing = location_loss(answer.location_logits.float(), batch.targets) if len(batch.targets) else nothing
     if not len(answer.mask_logits):
         return Losses(answer=said, bce=nothing, dice=nothing, pointing=pointing)
     logits = answer.mask_logits.float()
@@ -79,7 +79,7 @@ def dice_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
     return 1 - (overlap + epsilon) / ((probabilities / scale).sum((1, 2)) + (targets / scale).sum((1, 2)) + epsilon)
 
 
-def pointing_loss(places: Tensor, targets: Tensor) -> Tensor:
+def location_loss(places: Tensor, targets: Tensor) -> Tensor:
     """How unlikely a place drawn from the softmax of `places` (M, g, g) is on its target (M, R, R): mean of -log.
 
     What has no target is left out.
@@ -92,7 +92,7 @@ def pointing_loss(places: Tensor, targets: Tensor) -> Tensor:
     return -likely.logsumexp(1).mean()
 
 
-class Order:
+class EpochSampler:
     """Which images each step sees: each image once before any comes again."""
 
     def __init__(self, examples: Sequence[Example], batch_images: int, generator: torch.Generator) -> None:
@@ -118,8 +118,8 @@ class Trainer:
         config: lengths and rates.
         generator: draws the order of images and expressions.
         on_step: called with each new point of the curve and the number of steps of the whole training.
-        bookmark: a file kept every two minutes, from which a training that was cut off goes on as if it had not been;
-            whoever names it removes it. None for none.
+        training_checkpoint: a file written every two minutes and at the end, from which an interrupted training
+            continues with the same result; the caller removes it. None for none.
     """
 
     def __init__(
@@ -129,14 +129,14 @@ class Trainer:
         config: TrainingConfig,
         generator: torch.Generator,
         on_step: Callable[[dict[str, float], int], None],
-        bookmark: Path | None = None,
+        training_checkpoint: Path | None = None,
     ) -> None:
         self.segmenter = segmenter
         self.batches = batches
         self.config = config
         self.generator = generator
         self.on_step = on_step
-        self.bookmark = bookmark
+        self.training_checkpoint = training_checkpoint
         self.curve: list[CurvePoint] = []
         self.seconds = 0.0
         self._step = 0
@@ -152,12 +152,12 @@ class Trainer:
         config, groups = self.config, self.segmenter.parameter_groups()
         self.segmenter.train()
         simple = of_families(examples, config.curriculum.families) if config.curriculum else examples
-        orders = [Order(shown, config.batch_images, self.generator) for shown in (simple, examples)]
+        orders = [EpochSampler(shown, config.batch_images, self.generator) for shown in (simple, examples)]
         saved = self._opened(orders, [*groups["early"], *groups["late"]])
         self._stage(groups, ("early",), orders, range(config.alignment_steps), saved)
         whole = range(config.alignment_steps, config.alignment_steps + config.steps)
         self._stage(groups, ("early", "late"), orders, whole, saved)
-        if self.bookmark is not None:
+        if self.training_checkpoint is not None:
             # A process that dies before it has written the trained model trains no step again.
             self._keep(orders, [*groups["early"], *groups["late"]], [])
         return self.curve
@@ -166,7 +166,7 @@ class Trainer:
         self,
         groups: dict[str, list[nn.Parameter]],
         learning: tuple[str, ...],
-        orders: list[Order],
+        orders: list[EpochSampler],
         steps: range,
         saved: dict[str, Any] | None,
     ) -> None:
@@ -196,7 +196,7 @@ class Trainer:
                 self.curve.append(_mean(self._step, self._window, self.config.pointing))
                 self._window.clear()
                 self.on_step(asdict(self.curve[-1]), total)
-            if self.bookmark is not None and time.monotonic() - self._saved_at >= SAVE_EVERY_SECONDS:
+            if self.training_checkpoint is not None and time.monotonic() - self._saved_at >= SAVE_EVERY_SECONDS:
                 self._keep(orders, [*groups["early"], *groups["late"]], [*optimizers, *schedules])
 
     def _update(
@@ -220,8 +220,8 @@ class Trainer:
             schedule.step()
         return Losses(*(getattr(parts, field.name).detach() for field in fields(parts)))
 
-    def _keep(self, orders: list[Order], parameters: list[nn.Parameter], optimizers: list[Any]) -> None:
-        """Writes the bookmark."""
+    def _keep(self, orders: list[EpochSampler], parameters: list[nn.Parameter], optimizers: list[Any]) -> None:
+        """Writes the training checkpoint."""
         state = {
             "step": self._step,
             "seconds": self.seconds,
@@ -234,15 +234,15 @@ class Trainer:
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all(),
         }
-        assert self.bookmark is not None
-        replace_file(self.bookmark, lambda path: torch.save(state, path))
+        assert self.training_checkpoint is not None
+        replace_file(self.training_checkpoint, lambda path: torch.save(state, path))
         self._saved_at = time.monotonic()
 
-    def _opened(self, orders: list[Order], parameters: list[nn.Parameter]) -> dict[str, Any] | None:
-        """What the bookmark holds, everything but the optimisers put back; None where there is none."""
-        if self.bookmark is None or not self.bookmark.exists():
+    def _opened(self, orders: list[EpochSampler], parameters: list[nn.Parameter]) -> dict[str, Any] | None:
+        """What the training checkpoint holds, everything but the optimisers put back; None where there is none."""
+        if self.training_checkpoint is None or not self.training_checkpoint.exists():
             return None
-        state: dict[str, Any] = torch.load(self.bookmark, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(self.training_checkpoint, map_location="cpu", weights_only=True)
         self._step, self.seconds = state["step"], state["seconds"]
         self.curve = [CurvePoint(**point) for point in state["curve"]]
         device = parameters[0].device

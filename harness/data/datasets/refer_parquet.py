@@ -167,7 +167,7 @@ def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
             return file.read(columns=list(columns)).to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         first_line = str(error).partition("\n")[0]
-        raise DataError(f"{path} is no whole parquet file ({first_line}); fetch it again") from None
+        raise DataError(f"{path} is a truncated or invalid parquet file ({first_line}); fetch it again") from None
 
 
 def _check_columns(path: Path, found: Sequence[str], wanted: Sequence[str]) -> None:

@@ -50,4 +50,4 @@ def read_plain_pickle(path: Path) -> Any:
         raise DataError(f"{path} is missing; `python -m harness.data check` says where it comes from") from None
     except _DAMAGE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path} is no whole pickle ({reason}); fetch it again") from None
+        raise DataError(f"{path} is a truncated or invalid pickle ({reason}); fetch it again") from None

@@ -33,7 +33,7 @@ def read_json(path: Path, fallback: str | None = None) -> Any:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); a JSON file is allowed there") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no whole JSON file ({error}); fetch it again, or mend it") from None
+        raise DataError(f"{path} is truncated or invalid JSON ({error}); fetch it again, or mend it") from None
 
 
 def as_text(given: Any) -> str:

@@ -11,11 +11,11 @@ from typing import Literal, overload
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from harness.data.example import Example, ObjectFacts, Question, encode_ids
-from harness.data.scenes.dice import Dice
 from harness.data.scenes.draw import DOMAINS, render
 from harness.data.scenes.grammar import FAMILIES, expressions
 from harness.data.scenes.questions import CAPTION_FAMILY, QUESTION_FAMILIES, caption, questions, wish_for_caption
 from harness.data.scenes.scene import Scene, sample
+from harness.data.scenes.stable_rng import StableRng
 from harness.errors import DataError, suggest
 
 __all__ = [
@@ -93,13 +93,13 @@ def _key(config: Config, split: str, index: int) -> tuple[int, ...]:
 
 def scene_graph(config: Config, split: str, index: int) -> Scene:
     """The scene graph behind one image."""
-    return sample(Dice((*_key(config, split, index), _SCENE)))
+    return sample(StableRng((*_key(config, split, index), _SCENE)))
 
 
 def questions_about(config: Config, split: str, index: int) -> tuple[Question, ...]:
     """Questions with answers about one image; `caption` describes the same scene graph."""
     graph = scene_graph(config, split, index)
-    return questions(graph, Dice((*_key(config, split, index), _QUESTIONS)))
+    return questions(graph, StableRng((*_key(config, split, index), _QUESTIONS)))
 
 
 class _Split(Sequence[Example]):
@@ -136,9 +136,9 @@ class _Split(Sequence[Example]):
             count = config.train_expressions_per_image
         return Example(
             image_id=f"scenes-{config.version}/{domain}-{config.seed}/{self._split}/{index:06d}",
-            picture=render(graph, DOMAINS[domain], Dice((*key, _PAINT, list(DOMAINS).index(domain)))),
+            picture=render(graph, DOMAINS[domain], StableRng((*key, _PAINT, list(DOMAINS).index(domain)))),
             objects=encode_ids(graph.ids),
-            expressions=expressions(graph, count, Dice((*key, _WORDS))) if "expressions" in config.asks else (),
+            expressions=expressions(graph, count, StableRng((*key, _WORDS))) if "expressions" in config.asks else (),
             questions=(
                 *(questions_about(config, self._split, index) if "questions" in config.asks else ()),
                 *([wish_for_caption(graph)] if "captions" in config.asks else ()),

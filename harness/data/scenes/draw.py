@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.data.scenes.dice import Dice
 from harness.data.scenes.scene import SIDE, Scene, SceneObject
 from harness.data.scenes.shapes import coverage
+from harness.data.scenes.stable_rng import StableRng
 
 _RGB = {
     "red": (208, 32, 38),
@@ -36,8 +36,8 @@ class Domain:
         has_outline: whether a dark line runs along the edge of every object.
     """
 
-    background: Callable[[Dice], np.ndarray]
-    finish: Callable[[np.ndarray, Dice], None]
+    background: Callable[[StableRng], np.ndarray]
+    finish: Callable[[np.ndarray, StableRng], None]
     jitter: int
     shading: int
     fill: int
@@ -48,22 +48,22 @@ _PAPER = np.array([236, 232, 221], dtype=np.int32)
 _AXIS = np.arange(SIDE, dtype=np.int32)
 
 
-def _colour(dice: Dice, rgb: tuple[int, int, int], reach: int) -> np.ndarray:
+def _colour(rng: StableRng, rgb: tuple[int, int, int], reach: int) -> np.ndarray:
     """The colour with each channel changed by up to `reach`, (3,) int16."""
-    return np.array([channel + dice.between(-reach, reach) for channel in rgb], dtype=np.int16)
+    return np.array([channel + rng.between(-reach, reach) for channel in rgb], dtype=np.int16)
 
 
-def _ramp(dice: Dice, reach: int) -> np.ndarray:
+def _ramp(rng: StableRng, reach: int) -> np.ndarray:
     """A plane that changes by up to `reach` from one side of the picture to the other, (SIDE, SIDE, 1) int16."""
-    down, right = dice.between(-reach, reach), dice.between(-reach, reach)
+    down, right = rng.between(-reach, reach), rng.between(-reach, reach)
     centred = _AXIS - SIDE // 2
     return ((centred[:, None] * down + centred[None, :] * right) // SIDE).astype(np.int16)[:, :, None]
 
 
-def _blotches(dice: Dice, cell: int, reach: int) -> np.ndarray:
+def _blotches(rng: StableRng, cell: int, reach: int) -> np.ndarray:
     """Smooth coloured noise: random values every `cell` pixels with straight lines between, (SIDE, SIDE, 3) int16."""
     knots = SIDE // cell + 2
-    grid = dice.noise((knots, knots, 3), reach)
+    grid = rng.noise((knots, knots, 3), reach)
     at, part = np.divmod(_AXIS.astype(np.int16), np.int16(cell))
     rows = (grid[at] * (cell - part)[:, None, None] + grid[at + 1] * part[:, None, None]) // np.int16(cell)
     smooth = rows[:, at] * (cell - part)[None, :, None]
@@ -72,59 +72,59 @@ def _blotches(dice: Dice, cell: int, reach: int) -> np.ndarray:
     return smooth
 
 
-def _studio_background(dice: Dice) -> np.ndarray:
+def _studio_background(rng: StableRng) -> np.ndarray:
     """Grey paper, dark or bright, lit from one side."""
-    level = dice.pick((72, 112, 150, 205, 225))
-    return _colour(dice, (level, level, level), 8) + _ramp(dice, 36)
+    level = rng.pick((72, 112, 150, 205, 225))
+    return _colour(rng, (level, level, level), 8) + _ramp(rng, 36)
 
 
-def _studio_finish(picture: np.ndarray, dice: Dice) -> None:
-    picture += dice.noise((SIDE, SIDE, 1), 5)
+def _studio_finish(picture: np.ndarray, rng: StableRng) -> None:
+    picture += rng.noise((SIDE, SIDE, 1), 5)
 
 
-def _canvas_background(dice: Dice) -> np.ndarray:
+def _canvas_background(rng: StableRng) -> np.ndarray:
     """Rough paint in many muted colours."""
-    picture = _blotches(dice, 28, 36)
-    picture += _blotches(dice, 7, 22)
-    picture += np.int16(dice.between(90, 165))
+    picture = _blotches(rng, 28, 36)
+    picture += _blotches(rng, 7, 22)
+    picture += np.int16(rng.between(90, 165))
     return picture
 
 
-def _canvas_finish(picture: np.ndarray, dice: Dice) -> None:
-    picture += _blotches(dice, 16, 10)
-    picture += dice.noise((SIDE, SIDE, 3), 14)
+def _canvas_finish(picture: np.ndarray, rng: StableRng) -> None:
+    picture += _blotches(rng, 16, 10)
+    picture += rng.noise((SIDE, SIDE, 3), 14)
 
 
-def _sketch_background(dice: Dice) -> np.ndarray:
+def _sketch_background(rng: StableRng) -> np.ndarray:
     """Ruled paper."""
-    picture = _blotches(dice, 32, 6)
-    picture += _PAPER.astype(np.int16) + np.int16(dice.between(-6, 6))
-    picture[dice.between(0, 15) :: 16] -= np.array([24, 12, 0], dtype=np.int16)
+    picture = _blotches(rng, 32, 6)
+    picture += _PAPER.astype(np.int16) + np.int16(rng.between(-6, 6))
+    picture[rng.between(0, 15) :: 16] -= np.array([24, 12, 0], dtype=np.int16)
     return picture
 
 
-def _sketch_finish(picture: np.ndarray, dice: Dice) -> None:
+def _sketch_finish(picture: np.ndarray, rng: StableRng) -> None:
     """Pencil strokes: faint, fine and slanted over the whole sheet, so that they are not taken for stripes."""
-    strokes = (_AXIS[:, None] + _AXIS[None, :] + dice.noise((SIDE, SIDE), 1)) % 4 == 0
+    strokes = (_AXIS[:, None] + _AXIS[None, :] + rng.noise((SIDE, SIDE), 1)) % 4 == 0
     picture -= np.int16(12) * strokes[:, :, None]
-    picture += dice.noise((SIDE, SIDE, 1), 5)
+    picture += rng.noise((SIDE, SIDE, 1), 5)
 
 
-def _night_background(dice: Dice) -> np.ndarray:
+def _night_background(rng: StableRng) -> np.ndarray:
     """A dark bluish ground."""
-    picture = _blotches(dice, 32, 10)
-    picture += _colour(dice, (24, 29, 56), 8)
-    picture += _ramp(dice, 24)
+    picture = _blotches(rng, 32, 10)
+    picture += _colour(rng, (24, 29, 56), 8)
+    picture += _ramp(rng, 24)
     return picture
 
 
-def _night_finish(picture: np.ndarray, dice: Dice) -> None:
+def _night_finish(picture: np.ndarray, rng: StableRng) -> None:
     """A lamp somewhere over the scene; the farther from it, the darker."""
-    x, y = dice.between(40, SIDE - 40), dice.between(40, SIDE - 40)
+    x, y = rng.between(40, SIDE - 40), rng.between(40, SIDE - 40)
     squared = (_AXIS[:, None] - y) ** 2 + (_AXIS[None, :] - x) ** 2
-    light = np.maximum(dice.between(170, 200) - squared // 420, 120)
+    light = np.maximum(rng.between(170, 200) - squared // 420, 120)
     picture[:] = picture * light[:, :, None] // _FULL
-    picture += dice.noise((SIDE, SIDE, 3), 11)
+    picture += rng.noise((SIDE, SIDE, 3), 11)
 
 
 # A domain's position is part of its random key: append only.
@@ -136,9 +136,9 @@ DOMAINS: dict[str, Domain] = {
 }
 
 
-def _tones(one: SceneObject, domain: Domain, dice: Dice) -> tuple[np.ndarray, np.ndarray]:
+def _tones(one: SceneObject, domain: Domain, rng: StableRng) -> tuple[np.ndarray, np.ndarray]:
     """The colour of the object and of its texture's second tone, (3,) int32."""
-    first = _colour(dice, _RGB[one.look.colour], domain.jitter).astype(np.int32)
+    first = _colour(rng, _RGB[one.look.colour], domain.jitter).astype(np.int32)
     second = first * 112 // _FULL if one.look.colour in _LIGHT else (first * 64 + 245 * 192) // _FULL
     return first, second
 
@@ -152,13 +152,13 @@ def _inner_edge(points: np.ndarray) -> np.ndarray:
     return points & ~inner
 
 
-def _paint(picture: np.ndarray, one: SceneObject, domain: Domain, dice: Dice) -> None:
+def _paint(picture: np.ndarray, one: SceneObject, domain: Domain, rng: StableRng) -> None:
     """Lay one object over the picture, touching nothing outside its bounding box."""
     in_first, in_second = coverage(one.look)
     radius = len(in_first) // 2
     window = (slice(one.y - radius, one.y + radius), slice(one.x - radius, one.x + radius))
     under = picture[window].astype(np.int32)
-    first, second = _tones(one, domain, dice)
+    first, second = _tones(one, domain, rng)
     total = in_first + in_second
     colour = in_first[:, :, None] * first
     if one.look.texture != "plain":
@@ -179,10 +179,10 @@ def _paint(picture: np.ndarray, one: SceneObject, domain: Domain, dice: Dice) ->
     picture[window] = colour
 
 
-def render(scene: Scene, domain: Domain, dice: Dice) -> np.ndarray:
+def render(scene: Scene, domain: Domain, rng: StableRng) -> np.ndarray:
     """The picture of a scene, (SIDE, SIDE, 3) uint8."""
-    picture = domain.background(dice)
+    picture = domain.background(rng)
     for one in scene.objects:
-        _paint(picture, one, domain, dice)
-    domain.finish(picture, dice)
+        _paint(picture, one, domain, rng)
+    domain.finish(picture, rng)
     return picture.clip(0, 255, out=picture).astype(np.uint8)

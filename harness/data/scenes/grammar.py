@@ -10,10 +10,10 @@ from itertools import product
 
 from harness.data.example import Expression
 from harness.data.scenes import space
-from harness.data.scenes.dice import Dice
 from harness.data.scenes.phrases import Facts, Phrase
 from harness.data.scenes.scene import COLOURS, Scene, SceneObject
 from harness.data.scenes.shapes import SHAPES, TEXTURES
+from harness.data.scenes.stable_rng import StableRng
 
 _EXTREMES = {"left": "leftmost", "right": "rightmost", "top": "topmost", "bottom": "bottommost"}
 _SIDES = {"left of": "left", "right of": "right", "above": "top", "below": "bottom"}
@@ -26,11 +26,11 @@ def _expression(text: str, family: str, targets: Sequence[SceneObject]) -> Expre
     return Expression(text, family, tuple(sorted(one.id for one in targets)))
 
 
-def _mixed(dice: Dice, pools: Sequence[tuple[int, Candidates]]) -> Candidates:
+def _mixed(rng: StableRng, pools: Sequence[tuple[int, Candidates]]) -> Candidates:
     """Draw from several streams in proportion to their weights until all have run out."""
     left = list(pools)
     while left:
-        pool = dice.weighted(left, [weight for weight, _ in left])
+        pool = rng.weighted(left, [weight for weight, _ in left])
         found = next(pool[1], None)
         if found is None:
             left.remove(pool)
@@ -38,7 +38,7 @@ def _mixed(dice: Dice, pools: Sequence[tuple[int, Candidates]]) -> Candidates:
             yield found
 
 
-def _attribute(facts: Facts, dice: Dice) -> Candidates:
+def _attribute(facts: Facts, rng: StableRng) -> Candidates:
     """Colour, shape and size: mostly as few words as do, at times more than needed."""
     alone = {phrase for phrase, _ in facts.unique}
     minimal: list[Expression] = []
@@ -53,47 +53,47 @@ def _attribute(facts: Facts, dice: Dice) -> Candidates:
             if target:
                 sized.append(_expression(f"the {phrase.text(size=word)}", "attribute", [target]))
     pools = ((60, minimal), (25, sized), (15, wordy))
-    return _mixed(dice, [(weight, iter(dice.shuffled(pool))) for weight, pool in pools])
+    return _mixed(rng, [(weight, iter(rng.shuffled(pool))) for weight, pool in pools])
 
 
-def _texture(facts: Facts, dice: Dice) -> Candidates:
+def _texture(facts: Facts, rng: StableRng) -> Candidates:
     """Phrases that pick out one object only by its texture."""
-    for phrase, found in dice.shuffled(list(facts.phrases.items())):
+    for phrase, found in rng.shuffled(list(facts.phrases.items())):
         without = facts.phrases[phrase._replace(texture=None)]
         if phrase.texture and len(found) == 1 and len(without) > 1:
             yield _expression(f"the {phrase.text()}", "texture", found)
 
 
-def _absolute(facts: Facts, dice: Dice) -> Candidates:
+def _absolute(facts: Facts, rng: StableRng) -> Candidates:
     """Places in the image: extremes, corners and the middle."""
-    return _mixed(dice, [(3, _extremes(facts, dice)), (1, _regions(facts, dice))])
+    return _mixed(rng, [(3, _extremes(facts, rng)), (1, _regions(facts, rng))])
 
 
-def _extremes(facts: Facts, dice: Dice) -> Candidates:
-    for (phrase, found), (side, word) in dice.shuffled(list(product(facts.shared, _EXTREMES.items()))):
+def _extremes(facts: Facts, rng: StableRng) -> Candidates:
+    for (phrase, found), (side, word) in rng.shuffled(list(product(facts.shared, _EXTREMES.items()))):
         target = space.at_rank(found, side, 1)
         if target:
             yield _expression(f"the {word} {phrase.text()}", "absolute", [target])
 
 
-def _regions(facts: Facts, dice: Dice) -> Candidates:
+def _regions(facts: Facts, rng: StableRng) -> Candidates:
     regions: dict[str, Callable[[SceneObject], space.Verdict]] = {"middle": space.in_middle}
     for vertical, horizontal in product(("top", "bottom"), ("left", "right")):
         corner = partial(space.in_corner, vertical=vertical, horizontal=horizontal)
         regions[f"{vertical} {horizontal} corner"] = corner
-    for (phrase, found), (region, is_there) in dice.shuffled(list(product(facts.shared, regions.items()))):
+    for (phrase, found), (region, is_there) in rng.shuffled(list(product(facts.shared, regions.items()))):
         target = space.only(found, is_there)
         if target:
             yield _expression(f"the {phrase.text()} in the {region}", "absolute", [target])
 
 
-def _relation(facts: Facts, dice: Dice) -> Candidates:
+def _relation(facts: Facts, rng: StableRng) -> Candidates:
     """An object by where it stands to another that is named beyond doubt."""
-    return _mixed(dice, [(1, _related(facts, dice, relation)) for relation in _RELATIONS])
+    return _mixed(rng, [(1, _related(facts, rng, relation)) for relation in _RELATIONS])
 
 
-def _related(facts: Facts, dice: Dice, relation: str) -> Candidates:
-    for (phrase, found), (anchor_phrase, anchor) in dice.shuffled(list(product(facts.shared, facts.unique))):
+def _related(facts: Facts, rng: StableRng, relation: str) -> Candidates:
+    for (phrase, found), (anchor_phrase, anchor) in rng.shuffled(list(product(facts.shared, facts.unique))):
         others = [one for one in found if one is not anchor]
         target = _find_related(others, anchor, relation) if len(others) > 1 else None
         if target:
@@ -111,24 +111,24 @@ def _find_related(others: Sequence[SceneObject], anchor: SceneObject, relation: 
     return space.closest(others, anchor)
 
 
-def _ordinal(facts: Facts, dice: Dice) -> Candidates:
+def _ordinal(facts: Facts, rng: StableRng) -> Candidates:
     """Counting from a side, among three to five."""
-    for (phrase, found), side, rank in dice.shuffled(list(product(facts.shared, space.SIDES, _ORDINALS))):
+    for (phrase, found), side, rank in rng.shuffled(list(product(facts.shared, space.SIDES, _ORDINALS))):
         target = space.at_rank(found, side, rank) if max(3, rank) <= len(found) <= 5 else None
         if target:
             yield _expression(f"the {_ORDINALS[rank]} {phrase.text()} from the {side}", "ordinal", [target])
 
 
-def _group(facts: Facts, dice: Dice) -> Candidates:
+def _group(facts: Facts, rng: StableRng) -> Candidates:
     """Several objects that share a description, and never the whole scene."""
-    for phrase, found in dice.shuffled(list(facts.phrases.items())):
+    for phrase, found in rng.shuffled(list(facts.phrases.items())):
         if not 2 <= len(found) < len(facts.objects):
             continue
-        word = dice.pick(("all", "every", "both") if len(found) == 2 else ("all", "every"))
+        word = rng.pick(("all", "every", "both") if len(found) == 2 else ("all", "every"))
         yield _expression(f"{word} {phrase.text(plural=word != 'every')}", "group", found)
 
 
-def _absent(facts: Facts, dice: Dice) -> Candidates:
+def _absent(facts: Facts, rng: StableRng) -> Candidates:
     """Descriptions of nothing in the scene: first of words that all occur in it, then of any."""
     looks = [one.look for one in facts.objects]
     colours = sorted({look.colour for look in looks})
@@ -141,12 +141,12 @@ def _absent(facts: Facts, dice: Dice) -> Candidates:
     ]
     anything = [Phrase(*words) for words in product(TEXTURES, COLOURS, SHAPES)]
     for phrases in (plausible, anything):
-        for phrase in dice.shuffled(phrases):
+        for phrase in rng.shuffled(phrases):
             if phrase not in facts.phrases:
                 yield _expression(f"the {phrase.text()}", "absent", [])
 
 
-_FAMILIES: dict[str, tuple[Callable[[Facts, Dice], Candidates], int]] = {  # with their shares out of 100
+_FAMILIES: dict[str, tuple[Callable[[Facts, StableRng], Candidates], int]] = {  # with their shares out of 100
     "attribute": (_attribute, 28),
     "texture": (_texture, 12),
     "absolute": (_absolute, 16),
@@ -158,13 +158,13 @@ _FAMILIES: dict[str, tuple[Callable[[Facts, Dice], Candidates], int]] = {  # wit
 FAMILIES = tuple(_FAMILIES)
 
 
-def expressions(scene: Scene, count: int, dice: Dice) -> tuple[Expression, ...]:
+def expressions(scene: Scene, count: int, rng: StableRng) -> tuple[Expression, ...]:
     """Exactly `count` different expressions; a family that runs out in this scene leaves its share to the others."""
     facts = Facts(scene)
-    streams = {family: make(facts, dice) for family, (make, _) in _FAMILIES.items()}
+    streams = {family: make(facts, rng) for family, (make, _) in _FAMILIES.items()}
     chosen: dict[str, Expression] = {}
     while len(chosen) < count:
-        family = dice.weighted(list(streams), [_FAMILIES[name][1] for name in streams])
+        family = rng.weighted(list(streams), [_FAMILIES[name][1] for name in streams])
         found = next((one for one in streams[family] if one.text not in chosen), None)
         if found is None:
             del streams[family]

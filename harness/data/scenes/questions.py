@@ -5,10 +5,10 @@ from itertools import product
 
 from harness.data.example import Question
 from harness.data.scenes import space
-from harness.data.scenes.dice import Dice
 from harness.data.scenes.phrases import Facts, Phrase
 from harness.data.scenes.scene import COLOURS, Scene
 from harness.data.scenes.shapes import SHAPES
+from harness.data.scenes.stable_rng import StableRng
 
 QUESTION_FAMILIES = ("counting", "existence", "attribute", "comparison")
 CAPTION_FAMILY = "caption"
@@ -25,31 +25,31 @@ def _yes(holds: bool) -> str:
     return "yes" if holds else "no"
 
 
-def _counting(facts: Facts, dice: Dice) -> list[Question]:
+def _counting(facts: Facts, rng: StableRng) -> list[Question]:
     """Two kinds that are in the scene, and at times one that need not be."""
     present = [phrase for phrase in facts.phrases if phrase.texture is None]
-    missing = [Phrase(None, dice.pick(COLOURS), dice.pick(SHAPES))]
-    phrases = dict.fromkeys([*dice.shuffled(present)[:2], *(missing if dice.percent(25) else [])])
+    missing = [Phrase(None, rng.pick(COLOURS), rng.pick(SHAPES))]
+    phrases = dict.fromkeys([*rng.shuffled(present)[:2], *(missing if rng.percent(25) else [])])
     return [
         _question(f"how many {p.text(plural=True)} are there", _NUMBERS[len(facts.phrases.get(p, ()))], "counting")
         for p in phrases
     ]
 
 
-def _existence(facts: Facts, dice: Dice) -> list[Question]:
+def _existence(facts: Facts, rng: StableRng) -> list[Question]:
     """One that is there and one that is not, the second made of words that occur in the scene where possible."""
     looks = [one.look for one in facts.objects]
     present = [phrase for phrase in facts.phrases if phrase.texture is None and phrase.colour and phrase.shape]
     mixed = [Phrase(None, a.colour, b.shape) for a, b in product(looks, looks)]
     anything = [Phrase(None, colour, shape) for colour, shape in product(COLOURS, SHAPES)]
-    missing = next(p for p in (*dice.shuffled(mixed), *dice.shuffled(anything)) if p not in facts.phrases)
+    missing = next(p for p in (*rng.shuffled(mixed), *rng.shuffled(anything)) if p not in facts.phrases)
     return [
         _question(f"is there {_article(phrase.text())} {phrase.text()}", _yes(phrase in facts.phrases), "existence")
-        for phrase in (dice.pick(present), missing)
+        for phrase in (rng.pick(present), missing)
     ]
 
 
-def _attribute(facts: Facts, dice: Dice) -> list[Question]:
+def _attribute(facts: Facts, rng: StableRng) -> list[Question]:
     """What an object that is named beyond doubt looks like."""
     found = []
     for phrase, one in facts.unique:
@@ -58,10 +58,10 @@ def _attribute(facts: Facts, dice: Dice) -> list[Question]:
         if phrase.shape is None:
             found.append(_question(f"what shape is the {phrase.text()}", one.look.shape, "attribute"))
         found.append(_question(f"what texture does the {phrase.text()} have", one.look.texture, "attribute"))
-    return dice.shuffled(found)[:2]
+    return rng.shuffled(found)[:2]
 
 
-def _comparison(facts: Facts, dice: Dice) -> list[Question]:
+def _comparison(facts: Facts, rng: StableRng) -> list[Question]:
     """Numbers of two kinds, and sizes and places of two objects; only where the difference is clear."""
     kinds = [Phrase(None, None, shape) for shape in sorted({one.look.shape for one in facts.objects})]
     kinds += [Phrase(None, colour, None) for colour in sorted({one.look.colour for one in facts.objects})]
@@ -84,22 +84,22 @@ def _comparison(facts: Facts, dice: Dice) -> list[Question]:
             verdict = None if a is b else space.on_side(a, b, side)
             if verdict is not None:
                 pairs.append(_question(f"is the {a_text} {words} the {b_text}", _yes(verdict), "comparison"))
-    return [*_balanced(more, dice)[:1], *_balanced(pairs, dice)[:1]]
+    return [*_balanced(more, rng)[:1], *_balanced(pairs, rng)[:1]]
 
 
-def _balanced(found: list[Question], dice: Dice) -> list[Question]:
+def _balanced(found: list[Question], rng: StableRng) -> list[Question]:
     """The questions in random order, with an even chance that the first one's answer is yes, where there is one."""
-    first = _yes(dice.percent(50))
-    return sorted(dice.shuffled(found), key=lambda question: question.answer != first)
+    first = _yes(rng.percent(50))
+    return sorted(rng.shuffled(found), key=lambda question: question.answer != first)
 
 
-_KINDS: tuple[Callable[[Facts, Dice], list[Question]], ...] = (_counting, _existence, _attribute, _comparison)
+_KINDS: tuple[Callable[[Facts, StableRng], list[Question]], ...] = (_counting, _existence, _attribute, _comparison)
 
 
-def questions(scene: Scene, dice: Dice) -> tuple[Question, ...]:
+def questions(scene: Scene, rng: StableRng) -> tuple[Question, ...]:
     """About two questions of each kind; fewer where a scene does not allow a clear one."""
     facts = Facts(scene)
-    return tuple(question for kind in _KINDS for question in kind(facts, dice))
+    return tuple(question for kind in _KINDS for question in kind(facts, rng))
 
 
 def wish_for_caption(scene: Scene) -> Question:

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.data.scenes.dice import Dice
 from harness.data.scenes.shapes import SHAPES, TEXTURES, Look, coverage
+from harness.data.scenes.stable_rng import StableRng
 
 SIDE = 224
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
@@ -96,21 +96,21 @@ class _Placed:
         return max(self.area * 2 // 5, min(60, self.area * 9 // 10))
 
 
-def _extent(dice: Dice) -> int:
+def _extent(rng: StableRng) -> int:
     """How many pixels an object measures across: mostly 30 to 70, at times less than a patch or most of the image."""
-    low, high = dice.weighted(((10, 14), (15, 28), (30, 70), (75, 128)), (9, 21, 62, 8))
-    return dice.between(low, high)
+    low, high = rng.weighted(((10, 14), (15, 28), (30, 70), (75, 128)), (9, 21, 62, 8))
+    return rng.between(low, high)
 
 
-def _look(dice: Dice, shapes: Sequence[str], colours: Sequence[str], textures: Sequence[str]) -> Look:
+def _look(rng: StableRng, shapes: Sequence[str], colours: Sequence[str], textures: Sequence[str]) -> Look:
     """An object in the scene's palette; one too small to show a texture is plain."""
-    shape, colour, texture = dice.pick(shapes), dice.pick(colours), dice.pick(textures)
-    width = height = _extent(dice)
-    angle = dice.between(-18, 18) % 360
+    shape, colour, texture = rng.pick(shapes), rng.pick(colours), rng.pick(textures)
+    width = height = _extent(rng)
+    angle = rng.between(-18, 18) % 360
     if shape == "bar":
         width = min(max(width * 3 // 2, 24), 150)
-        height = max(width * 10 // dice.between(32, 60), 6)
-        angle = dice.between(0, 179)
+        height = max(width * 10 // rng.between(32, 60), 6)
+        angle = rng.between(0, 179)
     elif shape == "diamond":
         width = height * 2 // 3
     elif shape == "star":
@@ -118,29 +118,29 @@ def _look(dice: Dice, shapes: Sequence[str], colours: Sequence[str], textures: S
     if min(width, height) < (36 if shape in _NARROW else 12 if shape == "bar" else 22):
         texture = "plain"
     period = min(max(min(width, height) // 5, 7), 12)
-    return Look(shape, colour, texture, width, height, angle, dice.between(0, 179), period)
+    return Look(shape, colour, texture, width, height, angle, rng.between(0, 179), period)
 
 
-def _candidates(dice: Dice, look: Look, radius: int, placed: list[_Placed]) -> Iterator[tuple[int, int, bool]]:
+def _candidates(rng: StableRng, look: Look, radius: int, placed: list[_Placed]) -> Iterator[tuple[int, int, bool]]:
     """Places to try for a new object, (x, y, whether it must stand free): often beside another, then anywhere."""
     low, high = radius + _BORDER, SIDE - radius - _BORDER
     neighbours = [old for old in placed if old.look.colour != look.colour]
-    if neighbours and dice.percent(40):
-        old = dice.pick(neighbours)
+    if neighbours and rng.percent(40):
+        old = rng.pick(neighbours)
         reach = (radius + old.radius) * 7 // 10
         for _ in range(_ATTEMPTS // 2):
-            x, y = old.x + dice.between(-reach, reach), old.y + dice.between(-reach, reach)
+            x, y = old.x + rng.between(-reach, reach), old.y + rng.between(-reach, reach)
             yield min(max(x, low), high), min(max(y, low), high), False
     for attempt in range(_ATTEMPTS):
-        yield dice.between(low, high), dice.between(low, high), attempt < _ATTEMPTS * 3 // 4
+        yield rng.between(low, high), rng.between(low, high), attempt < _ATTEMPTS * 3 // 4
 
 
-def _try_to_place(dice: Dice, look: Look, placed: list[_Placed], ids: np.ndarray) -> bool:
+def _try_to_place(rng: StableRng, look: Look, placed: list[_Placed], ids: np.ndarray) -> bool:
     """Put the object on top, at the first place tried that leaves everything recognisable; False if there is none."""
     first, second = coverage(look)
     stamp = first + second >= 2
     area = int(stamp.sum())
-    for x, y, stands_free in _candidates(dice, look, len(stamp) // 2, placed):
+    for x, y, stands_free in _candidates(rng, look, len(stamp) // 2, placed):
         new = _Placed(look, x, y, stamp, area, area)
         touched = [(k, old) for k, old in enumerate(placed, start=1) if new.box.meets(old.box)]
         if any(old.look.colour == look.colour for _, old in touched):
@@ -189,19 +189,19 @@ def _seen(number: int, placed: Sequence[_Placed], ids: np.ndarray) -> SceneObjec
     )
 
 
-def sample(dice: Dice) -> Scene:
+def sample(rng: StableRng) -> Scene:
     """Draw a scene of three to nine objects that share a few shapes, colours and textures."""
-    count = dice.weighted((3, 4, 5, 6, 7, 8, 9), (6, 18, 24, 22, 16, 9, 5))
-    shapes = dice.shuffled(SHAPES)[: dice.between(2, 4)]
-    colours = dice.shuffled(COLOURS)[: dice.between(2, 4)]
-    textures = ("plain", *dice.shuffled(TEXTURES[1:])[: dice.between(1, 3)])
-    looks = [_look(dice, shapes, colours, textures) for _ in range(count)]
-    if dice.percent(70):
+    count = rng.weighted((3, 4, 5, 6, 7, 8, 9), (6, 18, 24, 22, 16, 9, 5))
+    shapes = rng.shuffled(SHAPES)[: rng.between(2, 4)]
+    colours = rng.shuffled(COLOURS)[: rng.between(2, 4)]
+    textures = ("plain", *rng.shuffled(TEXTURES[1:])[: rng.between(1, 3)])
+    looks = [_look(rng, shapes, colours, textures) for _ in range(count)]
+    if rng.percent(70):
         looks.sort(key=lambda look: -look.width * look.height)
     ids = np.zeros((SIDE, SIDE), dtype=np.uint8)
     placed: list[_Placed] = []
     for look in looks:
-        _try_to_place(dice, look, placed, ids)
+        _try_to_place(rng, look, placed, ids)
     if len(placed) < 3:
-        return sample(dice)
+        return sample(rng)
     return Scene(tuple(_seen(number, placed, ids) for number in range(1, len(placed) + 1)), ids)

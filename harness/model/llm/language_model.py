@@ -101,7 +101,7 @@ class LanguageModel(nn.Module):
         """Id of the word that ends an answer."""
         return int(self.tokenizer.eos_token_id)
 
-    def wish(self, expression: str) -> str:
+    def format_prompt(self, expression: str) -> str:
         """The fixed template around an expression; all other braces are text."""
         return self.config.template.replace("{expression}", expression)
 

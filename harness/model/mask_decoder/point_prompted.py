@@ -1,4 +1,4 @@
-"""The mask head that is only told places: what a frozen SAM answers where a [SEG] state points."""
+"""A frozen SAM's mask decoder, prompted with points that are predicted from the [SEG] hidden state."""
 
 import torch
 import torch.nn.functional as F

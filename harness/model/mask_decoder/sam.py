@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from harness.errors import WeightsError
 from harness.model.mask_decoder.fused_attention import fuse_attention
 from harness.model.weights.resolution import WeightsRecord, resolve
-from harness.model.weights.strict_loading import read_tensors, refuse_misfits
+from harness.model.weights.strict_loading import check_state_dict, read_tensors
 
 SCENES_FRAME = 224
 SCENES_PATCH = 8
@@ -144,7 +144,7 @@ def load_sam(name: str) -> LoadedSam:
 
 def _load_strictly(sam: Sam, state: dict[str, Tensor], name: str) -> None:
     expected = sam.state_dict()
-    refuse_misfits(
+    check_state_dict(
         name,
         "their SAM",
         missing=expected.keys() - state.keys(),

@@ -77,23 +77,25 @@ def two_way(
         else:
             with_position = queries + tokens
             queries = block.norm1(queries + block.self_attn(q=with_position, k=with_position, v=queries))
-        looked = _look(block.cross_attn_token_to_image, queries + tokens, keys, position, shared)
+        looked = _token_to_image(block.cross_attn_token_to_image, queries + tokens, keys, position, shared)
         queries = block.norm2(queries + looked)
         queries = block.norm3(queries + block.mlp(queries))
         if image_update:
             attention = block.cross_attn_image_to_token
-            keys = block.norm4(_look_back(attention, keys, position, queries, queries + tokens, shared))
+            keys = block.norm4(_image_to_token(attention, keys, position, queries, queries + tokens, shared))
             shared = None
     queries, tokens = queries[:, :num_read], tokens[:, :num_read]
-    final = _look(transformer.final_attn_token_to_image, queries + tokens, keys, position, shared)
+    final = _token_to_image(transformer.final_attn_token_to_image, queries + tokens, keys, position, shared)
     return transformer.norm_final_attn(queries + final), keys
 
 
-def _look(attention: Attention, queries: Tensor, keys: Tensor, position: Tensor, shared: Grouping | None) -> Tensor:
+def _token_to_image(
+    attention: Attention, queries: Tensor, keys: Tensor, position: Tensor, shared: Grouping | None
+) -> Tensor:
     """Tokens (M, K, P) look at the image of their prompt, all tokens of an image at once while it is shared."""
     q = attention.q_proj(queries)
     if shared is not None:
-        return shared.by_prompt(_look_together(attention, shared.by_image(q), keys, position))
+        return shared.by_prompt(_token_to_shared_image(attention, shared.by_image(q), keys, position))
     asked = _by_head(attention, q) / (q.shape[-1] // attention.num_heads) ** 0.5
     places = attention.k_proj(position)[0]
     scores = torch.baddbmm(asked @ places.mT, asked @ attention.k_proj.weight, keys.mT)
@@ -103,7 +105,7 @@ def _look(attention: Attention, queries: Tensor, keys: Tensor, position: Tensor,
     return attention.out_proj(mixed + attention.v_proj.bias)
 
 
-def _look_together(attention: Attention, q: Tensor, keys: Tensor, position: Tensor) -> Tensor:
+def _token_to_shared_image(attention: Attention, q: Tensor, keys: Tensor, position: Tensor) -> Tensor:
     """Projected tokens (B, E, K, d) of an image's prompts look at it (B, N, P) -> (B, E, K, P)."""
     k, v = attention.k_proj(keys + position), attention.v_proj(keys)
     grouped = rearrange(q, "b e k d -> b (e k) d")
@@ -112,7 +114,7 @@ def _look_together(attention: Attention, q: Tensor, keys: Tensor, position: Tens
     return rearrange(attention.out_proj(mixed), "b (e k) p -> b e k p", k=q.shape[2])
 
 
-def _look_back(
+def _image_to_token(
     attention: Attention, keys: Tensor, position: Tensor, values: Tensor, tokens: Tensor, shared: Grouping | None
 ) -> Tensor:
     """The image (B, N, P) or (M, N, P) looks at each prompt's tokens (M, K, P): it and what it sees, (M, N, P)."""

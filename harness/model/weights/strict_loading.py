@@ -63,7 +63,7 @@ def load_strictly(
             ignore_mismatched_sizes=True,  # reported below with the rest, in place of an exception of its own
             **settings,
         )
-    refuse_misfits(
+    check_state_dict(
         name,
         f"a {model.config.model_type}",
         missing=_without(loading["missing_keys"], optional),
@@ -115,7 +115,7 @@ def _without(names: Iterable[str], optional: Iterable[str]) -> set[str]:
     return {name for name in names if not any(re.fullmatch(each, name) for each in optional)}
 
 
-def refuse_misfits(name: str, kind: str, *, missing: Set[str], unexpected: Set[str], reshaped: Set[str]) -> None:
+def check_state_dict(name: str, kind: str, *, missing: Set[str], unexpected: Set[str], reshaped: Set[str]) -> None:
     """Ends loading where any weight does not fit.
 
     Args:

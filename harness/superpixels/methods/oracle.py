@@ -5,7 +5,7 @@ from scipy import ndimage
 
 from harness.data.example import Example
 from harness.errors import HarnessError
-from harness.superpixels.partition import compact, complete
+from harness.superpixels.partition import compact, fill_uncovered
 from harness.superpixels.source import SourceConfig
 
 
@@ -30,7 +30,7 @@ def segment(config: Config, example: Example) -> np.ndarray:
             f"use at least {num_objects + 1}"
         )
     if num_parts <= allowed:
-        return complete(objects - 1)
+        return fill_uncovered(objects - 1)
     sizes = np.bincount(parts[background], minlength=num_parts + 1)
     largest = np.argsort(-sizes, kind="stable")[: allowed - 1]
     small = background & ~np.isin(parts, largest)

@@ -19,9 +19,9 @@ from harness.data.example import Example
 from harness.data.frame import Frame
 from harness.model.weights.resolution import WeightsRecord, resolve
 from harness.superpixels.candidates import CandidateRequest, Candidates, Proposal
-from harness.superpixels.filter import FilterSettings, choose, label_map, settle
+from harness.superpixels.filter import FilterSettings, absorb_fragments, choose, label_map
 from harness.superpixels.granularity import NAMES, pool_settings, settings
-from harness.superpixels.partition import compact, complete, merge
+from harness.superpixels.partition import compact, fill_uncovered, merge
 from harness.superpixels.source import SourceConfig
 
 _DEFAULT_MODEL = "sam-scenes"
@@ -143,7 +143,7 @@ def _partition(candidates: Candidates, config: Config, size: tuple[int, int]) ->
     height, width = size
     asked = config.filter_settings(height * width)
     chosen = choose(candidates, asked, config.pool_points_per_side)
-    return complete(settle(label_map(chosen, height, width), asked.min_area))
+    return fill_uncovered(absorb_fragments(label_map(chosen, height, width), asked.min_area))
 
 
 def _split(labels: np.ndarray, finest: np.ndarray, features: np.ndarray, config: Config) -> np.ndarray:

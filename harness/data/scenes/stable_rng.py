@@ -13,7 +13,7 @@ from numpy.random import PCG64, SeedSequence
 T = TypeVar("T")
 
 
-class Dice:
+class StableRng:
     """A stream of integers fixed by a key.
 
     Args:

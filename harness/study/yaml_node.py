@@ -6,7 +6,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Spot:
+class SourceLocation:
     """Where something was written; reads `studies/x.yaml:12: base.training.steps`.
 
     Args:
@@ -23,13 +23,13 @@ class Spot:
         place = self.source if self.line is None else f"{self.source}:{self.line}"
         return f"{place}: {self.key}" if self.key else place
 
-    def under(self, key: str | int, line: int | None = None) -> "Spot":
+    def under(self, key: str | int, line: int | None = None) -> "SourceLocation":
         """The place of a key inside this one."""
-        return Spot(self.source, line or self.line, f"{self.key}.{key}" if self.key else str(key))
+        return SourceLocation(self.source, line or self.line, f"{self.key}.{key}" if self.key else str(key))
 
 
 @dataclass(frozen=True, slots=True)
-class Tree:
+class YamlNode:
     """A YAML value with its place.
 
     Args:
@@ -37,10 +37,10 @@ class Tree:
     """
 
     value: Any
-    spot: Spot
+    spot: SourceLocation
 
     @classmethod
-    def of(cls, value: Any, spot: Spot) -> "Tree":
+    def of(cls, value: Any, spot: SourceLocation) -> "YamlNode":
         """A plain value, all of it with one place."""
         if isinstance(value, dict):
             return cls({key: cls.of(inner, spot) for key, inner in value.items()}, spot)
@@ -49,7 +49,7 @@ class Tree:
         return cls(value, spot)
 
     @classmethod
-    def nest(cls, path: Sequence[str], leaf: "Tree") -> "Tree":
+    def nest(cls, path: Sequence[str], leaf: "YamlNode") -> "YamlNode":
         """{a: {b: leaf}} for the path a, b; the mappings around the leaf have the leaf's place."""
         tree = leaf
         for key in reversed(path):
@@ -61,11 +61,11 @@ class Tree:
         """Whether this is a mapping."""
         return isinstance(self.value, dict)
 
-    def get(self, key: str) -> "Tree | None":
+    def get(self, key: str) -> "YamlNode | None":
         """The value under a key; None where this is no mapping or has no such key."""
         return self.value.get(key) if isinstance(self.value, dict) else None
 
-    def items(self) -> Iterator[tuple[str, "Tree"]]:
+    def items(self) -> Iterator[tuple[str, "YamlNode"]]:
         """Keys and values of a mapping; nothing for anything else."""
         return iter(self.value.items()) if isinstance(self.value, dict) else iter(())
 
@@ -73,11 +73,11 @@ class Tree:
         """Keys of a mapping; none for anything else."""
         return [key for key, _ in self.items()]
 
-    def entries(self) -> list["Tree"]:
+    def entries(self) -> list["YamlNode"]:
         """Values of a list; none for anything else."""
         return self.value if isinstance(self.value, list) else []
 
-    def without(self, *keys: str) -> "Tree":
+    def without(self, *keys: str) -> "YamlNode":
         """This mapping without some of its keys."""
         return replace(self, value={key: value for key, value in self.items() if key not in keys})
 
@@ -90,7 +90,7 @@ class Tree:
         return self.value
 
 
-def merge(base: Tree | None, over: Tree) -> Tree:
+def merge(base: YamlNode | None, over: YamlNode) -> YamlNode:
     """`over` on top of `base`, key by key.
 
     Where both name something (`name: svp`, or the bare string that is short for it) and the names differ, the old
@@ -107,11 +107,11 @@ def merge(base: Tree | None, over: Tree) -> Tree:
     merged = dict(old.items())
     for key, value in new.items():
         merged[key] = merge(merged.get(key), value)
-    return Tree(merged, new.spot)
+    return YamlNode(merged, new.spot)
 
 
-def _long_form(tree: Tree, other: Tree) -> Tree:
+def _long_form(tree: YamlNode, other: YamlNode) -> YamlNode:
     """`sspe` as {name: sspe} where it meets a mapping."""
     if isinstance(tree.value, str) and other.is_mapping:
-        return Tree({"name": tree}, tree.spot)
+        return YamlNode({"name": tree}, tree.spot)
     return tree
