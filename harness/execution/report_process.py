@@ -1,6 +1,7 @@
 """Builds a run's report in a process of its own, so that it neither holds up nor ends the study it reports on."""
 
 import signal
+import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
@@ -9,6 +10,9 @@ from types import TracebackType
 from typing import Self
 
 from harness.results.run_folder import RunFolder
+
+_MAX_SHARE = 0.1
+"""Largest share of a run's time during which a report is being built."""
 
 
 class ReportProcess:
@@ -21,6 +25,7 @@ class ReportProcess:
     def __init__(self, build: Callable[[Path], object]) -> None:
         self.build = build
         self._process: BaseProcess | None = None
+        self._started = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -30,11 +35,18 @@ class ReportProcess:
             self._process.join()
 
     def start(self, folder: RunFolder) -> None:
-        """Begins a report, unless one is still being built."""
-        if self._process is not None and self._process.is_alive():
+        """Begins a report, unless one is still being built or was built so lately that it would slow the run."""
+        if self._process is not None and (self._process.is_alive() or self._is_recent(folder)):
             return
+        self._started = time.time()
         self._process = get_context("spawn").Process(target=_build, args=(self.build, folder.path), daemon=True)
         self._process.start()
+
+    def _is_recent(self, folder: RunFolder) -> bool:
+        if not folder.report.exists():
+            return False
+        seconds = folder.report.stat().st_mtime - self._started
+        return time.time() - self._started < seconds / _MAX_SHARE
 
 
 def _build(build: Callable[[Path], object], path: Path) -> None:

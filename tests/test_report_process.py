@@ -1,0 +1,54 @@
+"""Reports are built beside a run: one at a time, not more often than they are worth, and never ending it."""
+
+import time
+from pathlib import Path
+
+from harness.execution.report_process import ReportProcess
+from harness.results.run_folder import RunFolder
+
+
+def build(path: Path) -> None:
+    """Takes a while, writes the report and counts."""
+    time.sleep(0.5)
+    folder = RunFolder(path)
+    folder.report.parent.mkdir(exist_ok=True)
+    folder.report.write_text("page")
+    with (path / "built.log").open("a") as log:
+        log.write("built\n")
+
+
+def broken(_: Path) -> None:
+    raise RuntimeError("no report")
+
+
+def built(folder: RunFolder) -> int:
+    return len((folder.path / "built.log").read_text().splitlines())
+
+
+def test_a_report_is_begun_once_and_waited_for(tmp_path):
+    folder = RunFolder(tmp_path)
+    with ReportProcess(build) as report:
+        report.start(folder)
+        report.start(folder)
+    assert built(folder) == 1
+    assert folder.report.exists()
+
+
+def test_a_report_that_was_built_lately_is_not_built_again_until_it_is_worth_its_time(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    with ReportProcess(build) as report:
+        report.start(folder)
+        report._process.join()
+        report.start(folder)
+        report._process.join()
+        assert built(folder) == 1
+        later = time.time() + 3600
+        monkeypatch.setattr(time, "time", lambda: later)
+        report.start(folder)
+    assert built(folder) == 2
+
+
+def test_a_report_that_fails_ends_nothing(tmp_path, capfd):
+    with ReportProcess(broken) as report:
+        report.start(RunFolder(tmp_path))
+    assert "no report" in capfd.readouterr().err
