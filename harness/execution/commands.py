@@ -1,6 +1,7 @@
 """What `python -m harness.run` does: list, plan, check, report, run."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +15,13 @@ from harness.execution.report_process import ReportProcess
 from harness.execution.worker import RunsCells
 from harness.monitoring.progress import progress_on
 from harness.monitoring.result_table import result_table
+from harness.monitoring.run_log import run_log
 from harness.results.run_folder import RunFolder
 from harness.study.study import Cell, Study, load
+from harness.system.environment import command
 from harness.system.uris import choose_tracking_uri
+
+_log = logging.getLogger(__name__)
 
 
 def run_command(options: argparse.Namespace) -> int:
@@ -106,13 +111,17 @@ def _execute(study: Study, folder: RunFolder, storage: str | None, uri: str | No
     finished = folder.finished()
     _check(study, [cell for cell in study.cells_to_check() if cell.id not in finished], console)
     tracker = Tracker(study, folder, uri)
-    try:
-        with ReportProcess(_build_report) as report:
-            outcome = execute(study, folder, storage, _cells(), progress_on(console), tracker, report.start)
-    except BaseException:
-        if folder.results.exists():
-            _report(folder)
-        raise
+    with run_log(folder.path / "run.log"):
+        _log.info("run started", extra={"fields": {"command": command(), "cells": len(study.cells())}})
+        try:
+            with ReportProcess(_build_report) as report:
+                outcome = execute(study, folder, storage, _cells(), progress_on(console), tracker, report.start)
+        except BaseException as error:
+            _log.info("run interrupted", extra={"fields": {"by": type(error).__name__}})
+            if folder.results.exists():
+                _report(folder)
+            raise
+        _log.info("run ended", extra={"fields": {"ran": outcome.num_run, "failed": outcome.num_failed}})
     if outcome.num_superseded:
         console.print(
             f"{outcome.num_superseded} rows in {folder.cells} are superseded: they were made by other code of their "

@@ -1,5 +1,6 @@
 """Runs the cells of a study, one after the other, until none is left; never one that is finished."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol
@@ -9,6 +10,8 @@ from harness.monitoring.progress import Progress
 from harness.results.run_folder import Row, RunFolder
 from harness.study.study import Cell, Point, Study
 from harness.system.environment import command
+
+_log = logging.getLogger(__name__)
 
 
 class RunsCells(Protocol):
@@ -83,10 +86,14 @@ class Worker:
             return self.finished[cell.id]
         self.num_run += 1
         self.progress.started(cell, self.num_there + self.num_run, self.total)
+        of_cell = {"cell": cell.id, "arm": cell.arm, "point": dict(cell.point), "seed": cell.seed}
+        _log.info("cell started", extra={"fields": of_cell})
         row = {**self.cells.run(cell, self.folder, self.progress), "command": command(), "trial": trial}
         self.folder.write_cell(row)
         row = self.folder.row(cell.id)
         self.finished[cell.id] = row
         self.progress.finished(row)
+        outcome = {name: row.get(name) for name in ("status", "stage", "failed_stage", "reason", "wall_seconds")}
+        _log.info("cell finished", extra={"fields": of_cell | outcome})
         self.after_cell()
         return row
