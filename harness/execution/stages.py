@@ -143,11 +143,10 @@ class Stages:
         return {"flops": sum(flops.values()), **columns, **latency_columns(latency), "latency_round": None}
 
     def pipelines(self) -> list[Pipeline]:
-        """The trained model on each of the images that are timed."""
-        assembly = self.assembly
+        """The trained model on each of the images that are timed; on one of a preflight's few images."""
+        assembly, count = self.assembly, TIMED_IMAGES if self.max_images is None else 1
         return [
-            Pipeline(assembly.segmenter.eval(), assembly.batches, example)
-            for example in _first(self.testing, TIMED_IMAGES)
+            Pipeline(assembly.segmenter.eval(), assembly.batches, example) for example in _first(self.testing, count)
         ]
 
     def illustrate(self) -> Row:
