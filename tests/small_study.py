@@ -95,15 +95,10 @@ def row_of(cell: Cell, status: str = "done", reason: str = "") -> Row:
     """What a cell reports."""
     measured = {"giou": score(cell), "tokens": 4.0 + len(cell.arm), "wall_seconds": 5.0}
     return {
-        "study": cell.study,
-        "cell": cell.id,
-        "arm": cell.arm,
-        "point": json.dumps(cell.point, sort_keys=True),
-        "seed": cell.seed,
+        **cell.columns,
         "status": status,
         "reason": reason,
         "started_at": "2026-01-01T00:00:00+00:00",
-        "spec": cell.spec.model_dump_json(),
         "environment": json.dumps({"cpu": "one", "device": "cpu"}),
         **({**measured, "curve": json.dumps(CURVE)} if status == "done" else {}),
     }

@@ -64,8 +64,8 @@ def load(path: Path, device: torch.device, precision: str | None = None) -> Trai
     Args:
         path: of the checkpoint.
         device: where the cell is to run.
-        precision: in which it is to run, as `training.precision`, because that decides in which dtype the LLM's base is
-            held; None for the precision it was trained in. `Trained.spec` has it, for whoever runs the cell.
+        precision: that the cell will run in, as `training.precision`; it decides the dtype of the LLM's base. None for
+            the precision of its training. `Trained.spec` holds it.
 
     Raises:
         WeightsError: no such file, no checkpoint of a cell, one of other pretrained weights than those found now, or of

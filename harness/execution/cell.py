@@ -59,29 +59,12 @@ def run_cell(cell: Cell, folder: RunFolder, progress: Progress, max_images: int 
     return row
 
 
-def identity(cell: Cell) -> Row:
-    """The columns that name a cell."""
-    spec = cell.spec
-    return {
-        "study": cell.study,
-        "cell": cell.id,
-        "arm": cell.arm,
-        "point": json.dumps(cell.point, sort_keys=True),
-        "seed": cell.seed,
-        "projector": spec.projector["name"],
-        "superpixels": spec.superpixels["name"] if spec.superpixels else "none",
-        "vision_encoder": spec.vision_encoder.name,
-        "llm": spec.llm.name,
-        "spec": spec.model_dump_json(),
-    }
-
-
 def _begin(cell: Cell, folder: RunFolder) -> Row:
     """The row as earlier stages left it, with the time and the environment of this attempt."""
     kept = folder.kept_row(cell.id)
     return {
         **kept,
-        **identity(cell),
+        **cell.columns,
         "status": "unfinished",
         "failed_stage": "",
         "reason": "",

@@ -48,13 +48,8 @@ class RunContents:
 def of_cell(cell: Cell) -> Row:
     """The row of a cell that is about to run."""
     return {
-        "study": cell.study,
-        "cell": cell.id,
-        "arm": cell.arm,
-        "point": json.dumps(cell.point, sort_keys=True),
-        "seed": cell.seed,
+        **cell.columns,
         "status": "running",
-        "spec": cell.spec.model_dump_json(),
         "environment": json.dumps(describe_environment()),
         "command": command(),
     }

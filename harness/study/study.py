@@ -58,6 +58,23 @@ class Cell:
     spec: CellSpec
     code: str
 
+    @property
+    def columns(self) -> dict[str, str | int]:
+        """The columns of a row that name the cell and its parts."""
+        spec = self.spec
+        return {
+            "study": self.study,
+            "cell": self.id,
+            "arm": self.arm,
+            "point": json.dumps(dict(self.point), sort_keys=True),
+            "seed": self.seed,
+            "projector": spec.projector["name"],
+            "superpixels": spec.superpixels["name"] if spec.superpixels else "none",
+            "vision_encoder": spec.vision_encoder.name,
+            "llm": spec.llm.name,
+            "spec": spec.model_dump_json(),
+        }
+
 
 @dataclass(frozen=True)
 class Study:
