@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from harness import run
@@ -170,3 +171,17 @@ def test_a_row_that_is_none_is_one_sentence_and_stops_no_plan_beside_it(tmp_path
         assert run.main([str(path), "--out", str(folder.path)]) == 2
         assert f"{spoilt} is not the row of a cell; delete it" in capsys.readouterr().err.replace("\n", "")
     assert run.main([str(path), "--plan", "--out", str(folder.path.with_name("other"))]) == 0
+
+
+def test_a_report_is_made_from_the_rows_as_they_are_and_without_rows_from_the_tables(tmp_path, monkeypatch):
+    path, folder = write_study(tmp_path), run_folder(tmp_path)
+    execute(load(path), folder, None, Cells(), quiet())
+    monkeypatch.setattr(commands, "_report", lambda _: None)
+    (cell, *_) = folder.tabled()
+    folder.write_cell({**folder.row(cell), "giou": 0.75})
+    command = [str(path), "--report-only", "--out", str(folder.path)]
+    assert run.main(command) == 0
+    assert pd.read_parquet(folder.results).set_index("cell").loc[cell, "giou"] == 0.75
+    (folder.cells / f"{cell}.json").unlink()
+    assert run.main(command) == 0
+    assert len(folder.tabled()) == 12

@@ -150,13 +150,16 @@ def _execute(study: Study, folder: RunFolder, storage: str | None, uri: str | No
 
 
 def _gather_again(study: Study, folder: RunFolder, storage: str | None) -> None:
-    """Adds to the tables the cells that finished after the tables were written last; takes none away."""
+    """Writes the tables from the rows of their cells and of those that were added since; takes no cell away.
+
+    Tables whose rows are not all in the folder are left as they are.
+    """
     from harness.execution.run_study import known_cells
 
     rows = folder.rows()
     tabled = folder.tabled()
     added = [cell.id for cell in known_cells(study, folder, storage) if cell.id in rows and cell.id not in tabled]
-    if added:
+    if rows and set(tabled) <= rows.keys():
         folder.gather([*tabled, *added])
 
 
@@ -185,7 +188,5 @@ def _build_report(path: Path) -> None:
 
 
 def _report(folder: RunFolder) -> None:
-    """Imports what draws when there is something to draw."""
-    from reports import build
-
-    build(folder.path)
+    """Builds the report in this process."""
+    _build_report(folder.path)
