@@ -31,7 +31,7 @@ from harness.data.frame import Frame
 from harness.data.scenes import DOMAINS, load
 from harness.data.scenes import Config as ScenesConfig
 from harness.evaluation.metrics import mean_best_overlap
-from harness.model.mask_decoder.decoder import MaskHead
+from harness.model.mask_decoder.decoder import MaskDecoder
 from harness.model.mask_decoder.sam import LoadedSam
 from harness.monitoring.progress import progress_on
 from harness.superpixels.candidates import Candidates, PoolSettings, encode, propose
@@ -43,7 +43,7 @@ from harness.superpixels.methods.sam import Config
 def compare_pool(sam: LoadedSam, examples: Sequence[Example], settings: PoolSettings, rounds: int) -> str:
     """Seconds and agreement of the two ways to all masks of an image."""
     cache = SamCache(sam)
-    head = MaskHead(sam.sam.prompt_encoder, sam.sam.mask_decoder)
+    head = MaskDecoder(sam.sam.prompt_encoder, sam.sam.mask_decoder)
     upstream = SamAutomaticMaskGenerator(
         sam.sam,
         points_per_side=settings.points_per_side,
@@ -174,8 +174,8 @@ def compare_overlap(examples: Sequence[Example], model: str) -> str:
     """How well single superpixels stand for objects, by source, each at as many superpixels as SAM makes."""
     lines = [f"mean best overlap with the objects of {len(examples)} test scenes"]
     for granularity in ("default", "adaptive"):
-        asked = Config.model_validate({"model": model, "granularity": granularity})
-        found = _overlaps("sam", asked, examples)
+        settings = Config.model_validate({"model": model, "granularity": granularity})
+        found = _overlaps("sam", settings, examples)
         rows, count = {f"sam, {granularity}": found}, round(float(np.mean(found[1])))
         for name in ("slic", "felzenszwalb"):
             rows[name] = _overlaps(name, superpixels.get(name).Config(count=count), examples)
@@ -189,8 +189,8 @@ def compare_overlap(examples: Sequence[Example], model: str) -> str:
 
 def _overlaps(name: str, config: Any, examples: Sequence[Example]) -> tuple[list[float], list[int]]:
     labels = [segment(name, config, example) for example in examples]
-    overlaps = [mean_best_overlap(cut, one.id_map()) for cut, one in zip(labels, examples, strict=True)]
-    return overlaps, [int(cut.max()) + 1 for cut in labels]
+    overlaps = [mean_best_overlap(label_map, one.id_map()) for label_map, one in zip(labels, examples, strict=True)]
+    return overlaps, [int(label_map.max()) + 1 for label_map in labels]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -205,8 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{hardware()}; SAM {options.model!r}\n")
     examples = load(ScenesConfig.model_validate({"domains": [*DOMAINS], "test_images": options.images}), "test")[:]
     scores = scores_of(options.model)
-    asked = PoolSettings(options.points, *scores.thresholds["default"], scores.stability_offset)
-    print(compare_pool(frozen_sam(options.model), examples[:4], asked, options.rounds))
+    settings = PoolSettings(options.points, *scores.thresholds["default"], scores.stability_offset)
+    print(compare_pool(frozen_sam(options.model), examples[:4], settings, options.rounds))
     print(compare_filter(options.rounds))
     progress = progress_on(Console())
     pool = SuperpixelCache("sam", Config.model_validate({"model": options.model}), examples[0].size[0]).pool

@@ -60,7 +60,7 @@ class ComputedSuperpixels(SuperpixelCache):
             for example in examples:
                 pool.embeddings.encode([example])
                 pool.propose(example)
-        return torch.from_numpy(np.stack([self.cut(example) for example in examples])).long()
+        return torch.from_numpy(np.stack([self.compute_superpixels(example) for example in examples])).long()
 
 
 def packed(examples: Sequence[Example], num_expressions: int) -> Rows:
@@ -78,17 +78,17 @@ class Step:
 
     def __init__(self, assembly: Assembly, spec: CellSpec) -> None:
         self.assembly = assembly
-        self.precision, self.pointing = spec.training.precision, spec.training.pointing
+        self.precision, self.location_loss = spec.training.precision, spec.training.location_loss
         self.device = assembly.batches.device
         learning = [p for p in assembly.segmenter.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(learning, lr=spec.training.learning_rate, fused=True)
 
     def run(self, rows: Rows) -> None:
         """Batch, forward, backward, update."""
-        batch = self._make(rows, with_view=self.assembly.segmenter.mask_head.learns)
+        batch = self._make(rows, with_mask_inputs=self.assembly.segmenter.mask_decoder.learns)
         with autocast(self.precision, self.device):
-            answer = self.assembly.segmenter(batch.features, batch.view, batch.query)
-        losses(answer, batch).total(self.pointing).backward()
+            answer = self.assembly.segmenter(batch.features, batch.mask_inputs, batch.query)
+        losses(answer, batch).total(self.location_loss).backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         synchronize(self.device)
@@ -96,14 +96,16 @@ class Step:
     @torch.inference_mode()
     def masks(self, rows: Rows) -> Tensor:
         """Mask logits in float32, to compare."""
-        batch = self._make(rows, with_view=True)
+        batch = self._make(rows, with_mask_inputs=True)
         self.assembly.segmenter.eval()
-        logits = self.assembly.segmenter(batch.features, batch.view, batch.query).mask_logits
+        logits = self.assembly.segmenter(batch.features, batch.mask_inputs, batch.query).mask_logits
         self.assembly.segmenter.train()
         return logits
 
-    def _make(self, rows: Rows, *, with_view: bool) -> Batch:
-        return self.assembly.batches.make([e for e, _ in rows], [asked for _, asked in rows], with_view=with_view)
+    def _make(self, rows: Rows, *, with_mask_inputs: bool) -> Batch:
+        return self.assembly.batches.make(
+            [e for e, _ in rows], [queries for _, queries in rows], with_mask_inputs=with_mask_inputs
+        )
 
 
 def alternate(*ways: Callable[[], object], rounds: int) -> list[list[float]]:

@@ -39,6 +39,24 @@ def shorten(text: str, limit: int = 80) -> str:
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
 
 
+RENAMED = {
+    "start": "init_from",
+    "mask_head": "mask_decoder",
+    "pointing": "location_loss",
+    "said": "generated_text",
+    "answered": "predicted_seg",
+    "giou_other_tokens": "giou_swapped_tokens",
+}
+"""YAML keys, columns and metrics of earlier versions, and their names now."""
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """The message for a key that is not in `known`: its new name if it was renamed, else near matches."""
+    allowed = set(known)
+    renamed = RENAMED.get(key)
+    return f"{key} is now named {renamed}; rename it" if renamed in allowed else f"unknown key; {suggest(key, allowed)}"
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """The second half of an unknown-name message: near matches when there are any, else all that is known."""
     options = sorted(known)

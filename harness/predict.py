@@ -84,7 +84,9 @@ def _predict(trained: Trained, example: Example, out: Path) -> list[str]:
     evaluator = Evaluator(assembly.segmenter, assembly.batches, 1, precision)
     prediction = next(evaluator.predict([example], [example.expressions]))
     lines = []
-    for number, (text, mask, answered) in enumerate(zip(texts, prediction.masks, prediction.answered, strict=True)):
+    for number, (text, mask, answered) in enumerate(
+        zip(texts, prediction.masks, prediction.predicted_seg, strict=True)
+    ):
         stem = example.image_id if len(texts) == 1 else f"{example.image_id}-{number}"
         paths = out / f"{stem}.mask.png", out / f"{stem}.overlay.png"
         try:

@@ -13,7 +13,7 @@ from harness.errors import HarnessError
 from harness.system.uris import redact
 
 _CONTINUE = "the same command continues"
-LIST_KINDS = ("projectors", "superpixels", "datasets", "metrics", "encoders", "llms", "mask_heads", "starts")
+LIST_KINDS = ("projectors", "superpixels", "datasets", "metrics", "encoders", "llms", "mask_decoders", "checkpoints")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -85,15 +85,15 @@ class CAbstractor(Projector):
 def _convolve(stage: nn.Module, values: Tensor, mask: Tensor, height: int) -> Tensor:
     """The blocks of a stage over a grid, values (B, N, E) and mask (B, N) -> (B, N, E')."""
     maps = rearrange(values, "b (h w) e -> b e h w", h=height)
-    real = rearrange(mask, "b (h w) -> b 1 h w", h=height)
+    is_valid = rearrange(mask, "b (h w) -> b 1 h w", h=height)
     for block in stage.children():
-        maps = _masked(block, maps, real)
+        maps = _masked(block, maps, is_valid)
     return rearrange(maps, "b e h w -> b (h w) e")
 
 
-def _masked(block: Any, maps: Tensor, real: Tensor) -> Tensor:
+def _masked(block: Any, maps: Tensor, is_valid: Tensor) -> Tensor:
     """The forward of a `Bottleneck`, but that padding reaches neither the 3x3 convolution nor the mean that gates."""
-    inner = block.conv2(block.conv1(maps) * real)
-    mean = (inner * real).sum((2, 3), keepdim=True) / real.sum((2, 3), keepdim=True)
+    inner = block.conv2(block.conv1(maps) * is_valid)
+    mean = (inner * is_valid).sum((2, 3), keepdim=True) / is_valid.sum((2, 3), keepdim=True)
     inner = inner * block.se.gate(block.se.fc2(block.se.act(block.se.fc1(mean))))
     return block.act3(block.conv3(inner) + block.downsample(maps))

@@ -127,7 +127,7 @@ class Projector(nn.Module, ABC):
     """
 
     Config: ClassVar[type[ProjectorConfig]]
-    needs: frozenset[str] = frozenset()
+    required_inputs: frozenset[str] = frozenset()
     """Optional fields of VisualFeatures that must be filled: any of "superpixels", "decoder_pe", "keys", "cls_query",
     "cls_key". Ask the instance, not the class: what is needed may depend on names and switches of the configuration,
     but not on its numbers."""

@@ -83,8 +83,8 @@ class DiVT(Projector):
         # What is no token must read something: a softmax over nothing is not a number.
         readable = members | ~mask[..., None]
         hidden = repeat(~readable, "b t n -> (b heads) t n", heads=self.heads)
-        read, _ = self.attention(queries, keys, values, attn_mask=hidden, need_weights=False)
-        return VisualTokens(self.project(read) * mask[..., None], mask, members.float())
+        attended, _ = self.attention(queries, keys, values, attn_mask=hidden, need_weights=False)
+        return VisualTokens(self.project(attended) * mask[..., None], mask, members.float())
 
     def load_official(self, state_dict: Mapping[str, Tensor]) -> None:
         """As for every projector; the release has a norm of its own for keys and for values."""

@@ -112,9 +112,9 @@ class GridAverage(nn.Module):
 
     def forward(self, values: Tensor, patch_mask: Tensor) -> tuple[Tensor, Tensor]:
         """values (B, N, E), patch_mask (B, N) -> means (B, T, E), zero where empty, and (B, T) bool, False there."""
-        real = patch_mask[..., None].to(values.dtype)
-        share = self._mean(real)
-        return self._mean(values * real) / share.where(share > 0, 1), share[..., 0] > 0
+        is_valid = patch_mask[..., None].to(values.dtype)
+        share = self._mean(is_valid)
+        return self._mean(values * is_valid) / share.where(share > 0, 1), share[..., 0] > 0
 
     def regions(self, patch_mask: Tensor) -> Tensor:
         """(B, T, N), 1 where a real patch is counted to a cell."""

@@ -84,17 +84,17 @@ class MQT(Projector):
     def forward(self, features: VisualFeatures) -> VisualTokens:
         """patches (B, N, C) -> embeds (B, T, D), in the order of the queries."""
         batch, count = len(features.patches), self._count()
-        places = resized(self.positions, self.dims.grid)
-        keys, values = self.norms(features.patches + places if self.reads_content else places, features.patches)
+        positions = resized(self.positions, self.dims.grid)
+        keys, values = self.norms(features.patches + positions if self.reads_content else positions, features.patches)
         queries = self.query_norm(self.queries[:count] + self.positions[:count])
-        read, _ = self.attention(
+        attended, _ = self.attention(
             queries.expand(batch, -1, -1),
             keys.expand(batch, -1, -1),
             values,
             key_padding_mask=~features.patch_mask,
             need_weights=False,
         )
-        return VisualTokens.dense(read @ self.project)
+        return VisualTokens.dense(attended @ self.project)
 
     def load_official(self, state_dict: Mapping[str, Tensor]) -> None:
         """As for every projector; the release has a norm of its own for keys and for values."""

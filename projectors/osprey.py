@@ -25,7 +25,7 @@ from projectors.registry import register
 class Osprey(Projector):
     """Tokens in pairs: what a superpixel holds, then where it lies and its shape, as read from its binary mask."""
 
-    needs = frozenset({"superpixels"})
+    required_inputs = frozenset({"superpixels"})
 
     class Config(ProjectorConfig):
         resolution: int = Field(default=112, ge=2, le=256, description="side of the mask that is read, in cells")

@@ -53,12 +53,12 @@ class PixelShuffle(Projector):
 
     def forward(self, features: VisualFeatures) -> VisualTokens:
         """patches (B, N, C) -> embeds (B, N / s^2, D), the blocks row by row."""
-        real = features.patch_mask
-        mask = reduce(real, "b (h i w j) -> b (h w)", "max", **self.blocks)
-        blocks = rearrange(features.patches * real[..., None], "b (h i w j) c -> b (h w) (i j c)", **self.blocks)
+        is_valid = features.patch_mask
+        mask = reduce(is_valid, "b (h i w j) -> b (h w)", "max", **self.blocks)
+        blocks = rearrange(features.patches * is_valid[..., None], "b (h i w j) c -> b (h w) (i j c)", **self.blocks)
         embeds = self.project(blocks) * mask[..., None]
-        regions = repeat(torch.eye(mask.shape[1], device=real.device), "t (h w) -> t (h i w j)", **self.blocks)
-        return VisualTokens(embeds, mask, regions * real[:, None])
+        regions = repeat(torch.eye(mask.shape[1], device=is_valid.device), "t (h w) -> t (h i w j)", **self.blocks)
+        return VisualTokens(embeds, mask, regions * is_valid[:, None])
 
     def load_official(self, state_dict: Mapping[str, Tensor]) -> None:
         """As for every projector; the other modules of a whole checkpoint are left out."""

@@ -26,7 +26,7 @@ from projectors.registry import register
 
 Rank = Callable[[Tensor, Tensor], Tensor]
 """In which order patches are kept, N where they are not: how much CLS looks at each, patch_mask (B, N) -> (B, N)."""
-NEEDS = frozenset({"keys", "cls_query", "cls_key"})
+REQUIRED_INPUTS = frozenset({"keys", "cls_query", "cls_key"})
 
 
 class PruMergeConfig(ProjectorConfig):
@@ -39,7 +39,7 @@ class PruMergeConfig(ProjectorConfig):
 class PruMerge(Projector):
     """Tokens where the image says much at a glance, however many that are, and one for the rest of it."""
 
-    needs = NEEDS
+    required_inputs = REQUIRED_INPUTS
     official_names: ClassVar = {"0.": "project.0.", "2.": "project.2."}
     official_prefix = "model.mm_projector."
     Config = PruMergeConfig
@@ -83,8 +83,8 @@ def prune_and_merge(features: VisualFeatures, rank_of: Rank, nearest: int, proje
 
 def outliers(attention: Tensor, patch_mask: Tensor) -> Tensor:
     """A `Rank`: kept are those further over the third quartile than one and a half times the quartiles are apart."""
-    real = attention.masked_fill(~patch_mask, torch.nan)
-    quartiles = real.nanquantile(attention.new_tensor([0.25, 0.75]), dim=-1, keepdim=True)
+    is_valid = attention.masked_fill(~patch_mask, torch.nan)
+    quartiles = is_valid.nanquantile(attention.new_tensor([0.25, 0.75]), dim=-1, keepdim=True)
     bound = quartiles[1] + 1.5 * (quartiles[1] - quartiles[0])
     rank = attention.argsort(dim=-1, descending=True).argsort(dim=-1)
     return rank.masked_fill(attention <= bound, attention.shape[1]).to(attention.dtype)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from projectors.contract import Dims, Projector, VisualFeatures, VisualTokens
 from projectors.layers import mlp
-from projectors.prumerge import NEEDS, PruMergeConfig, outliers, prune_and_merge
+from projectors.prumerge import REQUIRED_INPUTS, PruMergeConfig, outliers, prune_and_merge
 from projectors.registry import register
 
 
@@ -24,7 +24,7 @@ from projectors.registry import register
 class PruMergePlus(Projector):
     """About four times the tokens of PruMerge: three spread evenly for each that CLS looks at."""
 
-    needs = NEEDS
+    required_inputs = REQUIRED_INPUTS
     official_names: ClassVar = {"0.": "project.0.", "2.": "project.2."}
     official_prefix = "model.mm_projector."
     Config = PruMergeConfig

@@ -76,12 +76,12 @@ class QFormer(Projector):
 
     def forward(self, features: VisualFeatures) -> VisualTokens:
         """patches (B, N, C) -> embeds (B, T, D), in the order of the queries."""
-        read = self.core(
+        attended = self.core(
             query_embeds=self.queries.expand(len(features.patches), -1, -1),
             encoder_hidden_states=features.patches,
             encoder_attention_mask=features.patch_mask,
         )
-        return VisualTokens.dense(self.project(read.last_hidden_state))
+        return VisualTokens.dense(self.project(attended.last_hidden_state))
 
     def load_official(self, state_dict: Mapping[str, Tensor]) -> None:
         """As for every projector; what the release has for text is left out, and its encoder with `ln_vision`."""

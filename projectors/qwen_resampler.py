@@ -77,11 +77,11 @@ class QwenResampler(Projector):
         """patches (B, N, C) -> embeds (B, T, D), the T queries row by row."""
         patches = self.patch_norm(self.enter(features.patches))
         queries = self.query_norm(self.queries) + self.positions
-        read, _ = self.attention(
+        attended, _ = self.attention(
             queries.expand(len(patches), -1, -1),
             patches + resized(self.positions, self.dims.grid),
             patches,
             key_padding_mask=~features.patch_mask,
             need_weights=False,
         )
-        return VisualTokens.dense(self.norm(read) @ self.project)
+        return VisualTokens.dense(self.norm(attended) @ self.project)

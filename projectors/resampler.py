@@ -96,6 +96,6 @@ class _Layer(nn.Module):
         sources = self.key_value(torch.cat([self.patch_norm(patches), normed], dim=1))
         query = rearrange(self.query(normed), "b t (h e) -> b h t e", h=self.heads)
         key, value = rearrange(sources, "b n (kv h e) -> kv b h n e", kv=2, h=self.heads)
-        read = F.scaled_dot_product_attention(query, key, value, attn_mask=rearrange(readable, "b n -> b 1 1 n"))
-        latents = latents + self.output(rearrange(read, "b h t e -> b t (h e)"))
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=rearrange(readable, "b n -> b 1 1 n"))
+        latents = latents + self.output(rearrange(attended, "b h t e -> b t (h e)"))
         return latents + self.mlp(latents)

@@ -24,7 +24,7 @@ from projectors.registry import register
 class Subobject(Projector):
     """One token per superpixel that knows where it lies and its shape as plain numbers: the flat baseline of SSPE."""
 
-    needs = frozenset({"superpixels"})
+    required_inputs = frozenset({"superpixels"})
 
     class Config(ProjectorConfig):
         resolution: int = Field(default=32, ge=2, le=128, description="side of the grid laid over a box, in bins")

@@ -93,10 +93,10 @@ class SVA(Projector):
 
     def forward(self, features: VisualFeatures) -> VisualTokens:
         """patches (B, N, C) -> embeds (B, T, D), the T windows row by row."""
-        real = features.patch_mask[..., None]
+        is_valid = features.patch_mask[..., None]
         patches = self.encode(features.patches)
-        context = (patches * real).sum(dim=1, keepdim=True) / real.sum(dim=1, keepdim=True)
-        windows, readable = self._windows(patches), self._windows(real)[..., 0]
+        context = (patches * is_valid).sum(dim=1, keepdim=True) / is_valid.sum(dim=1, keepdim=True)
+        windows, readable = self._windows(patches), self._windows(is_valid)[..., 0]
         mask = readable.any(dim=-1)
         # An empty window must read something: a softmax over nothing is not a number.
         readable = readable | ~mask[..., None]
@@ -104,7 +104,7 @@ class SVA(Projector):
         for layer in self.layers:
             queries = layer(queries, context, windows, readable)
         embeds = self.project(queries) * mask[..., None]
-        return VisualTokens(embeds, mask, self._cells(real.device) * features.patch_mask[:, None])
+        return VisualTokens(embeds, mask, self._cells(is_valid.device) * features.patch_mask[:, None])
 
     def load_official(self, state_dict: Mapping[str, Tensor]) -> None:
         """As for every projector; the release has a norm of its own for keys and for values."""
@@ -160,6 +160,8 @@ class _Layer(nn.Module):
             rearrange(states, "b t k (h e) -> (b t) h k e", h=self.heads)
             for states in (self.key(for_keys), self.value(for_values))
         )
-        read = F.scaled_dot_product_attention(query, key, value, attn_mask=rearrange(readable, "b t k -> (b t) 1 1 k"))
-        attended = merged + self.output(rearrange(read, "(b t) h 1 e -> b t (h e)", b=len(queries)))
+        attended = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=rearrange(readable, "b t k -> (b t) 1 1 k")
+        )
+        attended = merged + self.output(rearrange(attended, "(b t) h 1 e -> b t (h e)", b=len(queries)))
         return queries + self.mlp(self.norm(attended))

@@ -87,21 +87,21 @@ class TokenPacker(Projector):
     def forward(self, features: VisualFeatures) -> VisualTokens:
         """patches (B, N, C) and layers (B, K, N, C) -> embeds (B, N / s^2, D), the regions row by row."""
         assert features.layers is not None, "the projector declares that it needs layers"
-        real = self._regions(features.patch_mask[..., None])[..., 0]
-        mask = real.any(dim=-1)
+        is_valid = self._regions(features.patch_mask[..., None])[..., 0]
+        mask = is_valid.any(dim=-1)
         # An empty region must read something: a softmax over nothing is not a number.
-        readable = real | ~mask[..., None]
+        readable = is_valid | ~mask[..., None]
         layers = rearrange(features.layers, "b k n c -> b n (k c)")
         keys, values = self.norms(self.key(layers), self.value(layers))
-        queries = self.query_norm(self.query(self._coarse(features.patches, real)))
-        read, _ = self.attention(
+        queries = self.query_norm(self.query(self._coarse(features.patches, is_valid)))
+        attended, _ = self.attention(
             rearrange(queries, "b t e -> (b t) 1 e"),
             rearrange(self._regions(keys), "b t s e -> (b t) s e"),
             rearrange(self._regions(values), "b t s e -> (b t) s e"),
             key_padding_mask=~rearrange(readable, "b t s -> (b t) s"),
             need_weights=False,
         )
-        embeds = self.project(rearrange(read, "(b t) 1 e -> b t e", b=len(mask))) * mask[..., None]
+        embeds = self.project(rearrange(attended, "(b t) 1 e -> b t e", b=len(mask))) * mask[..., None]
         cells = repeat(torch.eye(mask.shape[1], device=mask.device), "t (h w) -> t (h i w j)", **self.blocks)
         return VisualTokens(embeds, mask, cells * features.patch_mask[:, None])
 
@@ -113,10 +113,10 @@ class TokenPacker(Projector):
         """(B, N, E) -> (B, T, s^2, E)."""
         return rearrange(values, "b (h i w j) e -> b (h w) (i j) e", **self.blocks)
 
-    def _coarse(self, patches: Tensor, real: Tensor) -> Tensor:
+    def _coarse(self, patches: Tensor, is_valid: Tensor) -> Tensor:
         """(B, N, C) -> (B, T, C), resized bilinearly; where that falls on padding alone, the mean of what is real."""
-        shares = real * self.resize
-        shares = shares.where(shares.sum(dim=-1, keepdim=True) > 0, real.to(shares.dtype))
+        shares = is_valid * self.resize
+        shares = shares.where(shares.sum(dim=-1, keepdim=True) > 0, is_valid.to(shares.dtype))
         total = shares.sum(dim=-1, keepdim=True)
         return ((shares / total.where(total > 0, 1))[..., None] * self._regions(patches)).sum(dim=2)
 

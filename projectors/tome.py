@@ -25,7 +25,7 @@ from projectors.registry import register
 class ToMe(Projector):
     """Tokens of any shape: large where patches look alike, wherever these lie, single patches where they do not."""
 
-    needs = frozenset({"keys"})
+    required_inputs = frozenset({"keys"})
 
     class Config(ProjectorConfig):
         tokens: int = Field(default=40, ge=1, description="visual tokens of an image that has as many patches or more")

@@ -55,8 +55,8 @@ def _means(findings: Findings, variant: str) -> Mapping[str, Mapping[str, float]
 def _without_seg(findings: Findings, variant: str) -> float:
     """Share of the expressions with a target to which the model itself did not say [SEG]."""
     samples = findings.samples
-    asked = samples[samples["cell"].isin(findings.cells(variant)["cell"]) & (samples["target_area"] > 0)]
-    return float(1 - asked["answered"].astype(float).mean())
+    targeted = samples[samples["cell"].isin(findings.cells(variant)["cell"]) & (samples["target_area"] > 0)]
+    return float(1 - targeted["predicted_seg"].astype(float).mean())
 
 
 def _cell(value: float) -> Cell:

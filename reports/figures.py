@@ -77,19 +77,23 @@ def families(findings: Findings) -> Figure:
     height = 0.6 + num_rows * (0.62 + 0.27 * len(findings.variants))
     figure = Figure(figsize=(10, height), layout="constrained")
     panels = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False).ravel()
-    places = np.arange(len(findings.variants))
+    positions = np.arange(len(findings.variants))
     for axes, family in zip(panels, names, strict=False):
-        estimates = [findings.panel.estimate(variant.name, findings.metric, family) for variant in findings.variants]
+        estimates = [
+            findings.score_table.estimate(variant.name, findings.metric, family) for variant in findings.variants
+        ]
         values = np.array([estimate.value for estimate in estimates])
         errors = np.array([[e.value - e.low, e.high - e.value] for e in estimates]).T.clip(min=0)
         colors = [style.color for style in styles(findings)]
         ink = mpl.rcParams["text.color"]
-        axes.barh(places, values, color=colors, height=0.72, xerr=errors, error_kw={"ecolor": ink, "elinewidth": 1.1})
+        axes.barh(
+            positions, values, color=colors, height=0.72, xerr=errors, error_kw={"ecolor": ink, "elinewidth": 1.1}
+        )
         if findings.baseline is not None:
             baseline = [variant.name for variant in findings.variants].index(findings.baseline)
             axes.axvline(values[baseline], ls=":", lw=1.1, color=ink)
         axes.set_title(f"{family}  (n = {max(estimate.num_expressions for estimate in estimates)})", fontsize=11)
-        axes.set_yticks(places, [variant.name for variant in findings.variants])
+        axes.set_yticks(positions, [variant.name for variant in findings.variants])
         axes.grid(axis="y", visible=False)
     for place, axes in enumerate(panels):
         is_lowest = len(names) - num_columns <= place < len(names)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from ruamel.yaml import YAML
 
-from harness.errors import DataError
+from harness.errors import RENAMED, DataError
 from harness.results.claims import Claim, Judgement, judge_claims
 from harness.results.run_folder import ANSWER_METRICS, COLUMNS, FAMILIES, METRICS, SAMPLE_COLUMNS, aggregate_seeds
 from harness.results.score_table import LOWER_IS_BETTER, ScoreTable, variant_name
@@ -67,7 +67,7 @@ class Findings:
     study: dict[str, Any]
     results: pd.DataFrame
     samples: pd.DataFrame
-    panel: ScoreTable
+    score_table: ScoreTable
     variants: tuple[Variant, ...]
     baselines: tuple[str, ...]
     margin: float
@@ -83,7 +83,7 @@ class Findings:
     @property
     def missing_baselines(self) -> list[str]:
         """The baselines that the study names and that have no finished cell."""
-        return [arm for arm in _named_baselines(self.study) if not self.panel.variants_of(arm)]
+        return [arm for arm in _named_baselines(self.study) if not self.score_table.variants_of(arm)]
 
     @property
     def done(self) -> pd.DataFrame:
@@ -104,7 +104,7 @@ class Findings:
     @property
     def families(self) -> list[str]:
         """The families that the score speaks of, those of `scenes` in their own order and first."""
-        present = self.panel.families_of(self.metric)
+        present = self.score_table.families_of(self.metric)
         known = [family for family in FAMILIES if family in present]
         return [*known, *(family for family in present if family not in known)]
 
@@ -114,7 +114,7 @@ class Findings:
         return METRICS[self.metric].label
 
     @property
-    def asked(self) -> str:
+    def query_noun(self) -> str:
         """What the score is of: an expression or a question."""
         return "question" if self.metric in ANSWER_METRICS else "expression"
 
@@ -144,18 +144,19 @@ def load(folder: Path) -> Findings:
     """Read a run's folder and judge what is in it.
 
     Raises:
-        DataError: the folder holds no result table.
+        DataError: the folder holds no result table, or one of an earlier version with other column names.
     """
     if not (folder / "results.parquet").exists():
         raise DataError(f"{folder} holds no results.parquet; run the study before asking for its report")
     results, samples = (pd.read_parquet(folder / f"{name}.parquet") for name in ("results", "samples"))
+    _refuse_renamed(folder, {*results.columns, *samples.columns})
     study = YAML(typ="safe").load(folder / "study.resolved.yaml")
     results = results.reindex(columns=list(dict.fromkeys([*results.columns, *COLUMNS, *_OPTIONAL])))
     samples = samples.reindex(columns=list(SAMPLE_COLUMNS))  # one of before questions were asked has no answers
-    panel = ScoreTable(results, samples)
+    score_table = ScoreTable(results, samples)
     metric = _ranked_by(study.get("objectives") or {})
     margin = float(study.get("margin") or DEFAULT_MARGIN)
-    found = [panel.variants_of(arm) for arm in _named_baselines(study)]
+    found = [score_table.variants_of(arm) for arm in _named_baselines(study)]
     baselines = tuple(variants[0] for variants in found if variants)
     claims = [Claim.model_validate(claim) for claim in study.get("claims") or []]
     return Findings(
@@ -164,11 +165,11 @@ def load(folder: Path) -> Findings:
         study=study,
         results=results,
         samples=samples,
-        panel=panel,
-        variants=_variants(panel, metric, results, baselines, margin),
+        score_table=score_table,
+        variants=_variants(score_table, metric, results, baselines, margin),
         baselines=baselines,
         margin=margin,
-        judgements=tuple(judge_claims(claims, panel, margin)),
+        judgements=tuple(judge_claims(claims, score_table, margin)),
         environment=_json(folder / "environment.json") or {},
         importance=_json(folder / "importance.json"),
     )
@@ -184,42 +185,52 @@ def _ranked_by(objectives: Mapping[str, str]) -> str:
     return next(iter(scores), "giou")
 
 
+def _refuse_renamed(folder: Path, columns: set[str]) -> None:
+    """Raises DataError for tables of an earlier version."""
+    renamed = [f"{column} is now {RENAMED[column]}" for column in sorted(columns & RENAMED.keys())]
+    if renamed:
+        raise DataError(
+            f"{folder} holds tables of an earlier version ({', '.join(renamed)}); rename the columns, or run the study "
+            "again with --out and another folder"
+        )
+
+
 def _json(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def _variants(
-    panel: ScoreTable, metric: str, results: pd.DataFrame, baselines: tuple[str, ...], margin: float
+    score_table: ScoreTable, metric: str, results: pd.DataFrame, baselines: tuple[str, ...], margin: float
 ) -> tuple[Variant, ...]:
     done = results[results["status"] == "done"]
     names = pd.Series([variant_name(*pair) for pair in zip(done["arm"], done["point"], strict=True)], index=done.index)
     means = {str(name): aggregate_seeds(cells) for name, cells in done.groupby(names)}
-    scores = {name: panel.estimate(name, metric) for name in panel.variants}
-    costs = {name: means[name].get("tokens", float("nan")) for name in panel.variants}
-    shares = panel.front_share(costs, metric)
-    points = np.array([[scores[name].value, -costs[name]] for name in panel.variants]).reshape(-1, 2)
-    on_front = dict(zip(panel.variants, is_on_front(points).tolist(), strict=True))
-    comparisons = _comparisons(panel, metric, baselines, margin)
+    scores = {name: score_table.estimate(name, metric) for name in score_table.variants}
+    costs = {name: means[name].get("tokens", float("nan")) for name in score_table.variants}
+    shares = score_table.front_share(costs, metric)
+    points = np.array([[scores[name].value, -costs[name]] for name in score_table.variants]).reshape(-1, 2)
+    on_front = dict(zip(score_table.variants, is_on_front(points).tolist(), strict=True))
+    comparisons = _comparisons(score_table, metric, baselines, margin)
     return tuple(
         Variant(name, scores[name], means[name], comparisons[name], on_front[name], shares.get(name, float("nan")))
-        for name in panel.variants
+        for name in score_table.variants
     )
 
 
 def _comparisons(
-    panel: ScoreTable, metric: str, baselines: tuple[str, ...], margin: float
+    score_table: ScoreTable, metric: str, baselines: tuple[str, ...], margin: float
 ) -> dict[str, dict[str, Comparison]]:
     """Every variant against every baseline, by both names; each pair is one test of the study's family.
 
     Pairs without a common seed are left out.
     """
-    pairs = [(name, baseline) for baseline in baselines for name in panel.variants if name != baseline]
-    differences = {pair: panel.compare(*pair, metric) for pair in pairs}
+    pairs = [(name, baseline) for baseline in baselines for name in score_table.variants if name != baseline]
+    differences = {pair: score_table.compare(*pair, metric) for pair in pairs}
     differences = {pair: difference for pair, difference in differences.items() if difference.is_compared}
     tests = list(dict.fromkeys(frozenset(pair) for pair in differences))
     first = {test: next(pair for pair in differences if frozenset(pair) == test) for test in tests}
     adjusted = dict(zip(tests, holm([differences[first[test]].p for test in tests]), strict=True))
-    comparisons: dict[str, dict[str, Comparison]] = {name: {} for name in panel.variants}
+    comparisons: dict[str, dict[str, Comparison]] = {name: {} for name in score_table.variants}
     for (name, baseline), difference in differences.items():
         p = adjusted[frozenset((name, baseline))]
         comparisons[name][baseline] = Comparison(difference, p, len(tests), judge(difference, p, margin))

@@ -39,11 +39,11 @@ def quality_against(findings: Findings, cost: str) -> Figure:
     lows, highs = (np.array(ends) for ends in zip(*((v.score.low, v.score.high) for v in shown), strict=True))
     if costs.max() >= WIDE * costs.min() > 0:
         _count_in_doubles(axes)
-        (start, end), places = _across(np.log2(costs), 0.0)
+        (start, end), positions = _across(np.log2(costs), 0.0)
         start, end = np.exp2([start, end])
     else:
-        (start, end), places = _across(costs, 0.25 * float(costs.max()))  # near-equal costs should look near-equal
-    shifts = _apart(places, lows, highs)
+        (start, end), positions = _across(costs, 0.25 * float(costs.max()))  # near-equal costs should look near-equal
+    shifts = _apart(positions, lows, highs)
     for variant, value, shift, look in zip(shown, costs, shifts, looks, strict=True):
         nudge = axes.transData + ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans)
         score = variant.score
@@ -79,7 +79,7 @@ def budgets(findings: Findings) -> dict[str, list[Variant]]:
     arms: dict[str, list[Variant]] = {}
     for variant in findings.variants:
         if not is_missing(variant.means.get("tokens")):
-            arms.setdefault(findings.panel.arm_of(variant.name), []).append(variant)
+            arms.setdefault(findings.score_table.arm_of(variant.name), []).append(variant)
     by_tokens = {arm: sorted(found, key=lambda variant: variant.means["tokens"]) for arm, found in arms.items()}
     return {arm: found for arm, found in by_tokens.items() if len({each.means["tokens"] for each in found}) >= 3}
 
@@ -89,7 +89,9 @@ def quality_by_budget(findings: Findings) -> Figure:
     curves = budgets(findings)
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     axes = figure.add_subplot()
-    looks = {findings.panel.arm_of(v.name): look for v, look in zip(findings.variants, styles(findings), strict=True)}
+    looks = {
+        findings.score_table.arm_of(v.name): look for v, look in zip(findings.variants, styles(findings), strict=True)
+    }
     palette = cycle(sns.color_palette("colorblind", 10))
     for arm, found in curves.items():
         color = next(palette)
@@ -98,7 +100,7 @@ def quality_by_budget(findings: Findings) -> Figure:
         lows, highs = [score.low for score in scores], [score.high for score in scores]
         axes.fill_between(tokens, lows, highs, color=color, alpha=0.12, lw=0)
     for variant in findings.variants:
-        arm = findings.panel.arm_of(variant.name)
+        arm = findings.score_table.arm_of(variant.name)
         if arm not in curves and not is_missing(variant.means.get("tokens")):
             score, ink = variant.score, mpl.rcParams["text.color"]
             errors = [[score.value - score.low], [score.high - score.value]]
@@ -126,16 +128,16 @@ def _across(values: np.ndarray, least: float) -> tuple[tuple[float, float], np.n
     return (start, end), (values - start) / (end - start) * AXES_POINTS
 
 
-def _apart(places: np.ndarray, lows: np.ndarray, highs: np.ndarray) -> np.ndarray:
+def _apart(positions: np.ndarray, lows: np.ndarray, highs: np.ndarray) -> np.ndarray:
     """Points (1/72 inch) to shift intervals at these places by, as little as keeps one from hiding another."""
-    shifts = np.zeros(len(places))
-    order = np.argsort(places, kind="stable")
+    shifts = np.zeros(len(positions))
+    order = np.argsort(positions, kind="stable")
     for turn, one in enumerate(order):
         before = order[:turn]
         near = before[(lows[before] <= highs[one]) & (highs[before] >= lows[one])]
         for step in count():
             shifts[one] = GAP * ((step + 1) // 2) * (1 if step % 2 else -1)
-            if (np.abs(places[one] + shifts[one] - places[near] - shifts[near]) >= GAP).all():
+            if (np.abs(positions[one] + shifts[one] - positions[near] - shifts[near]) >= GAP).all():
                 break
     return shifts
 

@@ -40,7 +40,7 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class GeneratedText:
     """What an arm answers, and its score."""
 
     arm: str
@@ -60,7 +60,7 @@ class GalleryItem:
     family: str
     image_id: str
     tiles: tuple[Tile, ...]
-    said: tuple[Said, ...] = ()
+    generated_text: tuple[GeneratedText, ...] = ()
 
 
 def gallery_items(findings: Findings) -> list[GalleryItem]:
@@ -145,7 +145,9 @@ def _exhibit(findings: Findings, folder: Path, rule: str, image_id: str, express
     tiles.insert(0, Tile("target", "none" if not target.any() else "", _encode(_draw(picture, target, None))))
     for name, row in rows.items():
         shown = _draw(picture, target, _mask(row, "prediction_rle"))
-        tiles.append(Tile(name, f"IoU {fixed(row['iou'], 2)}{'' if row['answered'] else ', no [SEG]'}", _encode(shown)))
+        tiles.append(
+            Tile(name, f"IoU {fixed(row['iou'], 2)}{'' if row['predicted_seg'] else ', no [SEG]'}", _encode(shown))
+        )
     first = next(iter(rows.values()))
     return GalleryItem(rule, first["text"], first["family"], image_id, tuple(tiles))
 
@@ -154,10 +156,12 @@ def _answered(findings: Findings, folder: Path, reference: str) -> Iterator[Gall
     """The questions."""
     keys = ["image_id", "expression_id"]
     tables = {each.name: _first_seed(findings, each).set_index(keys).sort_index() for each in findings.variants}
-    asked = tables[reference].dropna(subset="said")
-    asked = asked[np.array([_picture(folder, image_id).exists() for image_id, _ in asked.index], bool)]
+    answered_rows = tables[reference].dropna(subset="generated_text")
+    answered_rows = answered_rows[
+        np.array([_picture(folder, image_id).exists() for image_id, _ in answered_rows.index], bool)
+    ]
     shown: set[str] = set()
-    for family, rows in asked.groupby("family", sort=False):
+    for family, rows in answered_rows.groupby("family", sort=False):
         for word, extreme in {"best": rows["score"].max(), "worst": rows["score"].min()}.items():
             such = rows[(rows["score"] == extreme) & (rows["score"].nunique() > 1)]
             fresh = such[~such.index.get_level_values("image_id").isin(shown)]
@@ -172,10 +176,13 @@ def _conversation(folder: Path, rule: str, key: tuple[str, int], tables: dict[st
     first, (image_id, _) = next(iter(rows.values())), key
     picture = np.asarray(Image.open(_picture(folder, image_id)).convert("RGB"))
     tiles = [Tile("image", "", _encode(_enlarge(picture)))]
-    tiles += [Tile(*title, _encode(_outline_labels(picture, cut))) for title, cut in _superpixels(folder, image_id)]
-    said = [Said("right answer", json.loads(first["references"])[0], "")]
-    said += [Said(name, row["said"], fixed(row["score"], 2)) for name, row in rows.items()]
-    return GalleryItem(rule, first["text"], first["family"], image_id, tuple(tiles), tuple(said))
+    tiles += [
+        Tile(*title, _encode(_outline_labels(picture, label_map)))
+        for title, label_map in _superpixels(folder, image_id)
+    ]
+    generated_text = [GeneratedText("right answer", json.loads(first["references"])[0], "")]
+    generated_text += [GeneratedText(name, row["generated_text"], fixed(row["score"], 2)) for name, row in rows.items()]
+    return GalleryItem(rule, first["text"], first["family"], image_id, tuple(tiles), tuple(generated_text))
 
 
 def _picture(folder: Path, image_id: str) -> Path:

@@ -1,6 +1,6 @@
 """Where a study cut superpixels finer and coarser: the knee, false positives, elongated objects and cost, in sentences.
 
-A *ladder* is one superpixel source at three or more granularities with nothing else changed, ordered by tokens. False
+A *sweep* is one superpixel source at three or more granularities with nothing else changed, ordered by tokens. False
 positives are compared between its two ends: FP rate, coarsest against finest, paired and with intervals.
 """
 
@@ -20,14 +20,14 @@ _FEWEST = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Ladder:
+class GranularitySweep:
     """One source, from the fewest tokens to the most."""
 
     source: str
-    rungs: tuple[Variant, ...]
+    levels: tuple[Variant, ...]
 
 
-def ladders(findings: Findings) -> list[Ladder]:
+def granularity_sweeps(findings: Findings) -> list[GranularitySweep]:
     """Every source that was run at three or more granularities with all else equal."""
     groups: dict[tuple[str, str], list[Variant]] = {}
     for variant in findings.variants:
@@ -36,89 +36,91 @@ def ladders(findings: Findings) -> list[Ladder]:
         if superpixels is not None and not is_missing(variant.means.get("tokens")):
             groups.setdefault((superpixels["name"], json.dumps(spec, sort_keys=True)), []).append(variant)
     return [
-        Ladder(source, tuple(sorted(rungs, key=lambda variant: variant.means["tokens"])))
-        for (source, _), rungs in groups.items()
-        if len(rungs) >= _FEWEST
+        GranularitySweep(source, tuple(sorted(levels, key=lambda variant: variant.means["tokens"])))
+        for (source, _), levels in groups.items()
+        if len(levels) >= _FEWEST
     ]
 
 
 def answers(findings: Findings) -> Iterator[str]:
-    """The sentences; none in a study without a ladder."""
-    for ladder in ladders(findings) if findings.metric == "giou" else ():
-        yield _knee(ladder, findings.margin)
-        yield _false_positives(ladder, findings.panel, "")
-        if _ends(ladder, findings.panel, None).is_compared:
-            yield _families(ladder, findings)
-        yield from _elongated(ladder, findings)
-        yield from _cost(ladder)
+    """The sentences; none in a study without a sweep."""
+    for sweep in granularity_sweeps(findings) if findings.metric == "giou" else ():
+        yield _knee(sweep, findings.margin)
+        yield _false_positives(sweep, findings.score_table, "")
+        if _ends(sweep, findings.score_table, None).is_compared:
+            yield _families(sweep, findings)
+        yield from _elongated(sweep, findings)
+        yield from _cost(sweep)
 
 
-def _knee(ladder: Ladder, margin: float) -> str:
-    best = max(ladder.rungs, key=lambda variant: variant.score.value)
-    knee = next(variant for variant in ladder.rungs if variant.score.value >= best.score.value - margin)
-    if knee is ladder.rungs[-1]:
+def _knee(sweep: GranularitySweep, margin: float) -> str:
+    best = max(sweep.levels, key=lambda variant: variant.score.value)
+    knee = next(variant for variant in sweep.levels if variant.score.value >= best.score.value - margin)
+    if knee is sweep.levels[-1]:
         return (
-            f"{ladder.source}: no knee within the sweep; the finest, {_rung(knee)}, is above all coarser ones by more "
+            f"{sweep.source}: no knee within the sweep; the finest, {_level(knee)}, is above all coarser ones by more "
             f"than the margin of {margin:g}."
         )
-    best_words = "is itself the best" if knee is best else f"is within {margin:g} of the best, {_rung(best)}"
-    return f"{ladder.source}: the knee is at {_rung(knee)}, the fewest tokens whose gIoU {best_words}."
+    best_words = "is itself the best" if knee is best else f"is within {margin:g} of the best, {_level(best)}"
+    return f"{sweep.source}: the knee is at {_level(knee)}, the fewest tokens whose gIoU {best_words}."
 
 
-def _false_positives(ladder: Ladder, panel: ScoreTable, where: str) -> str:
-    difference = _ends(ladder, panel, None)
+def _false_positives(sweep: GranularitySweep, score_table: ScoreTable, where: str) -> str:
+    difference = _ends(sweep, score_table, None)
     if not difference.is_compared:
-        why = panel.why_not_compared(ladder.rungs[-1].name, ladder.rungs[0].name)
-        return f"{ladder.source}{where}: the coarsest and the finest are not compared, {why}."
-    return f"{ladder.source}{where}: {_direction(difference)} the FP rate: {_apart(ladder, difference)}."
+        why = score_table.why_not_compared(sweep.levels[-1].name, sweep.levels[0].name)
+        return f"{sweep.source}{where}: the coarsest and the finest are not compared, {why}."
+    return f"{sweep.source}{where}: {_direction(difference)} the FP rate: {_apart(sweep, difference)}."
 
 
-def _families(ladder: Ladder, findings: Findings) -> str:
+def _families(sweep: GranularitySweep, findings: Findings) -> str:
     """Which families' FP rate changes between the ends, by Holm among the families."""
-    differences = {family: _ends(ladder, findings.panel, family) for family in findings.families if family != "absent"}
+    differences = {
+        family: _ends(sweep, findings.score_table, family) for family in findings.families if family != "absent"
+    }
     changed = [
         f"{family} {fixed(one.delta, signed=True)} {between(one.low, one.high, signed=True)}, p {p_value(p)}"
         for (family, one), p in zip(differences.items(), holm([one.p for one in differences.values()]), strict=True)
         if p < ALPHA and one.low * one.high > 0
     ]
     which = "; ".join(changed) if changed else "none that this study can tell from zero"
-    return f"{ladder.source}: families whose FP rate changes from the coarsest to the finest (Holm): {which}."
+    return f"{sweep.source}: families whose FP rate changes from the coarsest to the finest (Holm): {which}."
 
 
-def _elongated(ladder: Ladder, findings: Findings) -> Iterator[str]:
+def _elongated(sweep: GranularitySweep, findings: Findings) -> Iterator[str]:
     if "elongation" not in findings.samples:
         return
     elongated = findings.samples[findings.samples["elongation"] >= ELONGATED]
     if elongated.empty:
         return
-    panel = ScoreTable(findings.results, elongated)
-    if not {ladder.rungs[0].name, ladder.rungs[-1].name} <= {*panel.variants}:
+    score_table = ScoreTable(findings.results, elongated)
+    if not {sweep.levels[0].name, sweep.levels[-1].name} <= {*score_table.variants}:
         return
-    yield _false_positives(ladder, panel, f", objects {ELONGATED:g} times as long as wide or more")
+    yield _false_positives(sweep, score_table, f", objects {ELONGATED:g} times as long as wide or more")
 
 
-def _cost(ladder: Ladder) -> Iterator[str]:
-    ends = (ladder.rungs[0], ladder.rungs[-1])
+def _cost(sweep: GranularitySweep) -> Iterator[str]:
+    ends = (sweep.levels[0], sweep.levels[-1])
     if any(is_missing(_without_generation(variant)) for variant in ends):
         return
     tokens = " to ".join(fixed(variant.means["tokens"], 1) for variant in ends)
     whole = " to ".join(fixed(variant.means["latency_ms"], 0) for variant in ends)
     without = " to ".join(fixed(_without_generation(variant), 0) for variant in ends)
     yield (
-        f"{ladder.source}: from the coarsest to the finest, tokens go from {tokens} an image and latency from {whole} "
+        f"{sweep.source}: from the coarsest to the finest, tokens go from {tokens} an image and latency from {whole} "
         f"ms; with superpixels at hand already, from {without} ms."
     )
 
 
 def _without_generation(variant: Variant) -> float:
-    """Latency less making superpixels; SAM's encoder stays, since a mask head may need it."""
+    """Latency less making superpixels; SAM's encoder stays, since a mask decoder may need it."""
     whole, superpixels = (variant.means.get(f"latency_{part}ms", math.nan) for part in ("", "superpixels_"))
     return whole - superpixels
 
 
-def _ends(ladder: Ladder, panel: ScoreTable, family: str | None) -> Difference:
+def _ends(sweep: GranularitySweep, score_table: ScoreTable, family: str | None) -> Difference:
     """Finest minus coarsest."""
-    return panel.compare(ladder.rungs[-1].name, ladder.rungs[0].name, "fp_rate", family)
+    return score_table.compare(sweep.levels[-1].name, sweep.levels[0].name, "fp_rate", family)
 
 
 def _direction(difference: Difference) -> str:
@@ -127,13 +129,13 @@ def _direction(difference: Difference) -> str:
     return "finer granularity lowers" if difference.delta < 0 else "finer granularity raises"
 
 
-def _apart(ladder: Ladder, difference: Difference) -> str:
+def _apart(sweep: GranularitySweep, difference: Difference) -> str:
     interval = between(difference.low, difference.high, signed=True)
     return (
-        f"{ladder.rungs[-1].name} minus {ladder.rungs[0].name} {fixed(difference.delta, signed=True)} {interval}, "
+        f"{sweep.levels[-1].name} minus {sweep.levels[0].name} {fixed(difference.delta, signed=True)} {interval}, "
         f"p {p_value(difference.p)}, {difference.num_expressions:,} expressions"
     )
 
 
-def _rung(variant: Variant) -> str:
+def _level(variant: Variant) -> str:
     return f"{variant.name} ({fixed(variant.means['tokens'], 1)} tokens, gIoU {fixed(variant.score.value)})"

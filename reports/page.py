@@ -10,9 +10,9 @@ import jinja2
 from reports.figures import Drawing, draw_all
 from reports.findings import Findings, load
 from reports.gallery import gallery_items
+from reports.narrative import answers, caveats, finding_sentence
 from reports.numbers import DASH
-from reports.paper import all_tables
-from reports.words import answers, caveats, finding_sentence
+from reports.result_tables import all_tables
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),

@@ -21,7 +21,7 @@ base:
   data: {{name: scenes, train_images: 6, validation_images: 1, test_images: 3, expressions_per_image: 4}}
   vision_encoder: {{name: {encoder}, frame: 56}}
   llm: {{name: tiny, width: 32, layers: 1, heads: 2, visual_attention: bidirectional, template: "{{expression}} ."}}
-  mask_head: {{name: scratch, width: 32, depth: 1, mlp_width: 32, heads: 4, image_update: false}}
+  mask_decoder: {{name: scratch, width: 32, depth: 1, mlp_width: 32, heads: 4, image_update: false}}
   superpixels: {{name: grid, count: 6}}
   training: {{steps: 3, alignment_steps: 1, batch_images: 2, expressions_per_image: 3, warmup_steps: 1}}
   evaluation: {{latency_repeats: 1, gallery_images: 2}}
@@ -30,7 +30,7 @@ arms:
   finer: {{projector: {{name: pooling, tokens: 36}}}}
   sspe: {{projector: {{name: svp, aggregation: ssa, position: {{name: sspe, width: 16, resolution: 4}}}}}}
   decoder_pe: {{projector: {{name: svp, position: decoder_pe}}}}
-  sam: {{projector: {{name: svp, position: decoder_pe}}, superpixels: {{name: sam}}, mask_head: sam-scenes}}
+  sam: {{projector: {{name: svp, position: decoder_pe}}, superpixels: {{name: sam}}, mask_decoder: sam-scenes}}
 seeds: [0]
 objectives: {{giou: maximize}}
 baseline: pooling

@@ -31,7 +31,17 @@ NASTY = (
 """Values as YAML writes them."""
 KEYS = (
     *("name", "base", "arms", "search", "seeds", "objectives", "baseline", "claims", "margin", "extends", "question"),
-    *("projector", "superpixels", "training", "data", "llm", "vision_encoder", "mask_head", "start", "evaluation"),
+    *(
+        "projector",
+        "superpixels",
+        "training",
+        "data",
+        "llm",
+        "vision_encoder",
+        "mask_decoder",
+        "init_from",
+        "evaluation",
+    ),
     *("tokens", "count", "width", "layers", "steps", "at", "family", "within", "better", "than", "space", "low"),
     *("", "1", "null", "a.b", "..", "<<", "2020-01-01", "[bold]", '"\\0"', "k" * 300, "? [a]", "=", "&k x"),
 )

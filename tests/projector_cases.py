@@ -64,7 +64,7 @@ def features(batch: int = 3) -> VisualFeatures:
 
 def given(batch: VisualFeatures, projector: Projector) -> VisualFeatures:
     """Only what the projector asked for."""
-    missing = {field: None for field in OPTIONAL if field not in projector.needs}
+    missing = {field: None for field in OPTIONAL if field not in projector.required_inputs}
     at = [block - 1 for block in projector.needs_layers]
     return replace(batch, **missing, layers=None if batch.layers is None or not at else batch.layers[:, at])
 

@@ -12,7 +12,7 @@ from harness.evaluation.metrics import score
 
 FAMILIES = ("attribute", "texture", "absolute", "relation", "ordinal", "group", "absent")
 SIDE = 96
-LOSSES = {"loss": 3.0, "answer": 1.0, "bce": 1.2, "dice": 0.8, "pointing": 0.0}
+LOSSES = {"loss": 3.0, "answer": 1.0, "bce": 1.2, "dice": 0.8, "location": 0.0}
 #: arm: (search point, mean gIoU, what it loses on relations, tokens, projector parameters, superpixel source)
 ARMS = {
     "pooling": ({}, 0.62, 0.05, 36.0, 180_000, None),
@@ -108,7 +108,7 @@ def _samples(name: str, seed: int, offsets: np.ndarray, boxes: np.ndarray, sizes
                 "family": family, "domain": "studio", "split": "test",
                 "iou": iou, "iou_teacher_forced": min(1.0, iou + 0.01),
                 "intersection": intersection, "union": union, "predicted_area": int(prediction.sum()),
-                "target_area": int(target.sum()), "answered": bool(prediction.any()), "elongation": 1.0,
+                "target_area": int(target.sum()), "predicted_seg": bool(prediction.any()), "elongation": 1.0,
                 "intersection_teacher_forced": intersection, "predicted_area_teacher_forced": int(prediction.sum()),
                 "occlusion": 0.0,
                 "prediction_rle": _encode(prediction), "target_rle": _encode(target), "height": SIDE, "width": SIDE,
@@ -156,12 +156,12 @@ def _result(name: str, seed: int, samples: pd.DataFrame, generator: np.random.Ge
         "vision_encoder": "dinov2-small", "llm": "tiny", "num_images": samples["image_id"].nunique(),
         "num_control_images": samples["image_id"].nunique(),
         "num_expressions": len(samples), **score(samples), "giou_shuffled": 0.14 * wiggle,
-        "giou_other_tokens": 0.3 * wiggle, "giou_random_object": 0.11,
+        "giou_swapped_tokens": 0.3 * wiggle, "giou_random_object": 0.11,
         "tokens": tokens, "tokens_p95": tokens + 3, "max_tokens": 40,
         "projector_parameters": parameters, "trainable_parameters": parameters + 2_000_000,
         "flops": 12.3e9 + tokens * 1e7, "latency_ms": wiggle * sum(stages.values()),
         **{f"latency_{stage}_ms": value * wiggle for stage, value in stages.items()},
-        "peak_memory_mib": 812.0, "spec": json.dumps({"start": {"name": "some-start"}}),
+        "peak_memory_mib": 812.0, "spec": json.dumps({"init_from": {"name": "some-start"}}),
         "weights": json.dumps([vision, decoder]),
         "environment": json.dumps({"device": "cpu", "torch": "2.15.0"}), "curve": json.dumps(curve),
     }  # fmt: skip

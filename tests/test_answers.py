@@ -16,7 +16,7 @@ def ten(*answers: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("said", "given", "expected"),
+    ("generated", "given", "expected"),
     [
         ("red", ten("red"), 1.0),
         ("blue", ten("red"), 0.0),
@@ -37,8 +37,8 @@ def ten(*answers: str) -> list[str]:
         ("none", ten("0", "zero", "none", "three"), (3 * 2 / 3 + 7 * 1) / 10),
     ],
 )
-def test_vqa_accuracy_by_hand(said: str, given: list[str], expected: float) -> None:
-    assert vqa_accuracy([said], [given]) == [pytest.approx(expected)]
+def test_vqa_accuracy_by_hand(generated: str, given: list[str], expected: float) -> None:
+    assert vqa_accuracy([generated], [given]) == [pytest.approx(expected)]
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_words_are_normalised_as_the_official_script_does(text: str, expected: s
 
 
 def test_accuracy_forgives_case_and_what_is_around_an_answer_only() -> None:
-    said = ["Red.", " red ", "'red'!", "dark red", "", "reds", "re-d"]
-    assert accuracy(said, [["red"]] * 7) == [1, 1, 1, 0, 0, 0, 0]
+    generated = ["Red.", " red ", "'red'!", "dark red", "", "reds", "re-d"]
+    assert accuracy(generated, [["red"]] * 7) == [1, 1, 1, 0, 0, 0, 0]
 
 
 def test_caption_words_are_those_between_marks() -> None:
@@ -74,7 +74,7 @@ def test_caption_words_are_those_between_marks() -> None:
     assert caption_words("") == ""
 
 
-def naive_cider(said: list[str], references: list[list[str]]) -> list[float]:
+def naive_cider(generated: list[str], references: list[list[str]]) -> list[float]:
     """CIDEr-D from its paper: clipped tf-idf cosines of one to four words, a penalty on length, times ten."""
 
     def grams(text: str, n: int) -> Counter[tuple[str, ...]]:
@@ -82,7 +82,7 @@ def naive_cider(said: list[str], references: list[list[str]]) -> list[float]:
         return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
 
     scores = []
-    for caption, given in zip(said, references, strict=True):
+    for caption, given in zip(generated, references, strict=True):
         total = 0.0
         for n in range(1, 5):
             seen = Counter(gram for others in references for gram in {g for one in others for g in grams(one, n)})
@@ -102,14 +102,14 @@ def naive_cider(said: list[str], references: list[list[str]]) -> list[float]:
 
 
 def test_cider_is_the_formula_of_its_paper() -> None:
-    said = ["a red ball on the grass", "two dogs run", "a cat"]
+    generated = ["a red ball on the grass", "two dogs run", "a cat"]
     references = [
         ["a red ball lies on the grass", "a ball on grass"],
         ["two dogs run in a park", "two dogs running"],
         ["a cat", "a small cat sleeps"],
     ]
-    assert cider(said, references) == pytest.approx(naive_cider(said, references))
-    assert cider(said, references)[0] > cider([said[1], *said[1:]], references)[0]
+    assert cider(generated, references) == pytest.approx(naive_cider(generated, references))
+    assert cider(generated, references)[0] > cider([generated[1], *generated[1:]], references)[0]
 
 
 def test_captions_without_words_are_worth_nothing() -> None:

@@ -33,15 +33,15 @@ def test_a_sam_cuts_the_image_and_draws_the_masks(cells, folder):
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-def test_a_mask_head_of_a_sam_starts_as_that_sam(cells):
+def test_a_mask_decoder_of_a_sam_starts_as_that_sam(cells):
     spec = cells["sam"].spec
     words = assembly.build_vocabulary(assembly.load_examples(spec, "train"))
     parts = assembly.assemble(spec, words, torch.device("cpu"))
-    head, sam = parts.segmenter.mask_head, frozen_sam("sam-scenes").sam
+    head, sam = parts.segmenter.mask_decoder, frozen_sam("sam-scenes").sam
     for name, value in sam.mask_decoder.state_dict().items():
-        assert torch.equal(head.mask_decoder.state_dict()[name], value)
+        assert torch.equal(head.sam_decoder.state_dict()[name], value)
     learning = {name for name, value in head.named_parameters() if value.requires_grad}
-    assert "mask_decoder.output_hypernetworks_mlps.0.layers.0.weight" in learning
+    assert "sam_decoder.output_hypernetworks_mlps.0.layers.0.weight" in learning
     assert not any(name.startswith("prompt_encoder") for name in learning)
     assert not any(value.requires_grad for value in sam.parameters())
 
@@ -89,7 +89,7 @@ def test_a_study_reads_files_of_its_own_and_mixes_them(folder, tmp_path, name):
     row = run_cell(cell, folder, quiet())
     assert row["status"] == "done", row["reason"]
     assert row["num_images"] == 1
-    assert not {"giou_shuffled", "giou_other_tokens"} & row.keys()
+    assert not {"giou_shuffled", "giou_swapped_tokens"} & row.keys()
 
 
 def test_a_split_that_holds_nothing_stops_the_study(cells, folder, tmp_path):
@@ -128,7 +128,7 @@ def test_a_cell_of_questions_measures_answers_and_no_masks(cells, folder):
     assert row["status"] == "done", row["reason"]
     assert 0 <= row["accuracy"] <= 1
     assert {"accuracy_shuffled", "cider", "cider_shuffled"} <= row.keys()
-    assert not {"giou", "ciou", "fp_rate", "giou_shuffled", "giou_other_tokens"} & row.keys()
+    assert not {"giou", "ciou", "fp_rate", "giou_shuffled", "giou_swapped_tokens"} & row.keys()
     assert row["flops_llm"] > 0
     assert row["flops_mask"] == 0
     samples = pd.read_parquet(folder.cells / f"{row['cell']}.samples.parquet")
@@ -147,7 +147,7 @@ def test_a_cell_is_the_same_twice(cells, folder):
         "curve",
         "flops",
         "giou_shuffled",
-        "giou_other_tokens",
+        "giou_swapped_tokens",
     ):
         assert first[name] == second[name], name
 

@@ -9,36 +9,36 @@ from tests.report_tables import tables
 
 
 @pytest.fixture(scope="module")
-def panel() -> ScoreTable:
+def score_table() -> ScoreTable:
     return ScoreTable(*tables())
 
 
-def verdict(panel: ScoreTable, **claim: object) -> ClaimVerdict:
-    return judge_claims([Claim(claim="stated", **claim)], panel, margin=0.01)[0].verdict
+def verdict(score_table: ScoreTable, **claim: object) -> ClaimVerdict:
+    return judge_claims([Claim(claim="stated", **claim)], score_table, margin=0.01)[0].verdict
 
 
-def test_a_large_difference_supports_its_claim_and_refutes_the_opposite(panel: ScoreTable):
-    assert verdict(panel, better="pooling", than="no_position") is ClaimVerdict.SUPPORTED
-    assert verdict(panel, better="no_position", than="pooling") is ClaimVerdict.REFUTED
+def test_a_large_difference_supports_its_claim_and_refutes_the_opposite(score_table: ScoreTable):
+    assert verdict(score_table, better="pooling", than="no_position") is ClaimVerdict.SUPPORTED
+    assert verdict(score_table, better="no_position", than="pooling") is ClaimVerdict.REFUTED
 
 
-def test_fewer_false_positives_support_better(panel: ScoreTable):
-    assert verdict(panel, better="pooling", than="no_position", metric="fp_rate") is ClaimVerdict.SUPPORTED
+def test_fewer_false_positives_support_better(score_table: ScoreTable):
+    assert verdict(score_table, better="pooling", than="no_position", metric="fp_rate") is ClaimVerdict.SUPPORTED
 
 
-def test_keeping_up_depends_on_the_margin_stated(panel: ScoreTable):
-    assert verdict(panel, no_worse="decoder_pe", than="pooling", within=0.2) is ClaimVerdict.SUPPORTED
-    assert verdict(panel, no_worse="no_position", than="pooling", within=0.02) is ClaimVerdict.REFUTED
-    assert verdict(panel, no_worse="decoder_pe", than="pooling", within=0.001) is ClaimVerdict.INCONCLUSIVE
+def test_keeping_up_depends_on_the_margin_stated(score_table: ScoreTable):
+    assert verdict(score_table, no_worse="decoder_pe", than="pooling", within=0.2) is ClaimVerdict.SUPPORTED
+    assert verdict(score_table, no_worse="no_position", than="pooling", within=0.02) is ClaimVerdict.REFUTED
+    assert verdict(score_table, no_worse="decoder_pe", than="pooling", within=0.001) is ClaimVerdict.INCONCLUSIVE
 
 
 def test_that_arms_at_chance_are_alike_shows_nothing():
     results, samples = tables()
     claim = Claim(claim="stated", no_worse="pooling", than="no_position", within=0.2)
     for chance, above in ((0.1, ["pooling", "no_position"]), (0.55, ["pooling"]), (0.9, [])):
-        panel = ScoreTable(results.assign(giou_random_object=0.1, giou_other_tokens=chance), samples)
-        assert [arm for arm in ("pooling", "no_position") if panel.is_above_chance(arm)] == above
-        judgement = judge_claims([claim], panel, margin=0.01)[0]
+        score_table = ScoreTable(results.assign(giou_random_object=0.1, giou_swapped_tokens=chance), samples)
+        assert [arm for arm in ("pooling", "no_position") if score_table.is_above_chance(arm)] == above
+        judgement = judge_claims([claim], score_table, margin=0.01)[0]
         assert judgement.verdict is (ClaimVerdict.SUPPORTED if above else ClaimVerdict.INCONCLUSIVE)
         assert judgement.reason == ("" if above else "both arms are no better than chance")
 
@@ -46,52 +46,54 @@ def test_that_arms_at_chance_are_alike_shows_nothing():
 def test_chance_is_another_images_tokens_where_no_object_can_be_drawn():
     results, samples = tables()
     for chance, above in ((0.1, ["pooling", "no_position"]), (0.55, ["pooling"])):
-        panel = ScoreTable(results.assign(giou_random_object=float("nan"), giou_other_tokens=chance), samples)
-        assert [arm for arm in ("pooling", "no_position") if panel.is_above_chance(arm)] == above
+        score_table = ScoreTable(results.assign(giou_random_object=float("nan"), giou_swapped_tokens=chance), samples)
+        assert [arm for arm in ("pooling", "no_position") if score_table.is_above_chance(arm)] == above
 
 
-def test_what_is_better_keeps_up(panel: ScoreTable):
+def test_what_is_better_keeps_up(score_table: ScoreTable):
     for metric in ("giou", "fp_rate"):
         asked = {"within": 0.001, "metric": metric}
-        assert verdict(panel, no_worse="pooling", than="no_position", **asked) is ClaimVerdict.SUPPORTED
-        assert verdict(panel, no_worse="no_position", than="pooling", **asked) is ClaimVerdict.REFUTED
+        assert verdict(score_table, no_worse="pooling", than="no_position", **asked) is ClaimVerdict.SUPPORTED
+        assert verdict(score_table, no_worse="no_position", than="pooling", **asked) is ClaimVerdict.REFUTED
 
 
-def test_every_search_point_is_judged_and_none_is_picked(panel: ScoreTable):
-    judgement = judge_claims([Claim(claim="stated", better="pooling", than="sspe")], panel, margin=0.01)[0]
+def test_every_search_point_is_judged_and_none_is_picked(score_table: ScoreTable):
+    judgement = judge_claims([Claim(claim="stated", better="pooling", than="sspe")], score_table, margin=0.01)[0]
     assert [finding.other for finding in judgement.findings] == ["sspe (blocks=1)", "sspe (blocks=3)"]
 
 
-def test_points_that_disagree_resolve_nothing(panel: ScoreTable):
-    judgement = judge_claims([Claim(claim="stated", no_worse="sspe", than="pooling", within=0.036)], panel, 0.01)[0]
+def test_points_that_disagree_resolve_nothing(score_table: ScoreTable):
+    judgement = judge_claims([Claim(claim="stated", no_worse="sspe", than="pooling", within=0.036)], score_table, 0.01)[
+        0
+    ]
     verdicts = {finding.verdict for finding in judgement.findings}
     assert len(verdicts) == 2
     assert judgement.verdict is ClaimVerdict.INCONCLUSIVE
     assert "disagree" in judgement.reason
 
 
-def test_at_names_the_point_meant(panel: ScoreTable):
+def test_at_names_the_point_meant(score_table: ScoreTable):
     claim = Claim(claim="stated", better="pooling", than="sspe", at={"projector.position.blocks": 3})
-    (finding,) = judge_claims([claim], panel, margin=0.01)[0].findings
+    (finding,) = judge_claims([claim], score_table, margin=0.01)[0].findings
     assert (finding.variant, finding.other) == ("pooling", "sspe (blocks=3)")
 
 
-def test_claims_share_one_holm_family(panel: ScoreTable):
+def test_claims_share_one_holm_family(score_table: ScoreTable):
     claim = Claim(claim="stated", better="pooling", than="no_position")
-    (alone,) = judge_claims([claim], panel, margin=0.01)[0].findings
-    (one, other) = (judgement.findings[0] for judgement in judge_claims([claim, claim], panel, margin=0.01))
+    (alone,) = judge_claims([claim], score_table, margin=0.01)[0].findings
+    (one, other) = (judgement.findings[0] for judgement in judge_claims([claim, claim], score_table, margin=0.01))
     assert one.adjusted_p == other.adjusted_p == pytest.approx(2 * alone.adjusted_p)
 
 
-def test_an_arm_that_never_finished_resolves_nothing(panel: ScoreTable):
-    judgement = judge_claims([Claim(claim="stated", better="qformer", than="pooling")], panel, margin=0.01)[0]
+def test_an_arm_that_never_finished_resolves_nothing(score_table: ScoreTable):
+    judgement = judge_claims([Claim(claim="stated", better="qformer", than="pooling")], score_table, margin=0.01)[0]
     assert judgement.verdict is ClaimVerdict.INCONCLUSIVE
     assert judgement.reason == "no finished cell has scored arm qformer"
 
 
-def test_a_family_without_expressions_resolves_nothing(panel: ScoreTable):
+def test_a_family_without_expressions_resolves_nothing(score_table: ScoreTable):
     claim = Claim(claim="stated", better="sspe", than="pooling", family="colour")
-    assert judge_claims([claim], panel, margin=0.01)[0].reason == "no finished cell has scored family colour"
+    assert judge_claims([claim], score_table, margin=0.01)[0].reason == "no finished cell has scored family colour"
 
 
 @pytest.mark.parametrize(

@@ -62,9 +62,9 @@ def squares(indices: range) -> list[Pair]:
     """Easier than scenes: one square somewhere on grey, in each of the eight colours in turn."""
     pairs = []
     for index in indices:
-        dice = np.random.default_rng(index)
-        image = dice.integers(100, 140, (TINY.image, TINY.image, 3), dtype=np.uint8)
-        top, left = dice.integers(0, TINY.image - 24, 2)
+        rng = np.random.default_rng(index)
+        image = rng.integers(100, 140, (TINY.image, TINY.image, 3), dtype=np.uint8)
+        top, left = rng.integers(0, TINY.image - 24, 2)
         colour = list(RGB)[index % len(RGB)]
         image[top : top + 24, left : left + 24] = RGB[colour]
         pairs.append(Pair(image, f"a plain {colour} square"))

@@ -16,7 +16,7 @@ from harness.data.example import ImageFile
 from harness.evaluation.cost import count_flops
 from harness.evaluation.latency import time_in_turns
 from harness.evaluation.pipeline import STAGES, Pipeline
-from harness.model.config import MaskHeadConfig
+from harness.model.config import MaskDecoderConfig
 from harness.training.trainer import autocast
 from tests import datasets
 
@@ -39,9 +39,9 @@ def _assembled(cell, **sections):
 @pytest.mark.parametrize("name", MASK_HEADS)
 def test_flops_do_not_depend_on_the_precision(cells, name):
     given = MASK_HEADS[name]
-    plain = cells["pooling"].spec.mask_head.model_dump()
-    head = MaskHeadConfig(**(given if "name" in given else plain | given))
-    parts, example = _assembled(cells["pooling"], mask_head=head)
+    plain = cells["pooling"].spec.mask_decoder.model_dump()
+    head = MaskDecoderConfig(**(given if "name" in given else plain | given))
+    parts, example = _assembled(cells["pooling"], mask_decoder=head)
     pipeline = Pipeline(parts.segmenter, parts.batches, example)
     in_float32, in_bfloat16 = (count_flops(pipeline, precision) for precision in ("float32", "bfloat16"))
     assert in_float32 == in_bfloat16
@@ -90,12 +90,12 @@ def test_a_run_on_an_image_file_opens_no_file_and_cuts_it_as_the_cache_does(
     parts, _ = _assembled(cells["sam"], superpixels={"name": "sam", **superpixels})
     used = []
 
-    def see(self, encoding, patch_mask, labels):
+    def build_features(self, encoding, patch_mask, labels):
         used.append(labels)
         return original(self, encoding, patch_mask, labels)
 
-    original = BatchMaker.see
-    monkeypatch.setattr(BatchMaker, "see", see)
+    original = BatchMaker.build_features
+    monkeypatch.setattr(BatchMaker, "build_features", build_features)
     pipeline = Pipeline(parts.segmenter, parts.batches, file)
     with monkeypatch.context() as patch, torch.inference_mode(), autocast(precision, CPU):
         for owner, name in ((builtins, "open"), (io, "open"), (np, "load"), (Image, "open")):
@@ -117,7 +117,7 @@ def test_an_embedding_that_is_computed_is_the_one_that_is_kept(cells):
         assert torch.equal(cache.compute(example), cache.load([example]))
 
 
-def test_one_sam_embedding_serves_mask_head_and_superpixels(cells, monkeypatch):
+def test_one_sam_embedding_serves_mask_decoder_and_superpixels(cells, monkeypatch):
     parts, example = _assembled(cells["sam"])
     model, calls = parts.batches.sam.model, []
     embed = type(model).embed

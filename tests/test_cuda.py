@@ -77,7 +77,7 @@ def test_a_trained_cell_answers_the_same(cells, folder, monkeypatch):
         examples = load_examples(trained.spec, "test")
         batches, segmenter = trained.assembly.batches, trained.assembly.segmenter.eval()
         prepare(batches, examples, quiet().note)
-        batch = batches.make(examples, [example.asked for example in examples])
+        batch = batches.make(examples, [example.queries for example in examples])
         with torch.inference_mode():
-            drawn.append(segmenter(batch.features, batch.view, batch.query).mask_logits.float().cpu().numpy())
+            drawn.append(segmenter(batch.features, batch.mask_inputs, batch.query).mask_logits.float().cpu().numpy())
     np.testing.assert_allclose(drawn[1], drawn[0], rtol=1e-3, atol=1e-3)

@@ -193,8 +193,8 @@ def test_an_unreadable_annotation_that_no_sentence_names_is_left_out_and_counted
     (after,) = refer.load(refcoco(root), "train")
     assert (after.objects, after.expressions) == (before[0].objects, before[0].expressions)
     main(["check", "refer", "--root", str(root)])
-    said = capsys.readouterr().out
-    assert "ok refcoco (unc): 1 annotation has no readable mask, the first 7; no sentence refers to it" in said
+    output = capsys.readouterr().out
+    assert "ok refcoco (unc): 1 annotation has no readable mask, the first 7; no sentence refers to it" in output
     refs = [{"image_id": 101, "ann_id": 7, "split": "train", "sentences": [{"sent": "odd"}]}]
     (root / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
     with pytest.raises(DataError, match="annotation 7 has no mask that can be read"):
@@ -311,16 +311,16 @@ def test_an_image_of_another_size_than_its_annotations_is_refused(root: Path) ->
 def test_any_instance_file_with_a_column_of_expressions(tmp_path: Path) -> None:
     images = datasets.write_images(tmp_path / "images", MADE[:1])
     content = datasets.instances(MADE[:1], images)
-    content["annotations"][0]["said"] = "one Thing"
-    content["annotations"][1]["said"] = ["one  thing", "another"]
+    content["annotations"][0]["generated_text"] = "one Thing"
+    content["annotations"][1]["generated_text"] = ["one  thing", "another"]
     path = tmp_path / "train.json"
     path.write_text(json.dumps(content))
-    config = coco_instances.Config(annotations={"train": path}, images=tmp_path / "images", column="said")
+    config = coco_instances.Config(annotations={"train": path}, images=tmp_path / "images", column="generated_text")
     (example,) = coco_instances.load(config, "train")
     assert [(one.text, one.targets) for one in example.expressions] == [("one thing", (1, 2)), ("another", (2,))]
     assert example.lists_all_objects
     for one in content["annotations"]:
-        one["said"] = "a thing"
+        one["generated_text"] = "a thing"
     path.write_text(json.dumps(content))
     assert not coco_instances.load(config, "train")[0].lists_all_objects
     with pytest.raises(DataError, match="no annotation has a text under 'expression'; name their field"):
@@ -342,7 +342,7 @@ def test_reasonseg_draws_small_shapes_over_large_ones_and_keeps_what_is_ignored_
     target[1:9, 1:9] = True
     assert [(one.text, one.family) for one in example.expressions] == [("why not?", "long"), ("what then", "long")]
     assert np.array_equal(example.mask(example.expressions[0]), target & ~ignored)
-    assert np.array_equal(example.judged(), ~ignored)
+    assert np.array_equal(example.valid_mask(), ~ignored)
     assert not example.lists_all_objects
 
 
@@ -369,13 +369,13 @@ def test_a_split_that_is_not_there_is_told_with_those_that_are(root: Path) -> No
 
 def test_check_holds_counts_against_what_is_published(root: Path, capsys) -> None:
     assert main(["check", "refer", "--root", str(root)]) == 2
-    said = capsys.readouterr().out
-    assert "!! refcoco (unc) testA: " in said
-    assert "published are 5657 sentences, 1975 refs, 750 images" in said
-    assert "ok refcoco (unc): all 4 image files are there" in said
-    assert "ok refcoco (unc): none of the" in said
-    assert "refcoco+ (unc)" in said
-    assert "missing; annotations: refcoco.zip" in said
+    output = capsys.readouterr().out
+    assert "!! refcoco (unc) testA: " in output
+    assert "published are 5657 sentences, 1975 refs, 750 images" in output
+    assert "ok refcoco (unc): all 4 image files are there" in output
+    assert "ok refcoco (unc): none of the" in output
+    assert "refcoco+ (unc)" in output
+    assert "missing; annotations: refcoco.zip" in output
 
 
 def test_check_is_content_where_all_is_as_published(root: Path, capsys, monkeypatch) -> None:
@@ -394,17 +394,17 @@ def test_check_goes_on_behind_polygons_that_overlap_and_counts_them(root: Path, 
     path = root / "refcoco" / "instances.json"
     edit(path, lambda content: next(a for a in content["annotations"] if a["id"] == key).update(segmentation=OVERLAP))
     main(["check", "refer", "--root", str(root)])
-    said = capsys.readouterr().out
-    assert f"annotations meant have polygons that overlap, the first {key}; evaluators differ" in said
-    assert "ok refcoco (unc): all 4 image files are there" in said
+    output = capsys.readouterr().out
+    assert f"annotations meant have polygons that overlap, the first {key}; evaluators differ" in output
+    assert "ok refcoco (unc): all 4 image files are there" in output
 
 
 def test_check_reads_the_size_of_images(root: Path, capsys) -> None:
     Image.new("RGB", (10, 20)).save(root / datasets.IMAGES / "COCO_train2014_000000000103.png")
     assert main(["check", "refer", "--root", str(root)]) == 2
-    said = capsys.readouterr().out
-    assert "!! refcoco (unc): 1 of 4 images have another size than their annotations, the first" in said
-    assert "COCO_train2014_000000000103.png: 10 x 20, not 224 x 224" in said
+    output = capsys.readouterr().out
+    assert "!! refcoco (unc): 1 of 4 images have another size than their annotations, the first" in output
+    assert "COCO_train2014_000000000103.png: 10 x 20, not 224 x 224" in output
 
 
 @pytest.mark.parametrize(

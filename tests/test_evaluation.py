@@ -33,14 +33,14 @@ def _evaluator(batches: FixedBatches, batch_images: int = 2) -> Evaluator:
 def test_what_was_learnt_scores_high_and_shuffled_words_do_not(trained):
     samples, tokens = _evaluator(trained).score(trained.examples)
     assert samples.iou.mean() > 0.8
-    assert samples.answered.all()
+    assert samples.predicted_seg.all()
     assert tokens == [4, 4]
     swapped = [replace(e, expressions=e.expressions[::-1]) for e in trained.examples]
     mixed = [trained.examples[0], swapped[1]]
     assert _evaluator(trained).controls(mixed)["giou_shuffled"] < 0.2
 
 
-def test_the_llm_reads_the_tokens_of_the_next_image_and_the_mask_head_its_own(trained, monkeypatch):
+def test_the_llm_reads_the_tokens_of_the_next_image_and_the_mask_decoder_its_own(trained, monkeypatch):
     segmenter, own = trained.segmenter, trained.visual.patches
     project, segment, seen = segmenter.projector.forward, segmenter.segment, []
     monkeypatch.setattr(
@@ -48,7 +48,7 @@ def test_the_llm_reads_the_tokens_of_the_next_image_and_the_mask_head_its_own(tr
     )
     monkeypatch.setattr(segmenter, "segment", lambda patches, *rest: segment(seen.append(patches) or patches, *rest))
     found = _evaluator(trained).controls(trained.examples)
-    assert set(found) == {"giou_shuffled", "giou_other_tokens"}
+    assert set(found) == {"giou_shuffled", "giou_swapped_tokens"}
     shuffled, other_tokens = seen[:2], seen[2:]
     assert all(torch.equal(patches, own) for patches in shuffled)
     assert torch.equal(other_tokens[0], own.flip(0))
@@ -87,8 +87,8 @@ def test_without_seg_the_mask_is_empty_unless_teacher_forced():
     example = two_objects(0)
     example = replace(example, expressions=(example.expressions[0], Expression("the star", "absent", ())))
     forced = np.stack([example.mask(example.expressions[0])] * 2)
-    said, refused = np.array([True, True]), np.array([False, False])
-    found, hallucinated = sample_rows(example, Prediction(forced, said, tokens=4))
+    output, refused = np.array([True, True]), np.array([False, False])
+    found, hallucinated = sample_rows(example, Prediction(forced, output, tokens=4))
     assert (found["iou"], found["iou_teacher_forced"]) == (1.0, 1.0)
     assert (hallucinated["iou"], hallucinated["intersection"], hallucinated["union"]) == (0.0, 0, forced[1].sum())
     missed, right = sample_rows(example, Prediction(forced, refused, tokens=4))

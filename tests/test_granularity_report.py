@@ -29,8 +29,8 @@ def _findings(folder: Path, results: pd.DataFrame, samples: pd.DataFrame) -> Fin
 
 
 def test_a_ladder_is_one_source_from_the_fewest_tokens_on(tmp_path, frames):
-    found = granularity.ladders(_findings(tmp_path, *frames))
-    assert [(one.source, [rung.name for rung in one.rungs]) for one in found] == [("sam", list(RUNGS))]
+    found = granularity.granularity_sweeps(_findings(tmp_path, *frames))
+    assert [(one.source, [rung.name for rung in one.levels]) for one in found] == [("sam", list(RUNGS))]
 
 
 def test_arms_that_differ_in_more_than_superpixels_are_no_ladder(tmp_path, frames):
@@ -38,7 +38,7 @@ def test_arms_that_differ_in_more_than_superpixels_are_no_ladder(tmp_path, frame
     other = results.copy()
     spec = json.dumps({"superpixels": {"name": "sam"}, "seed": "other"})
     other.loc[other["arm"] == "bbox_mlp", "spec"] = spec
-    assert granularity.ladders(_findings(tmp_path, other, samples)) == []
+    assert granularity.granularity_sweeps(_findings(tmp_path, other, samples)) == []
 
 
 def test_the_sentences_say_what_the_numbers_say(tmp_path, frames):
@@ -47,7 +47,7 @@ def test_the_sentences_say_what_the_numbers_say(tmp_path, frames):
     findings = _findings(tmp_path, results, samples)
     knee, false_positives, families, elongated, cost = granularity.answers(findings)
     assert "no knee within the sweep; the finest, decoder_pe (24.0 tokens" in knee
-    apart = findings.panel.compare("decoder_pe", "no_position", "fp_rate")
+    apart = findings.score_table.compare("decoder_pe", "no_position", "fp_rate")
     assert apart.high < 0, "the synthetic masks miss less where quality is higher"
     assert "finer granularity lowers the FP rate" in false_positives
     assert f"{abs(apart.delta):.3f}" in false_positives

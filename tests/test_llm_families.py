@@ -130,12 +130,12 @@ def test_an_image_stands_where_a_user_would_say_it(folders: dict[str, Path]) -> 
         ("chat", "[BOS] user", "the star . assistant"),
     ):
         llm = load(folders["llama"], prompt=prompt)
-        assert llm.tokenizer.decode(llm.opening) == before
+        assert llm.tokenizer.decode(llm.prefix_ids) == before
         assert llm.tokenizer.batch_decode(llm.prompts([llm.format_prompt("the star")]).ids) == [behind]
-        opened = llm.opened(visual_tokens())
-        assert opened.mask.all()
-        torch.testing.assert_close(opened.embeds[0, : len(llm.opening)], llm.embed(llm.opening))
-        torch.testing.assert_close(opened.embeds[0, len(llm.opening) :], visual_tokens().embeds[0])
+        prefix_added = llm.prepend_prefix(visual_tokens())
+        assert prefix_added.mask.all()
+        torch.testing.assert_close(prefix_added.embeds[0, : len(llm.prefix_ids)], llm.embed(llm.prefix_ids))
+        torch.testing.assert_close(prefix_added.embeds[0, len(llm.prefix_ids) :], visual_tokens().embeds[0])
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_the_image_matters_to_an_expression(generator):
     features, _ = tiny_features(2, generator)
     query = ask(segmenter.llm, [["the star"], ["the star"]])
     with torch.inference_mode():
-        states, _ = segmenter.read(segmenter.projector(features), query)
+        states, _ = segmenter.run_llm(segmenter.projector(features), query)
     assert (states[0] - states[1]).abs().max() > 1e-3
 
 
@@ -73,11 +73,11 @@ def test_padding_changes_nothing(generator):
     pad_words = Query(
         F.pad(query.ids, (0, 2, 0, 1)),
         F.pad(query.mask, (0, 2, 0, 1)),
-        F.pad(query.given, (0, 1)),
-        F.pad(query.drawn, (0, 1)),
+        F.pad(query.answer_lengths, (0, 1)),
+        F.pad(query.is_expression, (0, 1)),
     )
     with torch.inference_mode():
-        assert_close(segmenter.read(padded, pad_words), segmenter.read(tokens, query), atol=1e-5, rtol=0)
+        assert_close(segmenter.run_llm(padded, pad_words), segmenter.run_llm(tokens, query), atol=1e-5, rtol=0)
 
 
 def test_layout_by_hand():

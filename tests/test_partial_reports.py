@@ -10,9 +10,9 @@ import reports
 from harness.results.claims import Claim, ClaimVerdict, judge_claims
 from harness.results.score_table import ScoreTable
 from reports.findings import load
+from reports.narrative import answers, caveats
 from reports.numbers import DASH
-from reports.paper import all_tables
-from reports.words import answers, caveats
+from reports.result_tables import all_tables
 from tests.report_tables import tables, with_failures, write_run
 
 SEEDS = {"pooling": (0, 1), "bbox_mlp": (1, 2), "decoder_pe": (3,)}
@@ -43,7 +43,7 @@ def apart(tmp_path_factory: pytest.TempPathFactory, frames: tuple[pd.DataFrame, 
     return folder
 
 
-def said(folder: Path) -> str:
+def output(folder: Path) -> str:
     """The Markdown report without its line breaks."""
     return " ".join((folder / "report" / "report.md").read_text().split())
 
@@ -56,15 +56,15 @@ def table(folder: Path, name: str) -> pd.DataFrame:
 
 def test_a_difference_is_over_the_seeds_that_both_arms_have(frames: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     results, samples = frames
-    panel = ScoreTable(results, samples)
-    difference = panel.compare("bbox_mlp", "pooling")
+    score_table = ScoreTable(results, samples)
+    difference = score_table.compare("bbox_mlp", "pooling")
     means = samples[samples["seed"] == 1].groupby("arm")["iou"].mean()
     assert difference.delta == pytest.approx(means["bbox_mlp"] - means["pooling"])
     assert (difference.num_seeds, difference.is_compared) == (1, True)
 
 
 def test_arms_without_a_common_seed_are_not_compared_and_the_report_says_so(apart: Path) -> None:
-    text = said(apart)
+    text = output(apart)
     assert "Not compared with pooling (seeds 0 and 1): decoder_pe (seed 3), without a seed in common" in text
     shown = table(apart, "comparisons")
     assert (
@@ -77,7 +77,9 @@ def test_arms_without_a_common_seed_are_not_compared_and_the_report_says_so(apar
 
 
 def test_differences_over_some_seeds_only_are_said_to_be_so(apart: Path) -> None:
-    assert "Compared over their common seeds only: bbox_mlp and pooling over seed 1 (of 2 and 2 seeds)." in said(apart)
+    assert "Compared over their common seeds only: bbox_mlp and pooling over seed 1 (of 2 and 2 seeds)." in output(
+        apart
+    )
 
 
 def test_claims_about_arms_without_a_common_seed_are_not_resolved(apart: Path) -> None:
@@ -122,7 +124,7 @@ def test_a_table_of_failures_alone_is_reported(tmp_path: Path) -> None:
     failed = none.assign(status="failed", reason="out of memory", stage="trained", failed_stage="scored")
     folder = write_run(tmp_path / "failed", failed, samples.iloc[:0], num_gallery=0)
     reports.build(folder)
-    text = said(folder)
+    text = output(folder)
     assert "No cell finished" in text
     assert "12 cells failed (2 of pooling while scoring, 2 of no_position while scoring" in text
     assert (
@@ -143,7 +145,7 @@ def test_unfinished_cells_are_said_with_how_far_they_got(tmp_path: Path) -> None
     results.loc[results["arm"] == "pooling", "giou"] = None
     folder = write_run(tmp_path / "open", results, samples, num_gallery=0)
     reports.build(folder)
-    text = said(folder)
+    text = output(folder)
     assert "4 cells unfinished (2 of pooling trained, not scored and 2 of bbox_mlp scored, cost not measured)" in text
     shown = table(folder, "unfinished")
     assert set(shown.loc["pooling", "giou"]) == {DASH}
@@ -158,7 +160,7 @@ def test_a_study_of_scored_cells_alone_says_where_their_scores_are(tmp_path: Pat
     open_cells = results.assign(status="unfinished", stage="scored").drop(columns=["latency_ms", "curve", "spec"])
     folder = write_run(tmp_path / "scored", open_cells, samples, num_gallery=0)
     reports.build(folder)
-    assert "6 cells scored but not finished (pooling, no_position, bbox_mlp, decoder_pe and sspe)" in said(folder)
+    assert "6 cells scored but not finished (pooling, no_position, bbox_mlp, decoder_pe and sspe)" in output(folder)
 
 
 def test_finished_cells_may_lack_columns(tmp_path: Path) -> None:
@@ -227,3 +229,10 @@ def test_a_report_says_how_latency_was_timed(tmp_path: Path, rounds: tuple | Non
     assert (over in found) == (rounds is not None)
     costs = table(folder, "costs")
     assert (costs["latency_p90_ms"].tolist() == ["99.0"] * 6) if rounds else "latency_p90_ms" not in costs
+
+
+def test_tables_of_an_earlier_version_are_refused_with_the_new_names(tmp_path: Path) -> None:
+    results, samples = tables(num_images=12, num_seeds=1)
+    folder = write_run(tmp_path / "old", results, samples.rename(columns={"predicted_seg": "answered"}))
+    with pytest.raises(DataError, match=r"earlier version \(answered is now predicted_seg\); rename the columns"):
+        load(folder)

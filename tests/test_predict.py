@@ -87,7 +87,7 @@ def test_a_checkpoint_of_another_version_is_refused(checkpoint, tmp_path):
     with safe_open(checkpoint, "pt") as file:
         metadata = {**file.metadata(), "version": "1"}
     save_file(load_file(checkpoint), tmp_path / "old.safetensors", metadata)
-    with pytest.raises(WeightsError, match="is a checkpoint of version 1, and 3 is read; run its cell again"):
+    with pytest.raises(WeightsError, match="is a checkpoint of version 1, and 4 is read; run its cell again"):
         load(tmp_path / "old.safetensors", CPU)
 
 

@@ -15,35 +15,35 @@ from projectors.svp.svp import SVP
 
 
 @pytest.fixture
-def said():
+def lines():
     return []
 
 
-def test_a_configuration_runs_once_for_all_its_seeds_and_not_again(cells, said):
+def test_a_configuration_runs_once_for_all_its_seeds_and_not_again(cells, lines):
     pooling = cells["pooling"]
     seeds = [replace(pooling, id=f"seed{seed}", seed=seed) for seed in range(3)]
-    assert preflight([*seeds, cells["sspe"]], said.append) == []
-    assert len(said) == 2
-    assert "preflight 1 of 2: pooling seed 0 passes" in said[0]
+    assert preflight([*seeds, cells["sspe"]], lines.append) == []
+    assert len(lines) == 2
+    assert "preflight 1 of 2: pooling seed 0 passes" in lines[0]
     longer = pooling.spec.training.model_copy(update={"steps": 70})
     other_length = replace(pooling, spec=pooling.spec.model_copy(update={"training": longer}))
-    assert preflight([*seeds, cells["sspe"], other_length], said.append) == []
-    assert len(said) == 2, "how long a cell trains makes no other configuration"
+    assert preflight([*seeds, cells["sspe"], other_length], lines.append) == []
+    assert len(lines) == 2, "how long a cell trains makes no other configuration"
 
 
-def test_other_code_or_another_precision_is_checked_again(cells, said):
+def test_other_code_or_another_precision_is_checked_again(cells, lines):
     pooling = cells["pooling"]
     precision = {"float32": "bfloat16", "bfloat16": "float32"}[pooling.spec.training.precision]
     training = pooling.spec.training.model_copy(update={"precision": precision})
     other = replace(pooling, spec=pooling.spec.model_copy(update={"training": training}))
-    preflight([pooling], said.append)
-    assert preflight([pooling, other, replace(pooling, code="edited")], said.append) == []
-    assert len(said) == 3
+    preflight([pooling], lines.append)
+    assert preflight([pooling, other, replace(pooling, code="edited")], lines.append) == []
+    assert len(lines) == 3
 
 
-def test_a_configuration_that_the_backbone_cannot_satisfy_passes(cells, said):
-    assert preflight([cells["finer"]], said.append) == []
-    assert "finer seed 0 will be skipped" in said[0]
+def test_a_configuration_that_the_backbone_cannot_satisfy_passes(cells, lines):
+    assert preflight([cells["finer"]], lines.append) == []
+    assert "finer seed 0 will be skipped" in lines[0]
 
 
 def test_every_failure_is_reported_at_once_and_nothing_is_trained(cells, tmp_path, monkeypatch, capsys):
@@ -72,22 +72,22 @@ class _NoRun(Cells):
 
 
 @pytest.mark.parametrize("stage", ["score", "cost", "illustrate"])
-def test_a_fault_in_a_late_stage_is_found(cells, said, monkeypatch, stage):
+def test_a_fault_in_a_late_stage_is_found(cells, lines, monkeypatch, stage):
     def broken(*_):
         raise RuntimeError("late")
 
     monkeypatch.setattr(f"harness.execution.stages.Stages.{stage}", broken)
-    (failure,) = preflight([cells["pooling"]], said.append)
+    (failure,) = preflight([cells["pooling"]], lines.append)
     assert failure.stage in str(failure)
     assert failure.reason.endswith("RuntimeError: late\n")
     with pytest.raises(HarnessError, match="1 configurations fail on 2 images"):
         refuse_failures([failure])
 
 
-def test_a_checkpoint_that_cannot_be_read_back_is_found(cells, said, monkeypatch):
+def test_a_checkpoint_that_cannot_be_read_back_is_found(cells, lines, monkeypatch):
     def unreadable(*_):
         raise HarnessError("holds no such tensor")
 
     monkeypatch.setattr(module, "load", unreadable)
-    (failure,) = preflight([cells["pooling"]], said.append)
+    (failure,) = preflight([cells["pooling"]], lines.append)
     assert str(failure) == "arm pooling (1 cells): holds no such tensor"

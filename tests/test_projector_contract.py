@@ -203,15 +203,15 @@ def test_published_weights_are_of_a_projector_and_of_no_part_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "needs"),
+    ("settings", "required_inputs"),
     [
         ({"position": "sspe"}, {"superpixels"}),
         ({"position": "decoder_pe"}, {"superpixels", "decoder_pe"}),
         ({"position": {"name": "sspe", "keys": "decoder_pe"}}, {"superpixels", "decoder_pe"}),
     ],
 )
-def test_svp_asks_only_for_what_its_position_reads(settings: dict[str, Any], needs: set[str]) -> None:
-    assert build("svp", settings).needs == needs
+def test_svp_requires_only_the_inputs_of_its_position(settings: dict[str, Any], required_inputs: set[str]) -> None:
+    assert build("svp", settings).required_inputs == required_inputs
 
 
 def test_mqt_draws_even_numbers_of_queries_in_training() -> None:

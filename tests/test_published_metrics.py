@@ -61,7 +61,12 @@ def test_lisa_adds_up_image_by_image_to_the_last_digit() -> None:
 
 
 def test_counts_of_samples_know_the_image_of_an_expression() -> None:
-    columns = {"predicted_area_teacher_forced": 1, "target_area": 1, "intersection_teacher_forced": 1, "answered": True}
+    columns = {
+        "predicted_area_teacher_forced": 1,
+        "target_area": 1,
+        "intersection_teacher_forced": 1,
+        "predicted_seg": True,
+    }
     samples = pd.DataFrame({"image_id": ["b", "b", "a"], **columns})
     assert Counts.of_samples(samples).image.tolist() == [0, 0, 1]
     assert Counts.of(PREDICTIONS, TARGETS, image=[3, 3, 1, 1]).image.tolist() == [3, 3, 1, 1]

@@ -324,9 +324,9 @@ def test_check_counts_against_what_is_published(
     assert name in data.names()
     writer(tmp_path)
     assert main(["check", name, "--root", str(tmp_path)]) == 2
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     wanted = next(iter(module.PUBLISHED.values()))
-    assert f"published are {wanted}; take the official file" in said
+    assert f"published are {wanted}; take the official file" in output
     (tmp_path / file).unlink()
     assert main(["check", name, "--root", str(tmp_path)]) == 2
     assert f"{Path(file).name} is missing" in capsys.readouterr().out

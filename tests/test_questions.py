@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from harness.assembly.batches import BatchMaker
-from harness.data.example import Asked, Example, Expression, Question
+from harness.data.example import Example, Expression, Question, TextQuery
 from harness.evaluation.evaluator import Evaluator
 from harness.evaluation.metrics import score
 from harness.model.segmenter import Segmenter
@@ -49,15 +49,15 @@ def parts() -> tuple[Segmenter, FixedBatches]:
     return segmenter, FixedBatches(segmenter.llm)
 
 
-def _answer(segmenter: Segmenter, batches: BatchMaker, examples: list[Example], asked: list[list[Asked]]) -> Any:
-    batch = batches.make(examples, asked)
-    return segmenter(batch.features, batch.view, batch.query), batch
+def _answer(segmenter: Segmenter, batches: BatchMaker, examples: list[Example], queries: list[list[TextQuery]]) -> Any:
+    batch = batches.make(examples, queries)
+    return segmenter(batch.features, batch.mask_inputs, batch.query), batch
 
 
 def test_every_word_of_an_answer_is_taught_and_its_end(parts: tuple[Segmenter, FixedBatches]) -> None:
     segmenter, batches = parts
     examples = examples_of(batches)
-    batch = batches.make(examples, [example.asked for example in examples])
+    batch = batches.make(examples, [example.queries for example in examples])
     llm = segmenter.llm
     red, blue, the, square = llm.tokenizer.convert_tokens_to_ids(["red", "blue", "the", "square"])
     seg = llm.vocabulary
@@ -76,10 +76,10 @@ def test_words_are_predicted_as_of_one_sequence_alone() -> None:
     segmenter = tiny_segmenter(visual_attention="causal").eval()
     batches = FixedBatches(segmenter.llm)
     examples = examples_of(batches)
-    answer, _ = _answer(segmenter, batches, examples, [example.asked for example in examples])
+    answer, _ = _answer(segmenter, batches, examples, [example.queries for example in examples])
     llm, rows = segmenter.llm, iter(answer.answer_logits)
     for number, example in enumerate(examples):
-        for one in example.asked:
+        for one in example.queries:
             is_question = isinstance(one, Question)
             words = [*(one.text if is_question else llm.format_prompt(one.text)).split()]
             given = one.answer.split() if is_question else []
@@ -95,7 +95,7 @@ def test_words_are_predicted_as_of_one_sequence_alone() -> None:
 def test_expressions_draw_the_same_beside_questions(parts: tuple[Segmenter, FixedBatches]) -> None:
     segmenter, batches = parts
     examples = examples_of(batches)
-    both, _ = _answer(segmenter, batches, examples, [example.asked[::-1] for example in examples])
+    both, _ = _answer(segmenter, batches, examples, [example.queries[::-1] for example in examples])
     drawn, _ = _answer(segmenter, batches, examples, [example.expressions[::-1] for example in examples])
     assert_close(both.mask_logits, drawn.mask_logits, atol=1e-5, rtol=0)
 
@@ -107,30 +107,30 @@ def test_the_likeliest_words_are_said_as_one_question_alone_would_say_them(seg_s
     segmenter = tiny_segmenter(seg_state=seg_state).eval()
     batches = FixedBatches(segmenter.llm)
     examples = examples_of(batches)
-    asked = [example.asked for example in examples]
-    features = batches.make(examples, asked).features
+    queries = [example.queries for example in examples]
+    features = batches.make(examples, queries).features
     tokens = segmenter.projector(features)
-    packed = segmenter.say(tokens, batches.query(asked).questions(), limit=5)
+    packed = segmenter.generate(tokens, batches.query(queries).questions(), limit=5)
     alone = []
     for number, example in enumerate(examples):
         one_image = replace(tokens, embeds=tokens.embeds[number : number + 1], mask=tokens.mask[number : number + 1])
         for one in example.questions:
-            said: list[int] = []
-            while len(said) < 5 and segmenter.llm.end not in said:
-                known = replace(one, answer=segmenter.llm.tokenizer.decode(said))
-                state, _ = segmenter.read(one_image, batches.query([[known]], answered=True))
-                said.append(int(segmenter.llm.answer_logits(state[-1:]).argmax()))
-            alone.append(said)
-    assert len({word for said in alone for word in said}) > 2, "an LLM that says one word shows nothing"
-    for row, said in zip(packed.tolist(), alone, strict=True):
-        assert row[: len(said)] == said
-        assert set(row[len(said) :]) <= {segmenter.llm.end}
+            generated: list[int] = []
+            while len(generated) < 5 and segmenter.llm.end not in generated:
+                known = replace(one, answer=segmenter.llm.tokenizer.decode(generated))
+                state, _ = segmenter.run_llm(one_image, batches.query([[known]], with_answers=True))
+                generated.append(int(segmenter.llm.answer_logits(state[-1:]).argmax()))
+            alone.append(generated)
+    assert len({word for generated in alone for word in generated}) > 2, "an LLM that says one word shows nothing"
+    for row, generated in zip(packed.tolist(), alone, strict=True):
+        assert row[: len(generated)] == generated
+        assert set(row[len(generated) :]) <= {segmenter.llm.end}
 
 
 def test_a_loss_without_expressions_is_that_of_the_words(parts: tuple[Segmenter, FixedBatches]) -> None:
     segmenter, batches = parts
     examples = [asking(example, question("red")) for example in batches.examples]
-    answer, batch = _answer(segmenter, batches, examples, [example.asked for example in examples])
+    answer, batch = _answer(segmenter, batches, examples, [example.queries for example in examples])
     found = losses(answer, batch)
     assert_close(found.total(1.0), F.cross_entropy(answer.answer_logits, batch.answers))
     found.total(1.0).backward()
@@ -153,7 +153,7 @@ def test_what_was_learnt_is_said_and_another_image_says_otherwise(trained: tuple
     evaluator, examples = trained
     samples, _ = evaluator.score(examples)
     answered = samples[samples["scoring"].notna()]
-    assert answered["said"].tolist() == ["red", "the red square", "blue", "the blue square"]
+    assert answered["generated_text"].tolist() == ["red", "the red square", "blue", "the blue square"]
     assert answered["expression_id"].tolist() == [2, 3, 2, 3]
     assert answered["iou"].isna().all()
     found = score(samples)
@@ -163,7 +163,7 @@ def test_what_was_learnt_is_said_and_another_image_says_otherwise(trained: tuple
     shuffled = evaluator.controls(examples)
     assert shuffled["accuracy_shuffled"] == 0.0
     assert shuffled["cider_shuffled"] < found["cider"]
-    assert set(shuffled) == {"giou_shuffled", "giou_other_tokens", "accuracy_shuffled", "cider_shuffled"}
+    assert set(shuffled) == {"giou_shuffled", "giou_swapped_tokens", "accuracy_shuffled", "cider_shuffled"}
 
 
 def test_questions_alone_give_no_score_of_masks(trained: tuple[Evaluator, list[Example]]) -> None:
@@ -180,4 +180,4 @@ def test_questions_alone_give_no_score_of_masks(trained: tuple[Evaluator, list[E
 def test_a_curriculum_keeps_questions_of_its_families(parts: tuple[Segmenter, FixedBatches]) -> None:
     _, batches = parts
     kept = of_families(examples_of(batches), ["caption"])
-    assert [[one.family for one in example.asked] for example in kept] == [["caption"], ["caption"]]
+    assert [[one.family for one in example.queries] for example in kept] == [["caption"], ["caption"]]

@@ -278,11 +278,11 @@ def test_only_the_three_datasets_are_mirrored(root: Path) -> None:
 
 def test_check_holds_a_mirror_against_what_is_published(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "refer_parquet", "--root", str(root)]) == 2
-    said = capsys.readouterr().out
-    assert "!! refcoco (unc) testA: " in said
-    assert "published are 5657 sentences, 1975 refs, 750 images" in said
-    assert "ok refcoco (unc): all 4 image files are there" in said
-    assert f"-- refcoco+ (unc): jxu124/refcocoplus: {root / 'refcocoplus/data'} missing; annotations: `hf" in said
+    output = capsys.readouterr().out
+    assert "!! refcoco (unc) testA: " in output
+    assert "published are 5657 sentences, 1975 refs, 750 images" in output
+    assert "ok refcoco (unc): all 4 image files are there" in output
+    assert f"-- refcoco+ (unc): jxu124/refcocoplus: {root / 'refcocoplus/data'} missing; annotations: `hf" in output
 
 
 def test_check_is_content_with_a_mirror_that_is_as_published(

@@ -17,10 +17,10 @@ from reports.figures import draw_all, grid, training
 from reports.findings import load
 from reports.frontier import budgets
 from reports.gallery import gallery_items
+from reports.narrative import caveats
 from reports.numbers import DASH, count, fixed, p_value
-from reports.paper import all_tables, main_table, unfinished_table
+from reports.result_tables import all_tables, main_table, unfinished_table
 from reports.tables import Cell, Column, Table, mark_best
-from reports.words import caveats
 from tests.report_tables import tables, with_failures, write_run
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -102,7 +102,7 @@ def test_no_cell_shows_a_number_that_does_not_exist(page: str, run: Path):
 def test_only_losses_that_are_there_have_a_curve(run: Path):
     panels = training(load(run)).axes
     # No cell of these points.
-    assert [panel.get_title() for panel in panels] == ["loss", "answer", "bce", "dice"]
+    assert [score_table.get_title() for score_table in panels] == ["loss", "answer", "bce", "dice"]
 
 
 def test_the_page_says_what_the_numbers_say(page: str):
@@ -113,8 +113,8 @@ def test_the_page_says_what_the_numbers_say(page: str):
         "Worse than pooling: no_position, bbox_mlp, sspe (blocks=1) and sspe (blocks=3).",
         "The LLM is small and trained from scratch",
         "Random weights, as the study asks: sam-decoder.",
-        "The LLM began with some-start, trained before with a projector of its own: arms that are like that one may "
-        "learn sooner.",
+        "The LLM was initialized from some-start, which was trained with a projector of its own: arms with a similar "
+        "projector may learn sooner.",
         "Latency was measured on a CPU",
         "1 cell failed (qformer)",
         "1 cell skipped (shuffle)",
@@ -198,7 +198,7 @@ def test_a_report_warns_where_seeds_lie_far_apart(tmp_path: Path, is_apart: bool
 @pytest.mark.parametrize(("chance", "warning"), [(0.1, None), (0.56, "no_position"), (0.9, "every arm")])
 def test_a_report_names_the_arms_that_are_no_better_than_chance(tmp_path: Path, chance: float, warning: str | None):
     results, samples = tables(num_images=30, num_seeds=3)
-    results["giou_random_object"], results["giou_other_tokens"] = chance, 0.1
+    results["giou_random_object"], results["giou_swapped_tokens"] = chance, 0.1
     page = reports.build(write_run(tmp_path / "lost", results, samples, num_gallery=0)).read_text()
     assert ("No better than chance" in page) == (warning is not None)
     assert warning is None or f"No better than chance: {warning}" in page
@@ -206,12 +206,12 @@ def test_a_report_names_the_arms_that_are_no_better_than_chance(tmp_path: Path, 
 
 def test_a_report_says_that_no_random_object_was_drawn(tmp_path: Path):
     results, samples = tables(num_images=6, num_seeds=1)
-    for value, said in ((0.1, False), (float("nan"), True)):
+    for value, output in ((0.1, False), (float("nan"), True)):
         results["giou_random_object"] = value
         page = reports.build(write_run(tmp_path / str(value), results, samples, num_gallery=0)).read_text()
-        assert ("random object: not measured" in page) == said
-        assert ("at random, which is chance" in page) == (not said)
-        assert ("Picking an object at random scores" in page) == (not said)
+        assert ("random object: not measured" in page) == output
+        assert ("at random, which is chance" in page) == (not output)
+        assert ("Picking an object at random scores" in page) == (not output)
 
 
 def test_a_report_needs_neither_gallery_nor_importance_nor_claims(tmp_path: Path):
@@ -400,8 +400,11 @@ def test_a_study_of_questions_is_reported_by_its_answers(tmp_path: Path) -> None
     results = results.drop(columns=[column for column in results if "giou" in column or "rate" in column])
     results = results.assign(accuracy=0.5, accuracy_shuffled=0.4)
     is_right = samples["iou"] > 0.5
-    answered = samples.drop(columns=[*masks, "intersection", "union", "answered"]).assign(
-        scoring="accuracy", score=is_right.astype(float), said=np.where(is_right, "red", "blue"), references='["red"]'
+    answered = samples.drop(columns=[*masks, "intersection", "union", "predicted_seg"]).assign(
+        scoring="accuracy",
+        score=is_right.astype(float),
+        generated_text=np.where(is_right, "red", "blue"),
+        references='["red"]',
     )
     folder = write_run(tmp_path / "asked", results, samples)  # with pictures
     answered.to_parquet(folder / "samples.parquet")
@@ -426,5 +429,8 @@ def test_a_study_of_questions_is_reported_by_its_answers(tmp_path: Path) -> None
     }
     assert len({one.image_id for one in shown}) == len(shown)
     first = shown[0]
-    assert [said.arm for said in first.said] == ["right answer", *(variant.name for variant in found.variants)]
-    assert (first.said[1].words, first.said[1].score) == ("red", "1.00")
+    assert [text.arm for text in first.generated_text] == [
+        "right answer",
+        *(variant.name for variant in found.variants),
+    ]
+    assert (first.generated_text[1].words, first.generated_text[1].score) == ("red", "1.00")

@@ -53,8 +53,8 @@ def test_lists_name_what_there_is(kind, capsys):
         "superpixels": "felzenszwalb",
         "encoders": "dinov2-small",
         "llms": "tiny",
-        "mask_heads": "sam-scenes",
-        "starts": "runs/<study>/cells",
+        "mask_decoders": "sam-scenes",
+        "checkpoints": "runs/<study>/cells",
         "datasets": "scenes",
         "metrics": "giou",
     }

@@ -163,10 +163,10 @@ def test_the_shipped_weights_are_those_of_the_model_card() -> None:
 @pytest.mark.slow
 def test_the_shipped_weights_segment_as_well_as_the_model_card_says() -> None:
     rows = measure(load_sam("sam-scenes"), [scene("test", 0, index) for index in range(24)])
-    said = json.loads((FOLDER / "scores.json").read_text())
+    recorded = json.loads((FOLDER / "scores.json").read_text())
     for kind, value in means(rows).items():
         # 24 of the card's 200 images, some 130 objects: three standard errors of their mean.
-        assert value == pytest.approx(said[kind], abs=3 * np.std([row[kind] for row in rows]) / len(rows) ** 0.5)
+        assert value == pytest.approx(recorded[kind], abs=3 * np.std([row[kind] for row in rows]) / len(rows) ** 0.5)
 
 
 @pytest.mark.parametrize("use_rel_pos", [True, False])

@@ -50,8 +50,8 @@ def test_a_correction_says_what_is_missing_or_too_much(objects: np.ndarray) -> N
     missing, too_much = np.zeros_like(masks[0]), masks[0].copy()
     missing[10:20, 30:50] = True
     too_much[200:210, 200:210] = True
-    for dice in (None, np.random.default_rng(0)):
-        corrected = first.corrected(np.stack([missing, too_much]), dice)
+    for rng in (None, np.random.default_rng(0)):
+        corrected = first.corrected(np.stack([missing, too_much]), rng)
         assert corrected.labels.tolist() == [[1, 1], [1, 0]]
         assert (corrected.points[:, 1] >= [[50, 10], [200, 200]]).all()
         assert (corrected.points[:, 1] < [[60, 20], [210, 210]]).all()

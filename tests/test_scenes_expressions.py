@@ -59,12 +59,12 @@ RELATIONS: dict[str, Callable[[Thing, Thing], bool]] = {
 def things_of(scene: Scene) -> list[Thing]:
     things = []
     for one in scene.objects:
-        first, second = coverage(one.look)
+        first, second = coverage(one.appearance)
         reach = len(first) // 2
         outline = np.zeros((SIDE, SIDE), dtype=bool)
         outline[one.y - reach : one.y + reach, one.x - reach : one.x + reach] = first + second >= 2
         rows, columns = np.nonzero(scene.ids == one.id)
-        words = frozenset((one.look.shape, one.look.colour, one.look.texture, "object"))
+        words = frozenset((one.appearance.shape, one.appearance.colour, one.appearance.texture, "object"))
         things.append(Thing(one.id, words, columns.mean() + 0.5, rows.mean() + 0.5, len(rows), outline))
     return things
 

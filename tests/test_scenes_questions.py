@@ -10,17 +10,21 @@ from harness.data.example import Question
 from harness.data.scenes import Config, Scene, caption, questions_about, scene_graph
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-Asked = list[tuple[Scene, tuple[Question, ...]]]
+TextQuery = list[tuple[Scene, tuple[Question, ...]]]
 
 
 @pytest.fixture(scope="module")
-def asked() -> Asked:
+def asked() -> TextQuery:
     return [(scene_graph(Config(), "train", i), questions_about(Config(), "train", i)) for i in range(250)]
 
 
 def matching(text: str, scene: Scene) -> list[int]:
     words = {re.sub(r"(?<!cros)s$", "", word.replace("crosses", "cross")) for word in text.split()}
-    return [one.id for one in scene.objects if words <= {one.look.shape, one.look.colour, one.look.texture, "object"}]
+    return [
+        one.id
+        for one in scene.objects
+        if words <= {one.appearance.shape, one.appearance.colour, one.appearance.texture, "object"}
+    ]
 
 
 def centre(scene: Scene, number: int) -> tuple[float, float]:
@@ -45,20 +49,20 @@ def answer(text: str, scene: Scene) -> str:
         return "yes" if len(matching(match[1], scene)) > len(matching(match[2], scene)) else "no"
     if match := re.fullmatch(r"what (colour|shape) is the (.+)|what (texture) does the (.+) have", text):
         (number,) = matching(match[2] or match[4], scene)
-        return getattr(scene.objects[number - 1].look, match[1] or match[3])
+        return getattr(scene.objects[number - 1].appearance, match[1] or match[3])
     match = re.fullmatch(r"is the (.+) (larger than|left of|right of|above|below) the (.+)", text)
     assert match, text
     (a,), (b,) = matching(match[1], scene), matching(match[3], scene)
     return "yes" if compare(a, match[2], b, scene) else "no"
 
 
-def test_an_independent_reader_gives_the_same_answers(asked: Asked) -> None:
+def test_an_independent_reader_gives_the_same_answers(asked: TextQuery) -> None:
     for scene, found in asked:
         for question in found:
             assert answer(question.text, scene) == question.answer, question
 
 
-def test_every_kind_is_asked_and_neither_yes_nor_no_is_a_safe_guess(asked: Asked) -> None:
+def test_every_kind_is_asked_and_neither_yes_nor_no_is_a_safe_guess(asked: TextQuery) -> None:
     found = [question for _, questions in asked for question in questions]
     assert {question.family for question in found} == {"counting", "existence", "attribute", "comparison"}
     for kind in ("existence", "comparison"):
@@ -67,11 +71,11 @@ def test_every_kind_is_asked_and_neither_yes_nor_no_is_a_safe_guess(asked: Asked
         assert answers["yes"] / answers.total() == pytest.approx(0.5, abs=0.1)
 
 
-def test_questions_of_an_image_differ(asked: Asked) -> None:
+def test_questions_of_an_image_differ(asked: TextQuery) -> None:
     assert all(len({question.text for question in found}) == len(found) for _, found in asked)
 
 
-def test_a_caption_names_every_object_once(asked: Asked) -> None:
+def test_a_caption_names_every_object_once(asked: TextQuery) -> None:
     for scene, _ in asked:
         counted = 0
         for part in re.split(r", | and ", caption(scene)):

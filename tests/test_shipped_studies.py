@@ -13,7 +13,7 @@ from harness import data, superpixels
 from harness.assembly import assembly
 from harness.cache.encodings import frozen_sam
 from harness.execution.preflight import preflight
-from harness.model.config import LLMConfig, MaskHeadConfig, VisionConfig
+from harness.model.config import LLMConfig, MaskDecoderConfig, VisionConfig
 from harness.study.study import Cell, load
 from tests import checkpoints
 
@@ -23,7 +23,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 def kind(cell: Cell) -> tuple[str, ...]:
-    """What makes two arms run different code: projector, superpixel source, mask head, kind of LLM, what is asked."""
+    """Arms of different kinds run different code: projector, superpixel source, mask decoder, LLM, queries."""
     spec = cell.spec
     projector = spec.projector
     parts = (projector.get(part) for part in ("position", "aggregation"))
@@ -31,8 +31,8 @@ def kind(cell: Cell) -> tuple[str, ...]:
     cut = spec.superpixels or {"name": "none"}
     source = f"{cut['name']}-adaptive" if cut.get("granularity") == "adaptive" else cut["name"]
     llm = "tiny" if spec.llm.name == "tiny" else "pretrained"
-    mask_head = "scratch" if spec.mask_head.name == "scratch" else f"sam-{spec.mask_head.prompt}"
-    return (projector["name"], *names, source, mask_head, llm, *spec.data.get("asks", ()))
+    mask_decoder = "scratch" if spec.mask_decoder.name == "scratch" else f"sam-{spec.mask_decoder.prompt}"
+    return (projector["name"], *names, source, mask_decoder, llm, *spec.data.get("asks", ()))
 
 
 def kinds() -> dict[tuple[str, ...], tuple[Path, str]]:
@@ -79,9 +79,11 @@ def shrunk(cell: Cell, place: Path) -> Cell:
         changed["llm"] = LLMConfig.model_validate(
             {**spec.llm.model_dump(), "name": str(place / "llama"), "layers": None, "lora": lora and lora.model_dump()}
         )
-        changed["start"] = None
-    if spec.mask_head.name != "scratch":
-        changed["mask_head"] = MaskHeadConfig.model_validate({**spec.mask_head.model_dump(), "name": "sam-scenes"})
+        changed["init_from"] = None
+    if spec.mask_decoder.name != "scratch":
+        changed["mask_decoder"] = MaskDecoderConfig.model_validate(
+            {**spec.mask_decoder.model_dump(), "name": "sam-scenes"}
+        )
     if spec.superpixels is not None and "model" in spec.superpixels:
         changed["superpixels"] = _sam_scenes(spec.superpixels)
     return _with(cell, changed)
@@ -107,6 +109,6 @@ def test_an_arm_of_a_shipped_study_passes_the_preflight(place, key, precision):
     path, cell_id = KINDS[key]
     cell = shrunk(next(each for each in load(path).cells() if each.id == cell_id), place)
     training = cell.spec.training.model_copy(update={"precision": precision})
-    said: list[str] = []
-    assert preflight([_with(cell, {"training": training})], said.append) == []
-    assert all(" passes " in line for line in said), "none is skipped"
+    lines: list[str] = []
+    assert preflight([_with(cell, {"training": training})], lines.append) == []
+    assert all(" passes " in line for line in lines), "none is skipped"

@@ -21,7 +21,7 @@ from harness.training.trainer import Trainer
 from tests.small_study import quiet
 
 METHODS = dict(zip(STAGES, ("train", "score", "cost", "illustrate"), strict=True))
-SCORES = ("giou", "giou_teacher_forced", "ciou", "tokens", "curve", "flops", "giou_shuffled", "giou_other_tokens")
+SCORES = ("giou", "giou_teacher_forced", "ciou", "tokens", "curve", "flops", "giou_shuffled", "giou_swapped_tokens")
 ARMS = ("pooling", "sspe")
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # in MLflow's own tables
 

@@ -78,10 +78,10 @@ def test_identical_arms_have_p_one_and_no_difference():
 def test_pairing_finds_what_the_single_intervals_hide():
     generator = np.random.default_rng(3)
     theirs = np.broadcast_to(generator.uniform(0.1, 0.8, size=(1, 40, 1)), (1, 40, 4))
-    panel = table({"better": theirs + generator.normal(0.02, 0.01, size=theirs.shape), "base": theirs})
-    better, base = panel.estimate("better"), panel.estimate("base")
+    score_table = table({"better": theirs + generator.normal(0.02, 0.01, size=theirs.shape), "base": theirs})
+    better, base = score_table.estimate("better"), score_table.estimate("base")
     assert better.low < base.high
-    compared = panel.compare("better", "base")
+    compared = score_table.compare("better", "base")
     assert compared.low > 0
     assert judge(compared, compared.p, margin=0.01) is Verdict.BETTER
 
@@ -89,7 +89,9 @@ def test_pairing_finds_what_the_single_intervals_hide():
 def test_expressions_of_an_image_do_not_count_as_independent():
     per_image = np.random.default_rng(4).uniform(size=(1, 30, 1))
     once, copied = table({"a": per_image}), table({"a": np.repeat(per_image, 10, axis=2)})
-    width = {panel: panel.estimate("a").high - panel.estimate("a").low for panel in (once, copied)}
+    width = {
+        score_table: score_table.estimate("a").high - score_table.estimate("a").low for score_table in (once, copied)
+    }
     assert width[copied] == pytest.approx(width[once])
 
 
@@ -126,12 +128,12 @@ def test_a_ratio_is_resampled_as_a_ratio_of_sums():
 
 def test_scores_equal_the_means_over_seeds_of_what_a_cell_records():
     results, samples = tables(num_images=10)
-    panel = ScoreTable(results, samples)
+    score_table = ScoreTable(results, samples)
     cells = [score(rows) for _, rows in samples[samples["arm"] == "pooling"].groupby("seed")]
     for metric in set(METRICS) - set(ANSWER_METRICS):
-        assert panel.estimate("pooling", metric).value == pytest.approx(np.mean([cell[metric] for cell in cells])), (
-            metric
-        )
+        assert score_table.estimate("pooling", metric).value == pytest.approx(
+            np.mean([cell[metric] for cell in cells])
+        ), metric
 
 
 def test_questions_are_scored_beside_expressions_and_apart_from_them():
@@ -164,9 +166,9 @@ def test_the_same_panel_gives_the_same_numbers():
 def test_a_metric_without_a_denominator_is_nan_and_never_better():
     results, samples = tables(num_images=5)
     samples = samples.assign(predicted_area=0, intersection=0)
-    panel = ScoreTable(results, samples)
-    assert math.isnan(panel.estimate("pooling", "fp_rate").value)
-    compared = panel.compare("bbox_mlp", "pooling", "fp_rate")
+    score_table = ScoreTable(results, samples)
+    assert math.isnan(score_table.estimate("pooling", "fp_rate").value)
+    compared = score_table.compare("bbox_mlp", "pooling", "fp_rate")
     assert math.isnan(compared.p)
     assert judge(compared, compared.p, margin=0.01) is Verdict.INCONCLUSIVE
 
@@ -188,9 +190,9 @@ def test_arms_without_a_common_seed_are_not_compared():
     results, samples = tables(num_images=4)
     samples = samples[~((samples["arm"] == "bbox_mlp") & (samples["seed"] != 2))]
     samples = samples[~((samples["arm"] == "pooling") & (samples["seed"] == 2))]
-    panel = ScoreTable(results, samples)
-    assert panel.compare("bbox_mlp", "pooling") is NOT_COMPARED
-    assert panel.why_not_compared("bbox_mlp", "pooling") == (
+    score_table = ScoreTable(results, samples)
+    assert score_table.compare("bbox_mlp", "pooling") is NOT_COMPARED
+    assert score_table.why_not_compared("bbox_mlp", "pooling") == (
         "no seed in common: bbox_mlp has seed 2, pooling has seeds 0 and 1"
     )
 
@@ -228,9 +230,9 @@ def test_the_front_holds_what_nothing_dominates():
 
 def test_front_shares_say_how_sure_the_front_is():
     results, samples = tables(num_images=20)
-    panel = ScoreTable(results, samples)
-    costs = dict.fromkeys(panel.variants, 24.0) | {"pooling": 36.0}
-    shares = panel.front_share(costs)
+    score_table = ScoreTable(results, samples)
+    costs = dict.fromkeys(score_table.variants, 24.0) | {"pooling": 36.0}
+    shares = score_table.front_share(costs)
     assert shares["decoder_pe"] > 0.9
     assert shares["no_position"] == 0.0
     assert shares["pooling"] < 0.5  # it costs more and is hardly ever better

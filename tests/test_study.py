@@ -56,6 +56,9 @@ def test_five_mistakes_are_five_messages_with_their_lines(tmp_path):
         ("blocks: [1, 3]", "blocks: {low: 1, high: 3}", "small.yaml:12: search.space.projector.position.blocks: a gri"),
         ("sspe: {}", "sspe: {}\n  sspe: {}", "small.yaml:10: arms.sspe: the key is given twice, first on line 9"),
         ("sspe: {}", "sspe: {trainin: {steps: 1}}", "small.yaml:9: arms.sspe.trainin: unknown key; did you mean trai"),
+        ("sspe: {}", "sspe: {mask_head: scratch}", "small.yaml:9: arms.sspe.mask_head: mask_head is now named mask_dec"),
+        ("sspe: {}", "sspe: {start: null}", "small.yaml:9: arms.sspe.start: start is now named init_from; rename it"),
+        ("sspe: {}", "sspe: {training: {pointing: 1.0}}", "sspe.training.pointing: pointing is now named location_lo"),
         ("sspe: {}", "sspe: {data: {name: scene}}", "small.yaml:9: arms.sspe.data.name: no dataset 'scene'"),
         ("name: grid", "name: gird", "small.yaml:4: base.superpixels.name: no superpixel source 'gird'; did"),
         ("position: bbox_mlp", "position: bbox", "small.yaml:8: arms.bbox_mlp.projector.position: there is no 'bbox'"),
@@ -210,7 +213,7 @@ def test_sampled_points_are_not_known_before(tmp_path):
 def test_every_projector_says_what_it_needs_before_it_is_built_for_real():
     for name in projectors.names():
         settings = projectors.get(name).Config().model_dump(mode="json")
-        assert sections.projector_needs({"name": name, **settings}) is not None
+        assert sections.projector_inputs({"name": name, **settings}) is not None
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)

@@ -29,7 +29,7 @@ def refused(folder, study: str, preset: str = PRESET) -> str:
         ("steps: 10", "steps: 10, learning_rate: {}"),
         ("steps: 10", "steps: 10, weight_decay: {}"),
         ("steps: 10", "steps: 10, clip_norm: {}"),
-        ("steps: 10", "steps: 10, pointing: {}"),
+        ("steps: 10", "steps: 10, location_loss: {}"),
         ("name: tiny, width: 32, layers: 1, heads: 2", "name: smollm2-135m, lora: {{dropout: {}}}"),
     ],
 )
@@ -55,7 +55,9 @@ def test_a_number_of_the_study_is_finite(old, new, value, tmp_path):
     assert "small.yaml:" in refused(tmp_path, STUDY.replace(old, new.format(value)))
 
 
-@pytest.mark.parametrize("rate", ["learning_rate: 1e308", "weight_decay: 1e308", "clip_norm: 1e308", "pointing: 1e308"])
+@pytest.mark.parametrize(
+    "rate", ["learning_rate: 1e308", "weight_decay: 1e308", "clip_norm: 1e308", "location_loss: 1e308"]
+)
 def test_a_rate_is_of_a_size_that_trains(rate, tmp_path):
     found = refused(tmp_path, STUDY, PRESET.replace("steps: 10", f"steps: 10, {rate}"))
     assert "found 1e+308; should be less than or equal to" in found
@@ -140,8 +142,8 @@ def test_a_step_fits_into_its_range(tmp_path):
     [
         ("vision_encoder.name={file}", "vision_encoder.name: no weights '{short}': the file holds none by its name"),
         ("llm={{name: '{file}', lora: {{}}}}", "llm.name: no weights"),
-        ("mask_head.name={file}", "mask_head.name: no weights"),
-        ("base.start={file}", "start.name: no weights"),
+        ("mask_decoder.name={file}", "mask_decoder.name: no weights"),
+        ("base.init_from={file}", "init_from.name: no weights"),
         ("arms.pooling.projector.weights={file}", "projector.weights: no weights"),
         ("superpixels={{name: sam, model: '{file}'}}", "superpixels.model: no weights"),
         ("vision_encoder.name={folder}", "'{folder}' is a folder without weights"),
@@ -152,7 +154,7 @@ def test_a_step_fits_into_its_range(tmp_path):
         ("vision_encoder.name=random-clip", "no weights 'random-clip'"),
         ("vision_encoder.name=tiny", "no weights 'tiny'"),
         ("vision_encoder.name=smollm2-135m", "found 'smollm2-135m', which is for llm.name"),
-        ("mask_head.name=dinov2-small", "found 'dinov2-small', which is for vision_encoder.name"),
+        ("mask_decoder.name=dinov2-small", "found 'dinov2-small', which is for vision_encoder.name"),
     ],
 )
 def test_a_name_that_stands_for_no_weights_of_the_part_is_told_by_the_plan(setting, expected, tmp_path, capsys):

@@ -14,7 +14,7 @@ from harness.data.example import Example
 from harness.data.frame import Frame
 from harness.data.scenes import Config as ScenesConfig
 from harness.data.scenes import load
-from harness.model.mask_decoder.decoder import MaskHead
+from harness.model.mask_decoder.decoder import MaskDecoder
 from harness.model.mask_decoder.sam import load_sam
 from harness.superpixels.candidates import Candidates, PoolSettings, propose
 from harness.superpixels.filter import suppress_duplicates
@@ -35,7 +35,7 @@ def _own_cache(tmp_path, monkeypatch):
 def _propose(settings: PoolSettings, image: np.ndarray = IMAGE) -> Candidates:
     embedding = SamCache(SAM).encode([Example("noise", image, (), ())])[0]
     return propose(
-        MaskHead(SAM.sam.prompt_encoder, SAM.sam.mask_decoder), embedding, Frame.of(image.shape[:2], SIDE), settings
+        MaskDecoder(SAM.sam.prompt_encoder, SAM.sam.mask_decoder), embedding, Frame.of(image.shape[:2], SIDE), settings
     )
 
 
@@ -66,16 +66,16 @@ def test_the_masks_are_those_of_the_automatic_mask_generator(height, width, max_
 def test_the_masks_of_the_trained_sam_are_those_of_the_generator_too():
     sam = load_sam("sam-scenes")
     example = load(ScenesConfig(test_images=1), "test")[0]
-    asked = PoolSettings(8, *SCENES.thresholds["default"], SCENES.stability_offset)
+    settings = PoolSettings(8, *SCENES.thresholds["default"], SCENES.stability_offset)
     upstream = SamAutomaticMaskGenerator(
         sam.sam,
         points_per_side=8,
-        pred_iou_thresh=asked.min_iou,
-        stability_score_thresh=asked.min_stability,
-        stability_score_offset=asked.stability_offset,
+        pred_iou_thresh=settings.min_iou,
+        stability_score_thresh=settings.min_stability,
+        stability_score_offset=settings.stability_offset,
     )
-    head = MaskHead(sam.sam.prompt_encoder, sam.sam.mask_decoder)
-    ours = propose(head, SamCache(sam).encode([example])[0], Frame.of(example.size, sam.frame), asked)
+    head = MaskDecoder(sam.sam.prompt_encoder, sam.sam.mask_decoder)
+    ours = propose(head, SamCache(sam).encode([example])[0], Frame.of(example.size, sam.frame), settings)
     ours = ours.select(suppress_duplicates(ours))
     theirs = np.stack([one["segmentation"] for one in upstream.generate(example.image)])
     assert len(ours) == len(theirs) >= 3
@@ -106,7 +106,7 @@ def test_they_are_the_same_where_the_rest_is_in_half_precision():
 @pytest.mark.parametrize("threads", [1, 3])
 def test_they_are_the_same_on_any_number_of_cores_and_torch_keeps_its_own(threads, set_threads):
     embedding, frame = SamCache(SAM).encode([Example("noise", IMAGE, (), ())])[0], Frame.of((SIDE, SIDE), SIDE)
-    head = MaskHead(SAM.sam.prompt_encoder, SAM.sam.mask_decoder)
+    head = MaskDecoder(SAM.sam.prompt_encoder, SAM.sam.mask_decoder)
     expected = propose(head, embedding, frame, SETTINGS)
     assert len(expected) > 20
     set_threads(threads)

@@ -16,7 +16,7 @@ from harness.data.example import Example
 from harness.data.frame import Frame
 from harness.data.scenes import Config as ScenesConfig
 from harness.data.scenes import load
-from harness.model.mask_decoder.decoder import MaskHead
+from harness.model.mask_decoder.decoder import MaskDecoder
 from harness.model.mask_decoder.sam import build_sam_scenes
 from harness.superpixels.granularity import NAMES, settings
 from harness.superpixels.methods.sam import FEATURES, Config, principal_components
@@ -63,7 +63,7 @@ def test_sam_is_asked_once_for_all_granularities(tmp_path, monkeypatch):
     sam = random_sam()
     monkeypatch.setattr("harness.cache.superpixel_labels.frozen_sam", lambda _: sam)
     segment("sam", Config(), EXAMPLE)
-    monkeypatch.setattr(MaskHead, "at_points", None)
+    monkeypatch.setattr(MaskDecoder, "at_points", None)
     monkeypatch.setattr(type(sam), "embed", None)
     for given in (*({"granularity": name} for name in NAMES), {"points_per_side": 3, "min_area": 0.1}):
         labels = segment("sam", Config(**given), EXAMPLE)

@@ -41,8 +41,8 @@ def _batch(logits: torch.Tensor, targets: torch.Tensor, inside: torch.Tensor) ->
     answer = Answer(logits, torch.zeros(count, 2, 2), torch.zeros(count, 4), tokens)
     batch = Batch(
         features=None,
-        view=None,
-        inside=inside,
+        mask_inputs=None,
+        valid_mask=inside,
         query=Query(ids, ids.bool(), torch.zeros(1, count, dtype=torch.long), torch.ones(1, count, dtype=torch.bool)),
         image=torch.zeros(count, dtype=torch.long),
         answers=torch.full((count,), 2),
@@ -58,22 +58,22 @@ def test_losses_by_hand_with_lisas_weights():
     assert_close(parts.bce, torch.tensor(math.log(2)))
     assert_close(parts.dice, torch.tensor(1 - 2 * 0.5 / 3), atol=1e-3, rtol=0)
     assert_close(parts.total(0.0), parts.answer + 2 * parts.bce + 0.5 * parts.dice)
-    assert_close(parts.pointing, torch.tensor(math.log(4)))
-    assert_close(parts.total(0.3), parts.total(0.0) + 0.3 * parts.pointing)
+    assert_close(parts.location, torch.tensor(math.log(4)))
+    assert_close(parts.total(0.3), parts.total(0.0) + 0.3 * parts.location)
 
 
 def test_pointing_counts_what_lies_on_the_target_and_leaves_out_what_has_none():
     generator = torch.Generator().manual_seed(0)
-    places, targets = torch.randn(3, 4, 4, generator=generator), torch.zeros(3, 8, 8)
+    location_logits, targets = torch.randn(3, 4, 4, generator=generator), torch.zeros(3, 8, 8)
     targets[0, :2, :3] = 1
     targets[2, 5, 5] = 1
     share = targets.reshape(3, 4, 2, 4, 2).mean((2, 4))
     naive = []
-    for logits, part in zip(places, share, strict=True):
+    for logits, part in zip(location_logits, share, strict=True):
         if part.sum():
             naive.append(-float(torch.log((logits.exp() / logits.exp().sum() * part).sum())))
-    assert_close(location_loss(places, targets), torch.tensor(naive).mean(), atol=1e-4, rtol=0)
-    assert float(location_loss(places[1:2], targets[1:2])) == 0.0
+    assert_close(location_loss(location_logits, targets), torch.tensor(naive).mean(), atol=1e-4, rtol=0)
+    assert float(location_loss(location_logits[1:2], targets[1:2])) == 0.0
 
 
 def test_padding_of_the_frame_costs_nothing():
@@ -176,7 +176,7 @@ def test_the_llm_learns_in_the_second_stage_only():
         assert names
         return any(not torch.equal(first[name], second[name]) for name in names)
 
-    early = ("projector.", "llm.answers", "mask_head.mask_decoder.", "image_embedding.", "prompt.")
+    early = ("projector.", "llm.answers", "mask_decoder.sam_decoder.", "image_embedding.", "prompt.")
     assert all(changed(part, before, aligned) for part in early)
     assert not changed("llm.model.", before, aligned)
     assert changed("llm.model.", aligned, trained)
@@ -184,9 +184,9 @@ def test_the_llm_learns_in_the_second_stage_only():
 
 def test_a_curriculum_asks_its_families_first():
     class Seen(FixedBatches):
-        def training(self, examples, num_expressions, generator, *, with_view=True):
+        def training(self, examples, num_expressions, generator, *, with_mask_inputs=True):
             seen.append({one.family for example in examples for one in example.expressions})
-            return super().training(examples, num_expressions, generator, with_view=with_view)
+            return super().training(examples, num_expressions, generator, with_mask_inputs=with_mask_inputs)
 
     seen: list[set[str]] = []
     segmenter = tiny_segmenter()

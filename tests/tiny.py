@@ -1,4 +1,4 @@
-"""A backbone small enough to run in a test: real classes, random patches, a handful of scenes."""
+"""A backbone small enough to run in a test: is_valid classes, random patches, a handful of scenes."""
 
 from collections.abc import Sequence
 
@@ -10,9 +10,9 @@ from torch import Tensor
 import projectors
 from harness.assembly.batches import BatchMaker
 from harness.data.example import Example, Expression, encode_ids
-from harness.model.config import LLMConfig, MaskHeadConfig
+from harness.model.config import LLMConfig, MaskDecoderConfig
 from harness.model.llm.language_model import LanguageModel, build_llm
-from harness.model.mask_decoder.decoder import PatchEmbedding, build_mask_head
+from harness.model.mask_decoder.decoder import PatchEmbedding, build_mask_decoder
 from harness.model.segmenter import Query, Segmenter
 from harness.model.vision.encoder import Encoding
 from projectors import Dims, VisualFeatures
@@ -36,12 +36,14 @@ def tiny_segmenter(
 ) -> Segmenter:
     """A whole segmenter on 4 x 4 patches of 8 pixels."""
     llm = tiny_llm(visual_attention, seg_state)
-    mask_head = build_mask_head(MaskHeadConfig(width=32, depth=2, mlp_width=32, heads=4), GRID, FRAME)
+    mask_decoder = build_mask_decoder(MaskDecoderConfig(width=32, depth=2, mlp_width=32, heads=4), GRID, FRAME)
     kind = projectors.get(projector)
-    dims = Dims(vision=VISION, language=llm.width, grid=GRID, frame=FRAME, decoder=mask_head.width, max_superpixels=6)
+    dims = Dims(
+        vision=VISION, language=llm.width, grid=GRID, frame=FRAME, decoder=mask_decoder.width, max_superpixels=6
+    )
     settings = settings or {"tokens": 4}
     built = kind(kind.Config(**settings), dims)
-    return Segmenter(built, llm, PatchEmbedding(VISION, mask_head, GRID), mask_head)
+    return Segmenter(built, llm, PatchEmbedding(VISION, mask_decoder, GRID), mask_decoder)
 
 
 def tiny_features(num_images: int, generator: torch.Generator) -> tuple[VisualFeatures, Tensor]:
@@ -55,10 +57,10 @@ def ask(llm: LanguageModel, texts: list[list[str]]) -> Query:
     """Texts an image to prompts, padded to the image with the most."""
     width = max(map(len, texts))
     prompts = llm.prompts([llm.format_prompt(text) for row in texts for text in [*row, *[""] * (width - len(row))]])
-    real = torch.tensor([[e < len(row) for e in range(width)] for row in texts])
+    is_valid = torch.tensor([[e < len(row) for e in range(width)] for row in texts])
     shape = (len(texts), width, -1)
-    mask = prompts.mask.reshape(shape) & real[..., None]
-    return Query(prompts.ids.reshape(shape), mask, prompts.given.reshape(shape[:2]), drawn=real)
+    mask = prompts.mask.reshape(shape) & is_valid[..., None]
+    return Query(prompts.ids.reshape(shape), mask, prompts.answer_lengths.reshape(shape[:2]), is_expression=is_valid)
 
 
 class FixedBatches(BatchMaker):

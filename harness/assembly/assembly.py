@@ -1,4 +1,4 @@
-"""Puts the parts of one cell together, untrained: data, caches, projector, LLM, mask head."""
+"""Puts the parts of one cell together, untrained: data, caches, projector, LLM, mask decoder."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -18,8 +18,8 @@ from harness.data.example import Example, Question
 from harness.errors import DataError, WeightsError
 from harness.model.config import VisionConfig
 from harness.model.llm.language_model import build_llm
-from harness.model.mask_decoder.decoder import MaskHead, PatchEmbedding, SamEmbedding, build_mask_head
-from harness.model.mask_decoder.point_prompted import PointedMaskHead
+from harness.model.mask_decoder.decoder import MaskDecoder, PatchEmbedding, SamEmbedding, build_mask_decoder
+from harness.model.mask_decoder.point_prompted import PointPromptedMaskDecoder
 from harness.model.segmenter import Segmenter
 from harness.model.vision.encoder import VisionEncoder, load_vision_encoder
 from harness.model.weights.resolution import WeightsRecord, resolve
@@ -77,7 +77,7 @@ def build_vocabulary(examples: Sequence[Example]) -> list[str]:
     texts = [
         text
         for example in examples
-        for one in example.asked
+        for one in example.queries
         for text in ((one.text, one.answer) if isinstance(one, Question) else (one.text,))
     ]
     return sorted({word for text in texts for word in text.split()})
@@ -96,37 +96,37 @@ def assemble(spec: CellSpec, words: Iterable[str], device: torch.device) -> Asse
     encoder = vision_encoder(spec.vision_encoder)
     is_half = resolve_precision(spec.training.precision, device) == "bfloat16"
     llm = build_llm(spec.llm, words, torch.bfloat16 if is_half else torch.float32)
-    mask_head, image_embedding, sam = _mask_head(spec, encoder)
+    mask_decoder, image_embedding, sam = _mask_decoder(spec, encoder)
     superpixels, max_superpixels = _superpixels(spec)
     dims = Dims(
         vision=encoder.width,
         language=llm.width,
         grid=encoder.grid,
         frame=spec.vision_encoder.frame,
-        decoder=mask_head.width,
+        decoder=mask_decoder.width,
         max_superpixels=max_superpixels,
         vision_blocks=encoder.layer,
     )
     projector, official = _projector(spec, dims)
-    of_cls = projector.needs & {"cls_query", "cls_key"}
+    of_cls = projector.required_inputs & {"cls_query", "cls_key"}
     if of_cls and not encoder.has_cls:
         raise IncompatibleError(
             f"{spec.projector['name']} needs what CLS looks at, and {spec.vision_encoder.name!r} has no CLS token; "
             "use an encoder that has one, as CLIP or DINOv2"
         )
-    segmenter = Segmenter(projector, llm, image_embedding, mask_head).to(device)
+    segmenter = Segmenter(projector, llm, image_embedding, mask_decoder).to(device)
     decoder_pe = None
-    if "decoder_pe" in projector.needs:
-        decoder_pe = partial(mask_head.positional_encoding, spec.vision_encoder.frame // DECODER_PE_STRIDE)
+    if "decoder_pe" in projector.required_inputs:
+        decoder_pe = partial(mask_decoder.positional_encoding, spec.vision_encoder.frame // DECODER_PE_STRIDE)
     batches = BatchMaker(
         llm,
         VisionCache(
             encoder,
             spec.vision_encoder.frame,
-            has_attention="keys" in projector.needs or bool(of_cls),
+            has_attention="keys" in projector.required_inputs or bool(of_cls),
             layers=projector.needs_layers,
         ),
-        superpixels if "superpixels" in projector.needs else None,
+        superpixels if "superpixels" in projector.required_inputs else None,
         decoder_pe,
         encoder.grid,
         device,
@@ -139,20 +139,20 @@ def assemble(spec: CellSpec, words: Iterable[str], device: torch.device) -> Asse
     return Assembly(segmenter, batches, tuple(dict.fromkeys(weights)))
 
 
-def _mask_head(
+def _mask_decoder(
     spec: CellSpec, encoder: VisionEncoder
-) -> tuple[MaskHead, PatchEmbedding | SamEmbedding, SamCache | None]:
-    """The mask head, what its image embedding is made by, and SAM's embeddings where they are a SAM's."""
-    config = spec.mask_head
+) -> tuple[MaskDecoder, PatchEmbedding | SamEmbedding, SamCache | None]:
+    """The mask decoder, what its image embedding is made by, and SAM's embeddings where they are a SAM's."""
+    config = spec.mask_decoder
     if config.name == "scratch":
-        head = build_mask_head(config, encoder.grid, spec.vision_encoder.frame)
+        head = build_mask_decoder(config, encoder.grid, spec.vision_encoder.frame)
         return head, PatchEmbedding(encoder.width, head, encoder.grid), None
     model = frozen_sam(config.name)
     # A decoder that learns is another than the one that proposes superpixels.
     prompt_encoder, decoder = deepcopy(model.sam.prompt_encoder), deepcopy(model.sam.mask_decoder)
     if config.prompt == "points":
-        return PointedMaskHead(prompt_encoder, decoder), SamEmbedding(), SamCache(model)
-    return MaskHead(prompt_encoder, decoder.requires_grad_(True)), SamEmbedding(), SamCache(model)
+        return PointPromptedMaskDecoder(prompt_encoder, decoder), SamEmbedding(), SamCache(model)
+    return MaskDecoder(prompt_encoder, decoder.requires_grad_(True)), SamEmbedding(), SamCache(model)
 
 
 def _projector(spec: CellSpec, dims: Dims) -> tuple[projectors.Projector, tuple[WeightsRecord, ...]]:
@@ -182,7 +182,7 @@ def _superpixels(spec: CellSpec) -> tuple[SuperpixelCache | None, int]:
 
 
 def prepare(
-    batches: BatchMaker, examples: Sequence[Example], say: Callable[[str], None], *, with_view: bool = True
+    batches: BatchMaker, examples: Sequence[Example], log: Callable[[str], None], *, with_mask_inputs: bool = True
 ) -> None:
     """Fills the caches for these images, so that training and scoring only read.
 
@@ -190,8 +190,8 @@ def prepare(
         say: told what is computed, and how much of it.
         with_view: whether masks are drawn of them.
     """
-    batches.vision.ensure(examples, lambda done, total: say(f"patches {done}/{total}"))
-    if batches.sam is not None and with_view:
-        batches.sam.ensure(examples, lambda done, total: say(f"SAM embeddings {done}/{total}"))
+    batches.vision.ensure(examples, lambda done, total: log(f"patches {done}/{total}"))
+    if batches.sam is not None and with_mask_inputs:
+        batches.sam.ensure(examples, lambda done, total: log(f"SAM embeddings {done}/{total}"))
     if batches.superpixels is not None:
-        batches.superpixels.ensure(examples, lambda done, total: say(f"superpixels {done}/{total}"))
+        batches.superpixels.ensure(examples, lambda done, total: log(f"superpixels {done}/{total}"))

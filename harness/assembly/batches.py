@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness.cache.encodings import SamCache, VisionCache
 from harness.cache.superpixel_labels import SuperpixelCache
-from harness.data.example import Asked, Example, Expression, Question
+from harness.data.example import Example, Expression, Question, TextQuery
 from harness.data.frame import Frame, to_tensor
 from harness.model.llm.language_model import REJ, SEG, LanguageModel
 from harness.model.segmenter import Query
@@ -24,7 +24,7 @@ class Batch:
 
     Args:
         features: what the projector sees.
-        view: what masks are drawn from beside the patches: frames (B, 3, R, R) in 0..1 for a mask head from scratch,
+        view: what masks are drawn from beside the patches: frames (B, 3, R, R) in 0..1 for a mask decoder from scratch,
             SAM's embeddings (B, P, g, g) for one of a SAM. None where no masks are drawn.
         inside: (B, R, R) float, 1 where the image is judged, 0 in the padding and where it is ignored.
         query: the prompts and their answers in words, (B, E, L).
@@ -34,8 +34,8 @@ class Batch:
     """
 
     features: VisualFeatures
-    view: Tensor | None
-    inside: Tensor
+    mask_inputs: Tensor | None
+    valid_mask: Tensor
     query: Query
     image: Tensor
     answers: Tensor
@@ -52,7 +52,7 @@ class BatchMaker:
         decoder_pe: gives the mask decoder's positional encoding (P, h, w) as it is by then, which a checkpoint may have
             changed; None where the projector needs none.
         grid: (H, W) of the patches.
-        sam: the image embeddings of the mask head's SAM, or None for a mask head from scratch.
+        sam: the image embeddings of the mask decoder's SAM, or None for a mask decoder from scratch.
     """
 
     def __init__(
@@ -74,43 +74,57 @@ class BatchMaker:
         self.sam = sam
 
     def training(
-        self, examples: Sequence[Example], num_expressions: int, generator: torch.Generator, *, with_view: bool = True
+        self,
+        examples: Sequence[Example],
+        num_expressions: int,
+        generator: torch.Generator,
+        *,
+        with_mask_inputs: bool = True,
     ) -> Batch:
         """At most `num_expressions` of what is asked of each image, drawn without replacement."""
         chosen = []
         for example in examples:
-            order = torch.randperm(len(example.asked), generator=generator)[:num_expressions]
-            chosen.append([example.asked[i] for i in order.tolist()])
-        return self.make(examples, chosen, with_view=with_view)
+            order = torch.randperm(len(example.queries), generator=generator)[:num_expressions]
+            chosen.append([example.queries[i] for i in order.tolist()])
+        return self.make(examples, chosen, with_mask_inputs=with_mask_inputs)
 
-    def make(self, examples: Sequence[Example], chosen: Sequence[Sequence[Asked]], *, with_view: bool = True) -> Batch:
+    def make(
+        self, examples: Sequence[Example], chosen: Sequence[Sequence[TextQuery]], *, with_mask_inputs: bool = True
+    ) -> Batch:
         """This asked of these images, in this order, with the right answers."""
         frames = self._frames(examples)
         targets = [
             frame.place_mask(example.mask(one))
-            for example, frame, asked in zip(examples, frames, chosen, strict=True)
-            for one in asked
+            for example, frame, queries in zip(examples, frames, chosen, strict=True)
+            for one in queries
             if isinstance(one, Expression)
         ]
         masks = np.array(targets, dtype=bool)
-        inside = np.stack([frame.place_mask(example.judged()) for example, frame in zip(examples, frames, strict=True)])
-        query = self.query(chosen, answered=True)
-        image, _ = query.drawn.nonzero(as_tuple=True)
+        valid_mask = np.stack(
+            [frame.place_mask(example.valid_mask()) for example, frame in zip(examples, frames, strict=True)]
+        )
+        query = self.query(chosen, with_answers=True)
+        image, _ = query.is_expression.nonzero(as_tuple=True)
         return Batch(
             features=self.features(examples),
-            view=self.view(examples) if with_view else None,
-            inside=torch.from_numpy(inside).to(self.device).float(),
+            mask_inputs=self.mask_inputs(examples) if with_mask_inputs else None,
+            valid_mask=torch.from_numpy(valid_mask).to(self.device).float(),
             query=query,
             image=image,
             answers=self._answers(chosen, query),
-            targets=torch.from_numpy(masks.reshape(-1, *inside.shape[1:])).to(self.device).float(),
+            targets=torch.from_numpy(masks.reshape(-1, *valid_mask.shape[1:])).to(self.device).float(),
         )
 
-    def _answers(self, chosen: Sequence[Sequence[Asked]], query: Query) -> Tensor:
+    def _answers(self, chosen: Sequence[Sequence[TextQuery]], query: Query) -> Tensor:
         """The right words (A,): [SEG] or [REJ] for an expression; for a question those of its answer, and the end."""
-        real, answers, vocabulary = query.real, list[int](), self.llm.vocabulary
-        rows = zip(query.ids[real].tolist(), query.mask.sum(-1)[real].tolist(), query.given[real].tolist(), strict=True)
-        for one, (ids, length, given) in zip([one for asked in chosen for one in asked], rows, strict=True):
+        is_valid, answers, vocabulary = query.is_valid, list[int](), self.llm.vocabulary
+        rows = zip(
+            query.ids[is_valid].tolist(),
+            query.mask.sum(-1)[is_valid].tolist(),
+            query.answer_lengths[is_valid].tolist(),
+            strict=True,
+        )
+        for one, (ids, length, given) in zip([one for queries in chosen for one in queries], rows, strict=True):
             if isinstance(one, Expression):
                 answers.append(vocabulary + (SEG if one.targets else REJ))
             else:
@@ -122,12 +136,12 @@ class BatchMaker:
         frames = self._frames(examples)
         superpixels = None if self.superpixels is None else self.superpixels.load(examples).to(self.device)
         patch_mask = torch.from_numpy(np.stack([frame.patch_mask(self.grid) for frame in frames])).to(self.device)
-        return self.see(self.vision.load(examples), patch_mask, superpixels)
+        return self.build_features(self.vision.load(examples), patch_mask, superpixels)
 
-    def see(self, encoding: Encoding, patch_mask: Tensor, superpixels: Tensor | None) -> VisualFeatures:
+    def build_features(self, encoding: Encoding, patch_mask: Tensor, superpixels: Tensor | None) -> VisualFeatures:
         """What the projector sees of images that are encoded and cut."""
-        asked = {field.name: getattr(encoding, field.name) for field in fields(encoding)}
-        given = {name: value.float().to(self.device) for name, value in asked.items() if value is not None}
+        queries = {field.name: getattr(encoding, field.name) for field in fields(encoding)}
+        given = {name: value.float().to(self.device) for name, value in queries.items() if value is not None}
         decoder_pe = None if self.decoder_pe is None else self.decoder_pe()
         return VisualFeatures(**given, patch_mask=patch_mask, superpixels=superpixels, decoder_pe=decoder_pe)
 
@@ -139,14 +153,14 @@ class BatchMaker:
     def _frames(self, examples: Sequence[Example]) -> list[Frame]:
         return [Frame.of(example.size, self.vision.frame) for example in examples]
 
-    def view(self, examples: Sequence[Example]) -> Tensor:
+    def mask_inputs(self, examples: Sequence[Example]) -> Tensor:
         """What masks are drawn from beside the patches: pixels (B, 3, R, R) in 0..1, or SAM's embeddings."""
         if self.sam is not None:
             return self.sam.load(examples).to(self.device)
         placed = zip(self._frames(examples), examples, strict=True)
         return to_tensor([frame.place_image(example.image) for frame, example in placed]).to(self.device)
 
-    def query(self, chosen: Sequence[Sequence[Asked]], *, answered: bool = False) -> Query:
+    def query(self, chosen: Sequence[Sequence[TextQuery]], *, with_answers: bool = False) -> Query:
         """What is asked of each image -> prompts (B, E, L), padded to the largest E.
 
         Args:
@@ -157,9 +171,9 @@ class BatchMaker:
         texts = [
             one.text if isinstance(one, Question) else self.llm.format_prompt(one.text if one else "") for one in padded
         ]
-        answers = [one.answer if isinstance(one, Question) and answered else "" for one in padded]
+        answers = [one.answer if isinstance(one, Question) and with_answers else "" for one in padded]
         prompts = self.llm.prompts(texts, answers)
-        real = torch.tensor([[one is not None] for one in padded])
-        drawn = torch.tensor([isinstance(one, Expression) for one in padded])
-        parts = (prompts.ids, prompts.mask & real, prompts.given, drawn)
+        is_valid = torch.tensor([[one is not None] for one in padded])
+        is_expression = torch.tensor([isinstance(one, Expression) for one in padded])
+        parts = (prompts.ids, prompts.mask & is_valid, prompts.answer_lengths, is_expression)
         return Query(*(rearrange(part, "(b e) ... -> b e ...", e=width).to(self.device) for part in parts))

@@ -22,8 +22,8 @@ from harness.model.weights.resolution import WeightsRecord, resolve
 from harness.model.weights.strict_loading import check_state_dict
 from harness.study.study import Cell, CellSpec
 
-VERSION = "3"
-"""2 did not know the size of visual tokens, 1 not what is drawn at random and never learns."""
+VERSION = "4"
+"""Format of the file. A checkpoint of another version is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +86,8 @@ def load(path: Path, device: torch.device, precision: str | None = None) -> Trai
     return Trained(saved.arm, saved.seed, spec, assembly)
 
 
-class Start:
-    """The LLM and the mask head of a trained cell, from which others are initialized, without its projector and gain.
+class Initialization:
+    """The LLM and the mask decoder of a trained cell, from which other cells are initialized.
 
     Args:
         spec: of the cell that begins; says which start, by name or file, and must have the backbone that it has.
@@ -97,11 +97,13 @@ class Start:
     """
 
     def __init__(self, spec: CellSpec, device: torch.device) -> None:
-        assert spec.start is not None
+        assert spec.init_from is not None
         self._spec = spec
-        self.record = resolve(spec.start.name)
+        self.record = resolve(spec.init_from.name)
         if self.record.folder is None or self.record.file is None:
-            raise WeightsError(f"start: {self.record.name!r} is no file; name the checkpoint of a cell, *.safetensors")
+            raise WeightsError(
+                f"init_from: {self.record.name!r} is no file; name the checkpoint of a cell, *.safetensors"
+            )
         self._saved = _Saved.read(self.record.folder / self.record.file, device)
         for section in _backbone(spec):
             own = getattr(spec, section)
@@ -109,11 +111,11 @@ class Start:
             for setting, value in own:
                 if value != trained[setting]:
                     raise WeightsError(
-                        f"start: {self.record.name!r} was trained with {section}.{setting} {trained[setting]}, and "
-                        f"this cell has {value}; give the cell the same, or leave start out (start: null)"
+                        f"init_from: {self.record.name!r} was trained with {section}.{setting} {trained[setting]}, and "
+                        f"this cell has {value}; give the cell the same, or set init_from: null"
                     )
 
-    def words_for(self, words: Iterable[str]) -> list[str]:
+    def vocabulary_for(self, words: Iterable[str]) -> list[str]:
         """The vocabulary of the start, if it has all of these words.
 
         Raises:
@@ -122,12 +124,12 @@ class Start:
         unread = sorted(set(words) - set(self._saved.words))
         if self._saved.spec["llm"]["name"] == "tiny" and unread:
             raise WeightsError(
-                f"start: the LLM of {self.record.name!r} never read {', '.join(map(repr, unread[:8]))}, which training "
-                "asks; train a start on such words, or leave start out (start: null)"
+                f"init_from: the vocabulary of {self.record.name!r} lacks {', '.join(map(repr, unread[:8]))}, used by "
+                "the training data; name a checkpoint that was trained on these words, or set init_from: null"
             )
         return self._saved.words
 
-    def give(self, assembly: Assembly) -> None:
+    def load_into(self, assembly: Assembly) -> None:
         """Everything but the projector, in place.
 
         Raises:
@@ -137,7 +139,7 @@ class Start:
         backbone = [record for record in self._saved.weights if record["name"] in names]
         _refuse_others(self.record.name, backbone, assembly.weights)
         own, saved = (_without_projector(tensors) for tensors in (_own(assembly.segmenter), self._saved.tensors))
-        _give(own, saved, self.record.name, "LLM and mask head of the cell")
+        _give(own, saved, self.record.name, "LLM and mask decoder of the cell")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +189,7 @@ def _own(segmenter: Segmenter) -> dict[str, Tensor]:
     """Parameters and buffers, by name: what learns, and what else comes with no pretrained LLM and no frozen SAM."""
     held = segmenter.state_dict().keys()
     named = {**dict(segmenter.named_parameters()), **dict(segmenter.named_buffers())}  # what is tied, once
-    pretrained = ("llm.model.",) if segmenter.mask_head.learns else ("llm.model.", "mask_head.")
+    pretrained = ("llm.model.",) if segmenter.mask_decoder.learns else ("llm.model.", "mask_decoder.")
     return {
         name: value
         for name, value in named.items()
@@ -197,7 +199,7 @@ def _own(segmenter: Segmenter) -> dict[str, Tensor]:
 
 def _backbone(spec: CellSpec) -> list[str]:
     """The sections in which a cell must be as the one it begins with; only a head from scratch looks at patches."""
-    return ["llm", "mask_head", *(["vision_encoder"] if spec.mask_head.name == "scratch" else [])]
+    return ["llm", "mask_decoder", *(["vision_encoder"] if spec.mask_decoder.name == "scratch" else [])]
 
 
 def _without_projector(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -85,12 +85,12 @@ class PatchCache(EncodingCache):
         with torch.inference_mode():
             return self._encoding(examples).patches.float().cpu()
 
-    def _encoding(self, examples: Sequence[Example], **asked: Any) -> Encoding:
+    def _encoding(self, examples: Sequence[Example], **options: Any) -> Encoding:
         """What the encoder makes of these images, with what else is asked of it."""
         placed = [Frame.of(example.size, self.frame) for example in examples]
         frames = to_tensor([frame.place_image(e.image) for frame, e in zip(placed, examples, strict=True)])
         sizes = [(frame.height, frame.width) for frame in placed]
-        return self.encoder.encode(frames.to(next(self.encoder.parameters()).device), sizes, **asked)
+        return self.encoder.encode(frames.to(next(self.encoder.parameters()).device), sizes, **options)
 
 
 class AttentionCache(PatchCache):
@@ -199,9 +199,9 @@ class SamCache(EncodingCache):
     def _embed(self, examples: Sequence[Example]) -> Tensor:
         placed = [Frame.of(example.size, self.frame) for example in examples]
         frames = to_tensor([frame.place_image(e.image) for frame, e in zip(placed, examples, strict=True)])
-        inside = np.stack([frame.inside() for frame in placed])
+        valid_mask = np.stack([frame.valid_mask() for frame in placed])
         device = next(self.model.parameters()).device
-        return self.model.embed(frames.to(device), torch.from_numpy(inside).to(device))
+        return self.model.embed(frames.to(device), torch.from_numpy(valid_mask).to(device))
 
 
 @lru_cache(maxsize=1)

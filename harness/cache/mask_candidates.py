@@ -9,7 +9,7 @@ from torch import Tensor
 from harness.cache.encodings import SamCache
 from harness.data.example import Example
 from harness.data.frame import Frame
-from harness.model.mask_decoder.decoder import MaskHead
+from harness.model.mask_decoder.decoder import MaskDecoder
 from harness.superpixels.candidates import Candidates, PoolSettings, Proposal, propose
 from harness.system.cache_folder import OnProgress, cache_folder, image_key
 from harness.system.files import write_atomically
@@ -27,7 +27,7 @@ class CandidateCache:
         model = embeddings.model
         self.embeddings = embeddings
         self.settings = settings
-        self.head = MaskHead(model.sam.prompt_encoder, model.sam.mask_decoder)
+        self.head = MaskDecoder(model.sam.prompt_encoder, model.sam.mask_decoder)
         code = fingerprint(propose.__module__)
         identity = {"model": model.record.name, "weights": model.record.sha256, **asdict(settings), "code": code}
         self.folder = cache_folder("candidates", identity)

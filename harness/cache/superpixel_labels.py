@@ -75,11 +75,11 @@ class SuperpixelCache:
         """Cuts the images that are missing."""
         missing = [example for example in examples if not self._path(example).exists()]
         for done, example in enumerate(missing, start=1):
-            write_atomically(self._path(example), self.cut(example).astype(np.int16))
+            write_atomically(self._path(example), self.compute_superpixels(example).astype(np.int16))
             if done % 16 == 0 or done == len(missing) or self.weights:
                 on_progress(done, len(missing))
 
-    def cut(self, example: Example) -> np.ndarray:
+    def compute_superpixels(self, example: Example) -> np.ndarray:
         """The label map (R, R) of one image, computed now; a source with a pool takes its candidates from the cache."""
         pool, proposal = self.pool, None
         if pool is not None and self.request is not None:

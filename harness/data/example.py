@@ -50,7 +50,7 @@ class Question:
     scoring: str
 
 
-Asked = Expression | Question
+TextQuery = Expression | Question
 """What is asked of an image, to be drawn or to be said."""
 
 
@@ -200,7 +200,7 @@ class Example:
     lists_all_objects: bool = True
 
     @property
-    def asked(self) -> tuple[Asked, ...]:
+    def queries(self) -> tuple[TextQuery, ...]:
         """Expressions, then questions."""
         return (*self.expressions, *self.questions)
 
@@ -225,7 +225,7 @@ class Example:
         """The union of the visible masks of the expression's targets, (h, w) bool."""
         return union([self.objects[k - 1] for k in expression.targets], self.size)
 
-    def judged(self) -> np.ndarray:
+    def valid_mask(self) -> np.ndarray:
         """(h, w) bool, False where a pixel is ignored."""
         return ~union([] if self.ignored is None else [self.ignored], self.size)
 

@@ -61,11 +61,11 @@ class Frame:
         framed[: self.height, : self.width] = self.resize(mask, Image.Resampling.NEAREST)
         return framed
 
-    def inside(self) -> np.ndarray:
+    def valid_mask(self) -> np.ndarray:
         """(R, R) bool, True on the image, False in the padding."""
-        inside = np.zeros((self.side, self.side), bool)
-        inside[: self.height, : self.width] = True
-        return inside
+        valid_mask = np.zeros((self.side, self.side), bool)
+        valid_mask[: self.height, : self.width] = True
+        return valid_mask
 
     def patch_mask(self, grid: tuple[int, int]) -> np.ndarray:
         """(N,) bool, True where a patch holds at least one pixel of the image."""
@@ -79,11 +79,11 @@ class Frame:
         As SAM does it: up to the frame, the padding cut off, then to the original size.
         """
         framed = F.interpolate(logits.float()[:, None], (self.side, self.side), mode="bilinear", align_corners=False)
-        cut = framed[..., : self.height, : self.width]
+        cropped = framed[..., : self.height, : self.width]
         if (self.height, self.width) != (self.original_height, self.original_width):
             size = (self.original_height, self.original_width)
-            cut = F.interpolate(cut, size, mode="bilinear", align_corners=False)
-        return cut[:, 0]
+            cropped = F.interpolate(cropped, size, mode="bilinear", align_corners=False)
+        return cropped[:, 0]
 
 
 def to_tensor(framed: list[np.ndarray]) -> Tensor:

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from harness.assembly.batches import BatchMaker
-from harness.data.example import Asked, Example, Expression, Question, encode
+from harness.data.example import Example, Expression, Question, TextQuery, encode
 from harness.data.frame import Frame
 from harness.evaluation.metrics import count, iou
 from harness.evaluation.text_metrics import score as score_answers
@@ -31,15 +31,15 @@ class Prediction:
 
     Args:
         masks: (E, h, w) bool at the image's own size, a mask an expression, as if [SEG] had been given.
-        answered: (E,) bool, whether the model itself says [SEG].
+        predicted_seg: (E,) bool, whether the model itself says [SEG].
         tokens: visual tokens read.
         said: the answer to each question.
     """
 
     masks: np.ndarray
-    answered: np.ndarray
+    predicted_seg: np.ndarray
     tokens: int
-    said: tuple[str, ...] = ()
+    generated_text: tuple[str, ...] = ()
 
 
 MEASURED = [column for column in SAMPLE_COLUMNS if column not in ("cell", "arm", "seed", "split")]
@@ -63,7 +63,10 @@ class Evaluator:
 
     @torch.inference_mode()
     def predict(
-        self, examples: Sequence[Example], asked: Sequence[Sequence[Asked]], read: Sequence[Example] | None = None
+        self,
+        examples: Sequence[Example],
+        queries: Sequence[Sequence[TextQuery]],
+        token_sources: Sequence[Example] | None = None,
     ) -> Iterator[Prediction]:
         """One prediction an image for what is asked of it, all packed into one sequence.
 
@@ -74,19 +77,19 @@ class Evaluator:
         for start in range(0, len(examples), self.batch_images):
             stop = min(start + self.batch_images, len(examples))
             chunk = [examples[i] for i in range(start, stop)]
-            chosen = asked[start:stop]
+            chosen = queries[start:stop]
             query = self.batches.query(chosen)
             with autocast(self.precision, self.batches.device):
                 features = self.batches.features(chunk)
-                others = None if read is None else [read[i] for i in range(start, stop)]
+                others = None if token_sources is None else [token_sources[i] for i in range(start, stop)]
                 tokens = self.segmenter.projector(features if others is None else self.batches.features(others))
-                view = self.batches.view(chunk)
-                answer = self.segmenter.answer(tokens, features.patches, view, query)
+                mask_inputs = self.batches.mask_inputs(chunk)
+                answer = self.segmenter.answer(tokens, features.patches, mask_inputs, query)
                 words = self._say(answer, query)
-            num_drawn = query.drawn.sum(1).tolist()
-            says_seg = answer.answer_logits[query.drawn[query.real]].argmax(-1) == SEG + llm.vocabulary
+            num_drawn = query.is_expression.sum(1).tolist()
+            says_seg = answer.answer_logits[query.is_expression[query.is_valid]].argmax(-1) == SEG + llm.vocabulary
             drawn = [Frame.of(example.size, self.batches.mask_frame) for example in chunk]
-            for frame, logits, answered, num_tokens, row in zip(
+            for frame, logits, predicted_seg, num_tokens, row in zip(
                 drawn,
                 answer.mask_logits.split(num_drawn),
                 says_seg.split(num_drawn),
@@ -94,27 +97,29 @@ class Evaluator:
                 chosen,
                 strict=True,
             ):
-                said = tuple(next(words) for one in row if isinstance(one, Question))
+                generated_text = tuple(next(words) for one in row if isinstance(one, Question))
                 masks = (frame.restore(logits) > 0).cpu().numpy()
-                yield Prediction(masks, answered.cpu().numpy(), num_tokens, said)
+                yield Prediction(masks, predicted_seg.cpu().numpy(), num_tokens, generated_text)
 
     def _say(self, answer: Answer, query: Query) -> Iterator[str]:
         """The answers to the questions of a batch, in order."""
         questions = query.questions()
-        ids = self.segmenter.say(answer.tokens, questions).tolist() if questions.real.any() else []
+        ids = self.segmenter.generate(answer.tokens, questions).tolist() if questions.is_valid.any() else []
         return iter([self.segmenter.llm.words(row) for row in ids])
 
     def score(self, examples: Sequence[Example]) -> tuple[pd.DataFrame, list[int]]:
         """A row per expression or question (columns: `SAMPLE_COLUMNS`), and the visual tokens of each image."""
         rows: list[dict[str, Any]] = []
         tokens = []
-        asked = [example.asked for example in examples]
-        for example, prediction in zip(examples, self.predict(examples, asked), strict=True):
+        queries = [example.queries for example in examples]
+        for example, prediction in zip(examples, self.predict(examples, queries), strict=True):
             tokens.append(prediction.tokens)
             rows.extend(sample_rows(example, prediction))
         questions = [question for example in examples for question in example.questions]
-        answered = [row for row in rows if "said" in row]
-        for row, value in zip(answered, score_answers([row["said"] for row in answered], questions), strict=True):
+        answered = [row for row in rows if "generated_text" in row]
+        for row, value in zip(
+            answered, score_answers([row["generated_text"] for row in answered], questions), strict=True
+        ):
             row["score"] = value
         return pd.DataFrame(rows, columns=MEASURED), tokens
 
@@ -123,27 +128,30 @@ class Evaluator:
 
         - `*_shuffled`: words and image do not belong together. Each image is asked what the next one is asked: masks
           are held against what its own expression means, answers against the question that was put.
-        - `giou_other_tokens`: the LLM reads the visual tokens of the next image. Words and mask head are as they should
-          be, so that what is left goes past the projector.
+        - `giou_swapped_tokens`: the LLM reads the visual tokens of the next image. The expression and the mask decoder
+          keep the image, so the score that is left does not come from visual tokens.
 
         Of one image there is no next, so nothing is known.
         """
         if len(examples) < 2:
             return {}
         others = [examples[(i + 1) % len(examples)] for i in range(len(examples))]
-        asked: list[list[Asked]] = [
+        queries: list[list[TextQuery]] = [
             [*other.expressions[: len(example.expressions)], *other.questions]
             for example, other in zip(examples, others, strict=True)
         ]
-        shuffled = list(self.predict(examples, asked))
+        shuffled = list(self.predict(examples, queries))
         questions = [question for other in others for question in other.questions]
-        scores = pd.Series(score_answers([said for one in shuffled for said in one.said], questions), dtype=float)
+        scores = pd.Series(
+            score_answers([generated_text for one in shuffled for generated_text in one.generated_text], questions),
+            dtype=float,
+        )
         by_scoring = scores.groupby([question.scoring for question in questions]).mean()
         found = {f"{scoring}_shuffled": float(value) for scoring, value in by_scoring.items()}
         if any(example.expressions for example in examples):
             found["giou_shuffled"] = _giou(examples, shuffled)
             expressions = [example.expressions for example in examples]
-            found["giou_other_tokens"] = _giou(examples, self.predict(examples, expressions, read=others))
+            found["giou_swapped_tokens"] = _giou(examples, self.predict(examples, expressions, token_sources=others))
         return found
 
 
@@ -151,26 +159,26 @@ def _giou(examples: Sequence[Example], predictions: Iterable[Prediction]) -> flo
     """Mean IoU of the masks with what each image's own expressions mean."""
     overlaps = []
     for example, prediction in zip(examples, predictions, strict=True):
-        masks, judged = prediction.masks & prediction.answered[:, None, None], example.judged()
+        masks, valid_mask = prediction.masks & prediction.predicted_seg[:, None, None], example.valid_mask()
         for own, mask in zip(example.expressions, masks, strict=False):
-            overlaps.append(_overlap(mask & judged, example.mask(own) & judged))
+            overlaps.append(_overlap(mask & valid_mask, example.mask(own) & valid_mask))
     return float(np.mean(overlaps))
 
 
 def sample_rows(example: Example, prediction: Prediction) -> Iterator[dict[str, Any]]:
     """What one image was asked and what came of it, in the columns of `harness.results.run_folder.SAMPLE_COLUMNS`."""
-    (height, width), judged = example.size, example.judged()
+    (height, width), valid_mask = example.size, example.valid_mask()
     for number, expression in enumerate(example.expressions):
         target = example.mask(expression)
         forced = prediction.masks[number]
-        mask = forced & prediction.answered[number]
-        forced_pixels = count(forced & judged, target & judged)
+        mask = forced & prediction.predicted_seg[number]
+        forced_pixels = count(forced & valid_mask, target & valid_mask)
         yield {
             **_identity(example, number, expression),
-            "iou": _overlap(mask & judged, target & judged),
+            "iou": _overlap(mask & valid_mask, target & valid_mask),
             "iou_teacher_forced": float(iou(forced_pixels["intersection"], forced_pixels["union"])),
-            **{name: int(pixels) for name, pixels in count(mask & judged, target & judged).items()},
-            "answered": bool(prediction.answered[number]),
+            **{name: int(pixels) for name, pixels in count(mask & valid_mask, target & valid_mask).items()},
+            "predicted_seg": bool(prediction.predicted_seg[number]),
             "intersection_teacher_forced": int(forced_pixels["intersection"]),
             "predicted_area_teacher_forced": int(forced_pixels["predicted_area"]),
             **_facts(example, expression),
@@ -179,25 +187,25 @@ def sample_rows(example: Example, prediction: Prediction) -> Iterator[dict[str, 
             "prediction_rle": encode(mask)["counts"].decode(),
             "target_rle": encode(target)["counts"].decode(),
         }
-    for number, (question, said) in enumerate(
-        zip(example.questions, prediction.said, strict=True), start=len(example.expressions)
+    for number, (question, generated_text) in enumerate(
+        zip(example.questions, prediction.generated_text, strict=True), start=len(example.expressions)
     ):
         references = json.dumps(question.references, ensure_ascii=False)
         yield {
             **_identity(example, number, question),
             "scoring": question.scoring,
-            "said": said,
+            "generated_text": generated_text,
             "references": references,
         }
 
 
-def _identity(example: Example, number: int, asked: Asked) -> dict[str, Any]:
+def _identity(example: Example, number: int, queries: TextQuery) -> dict[str, Any]:
     """The columns that say what was asked of which image."""
     return {
         "image_id": example.image_id,
         "expression_id": number,
-        "text": asked.text,
-        "family": asked.family,
+        "text": queries.text,
+        "family": queries.family,
         "domain": example.domain,
     }
 

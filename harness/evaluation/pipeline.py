@@ -30,7 +30,7 @@ class Pipeline:
         self.segmenter = segmenter.eval()
         self.batches = batches
         self.example = replace(example, picture=example.image)
-        self.query = batches.query([example.asked[:1]])
+        self.query = batches.query([example.queries[:1]])
         self._frame = Frame.of(example.size, batches.vision.frame)
         self._mask_frame = Frame.of(example.size, batches.mask_frame)
         self._patch_mask = torch.from_numpy(self._frame.patch_mask(batches.grid)).unsqueeze(0).to(batches.device)
@@ -55,23 +55,23 @@ class Pipeline:
         lap("sam")
         labels = self._superpixels(proposing)
         lap("superpixels")
-        features = self.batches.see(encoding, self._patch_mask, labels)
+        features = self.batches.build_features(encoding, self._patch_mask, labels)
         tokens = self.segmenter.projector(features)
         lap("projector")
-        if not self.query.drawn.any():
-            self.segmenter.say(tokens, self.query)
+        if not self.query.is_expression.any():
+            self.segmenter.generate(tokens, self.query)
             lap("llm")
         else:
-            answering, seg = self.segmenter.read(tokens, self.query)
+            answering, seg = self.segmenter.run_llm(tokens, self.query)
             self.segmenter.llm.answer_logits(answering)
             lap("llm")
-            view = frames if drawing is None else drawing
+            mask_inputs = frames if drawing is None else drawing
             prompts = self.segmenter.prompt(seg)
-            self._mask_frame.restore(self.segmenter.segment(features.patches, view, prompts, self._first))
+            self._mask_frame.restore(self.segmenter.segment(features.patches, mask_inputs, prompts, self._first))
         lap("mask")
 
     def _embeddings(self) -> tuple[Tensor | None, Tensor | None]:
-        """SAM's embeddings (1, P, g, g) for the mask head and for superpixels, computed once where both use one SAM."""
+        """SAM's embeddings (1, P, g, g) for the mask decoder and for superpixels; computed once if they share a SAM."""
         sam = self.batches.sam
         drawing = None if sam is None else sam.compute(self.example)
         if self._candidates is None:

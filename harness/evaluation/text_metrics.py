@@ -63,37 +63,39 @@ _MARKS = re.compile(r"--|''|[.?!,:;`()\[\]{}\"]")
 _MARKS_BETWEEN_SPACES = frozenset({"'", "-"})
 
 
-def score(said: Sequence[str], questions: Sequence[Question]) -> list[float]:
+def score(generated_text: Sequence[str], questions: Sequence[Question]) -> list[float]:
     """The score of each answer; what is scored alike is scored together."""
     scores = [0.0] * len(questions)
     for scoring in dict.fromkeys(question.scoring for question in questions):
-        places = [place for place, question in enumerate(questions) if question.scoring == scoring]
-        found = SCORINGS[scoring]([said[place] for place in places], [questions[place].references for place in places])
-        for place, value in zip(places, found, strict=True):
+        positions = [place for place, question in enumerate(questions) if question.scoring == scoring]
+        found = SCORINGS[scoring](
+            [generated_text[place] for place in positions], [questions[place].references for place in positions]
+        )
+        for place, value in zip(positions, found, strict=True):
             scores[place] = value
     return scores
 
 
-def vqa_accuracy(said: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+def vqa_accuracy(generated_text: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     """VQAv2's accuracy of each answer, against the answers of its annotators."""
-    return [_agreement(answer, given) for answer, given in zip(said, references, strict=True)]
+    return [_agreement(answer, given) for answer, given in zip(generated_text, references, strict=True)]
 
 
-def accuracy(said: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+def accuracy(generated_text: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     """Whether each answer is one of its references."""
     return [
         float(_plain(answer) in {_plain(right) for right in given})
-        for answer, given in zip(said, references, strict=True)
+        for answer, given in zip(generated_text, references, strict=True)
     ]
 
 
-def cider(said: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+def cider(generated_text: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     """CIDEr-D of each caption against its references; 0 where no reference of any has a word."""
     scorer = CiderScorer()
     words = [[caption_words(one) for one in given] for given in references]
     if not any(any(given) for given in words):
-        return [0.0] * len(said)
-    for caption, given in zip(said, words, strict=True):
+        return [0.0] * len(generated_text)
+    for caption, given in zip(generated_text, words, strict=True):
         scorer += (caption_words(caption), given)
     _, scores = scorer.compute_score()
     return [float(value) for value in scores]

@@ -10,7 +10,7 @@ from harness.study.study import Cell
 class Cells:
     """Runs and times cells on this machine's device."""
 
-    def check(self, cells: Sequence[Cell], say: Callable[[str], None]) -> None:
+    def check(self, cells: Sequence[Cell], log: Callable[[str], None]) -> None:
         """See `harness.execution.preflight.preflight`.
 
         Raises:
@@ -18,7 +18,7 @@ class Cells:
         """
         from harness.execution.preflight import preflight, refuse_failures
 
-        refuse_failures(preflight(cells, say))
+        refuse_failures(preflight(cells, log))
 
     def run(self, cell: Cell, folder: RunFolder, progress: Progress) -> Row:
         """See `harness.execution.cell.run_cell`."""

@@ -48,12 +48,12 @@ def run_command(options: argparse.Namespace) -> int:
 
         plan = make_plan(study, folder)
         with _weights_of(study):
-            needs = verdict(planned.cell.spec for planned in plan)
+            requirements = verdict(planned.cell.spec for planned in plan)
         console.print(plan_table(study, plan))
         outdated = outdated_sentence([planned.cell for planned in plan], folder)
         if outdated:
             console.print(outdated, soft_wrap=True)
-        console.print(needs, soft_wrap=True)
+        console.print(requirements, soft_wrap=True)
         return 0
     if options.check:
         _check(study, study.cells_to_check(), console)

@@ -51,7 +51,7 @@ class Failure:
         return f"{where} ({len(self.cells)} cells){stage}: {in_short(self.reason)}"
 
 
-def preflight(cells: Iterable[Cell], say: Callable[[str], None]) -> list[Failure]:
+def preflight(cells: Iterable[Cell], log: Callable[[str], None]) -> list[Failure]:
     """Runs each distinct configuration that has not passed yet; returns those that fail.
 
     An arm that the backbone cannot satisfy passes: its cells are skipped with their reason when they run.
@@ -66,7 +66,7 @@ def preflight(cells: Iterable[Cell], say: Callable[[str], None]) -> list[Failure
         outcome = _check(group)
         word = "fails" if isinstance(outcome, Failure) else outcome
         seconds = time.perf_counter() - started
-        say(f"preflight {number} of {len(waiting)}: {title(group[0])} {word} ({seconds:.0f} s)")
+        log(f"preflight {number} of {len(waiting)}: {title(group[0])} {word} ({seconds:.0f} s)")
         if isinstance(outcome, Failure):
             failures.append(outcome)
         else:

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from harness.assembly.assembly import Assembly, assemble, build_vocabulary, load_examples, prepare
-from harness.assembly.checkpoint import Start, load, save
+from harness.assembly.checkpoint import Initialization, load, save
 from harness.data.example import Example
 from harness.evaluation import metrics
 from harness.evaluation.cost import count_flops, num_parameters
@@ -78,20 +78,20 @@ class Stages:
         spec, training = self.spec, self.training
         generator = seed_everything(self.cell.seed)
         words = build_vocabulary(training)
-        start = None if spec.start is None else Start(spec, self.device)
-        if start is not None:
-            words = start.words_for(words)
+        initialization = None if spec.init_from is None else Initialization(spec, self.device)
+        if initialization is not None:
+            words = initialization.vocabulary_for(words)
         assembly = assemble(spec, words, self.device)
-        if start is not None:
-            start.give(assembly)
+        if initialization is not None:
+            initialization.load_into(assembly)
         segmenter, batches = assembly.segmenter.eval(), assembly.batches
-        # Masks of a frozen mask head teach nothing, so none are drawn in training.
-        prepare(batches, training, self.progress.note, with_view=segmenter.mask_head.learns)
+        # Masks of a frozen mask decoder teach nothing, so none are drawn in training.
+        prepare(batches, training, self.progress.note, with_mask_inputs=segmenter.mask_decoder.learns)
         prepare(batches, self.testing, self.progress.note)
         some = _first(training, MEASURED_IMAGES)
-        if start is not None:
-            segmenter.match(batches.features(some))
-        weights = assembly.weights if start is None else (*assembly.weights, start.record)
+        if initialization is not None:
+            segmenter.match_token_scale(batches.features(some))
+        weights = assembly.weights if initialization is None else (*assembly.weights, initialization.record)
         training_checkpoint = self.folder.training_checkpoint(self.cell.id)
         trainer = Trainer(segmenter, batches, spec.training, generator, self.progress.step, training_checkpoint)
         curve = trainer.run(training)

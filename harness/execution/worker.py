@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 class RunsCells(Protocol):
     """What a worker does with cells: `harness.execution.cells.Cells`, or something as small in a test."""
 
-    def check(self, cells: Sequence[Cell], say: Callable[[str], None]) -> None:
+    def check(self, cells: Sequence[Cell], log: Callable[[str], None]) -> None:
         """Runs each configuration of these cells once on two images; raises a HarnessError if any fails."""
 
     def run(self, cell: Cell, folder: RunFolder, progress: Progress) -> Row:

@@ -91,20 +91,24 @@ class LLMConfig(BackboneConfig):
         return self
 
 
-class StartConfig(BackboneConfig):
-    """A trained cell that others begin with: its LLM and its mask head, everything but its projector."""
+class InitFromConfig(BackboneConfig):
+    """A trained cell that others begin with: its LLM and its mask decoder, everything but its projector."""
 
-    name: str = Field(description="`--list starts`, or the checkpoint of a cell, runs/<study>/cells/<cell>.safetensors")
+    name: str = Field(
+        description="`--list checkpoints`, or the checkpoint of a cell, runs/<study>/cells/<cell>.safetensors"
+    )
 
 
-class MaskHeadConfig(BackboneConfig):
+class MaskDecoderConfig(BackboneConfig):
     """SAM's prompt encoder and mask decoder.
 
     `scratch` learns from nothing on the vision encoder's patches; any other name is a SAM, whose decoder begins as it
     is and looks at that SAM's own frozen image embedding.
     """
 
-    name: str = Field(default="scratch", description="`--list mask_heads`: scratch, a SAM by name, or its checkpoint")
+    name: str = Field(
+        default="scratch", description="`--list mask_decoders`: scratch, a SAM by name, or its checkpoint"
+    )
     width: int | None = Field(
         default=None, ge=32, description="P, of the decoder and of the prompt embedding; scratch only, 256 as in SAM"
     )
@@ -128,15 +132,19 @@ class MaskHeadConfig(BackboneConfig):
     )
 
     @model_validator(mode="after")
-    def _settings_take_effect(self) -> "MaskHeadConfig":
+    def _settings_take_effect(self) -> "MaskDecoderConfig":
         if self.name == "scratch":
             if self.prompt == "points":
-                raise ValueError("prompt: points asks a SAM, and a mask head from scratch knows no answer; name a SAM")
+                raise ValueError(
+                    "prompt: points asks a SAM, and a mask decoder from scratch knows no answer; name a SAM"
+                )
             return self
         sizes = ("width", "depth", "mlp_width", "heads", "pixel_width")
         ignored = [key for key in sizes if getattr(self, key) is not None]
         if ignored:
-            raise ValueError(f"{', '.join(ignored)} cannot take effect on the pretrained mask head {self.name!r}")
+            raise ValueError(f"{', '.join(ignored)} cannot take effect on the pretrained mask decoder {self.name!r}")
         if not self.image_update:
-            raise ValueError(f"image_update: false would cut the pretrained mask head {self.name!r} apart; remove it")
+            raise ValueError(
+                f"image_update: false would cut the pretrained mask decoder {self.name!r} apart; remove it"
+            )
         return self

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from harness.model.llm.language_model import LanguageModel
 from harness.model.llm.packing import PackedSequence, pack
-from harness.model.mask_decoder.decoder import MaskHead, PatchEmbedding, SamEmbedding
+from harness.model.mask_decoder.decoder import MaskDecoder, PatchEmbedding, SamEmbedding
 from projectors import Projector, VisualFeatures, VisualTokens
 
 ANSWER_WORDS = 64
@@ -34,17 +34,19 @@ class Query:
 
     ids: Tensor
     mask: Tensor
-    given: Tensor
-    drawn: Tensor
+    answer_lengths: Tensor
+    is_expression: Tensor
 
     @property
-    def real(self) -> Tensor:
+    def is_valid(self) -> Tensor:
         """(B, E) bool, which are asked."""
         return self.mask.any(-1)
 
     def questions(self) -> "Query":
         """The questions alone; expressions become padding."""
-        return replace(self, mask=self.mask & ~self.drawn[..., None], drawn=torch.zeros_like(self.drawn))
+        return replace(
+            self, mask=self.mask & ~self.is_expression[..., None], is_expression=torch.zeros_like(self.is_expression)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +84,16 @@ class Segmenter(nn.Module):
         projector: Projector,
         llm: LanguageModel,
         image_embedding: PatchEmbedding | SamEmbedding,
-        mask_head: MaskHead,
+        mask_decoder: MaskDecoder,
     ) -> None:
         super().__init__()
         self.projector = projector
         self.llm = llm
         self.image_embedding = image_embedding
-        self.mask_head = mask_head
+        self.mask_decoder = mask_decoder
         self.register_buffer("visual_gain", torch.ones(()))
         self.register_buffer("visual_rms", torch.tensor(torch.nan))
-        hidden, out = nn.Linear(llm.width, llm.width), nn.Linear(llm.width, mask_head.width)
+        hidden, out = nn.Linear(llm.width, llm.width), nn.Linear(llm.width, mask_decoder.width)
         self.prompt = nn.Sequential(hidden, nn.ReLU(), out)
         for layer in (hidden, out):
             # SAM's own tokens have unit variance; a prompt that starts weaker than they are is ignored for long.
@@ -103,7 +105,7 @@ class Segmenter(nn.Module):
         tokens = self.projector(features)
         return self.visual_gain * tokens.embeds[tokens.mask].float().square().mean().sqrt()
 
-    def match(self, features: VisualFeatures) -> None:
+    def match_token_scale(self, features: VisualFeatures) -> None:
         """Rescales the output of a projector with random weights to the RMS that the LLM was trained on.
 
         Their size at random is an accident of each projector's last layers: next to a trained LLM's own states small
@@ -114,63 +116,65 @@ class Segmenter(nn.Module):
         """
         self.visual_gain *= self.visual_rms / self.tokens_rms(features)
 
-    def forward(self, features: VisualFeatures, view: Tensor | None, query: Query) -> Answer:
+    def forward(self, features: VisualFeatures, mask_inputs: Tensor | None, query: Query) -> Answer:
         """Features of B images, what else their masks are drawn from (see `Batch.view`), and what is asked of them."""
-        return self.answer(self.projector(features), features.patches, view, query)
+        return self.answer(self.projector(features), features.patches, mask_inputs, query)
 
-    def answer(self, tokens: VisualTokens, patches: Tensor, view: Tensor | None, query: Query) -> Answer:
-        """The LLM reads these tokens; the mask head sees the images by their patches (B, N, C) and views.
+    def answer(self, tokens: VisualTokens, patches: Tensor, mask_inputs: Tensor | None, query: Query) -> Answer:
+        """The LLM reads these tokens; the mask decoder sees the images by their patches (B, N, C) and views.
 
         Without views no masks are drawn.
         """
-        answering, seg = self.read(tokens, query)
-        image, _ = query.drawn.nonzero(as_tuple=True)
+        answering, seg = self.run_llm(tokens, query)
+        image, _ = query.is_expression.nonzero(as_tuple=True)
         prompts = self.prompt(seg)
-        if view is None or not len(image):
+        if mask_inputs is None or not len(image):
             masks = seg.new_zeros(0, 1, 1)
         else:
-            masks = self.segment(patches, view, prompts, image)
+            masks = self.segment(patches, mask_inputs, prompts, image)
         return Answer(
             mask_logits=masks,
-            location_logits=self.mask_head.places(prompts),
+            location_logits=self.mask_decoder.location_logits(prompts),
             answer_logits=self.llm.answer_logits(answering),
             tokens=tokens,
         )
 
-    def read(self, tokens: VisualTokens, query: Query) -> tuple[Tensor, Tensor]:
+    def run_llm(self, tokens: VisualTokens, query: Query) -> tuple[Tensor, Tensor]:
         """The states that predict what `Answer.answer_logits` is of, (A, D), and those that prompt masks, (S, D)."""
-        packed, asked = self._pack(tokens, query)
+        packed, prompt_ends = self._pack(tokens, query)
         states = self.llm(packed.embeds, packed.attention, packed.positions)
-        steps = torch.arange(int(query.given.max()) + 1, device=asked.device)
-        spoken = query.real[..., None] & (steps <= query.given[..., None])
+        steps = torch.arange(int(query.answer_lengths.max()) + 1, device=prompt_ends.device)
+        spoken = query.is_valid[..., None] & (steps <= query.answer_lengths[..., None])
         image, number, step = spoken.nonzero(as_tuple=True)
-        drawing, expression = query.drawn.nonzero(as_tuple=True)
-        seg = asked[drawing, expression] + (self.llm.config.seg_state == "own")
-        return states[image, asked[image, number] + step], states[drawing, seg]
+        drawing, expression = query.is_expression.nonzero(as_tuple=True)
+        seg = prompt_ends[drawing, expression] + (self.llm.config.seg_state == "own")
+        return states[image, prompt_ends[image, number] + step], states[drawing, seg]
 
-    def say(self, tokens: VisualTokens, query: Query, limit: int = ANSWER_WORDS) -> Tensor:
+    def generate(self, tokens: VisualTokens, query: Query, limit: int = ANSWER_WORDS) -> Tensor:
         """The likeliest word after each prompt, time after time: (M, n <= limit) ids, the end's behind an ended answer.
 
         What was read is kept; each further word of all prompts is one short pass over it.
         """
-        packed, asked = self._pack(tokens, query)
-        real, image = query.real, torch.arange(len(asked), device=asked.device)[:, None]
-        cache, keys, asked = DynamicCache(), packed.positions, asked.clamp(min=0)
-        states = self.llm(packed.embeds, packed.attention, packed.positions, cache)[image, asked]
-        seen, positions = packed.attention[image, asked], packed.positions[image, asked]
-        itself = torch.eye(asked.shape[1], dtype=torch.bool, device=asked.device).expand(len(asked), -1, -1)
+        packed, prompt_ends = self._pack(tokens, query)
+        is_valid, image = query.is_valid, torch.arange(len(prompt_ends), device=prompt_ends.device)[:, None]
+        cache, keys, prompt_ends = DynamicCache(), packed.positions, prompt_ends.clamp(min=0)
+        states = self.llm(packed.embeds, packed.attention, packed.positions, cache)[image, prompt_ends]
+        seen, positions = packed.attention[image, prompt_ends], packed.positions[image, prompt_ends]
+        itself = torch.eye(prompt_ends.shape[1], dtype=torch.bool, device=prompt_ends.device).expand(
+            len(prompt_ends), -1, -1
+        )
         # What was asked and said so far, since a word may be embedded with those before it.
         text, length = F.pad(query.ids, (0, limit)), query.mask.sum(-1)
-        number = torch.arange(asked.shape[1], device=asked.device)
-        said: list[Tensor] = []
-        has_ended = torch.zeros_like(asked[real], dtype=torch.bool)
+        number = torch.arange(prompt_ends.shape[1], device=prompt_ends.device)
+        generated: list[Tensor] = []
+        has_ended = torch.zeros_like(prompt_ends[is_valid], dtype=torch.bool)
         while True:
-            likeliest = self.llm.answer_logits(states[real]).argmax(-1)
+            likeliest = self.llm.answer_logits(states[is_valid]).argmax(-1)
             has_ended |= (likeliest == self.llm.end) | (likeliest >= self.llm.vocabulary)
-            said.append(likeliest.masked_fill(has_ended, self.llm.end))
-            if len(said) == limit or has_ended.all():
-                return torch.stack(said, dim=1)
-            text[real, length[real]] = said[-1]
+            generated.append(likeliest.masked_fill(has_ended, self.llm.end))
+            if len(generated) == limit or has_ended.all():
+                return torch.stack(generated, dim=1)
+            text[is_valid, length[is_valid]] = generated[-1]
             words = self.llm.embed(text)[image, number, length]
             length, positions = length + 1, positions + 1
             seen, keys = torch.cat([seen, itself], dim=2), torch.cat([keys, positions], dim=1)
@@ -180,14 +184,14 @@ class Segmenter(nn.Module):
         """What the LLM runs on, and where in it each prompt's last token stands, (B, E)."""
         config, words, mask = self.llm.config, self.llm.embed(query.ids), query.mask
         if config.seg_state == "own":
-            words, mask = self.llm.with_own_seg(words, mask, query.drawn)
-        tokens = self.llm.opened(replace(tokens, embeds=tokens.embeds * self.visual_gain))
+            words, mask = self.llm.with_own_seg(words, mask, query.is_expression)
+        tokens = self.llm.prepend_prefix(replace(tokens, embeds=tokens.embeds * self.visual_gain))
         packed = pack(tokens, words, mask, bidirectional=config.visual_attention == "bidirectional")
-        return packed, packed.first + query.mask.sum(-1) - query.given - 1
+        return packed, packed.first + query.mask.sum(-1) - query.answer_lengths - 1
 
-    def segment(self, patches: Tensor, view: Tensor, prompts: Tensor, image: Tensor) -> Tensor:
+    def segment(self, patches: Tensor, mask_inputs: Tensor, prompts: Tensor, image: Tensor) -> Tensor:
         """Prompts (M, P), each of one of the B images, to mask logits (M, h, w)."""
-        return self.mask_head(self.image_embedding(patches, view), prompts, image)
+        return self.mask_decoder(self.image_embedding(patches, mask_inputs), prompts, image)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """What learns, by when: `early` in both stages, `late` only in the second (LLM or its LoRA, SSPE)."""

@@ -12,7 +12,7 @@ _ANSWERS = [column for scoring in ANSWER_METRICS for column in (scoring, f"{scor
 RESULT_COLUMNS = (
     "giou",
     "giou_shuffled",
-    "giou_other_tokens",
+    "giou_swapped_tokens",
     "giou_random_object",
     "fp_rate",
     *_ANSWERS,

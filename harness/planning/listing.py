@@ -45,7 +45,7 @@ def _projectors() -> list[Line]:
     for name in projectors.names():
         text = inspect.cleandoc(str(getattr(inspect.getmodule(projectors.get(name)), "__doc__", "")))
         cost = measured(name)
-        numbers = (str(cost.tokens), f"{cost.parameters:,}", f"{cost.flops / 1e9:.2f}", ", ".join(cost.needs))
+        numbers = (str(cost.tokens), f"{cost.parameters:,}", f"{cost.flops / 1e9:.2f}", ", ".join(cost.required_inputs))
         about = f"{text.partition(chr(10))[0]} {_entry('Source', text)}. {_entry('Licence', text)}."
         lines.append((name, *numbers, about))
     return lines
@@ -101,21 +101,21 @@ def _llms() -> list[Line]:
     ]
 
 
-def _mask_heads() -> list[Line]:
+def _mask_decoders() -> list[Line]:
     from harness.model.weights.resolution import CHECKPOINTS
 
     meta = [(name, f"sha256 {found.sha256[:12]}", f"hub {found.repository}") for name, found in CHECKPOINTS.items()]
     return [
         ("scratch", "trained from scratch on the vision encoder's patches; give its sizes", ""),
-        *_weights("mask_head"),
+        *_weights("mask_decoder"),
         *meta,
         ("path/to/file", "any checkpoint of a SAM, .pth or .safetensors", "path"),
     ]
 
 
-def _starts() -> list[Line]:
+def _checkpoints() -> list[Line]:
     return [
-        *_weights("start"),
+        *_weights("checkpoint"),
         ("runs/<study>/cells/<cell>.safetensors", "any trained cell; its projector is not used", "path"),
     ]
 
@@ -127,8 +127,8 @@ LISTS: dict[str, Callable[[], list[Line]]] = {
     "metrics": _metrics,
     "encoders": _encoders,
     "llms": _llms,
-    "mask_heads": _mask_heads,
-    "starts": _starts,
+    "mask_decoders": _mask_decoders,
+    "checkpoints": _checkpoints,
 }
 
 

@@ -81,7 +81,7 @@ def _steps(training: dict[str, Any]) -> int:
 def _kind(spec: dict[str, Any]) -> tuple[Any, ...]:
     """What makes steps comparable."""
     training = spec["training"]
-    parts = (spec["vision_encoder"], spec["llm"], spec["mask_head"], training["precision"])
+    parts = (spec["vision_encoder"], spec["llm"], spec["mask_decoder"], training["precision"])
     return (json.dumps(parts, sort_keys=True), training["batch_images"], training["expressions_per_image"])
 
 

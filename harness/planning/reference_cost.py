@@ -36,7 +36,7 @@ class Yardstick:
     tokens: int
     parameters: int
     flops: int
-    needs: tuple[str, ...]
+    required_inputs: tuple[str, ...]
 
 
 @torch.inference_mode()
@@ -65,7 +65,7 @@ def measured(name: str) -> Yardstick:
         tokens=int(tokens.mask.sum()),
         parameters=parameters,
         flops=counter.get_total_flops(),
-        needs=(*sorted(projector.needs), *layers),
+        required_inputs=(*sorted(projector.required_inputs), *layers),
     )
 
 
@@ -81,7 +81,7 @@ def given(projector: Projector) -> VisualFeatures:
     patches = contents[patch_labels]
     patches = patches + 0.1 * torch.randn(patches.shape, generator=generator)
     head = REFERENCE_DIMS.vision // HEADS
-    asked: dict[str, Tensor] = {
+    required_inputs: dict[str, Tensor] = {
         "superpixels": labels[None],
         "decoder_pe": torch.rand(REFERENCE_DIMS.decoder, DECODER_GRID, DECODER_GRID, generator=generator),
         "keys": patches.unflatten(-1, (HEADS, head)).transpose(0, 1)[None],
@@ -93,7 +93,7 @@ def given(projector: Projector) -> VisualFeatures:
         patches=patches[None],
         patch_mask=torch.ones(1, REFERENCE_DIMS.num_patches, dtype=torch.bool),
         layers=layers,
-        **{field: value for field, value in asked.items() if field in projector.needs},
+        **{field: value for field, value in required_inputs.items() if field in projector.required_inputs},
     )
 
 

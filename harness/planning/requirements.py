@@ -62,7 +62,7 @@ PUBLISHED = {
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class Requirement:
     """One pretrained part.
 
     Args:
@@ -81,7 +81,7 @@ class Need:
         return f"{self.name} ({size} to fetch)"
 
 
-def needs_of(specs: Iterable[CellSpec]) -> list[Need]:
+def requirements_of(specs: Iterable[CellSpec]) -> list[Requirement]:
     """The pretrained parts that these cells hold, each once.
 
     Raises:
@@ -91,7 +91,7 @@ def needs_of(specs: Iterable[CellSpec]) -> list[Need]:
     for part in parts:
         _check(part)
     names = dict.fromkeys(part.name for part in parts)
-    return [Need(name, _is_here(name), PUBLISHED.get(name)) for name in names]
+    return [Requirement(name, _is_here(name), PUBLISHED.get(name)) for name in names]
 
 
 def fetch(specs: Iterable[CellSpec]) -> None:
@@ -100,7 +100,7 @@ def fetch(specs: Iterable[CellSpec]) -> None:
     Raises:
         WeightsError: one cannot be had.
     """
-    for need in needs_of(specs):
+    for need in requirements_of(specs):
         resolve(need.name)
 
 
@@ -121,12 +121,12 @@ def _parts(spec: CellSpec) -> list[_Part]:
     named: list[tuple[str, str | None, str]] = [
         ("vision_encoder.name", spec.vision_encoder.name, "encoder"),
         ("llm.name", spec.llm.name, "llm"),
-        ("mask_head.name", spec.mask_head.name, "mask_head"),
-        ("superpixels.model", (spec.superpixels or {}).get("model"), "mask_head"),
-        ("start.name", spec.start.name if spec.start else None, "start"),
+        ("mask_decoder.name", spec.mask_decoder.name, "mask_decoder"),
+        ("superpixels.model", (spec.superpixels or {}).get("model"), "mask_decoder"),
+        ("init_from.name", spec.init_from.name if spec.init_from else None, "checkpoint"),
         ("projector.weights", spec.projector.get("weights"), "projector"),
     ]
-    untrained = {("llm", "tiny"), ("mask_head", "scratch"), *(("encoder", RANDOM + name) for name in ARCHITECTURES)}
+    untrained = {("llm", "tiny"), ("mask_decoder", "scratch"), *(("encoder", RANDOM + name) for name in ARCHITECTURES)}
     return [
         _Part(setting, name, kind)
         for setting, name, kind in named
@@ -137,7 +137,7 @@ def _parts(spec: CellSpec) -> list[_Part]:
 def _check(part: _Part) -> None:
     """Refuses a name that can stand for no weights of this part."""
     known = PACKAGED.get(part.name) or SHIPPED.get(part.name)
-    kind = known.kind if known else "mask_head" if part.name in CHECKPOINTS else part.kind
+    kind = known.kind if known else "mask_decoder" if part.name in CHECKPOINTS else part.kind
     if kind != part.kind:
         place = {"encoder": "vision_encoder"}.get(kind, kind)
         raise WeightsError(f"{part.setting}: found {part.name!r}, which is for {place}.name; name other weights")
@@ -169,33 +169,34 @@ def _is_cached(repository: str, revision: str | None, file: str) -> bool:
 def verdict(specs: Iterable[CellSpec]) -> str:
     """What is fetched, what memory the weights of the largest cell take, and whether this machine has as much."""
     specs = list({id(spec): spec for spec in specs}.values())  # the seeds of a point share theirs
-    needs = {need.name: need for need in needs_of(specs)}
-    if not needs:
+    requirements = {need.name: need for need in requirements_of(specs)}
+    if not requirements:
         return "no pretrained weights"
-    parts = ", ".join(map(str, needs.values()))
-    asked = max(
-        _memory_gib(spec, [needs[name] for name in dict.fromkeys(part.name for part in _parts(spec))]) for spec in specs
+    parts = ", ".join(map(str, requirements.values()))
+    required = max(
+        _memory_gib(spec, [requirements[name] for name in dict.fromkeys(part.name for part in _parts(spec))])
+        for spec in specs
     )
-    unknown = [need.name for need in needs.values() if need.published is None]
+    unknown = [need.name for need in requirements.values() if need.published is None]
     beside = f" beside {', '.join(unknown)}, whose size is unknown" if unknown else ""
     where, has = _memory()
     if has is None:
-        judged = "how much this machine has is unknown"
+        conclusion = "how much this machine has is unknown"
     elif any(spec.llm.quantization for spec in specs) and default_device().type != "cuda":
-        judged = f"llm.quantization needs a CUDA device, and {where} is what there is: this machine cannot run it"
-    elif asked > has:
-        judged = f"{where} has {has:.1f} GiB: this machine cannot run it"
+        conclusion = f"llm.quantization needs a CUDA device, and {where} is what there is: this machine cannot run it"
+    elif required > has:
+        conclusion = f"{where} has {has:.1f} GiB: this machine cannot run it"
     else:
-        judged = f"{where} has {has:.1f} GiB, of which training takes more than the weights"
-    return f"weights: {parts}; a cell's take {asked:.1f} GiB{beside}; {judged}"
+        conclusion = f"{where} has {has:.1f} GiB, of which training takes more than the weights"
+    return f"weights: {parts}; a cell's take {required:.1f} GiB{beside}; {conclusion}"
 
 
-def _memory_gib(spec: CellSpec, needs: Iterable[Need]) -> float:
+def _memory_gib(spec: CellSpec, requirements: Iterable[Requirement]) -> float:
     llm_bytes = BYTES[spec.llm.quantization or resolve_precision(spec.training.precision, default_device())]
     return (
         sum(
             (llm_bytes if need.name == spec.llm.name else BYTES["float32"]) * need.published.parameters
-            for need in needs
+            for need in requirements
             if need.published
         )
         / 2**30

@@ -56,14 +56,14 @@ class Prompts:
             parts.append(encoder(points=clicks, boxes=boxes, masks=None)[0])
         return torch.cat(parts)
 
-    def corrected(self, predicted: np.ndarray, dice: np.random.Generator | None) -> "Prompts":
+    def corrected(self, predicted: np.ndarray, rng: np.random.Generator | None) -> "Prompts":
         """With one more click each, where the mask is wrong.
 
         Args:
             predicted: (K, R, R) bool.
             dice: draws a pixel of the error; None takes the middle of its largest part, the same every time.
         """
-        clicks = [_correction(mask, guess, dice) for mask, guess in zip(self.masks, predicted, strict=True)]
+        clicks = [_correction(mask, guess, rng) for mask, guess in zip(self.masks, predicted, strict=True)]
         points = np.array([[point] for point, _ in clicks])
         labels = np.array([[label] for _, label in clicks])
         return replace(
@@ -73,15 +73,15 @@ class Prompts:
         )
 
 
-def draw(objects: np.ndarray, num_prompts: int, dice: np.random.Generator) -> Prompts:
+def draw(objects: np.ndarray, num_prompts: int, rng: np.random.Generator) -> Prompts:
     """Random points in, and loose boxes around, objects of an id map (R, R); every object before any has a second."""
     ids = np.unique(objects[objects > 0])
     turns = -(-num_prompts // len(ids))
-    chosen = np.concatenate([dice.permutation(ids) for _ in range(turns)])[:num_prompts]
-    masks = objects[None] == dice.permutation(chosen)[:, None, None]
-    num_boxes = int(dice.binomial(num_prompts, 0.5))
-    points = np.array([[_any_pixel(mask, dice)] for mask in masks])
-    boxes = np.array([_jittered(box_of(mask), dice) for mask in masks[num_prompts - num_boxes :]]).reshape(-1, 4)
+    chosen = np.concatenate([rng.permutation(ids) for _ in range(turns)])[:num_prompts]
+    masks = objects[None] == rng.permutation(chosen)[:, None, None]
+    num_boxes = int(rng.binomial(num_prompts, 0.5))
+    points = np.array([[_any_pixel(mask, rng)] for mask in masks])
+    boxes = np.array([_jittered(box_of(mask), rng) for mask in masks[num_prompts - num_boxes :]]).reshape(-1, 4)
     return Prompts(masks, points, np.ones(points.shape[:2], np.int64), boxes)
 
 
@@ -103,23 +103,23 @@ def box_of(mask: np.ndarray) -> np.ndarray:
     return np.array([columns[0], rows[0], columns[-1], rows[-1]])
 
 
-def _jittered(box: np.ndarray, dice: np.random.Generator) -> np.ndarray:
+def _jittered(box: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     sides = np.tile(box[2:] - box[:2] + 1, 2)
-    return box + np.clip(dice.normal(size=4) * BOX_JITTER * sides, -MAX_BOX_JITTER, MAX_BOX_JITTER)
+    return box + np.clip(rng.normal(size=4) * BOX_JITTER * sides, -MAX_BOX_JITTER, MAX_BOX_JITTER)
 
 
-def _correction(mask: np.ndarray, guess: np.ndarray, dice: np.random.Generator | None) -> tuple[np.ndarray, int]:
+def _correction(mask: np.ndarray, guess: np.ndarray, rng: np.random.Generator | None) -> tuple[np.ndarray, int]:
     """A pixel (x, y) where the guess is wrong, and whether it belongs to the mask; any of its own when all is right."""
     wrong = mask != guess
     if not wrong.any():
         wrong = mask
-    x, y = _any_pixel(wrong, dice) if dice is not None else _middle(wrong)
+    x, y = _any_pixel(wrong, rng) if rng is not None else _middle(wrong)
     return np.array([x, y]), int(mask[y, x])
 
 
-def _any_pixel(mask: np.ndarray, dice: np.random.Generator) -> np.ndarray:
+def _any_pixel(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     inside = np.flatnonzero(mask)
-    y, x = divmod(int(inside[dice.integers(len(inside))]), mask.shape[1])
+    y, x = divmod(int(inside[rng.integers(len(inside))]), mask.shape[1])
     return np.array([x, y])
 
 

@@ -115,15 +115,15 @@ class Trainer:
     def train_step(self) -> dict[str, float]:
         """One step on scenes of its own; everything drawn depends on the seed and the step only."""
         options = self.options
-        dice = np.random.default_rng((options.seed, self.step))
+        rng = np.random.default_rng((options.seed, self.step))
         first = options.first_image + self.step * options.images
         examples = [scene("train", options.seed, first + i) for i in range(options.images)]
         embeddings = self._embed(examples)
         objects = [example.id_map() for example in examples]
         dense = self.dense.loss(embeddings, np.stack(objects))
         is_early = options.begin is None and self.step < CORRECTIONS_FROM * options.steps
-        rounds = 1 if is_early else int(dice.choice(LAST_ROUNDS, p=LAST_ROUND_CHANCES))
-        losses = [self._prompt(one, ids, rounds, dice) for one, ids in zip(embeddings, objects, strict=True)]
+        rounds = 1 if is_early else int(rng.choice(LAST_ROUNDS, p=LAST_ROUND_CHANCES))
+        losses = [self._prompt(one, ids, rounds, rng) for one, ids in zip(embeddings, objects, strict=True)]
         masks = torch.stack(losses).mean()
         (masks + DENSE_WEIGHT * dense).backward()
         self._update()
@@ -134,15 +134,15 @@ class Trainer:
         pixels = self.sam.preprocess(255 * to_tensor([example.image for example in examples]))
         return torch.cat([self.sam.image_encoder(pair) for pair in pixels.split(2)])  # two images fit the CPU's cache
 
-    def _prompt(self, embedding: Tensor, objects: np.ndarray, rounds: int, dice: np.random.Generator) -> Tensor:
+    def _prompt(self, embedding: Tensor, objects: np.ndarray, rounds: int, rng: np.random.Generator) -> Tensor:
         """The mean loss over the rounds for one image."""
-        prompts = draw(objects, self.options.prompts, dice)
+        prompts = draw(objects, self.options.prompts, rng)
         logits, scores = decode(self.sam, embedding, prompts)
         targets = shares(torch.from_numpy(prompts.masks), logits.shape[-1])
         loss = mask_loss(logits, scores, targets)
         for _ in range(rounds - 1):
             previous = best(logits, scores).detach()
-            prompts = prompts.corrected(restored(previous, objects.shape[-1]), dice)
+            prompts = prompts.corrected(restored(previous, objects.shape[-1]), rng)
             logits, scores = decode(self.sam, embedding, prompts, previous)
             loss = loss + mask_loss(logits, scores, targets)
         return loss / rounds

@@ -106,7 +106,7 @@ def _three_points(model: LoadedSam, embedding: Tensor, masks: np.ndarray) -> np.
     prompts = middle_points(masks)
     logits = best(*decode(model.sam, embedding, prompts))
     for _ in range(NUM_CORRECTIONS):
-        prompts = prompts.corrected(restored(logits, model.frame), dice=None)
+        prompts = prompts.corrected(restored(logits, model.frame), rng=None)
         logits = decode(model.sam, embedding, prompts, logits)[0][:, 0]
     return restored(logits, model.frame)
 

@@ -107,12 +107,12 @@ class Judgement:
     reason: str = ""
 
 
-def judge_claims(claims: Sequence[Claim], panel: ScoreTable, margin: float) -> list[Judgement]:
+def judge_claims(claims: Sequence[Claim], score_table: ScoreTable, margin: float) -> list[Judgement]:
     """A verdict for every claim, in order."""
     compared = [
         [
-            (left, right, panel.compare(left, right, claim.metric, claim.family, claim.domain))
-            for left, right in _pairs(claim, panel)
+            (left, right, score_table.compare(left, right, claim.metric, claim.family, claim.domain))
+            for left, right in _pairs(claim, score_table)
         ]
         for claim in claims
     ]
@@ -129,26 +129,26 @@ def judge_claims(claims: Sequence[Claim], panel: ScoreTable, margin: float) -> l
         findings = []
         for left, right, difference in comparisons:
             p = next(adjusted) if claim.better else difference.p
-            is_empty = not difference.is_compared or _is_empty(claim, left, right, panel)
+            is_empty = not difference.is_compared or _is_empty(claim, left, right, score_table)
             verdict = ClaimVerdict.INCONCLUSIVE if is_empty else _verdict(claim, difference, p, margin)
             findings.append(Finding(left, right, difference, p, num_tests if claim.better else 1, verdict))
-        judgements.append(_sum_up(claim, tuple(findings), panel))
+        judgements.append(_sum_up(claim, tuple(findings), score_table))
     return judgements
 
 
-def _is_empty(claim: Claim, left: str, right: str, panel: ScoreTable) -> bool:
+def _is_empty(claim: Claim, left: str, right: str, score_table: ScoreTable) -> bool:
     """Whether a variant at chance is said to keep up with another one at chance."""
-    is_read = any(panel.is_above_chance(variant, claim.metric) for variant in (left, right))
+    is_read = any(score_table.is_above_chance(variant, claim.metric) for variant in (left, right))
     return claim.no_worse is not None and not is_read
 
 
-def _pairs(claim: Claim, panel: ScoreTable) -> list[tuple[str, str]]:
+def _pairs(claim: Claim, score_table: ScoreTable) -> list[tuple[str, str]]:
     """The variants to compare, every point of one arm with every point of the other."""
-    if claim.family is not None and claim.family not in panel.families_of(claim.metric):
+    if claim.family is not None and claim.family not in score_table.families_of(claim.metric):
         return []
-    if claim.domain is not None and claim.domain not in panel.domains:
+    if claim.domain is not None and claim.domain not in score_table.domains:
         return []
-    left, right = (panel.variants_of(arm, claim.at) for arm in claim.arms)
+    left, right = (score_table.variants_of(arm, claim.at) for arm in claim.arms)
     return [(one, other) for one in left for other in right]
 
 
@@ -166,32 +166,32 @@ def _verdict(claim: Claim, difference: Difference, adjusted_p: float, margin: fl
     return ClaimVerdict.REFUTED if best < -within else ClaimVerdict.INCONCLUSIVE
 
 
-def _part(claim: Claim, panel: ScoreTable) -> str:
+def _part(claim: Claim, score_table: ScoreTable) -> str:
     """What a claim is about that no expression is of."""
-    is_domain = claim.domain is not None and claim.domain not in panel.domains
+    is_domain = claim.domain is not None and claim.domain not in score_table.domains
     return f"domain {claim.domain}" if is_domain else f"family {claim.family}"
 
 
-def _why_not_compared(claim: Claim, finding: Finding, panel: ScoreTable) -> str:
-    reason = panel.why_not_compared(finding.variant, finding.other)
-    if not panel.common_seeds(finding.variant, finding.other):
+def _why_not_compared(claim: Claim, finding: Finding, score_table: ScoreTable) -> str:
+    reason = score_table.why_not_compared(finding.variant, finding.other)
+    if not score_table.common_seeds(finding.variant, finding.other):
         return reason
     parts = {"family": claim.family, "domain": claim.domain}
     return reason + "".join(f", {kind} {part}" for kind, part in parts.items() if part)
 
 
-def _sum_up(claim: Claim, findings: tuple[Finding, ...], panel: ScoreTable) -> Judgement:
+def _sum_up(claim: Claim, findings: tuple[Finding, ...], score_table: ScoreTable) -> Judgement:
     if not findings:
-        missing = [arm for arm in claim.arms if not panel.variants_of(arm, claim.at)]
-        what = f"arm {' and '.join(missing)}" if missing else _part(claim, panel)
+        missing = [arm for arm in claim.arms if not score_table.variants_of(arm, claim.at)]
+        what = f"arm {' and '.join(missing)}" if missing else _part(claim, score_table)
         return Judgement(claim, ClaimVerdict.INCONCLUSIVE, (), f"no finished cell has scored {what}")
     apart = [each for each in findings if not each.difference.is_compared]
     if apart:
-        reasons = [_why_not_compared(claim, finding, panel) for finding in apart]
+        reasons = [_why_not_compared(claim, finding, score_table) for finding in apart]
         return Judgement(claim, ClaimVerdict.INCONCLUSIVE, findings, "; ".join(dict.fromkeys(reasons)))
     verdicts = [finding.verdict for finding in findings]
     if len(set(verdicts)) == 1:
-        is_empty = any(_is_empty(claim, finding.variant, finding.other, panel) for finding in findings)
+        is_empty = any(_is_empty(claim, finding.variant, finding.other, score_table) for finding in findings)
         reason = "both arms are no better than chance" if is_empty else ""
         return Judgement(claim, verdicts[0], findings, reason)
     counts = [f"{verdict} at {verdicts.count(verdict)}" for verdict in ClaimVerdict if verdict in verdicts]

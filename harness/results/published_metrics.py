@@ -76,7 +76,7 @@ class Counts:
         columns = (intersection, predicted + target - intersection, predicted, target)
         values = [column.to_numpy(np.int64) for column in columns]
         images, _ = pd.factorize(samples["image_id"])
-        return cls(values[0], values[1], values[2], values[3], ~samples["answered"].to_numpy(bool), images)
+        return cls(values[0], values[1], values[2], values[3], ~samples["predicted_seg"].to_numpy(bool), images)
 
     @property
     def has_target(self) -> np.ndarray:

@@ -69,7 +69,7 @@ def _metrics() -> dict[str, Metric]:
         "target_accuracy": Metric("target accuracy"),
         **{f"precision_at_{percent}": Metric(f"P@0.{percent // 10}") for percent in (50, 60, 70, 80, 90)},
         "giou_shuffled": Metric("gIoU, expressions shuffled", higher_is_better=None),
-        "giou_other_tokens": Metric("gIoU, tokens of another image", higher_is_better=None),
+        "giou_swapped_tokens": Metric("gIoU, tokens of another image", higher_is_better=None),
         "giou_random_object": Metric("gIoU, random object", higher_is_better=None),
     }
     for scoring, label in ANSWER_METRICS.items():
@@ -117,10 +117,10 @@ COLUMNS = (*IDENTITY, *PROVENANCE, *METRICS, *DOCUMENTS)
 
 SAMPLE_COLUMNS = (
     *("cell", "arm", "seed", "image_id", "expression_id", "text", "family", "domain", "split"),
-    *("iou", "iou_teacher_forced", "intersection", "union", "predicted_area", "target_area", "answered"),
+    *("iou", "iou_teacher_forced", "intersection", "union", "predicted_area", "target_area", "predicted_seg"),
     *("intersection_teacher_forced", "predicted_area_teacher_forced"),
     *("elongation", "occlusion", "height", "width", "prediction_rle", "target_rle"),
-    *("scoring", "score", "said", "references"),
+    *("scoring", "score", "generated_text", "references"),
 )
 
 

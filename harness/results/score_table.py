@@ -39,12 +39,12 @@ METRICS = (
 )
 LOWER_IS_BETTER = frozenset({"fp_rate", "fn_rate", "wrong_object_rate"})
 _UNREAD = {
-    "giou": ("giou_random_object", "giou_other_tokens"),
+    "giou": ("giou_random_object", "giou_swapped_tokens"),
     **{metric: (f"{metric}_shuffled",) for metric in ANSWER_METRICS},
 }
 """What is scored without reading the image, of which the most is chance. Who learns no more than how often nothing is
 meant scores above an object picked at random, and the same before another image's tokens. Where a dataset lists no
-objects to pick from, `giou_random_object` is NaN, and chance is `giou_other_tokens` alone."""
+objects to pick from, `giou_random_object` is NaN, and chance is `giou_swapped_tokens` alone."""
 _KEYS = ["seed", "image_id", "expression_id"]
 
 
@@ -252,9 +252,9 @@ class ScoreTable:
         seeds = sorted(scores["seed"].unique())
         shape = (len(seeds), len(self.images))
         rows = scores["seed"].map({seed: row for row, seed in enumerate(seeds)}).to_numpy(dtype=int)
-        places = rows * shape[1] + scores["image_id"].map(self._image_codes).to_numpy(dtype=int)
+        flat_index = rows * shape[1] + scores["image_id"].map(self._image_codes).to_numpy(dtype=int)
         numerators, denominators = (
-            np.bincount(places, weights=scores[part], minlength=shape[0] * shape[1]).reshape(shape)
+            np.bincount(flat_index, weights=scores[part], minlength=shape[0] * shape[1]).reshape(shape)
             for part in ("numerator", "denominator")
         )
         return Sums(numerators, denominators, num_expressions=len(scores[_KEYS[1:]].drop_duplicates()))

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict
 
 import projectors
 from harness import data, superpixels
-from harness.errors import HarnessError, shorten, suggest
-from harness.model.config import LLMConfig, MaskHeadConfig, StartConfig, VisionConfig
+from harness.errors import HarnessError, shorten, suggest, unknown_key
+from harness.model.config import InitFromConfig, LLMConfig, MaskDecoderConfig, VisionConfig
 from harness.study.training_config import EvaluationConfig, TrainingConfig
 from harness.study.validation import spot_of, validate
 from harness.study.yaml_node import SourceLocation, YamlNode, merge
@@ -22,9 +22,9 @@ from projectors import REFERENCE_DIMS, IncompatibleError, ProjectorError
 class CellSpec(BaseModel):
     """Everything that decides what a cell trains and scores, except its seed; every default filled in.
 
-    `data`, `superpixels` and `projector` are {"name": ..., **settings}; `superpixels` is None where the projector
-    uses none, so that a source it never sees does not make it another cell. `start` is None where LLM and mask head
-    begin as their sections say.
+    `data`, `superpixels` and `projector` are {"name": ..., **settings}. `superpixels` is None for a projector without
+    superpixels, so that a source it does not use does not change the identity of the cell. Without `init_from`, the LLM
+    and the mask decoder are initialized as their own sections say.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -32,8 +32,8 @@ class CellSpec(BaseModel):
     data: dict[str, Any]
     vision_encoder: VisionConfig
     llm: LLMConfig
-    mask_head: MaskHeadConfig
-    start: StartConfig | None = None
+    mask_decoder: MaskDecoderConfig
+    init_from: InitFromConfig | None = None
     superpixels: dict[str, Any] | None
     projector: dict[str, Any]
     training: TrainingConfig
@@ -56,8 +56,8 @@ REGISTRIES = {
 MODELS: dict[str, type[BaseModel]] = {
     "vision_encoder": VisionConfig,
     "llm": LLMConfig,
-    "mask_head": MaskHeadConfig,
-    "start": StartConfig,
+    "mask_decoder": MaskDecoderConfig,
+    "init_from": InitFromConfig,
     "training": TrainingConfig,
     "evaluation": EvaluationConfig,
 }
@@ -66,8 +66,8 @@ TRAIN = "train"
 """The split that training reads, in every dataset."""
 IS_MISSING = "is missing; give it in the arm, in base, or in the preset that base extends"
 DEFAULTS: dict[str, BaseModel | None] = {
-    "mask_head": MaskHeadConfig(),
-    "start": None,
+    "mask_decoder": MaskDecoderConfig(),
+    "init_from": None,
     "superpixels": None,
     "evaluation": EvaluationConfig(),
 }
@@ -81,9 +81,7 @@ def resolve(tree: YamlNode, problems: list[str], superpixels_asked_by: YamlNode 
         superpixels_asked_by: where an arm sets superpixels of its own; then they must take effect.
     """
     mistakes: list[str] = []
-    mistakes += [
-        f"{value.spot}: unknown key; {suggest(key, SECTIONS)}" for key, value in tree.items() if key not in SECTIONS
-    ]
+    mistakes += [f"{value.spot}: {unknown_key(key, SECTIONS)}" for key, value in tree.items() if key not in SECTIONS]
     mistakes += [
         f"{tree.spot}: section {section} {IS_MISSING}"
         for section in SECTIONS
@@ -93,7 +91,7 @@ def resolve(tree: YamlNode, problems: list[str], superpixels_asked_by: YamlNode 
     if not mistakes:
         _match_superpixels(resolved, tree, superpixels_asked_by, mistakes)
         _match_split(resolved, tree, mistakes)
-        _match_pointing(resolved, tree, mistakes)
+        _match_location_loss(resolved, tree, mistakes)
         _match_curriculum(resolved, tree, mistakes)
     problems.extend(mistakes)
     return None if mistakes else CellSpec.model_construct(**resolved)
@@ -143,10 +141,10 @@ def _match_superpixels(
     resolved: dict[str, Any], tree: YamlNode, asked_by: YamlNode | None, problems: list[str]
 ) -> None:
     """Superpixels go to projectors that need them, and only to those."""
-    name, needs = resolved["projector"]["name"], projector_needs(resolved["projector"])
-    if needs is None:
+    name, required_inputs = resolved["projector"]["name"], projector_inputs(resolved["projector"])
+    if required_inputs is None:
         return
-    is_given, is_needed = resolved["superpixels"] is not None, "superpixels" in needs
+    is_given, is_needed = resolved["superpixels"] is not None, "superpixels" in required_inputs
     place = tree.get("superpixels") or tree.get("projector") or tree
     if is_needed and not is_given:
         known = ", ".join(superpixels.names())
@@ -172,13 +170,13 @@ def _match_split(resolved: dict[str, Any], tree: YamlNode, problems: list[str]) 
         problems.append(f"{place.spot}: {settings['name']} has no split {split!r} to score; {suggest(split, allowed)}")
 
 
-def _match_pointing(resolved: dict[str, Any], tree: YamlNode, problems: list[str]) -> None:
+def _match_location_loss(resolved: dict[str, Any], tree: YamlNode, problems: list[str]) -> None:
     """Points predicted from [SEG] are trained by one loss only."""
-    if resolved["mask_head"].prompt == "points" and not resolved["training"].pointing:
-        place = (tree.get("training") or tree).get("pointing") or tree.get("training") or tree
+    if resolved["mask_decoder"].prompt == "points" and not resolved["training"].location_loss:
+        place = (tree.get("training") or tree).get("location_loss") or tree.get("training") or tree
         problems.append(
-            f"{place.spot}: with mask_head.prompt: points nothing else teaches [SEG] where to point; "
-            "give training.pointing a weight, as 1.0"
+            f"{place.spot}: with mask_decoder.prompt: points nothing else teaches [SEG] where to point; "
+            "give training.location_loss a weight, as 1.0"
         )
 
 
@@ -199,14 +197,14 @@ def data_config(settings: dict[str, Any]) -> Any:
     return data.get(settings["name"]).Config.model_validate(settings)
 
 
-def projector_needs(projector: dict[str, Any]) -> frozenset[str] | None:
+def projector_inputs(projector: dict[str, Any]) -> frozenset[str] | None:
     """What this projector reads beside patches; None where it cannot tell without its real backbone.
 
     Needs may depend on the names and switches among the settings, so a projector is built to be asked, without memory
     and on the reference backbone. Its numbers are the defaults, which fit that backbone, whatever the study says.
     """
     settings = {key: value for key, value in projector.items() if key != "name"}
-    return _needs(projector["name"], json.dumps(_without_numbers(settings), sort_keys=True))
+    return _required_inputs(projector["name"], json.dumps(_without_numbers(settings), sort_keys=True))
 
 
 def _without_numbers(value: Any) -> Any:
@@ -220,11 +218,11 @@ def _without_numbers(value: Any) -> Any:
 
 
 @lru_cache(maxsize=256)
-def _needs(name: str, settings: str) -> frozenset[str] | None:
+def _required_inputs(name: str, settings: str) -> frozenset[str] | None:
     projector = projectors.get(name)
     config = projector.Config.model_validate_json(settings)
     try:
         with torch.device("meta"):
-            return projector(config, REFERENCE_DIMS).needs
+            return projector(config, REFERENCE_DIMS).required_inputs
     except IncompatibleError:
         return None

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from harness.errors import StudyError, shorten, suggest
+from harness.errors import StudyError, shorten, suggest, unknown_key
 from harness.study.cell_spec import IS_MISSING, SECTIONS
 from harness.study.checks import MAX_PROBLEMS, check
 from harness.study.schema import StudySettings
@@ -127,7 +127,7 @@ def _mistake_in_path(study: YamlNode, keys: Sequence[str]) -> str | None:
         return f"names a key inside {len(keys):,} others; at most {MAX_DEPTH} are allowed"
     allowed = {*StudySettings.model_fields} - {"extends"}
     if keys[0] not in allowed:
-        return f"unknown key; {suggest(keys[0], {*allowed, *SECTIONS})}"
+        return unknown_key(keys[0], {*allowed, *SECTIONS})
     named = study.get("arms")
     arms = named.keys() if named is not None else []
     if keys[0] == "arms" and len(keys) > 1 and keys[1] not in arms:

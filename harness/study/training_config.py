@@ -39,12 +39,12 @@ class TrainingConfig(BaseModel):
     learning_rate: float = Field(default=3e-4, gt=0, le=10)
     weight_decay: float = Field(default=0.0, ge=0, le=10)
     warmup_steps: int = Field(default=100, ge=0, description="of each stage, rising linearly")
-    pointing: float = Field(
+    location_loss: float = Field(
         default=0.0,
         ge=0,
         le=1e3,
         description="weight of a loss that LISA has not: where the [SEG] state points, in the mask decoder's "
-        "coordinates, should be on the target; the only one of masks for mask_head.prompt: points",
+        "coordinates, should be on the target; the only one of masks for mask_decoder.prompt: points",
     )
     clip_norm: float = Field(default=1.0, gt=0, le=1e6)
     precision: Literal["auto", "float32", "bfloat16"] = Field(

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from harness.errors import shorten, suggest
+from harness.errors import shorten, suggest, unknown_key
 from harness.study.yaml_node import SourceLocation, YamlNode
 
 M = TypeVar("M", bound=BaseModel)
@@ -37,7 +37,7 @@ def _sentence(details: ErrorDetails, model: type[BaseModel], tree: YamlNode) -> 
     context: dict[str, Any] = details.get("ctx", {})
     spot = spot_of(loc, tree)
     if kind == "extra_forbidden":
-        return spot, f"unknown key; {suggest(str(loc[-1]), _fields(model, loc[:-1]))}"
+        return spot, unknown_key(str(loc[-1]), _fields(model, loc[:-1]))
     if kind == "missing":
         return spot.under(str(loc[-1])), "is missing" + _description(model, loc)
     if kind == "union_tag_invalid":

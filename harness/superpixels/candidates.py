@@ -20,7 +20,7 @@ from pycocotools import mask as coco
 from torch import Tensor
 
 from harness.data.frame import Frame
-from harness.model.mask_decoder.decoder import ImageEmbedding, MaskHead
+from harness.model.mask_decoder.decoder import ImageEmbedding, MaskDecoder
 
 POINTS_AT_ONCE = 16
 """Few enough that what points make of the image stays in a processor's cache."""
@@ -161,7 +161,7 @@ class Proposal:
     embedding: Tensor | None
 
 
-def propose(head: MaskHead, embedding: Tensor, frame: Frame, settings: PoolSettings) -> Candidates:
+def propose(head: MaskDecoder, embedding: Tensor, frame: Frame, settings: PoolSettings) -> Candidates:
     """All candidates of one image, in float32 also where others around it are asked in half of that.
 
     On a CPU every core asks about points of its own: what a few points need is too little for all cores to share.
@@ -188,7 +188,7 @@ def propose(head: MaskHead, embedding: Tensor, frame: Frame, settings: PoolSetti
 
 @torch.inference_mode()
 def _ask(
-    head: MaskHead, looked_at: ImageEmbedding, grid: np.ndarray, frame: Frame, settings: PoolSettings
+    head: MaskDecoder, looked_at: ImageEmbedding, grid: np.ndarray, frame: Frame, settings: PoolSettings
 ) -> Candidates:
     """The candidates at some points of the grid, (K, 2) row and column."""
     device = looked_at.coarse.device
@@ -202,14 +202,14 @@ def _ask(
     logits = frame.restore(found.logits[torch.from_numpy(near)]).cpu().numpy()
     stability = _stability(logits, settings.stability_offset)
     stable = np.flatnonzero(stability >= settings.min_stability)
-    asked, level, iou = (x.cpu().numpy()[near[stable]] for x in (found.prompt, found.level, found.predicted_iou))
-    answers = Candidates(encode(logits[stable] > 0), grid[asked], level, iou, stability[stable])
+    prompt, level, iou = (x.cpu().numpy()[near[stable]] for x in (found.prompt, found.level, found.predicted_iou))
+    answers = Candidates(encode(logits[stable] > 0), grid[prompt], level, iou, stability[stable])
     return answers.select(answers.areas() > 0)
 
 
 def _stability(logits: np.ndarray, offset: float) -> np.ndarray:
     """(K,) share of the pixels above -offset that are above +offset; 0 where there are none."""
-    high, low = (np.array([np.count_nonzero(one) for one in logits > cut]) for cut in (offset, -offset))
+    high, low = (np.array([np.count_nonzero(one) for one in logits > threshold]) for threshold in (offset, -offset))
     return (high / np.maximum(low, 1)).astype(np.float32)
 
 

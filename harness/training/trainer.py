@@ -34,11 +34,11 @@ class Losses:
     answer: Tensor
     bce: Tensor
     dice: Tensor
-    pointing: Tensor
+    location: Tensor
 
-    def total(self, pointing: float) -> Tensor:
-        """LISA's weights, cross-entropy 1, BCE 2, dice 0.5; and this one for pointing, which LISA has not."""
-        return self.answer + 2.0 * self.bce + 0.5 * self.dice + pointing * self.pointing
+    def total(self, location_weight: float) -> Tensor:
+        """LISA's weights (cross-entropy 1, BCE 2, dice 0.5), plus a weighted location loss that LISA does not have."""
+        return self.answer + 2.0 * self.bce + 0.5 * self.dice + location_weight * self.location
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,25 +50,25 @@ class CurvePoint:
     answer: float
     bce: float
     dice: float
-    pointing: float
+    location: float
 
 
 def losses(answer: Answer, batch: Batch) -> Losses:
-    """Cross-entropy of the answers' words, BCE and dice of the masks at the decoder's resolution, and of pointing."""
-    said = F.cross_entropy(answer.answer_logits.float(), batch.answers)
-    nothing = said.new_zeros(())
-    pointing = location_loss(answer.location_logits.float(), batch.targets) if len(batch.targets) else nothing
+    """Cross-entropy of the answers, BCE and dice of the masks at the decoder's resolution, and the location loss."""
+    answer_loss = F.cross_entropy(answer.answer_logits.float(), batch.answers)
+    nothing = answer_loss.new_zeros(())
+    location = location_loss(answer.location_logits.float(), batch.targets) if len(batch.targets) else nothing
     if not len(answer.mask_logits):
-        return Losses(answer=said, bce=nothing, dice=nothing, pointing=pointing)
+        return Losses(answer=answer_loss, bce=nothing, dice=nothing, location=location)
     logits = answer.mask_logits.float()
     target = F.interpolate(batch.targets[:, None], logits.shape[-2:], mode="area")[:, 0]
-    inside = F.interpolate(batch.inside[:, None], logits.shape[-2:], mode="area")[:, 0][batch.image]
-    bce = F.binary_cross_entropy_with_logits(logits, target, weight=inside, reduction="none").sum((1, 2))
+    valid_mask = F.interpolate(batch.valid_mask[:, None], logits.shape[-2:], mode="area")[:, 0][batch.image]
+    bce = F.binary_cross_entropy_with_logits(logits, target, weight=valid_mask, reduction="none").sum((1, 2))
     return Losses(
-        answer=said,
-        bce=(bce / inside.sum((1, 2))).mean(),
-        dice=dice_loss(logits.sigmoid() * inside, target).mean(),
-        pointing=pointing,
+        answer=answer_loss,
+        bce=(bce / valid_mask.sum((1, 2))).mean(),
+        dice=dice_loss(logits.sigmoid() * valid_mask, target).mean(),
+        location=location,
     )
 
 
@@ -79,16 +79,16 @@ def dice_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
     return 1 - (overlap + epsilon) / ((probabilities / scale).sum((1, 2)) + (targets / scale).sum((1, 2)) + epsilon)
 
 
-def location_loss(places: Tensor, targets: Tensor) -> Tensor:
+def location_loss(location_logits: Tensor, targets: Tensor) -> Tensor:
     """How unlikely a place drawn from the softmax of `places` (M, g, g) is on its target (M, R, R): mean of -log.
 
     What has no target is left out.
     """
-    share = F.interpolate(targets[:, None], places.shape[-2:], mode="area").flatten(1)
+    share = F.interpolate(targets[:, None], location_logits.shape[-2:], mode="area").flatten(1)
     is_meant = share.sum(1) > 0
     if not is_meant.any():
-        return places.sum() * 0
-    likely = places.flatten(1).log_softmax(1)[is_meant] + share[is_meant].clamp(min=1e-6).log()
+        return location_logits.sum() * 0
+    likely = location_logits.flatten(1).log_softmax(1)[is_meant] + share[is_meant].clamp(min=1e-6).log()
     return -likely.logsumexp(1).mean()
 
 
@@ -193,7 +193,7 @@ class Trainer:
             self._step += 1
             self.seconds += time.perf_counter() - started
             if self._step % every == 0 or self._step == steps.stop:
-                self.curve.append(_mean(self._step, self._window, self.config.pointing))
+                self.curve.append(_mean(self._step, self._window, self.config.location_loss))
                 self._window.clear()
                 self.on_step(asdict(self.curve[-1]), total)
             if self.training_checkpoint is not None and time.monotonic() - self._saved_at >= SAVE_EVERY_SECONDS:
@@ -207,12 +207,12 @@ class Trainer:
         schedules: list[torch.optim.lr_scheduler.LRScheduler],
     ) -> Losses:
         """One step over these images."""
-        count, with_view = self.config.expressions_per_image, self.segmenter.mask_head.learns
-        batch = self.batches.training(examples, count, self.generator, with_view=with_view)
+        count, with_mask_inputs = self.config.expressions_per_image, self.segmenter.mask_decoder.learns
+        batch = self.batches.training(examples, count, self.generator, with_mask_inputs=with_mask_inputs)
         with autocast(self.config.precision, parameters[0].device):
-            answer = self.segmenter(batch.features, batch.view, batch.query)
+            answer = self.segmenter(batch.features, batch.mask_inputs, batch.query)
         parts = losses(answer, batch)
-        parts.total(self.config.pointing).backward()
+        parts.total(self.config.location_loss).backward()
         torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
@@ -264,7 +264,7 @@ def of_families(examples: Sequence[Example], families: Sequence[str]) -> list[Ex
     Raises:
         DataError: nothing that is asked is of one of the families.
     """
-    present = {one.family for example in examples for one in example.asked}
+    present = {one.family for example in examples for one in example.queries}
     for family in families:
         if family not in present:
             raise DataError(
@@ -306,11 +306,11 @@ def hidden_matrices(segmenter: Segmenter) -> set[int]:
     return linear - {id(segmenter.llm.model.get_output_embeddings().weight)}
 
 
-def _mean(step: int, window: list[Losses], pointing: float) -> CurvePoint:
+def _mean(step: int, window: list[Losses], location_weight: float) -> CurvePoint:
     parts = {
         each.name: torch.stack([getattr(losses, each.name) for losses in window]).mean() for each in fields(Losses)
     }
-    total = Losses(**parts).total(pointing)
+    total = Losses(**parts).total(location_weight)
     return CurvePoint(step, float(total), **{name: float(part) for name, part in parts.items()})
 
 

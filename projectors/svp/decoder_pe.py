@@ -20,7 +20,7 @@ from projectors.svp.regions import PositionEncoder, Regions, position_norm
 class DecoderPE(PositionEncoder):
     """Mean over the superpixel of the decoder's dense positional encoding, with its area, through a small MLP."""
 
-    needs = frozenset({"decoder_pe"})
+    required_inputs = frozenset({"decoder_pe"})
 
     class Config(PartConfig):
         name: Literal["decoder_pe"] = "decoder_pe"

@@ -49,7 +49,7 @@ class PositionEncoder(nn.Module, ABC):
     Config: ClassVar[type[PartConfig]]
     is_late: ClassVar[bool] = False
     """Whether it stays as initialised in the first training stage."""
-    needs: frozenset[str] = frozenset()
+    required_inputs: frozenset[str] = frozenset()
 
     def __init__(self, config: PartConfig, dims: Dims) -> None:
         super().__init__()

@@ -57,8 +57,8 @@ class SSA(nn.Module):
         key = self._split(self.key(patches + patch_position))
         value = self._split(self.value(patches))
         readable = rearrange(patch_mask, "b n -> b 1 1 n")
-        read = F.scaled_dot_product_attention(query, key, value, attn_mask=readable)
-        return coarse + self.output(rearrange(read, "b h t d -> b t (h d)"))
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=readable)
+        return coarse + self.output(rearrange(attended, "b h t d -> b t (h d)"))
 
     def _split(self, values: Tensor) -> Tensor:
         return rearrange(values, "b t (h d) -> b h t d", h=self.heads)

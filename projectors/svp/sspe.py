@@ -47,7 +47,7 @@ class SSPE(PositionEncoder):
         super().__init__(config, dims)
         self.resolution = config.resolution
         if config.keys == "decoder_pe":
-            self.needs = frozenset({"decoder_pe"})
+            self.required_inputs = frozenset({"decoder_pe"})
             self.cells: nn.Module = _DecoderCells(dims.decoder, config.width, config.resolution)
         else:
             self.cells = _GridCells(config.width, config.resolution)
@@ -118,8 +118,8 @@ class _Block(nn.Module):
         weights = F.softmax(torch.addcmul(logits[..., :-1], logits[..., -1:], masks[:, None]), dim=-1)
         covered = einsum(weights, masks, "h m q n, m n -> h m q")
         weights = rearrange(weights, "h m q n -> h (m q) n")
-        read = weights @ value[:, :-1] + rearrange(covered, "h m q -> h (m q) 1") * value[:, -1:]
-        return rearrange(read, "h (m q) d -> m q (h d)", m=num_masks)
+        attended = weights @ value[:, :-1] + rearrange(covered, "h m q -> h (m q) 1") * value[:, -1:]
+        return rearrange(attended, "h (m q) d -> m q (h d)", m=num_masks)
 
 
 class _GridCells(nn.Module):

@@ -48,7 +48,7 @@ class SVP(Projector):
             config.aggregation.key_position == "patch"
         )
         self.project = mlp(dims.vision, dims.language, depth=2)
-        self.needs = frozenset({"superpixels"}) | self.position.needs
+        self.required_inputs = frozenset({"superpixels"}) | self.position.required_inputs
 
     @property
     def max_tokens(self) -> int:

@@ -37,8 +37,8 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
             keys.append(key_weight @ _half_norm(projector.norms, key, 0) + key_bias)
             values.append(value_weight @ _half_norm(projector.norms, value, 1) + value_bias)
         asked = query_weight @ layer_norm(projector.query_norm, projector.query.weight @ patches[centre]) + query_bias
-        read = attend(asked, torch.stack(keys), torch.stack(values), projector.config.heads)
-        tokens.append(linear_layers(projector.project, linear_layers(projector.attention.out_proj, read)))
+        attended = attend(asked, torch.stack(keys), torch.stack(values), projector.config.heads)
+        tokens.append(linear_layers(projector.project, linear_layers(projector.attention.out_proj, attended)))
     return tokens
 
 
@@ -127,8 +127,8 @@ def _official_image(state: Mapping[str, Tensor], patches: Tensor, cosine: Tensor
         )
     )
     scores = (query @ key.mT / query.shape[-1] ** 0.5).masked_fill(hidden, -torch.inf)
-    read = (scores.softmax(-1) @ value).transpose(0, 1).flatten(1)
-    return _mlp(F.linear(read, state["clip_attn.out_proj.weight"], state["clip_attn.out_proj.bias"]), state, "mlp.")
+    attended = (scores.softmax(-1) @ value).transpose(0, 1).flatten(1)
+    return _mlp(F.linear(attended, state["clip_attn.out_proj.weight"], state["clip_attn.out_proj.bias"]), state, "mlp.")
 
 
 def _mlp(value: Tensor, state: Mapping[str, Tensor], prefix: str) -> Tensor:

@@ -48,8 +48,8 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
     for index in range(projector.config.tokens):
         place = sincos(*divmod(index, side), width)
         asked = query_weight @ layer_norm(projector.query_norm, projector.queries[index] + place) + query_bias
-        read = attend(asked, torch.stack(keys), torch.stack(values), projector.config.heads)
-        tokens.append(projector.project.T @ linear_layers(projector.attention.out_proj, read))
+        attended = attend(asked, torch.stack(keys), torch.stack(values), projector.config.heads)
+        tokens.append(projector.project.T @ linear_layers(projector.attention.out_proj, attended))
     return tokens
 
 
@@ -101,6 +101,6 @@ def official_forward(state: Mapping[str, Tensor], batch: VisualFeatures) -> Tens
             strict=True,
         )
     )
-    read = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1) @ value
-    out = F.linear(read.transpose(1, 2).flatten(2), state["attn.out_proj.weight"], state["attn.out_proj.bias"])
+    attended = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1) @ value
+    out = F.linear(attended.transpose(1, 2).flatten(2), state["attn.out_proj.weight"], state["attn.out_proj.bias"])
     return out @ state["proj"]

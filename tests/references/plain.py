@@ -29,11 +29,11 @@ def layer_norm(norm: nn.Module, value: Tensor) -> Tensor:
 def attend(query: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
     """One query (E,) over keys and values (n, E), by heads of equal width, scores over the root of that width."""
     width = len(query) // heads
-    read = []
+    attended = []
     for head in range(heads):
         part = slice(head * width, (head + 1) * width)
-        read.append((keys[:, part] @ query[part] / width**0.5).softmax(0) @ values[:, part])
-    return torch.cat(read)
+        attended.append((keys[:, part] @ query[part] / width**0.5).softmax(0) @ values[:, part])
+    return torch.cat(attended)
 
 
 def linear_flops(module: nn.Module, rows: int) -> int:

@@ -48,10 +48,10 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
 def _read(block: Any, states: list[Tensor], sources: list[Tensor], heads: int) -> list[Tensor]:
     keys = torch.stack([_linear(block.attention.key, source) for source in sources])
     values = torch.stack([_linear(block.attention.value, source) for source in sources])
-    read = [attend(_linear(block.attention.query, state), keys, values, heads) for state in states]
+    attended = [attend(_linear(block.attention.query, state), keys, values, heads) for state in states]
     return [
         layer_norm(block.output.LayerNorm, _linear(block.output.dense, value) + state)
-        for value, state in zip(read, states, strict=True)
+        for value, state in zip(attended, states, strict=True)
     ]
 
 
@@ -110,8 +110,8 @@ def official_forward(state: Mapping[str, Tensor], batch: VisualFeatures) -> Tens
                 linear(f"{name}{part}.self.{of}", entering).unflatten(-1, (heads, -1)).transpose(1, 2)
                 for of, entering in (("query", states), ("key", sources), ("value", sources))
             )
-            read = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-            states = norm(f"{name}{part}.output.LayerNorm", linear(f"{name}{part}.output.dense", read) + states)
+            attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+            states = norm(f"{name}{part}.output.LayerNorm", linear(f"{name}{part}.output.dense", attended) + states)
         hidden = F.gelu(linear(f"{name}intermediate_query.dense", states))
         states = norm(f"{name}output_query.LayerNorm", linear(f"{name}output_query.dense", hidden) + states)
         layer += 1

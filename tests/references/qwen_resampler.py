@@ -44,8 +44,8 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
     tokens = []
     for index, query in enumerate(projector.queries):
         asked = layer_norm(projector.query_norm, query) + sincos(*divmod(index, side), width)
-        read = attend(query_weight @ asked + query_bias, torch.stack(keys), torch.stack(values), HEADS)
-        out = projector.attention.out_proj.weight @ read + projector.attention.out_proj.bias
+        attended = attend(query_weight @ asked + query_bias, torch.stack(keys), torch.stack(values), HEADS)
+        out = projector.attention.out_proj.weight @ attended + projector.attention.out_proj.bias
         tokens.append(projector.project.T @ layer_norm(projector.norm, out))
     return tokens
 
@@ -89,6 +89,6 @@ def official_forward(state: Mapping[str, Tensor], batch: VisualFeatures) -> Tens
         F.linear(states, weight, bias).unflatten(-1, (HEADS, -1)).transpose(1, 2)
         for states, weight, bias in zip((queries, patches + places, patches), weights, biases, strict=True)
     )
-    read = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-    out = F.linear(read, state["attn_pool.attn.out_proj.weight"], state["attn_pool.attn.out_proj.bias"])
+    attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    out = F.linear(attended, state["attn_pool.attn.out_proj.weight"], state["attn_pool.attn.out_proj.bias"])
     return norm("ln_post", out) @ state["proj"]

@@ -36,8 +36,8 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
         sources = [layer_norm(layer.patch_norm, patch) for patch in patches] + normed
         key_weight, value_weight = layer.key_value.weight.chunk(2)
         keys, values = (torch.stack([w @ source for source in sources]) for w in (key_weight, value_weight))
-        read = [attend(layer.query.weight @ value, keys, values, projector.config.heads) for value in normed]
-        latents = [latent + layer.output.weight @ value for latent, value in zip(latents, read, strict=True)]
+        attended = [attend(layer.query.weight @ value, keys, values, projector.config.heads) for value in normed]
+        latents = [latent + layer.output.weight @ value for latent, value in zip(latents, attended, strict=True)]
         norm, widen, _, narrow = layer.mlp
         latents = [latent + narrow.weight @ F.gelu(widen.weight @ layer_norm(norm, latent)) for latent in latents]
     return [
@@ -89,8 +89,8 @@ def official_forward(state: Mapping[str, Tensor], batch: VisualFeatures) -> Tens
             part.unflatten(-1, (HEADS, -1)).transpose(1, 2)
             for part in (asking @ state[f"{name}0.to_q.weight"].T, key, value)
         )
-        read = (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1) @ value
-        latents = latents + read.transpose(1, 2).flatten(2) @ state[f"{name}0.to_out.weight"].T
+        attended = (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1) @ value
+        latents = latents + attended.transpose(1, 2).flatten(2) @ state[f"{name}0.to_out.weight"].T
         hidden = F.gelu(norm(f"{name}1.0", latents) @ state[f"{name}1.1.weight"].T)
         latents = latents + hidden @ state[f"{name}1.3.weight"].T
         layer += 1

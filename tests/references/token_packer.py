@@ -48,8 +48,8 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
                 keys.append(key_weight @ key + key_bias)
                 values.append(value_weight @ value + value_bias)
             asked = query_weight @ point + query_bias
-            read = attend(asked, torch.stack(keys), torch.stack(values), projector.config.heads)
-            tokens.append(linear_layers(projector.project, linear_layers(projector.attention.out_proj, read)))
+            attended = attend(asked, torch.stack(keys), torch.stack(values), projector.config.heads)
+            tokens.append(linear_layers(projector.project, linear_layers(projector.attention.out_proj, attended)))
     return tokens
 
 
@@ -124,8 +124,8 @@ def official_forward(state: Mapping[str, Tensor], batch: VisualFeatures) -> Tens
         for states in (key, value)
     )
     scores = (query[:, :, None] * key).sum(-1) / query.shape[-1] ** 0.5
-    read = (scores.softmax(2)[..., None] * value).sum(2).flatten(2)
-    return _mlp(F.linear(read, state["clip_attn.out_proj.weight"], state["clip_attn.out_proj.bias"]), state, "mlp.")
+    attended = (scores.softmax(2)[..., None] * value).sum(2).flatten(2)
+    return _mlp(F.linear(attended, state["clip_attn.out_proj.weight"], state["clip_attn.out_proj.bias"]), state, "mlp.")
 
 
 def _mlp(value: Tensor, state: Mapping[str, Tensor], prefix: str) -> Tensor:

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.data.asked import AskedImage, QuestionCounts, check_questions, examples
 from harness.data.example import Example, Question
 from harness.data.formats.checking import Finding
 from harness.data.formats.reading import MALFORMED, as_text, read_json, what_is_wrong
+from harness.data.question_files import ImageQuestions, QuestionCounts, check_questions, examples
 from harness.errors import DataError, suggest
 
 SplitBy = Literal["official", "karpathy"]
@@ -87,12 +87,12 @@ def check(root: Path) -> Iterator[Finding]:
         yield from check_questions(subject, lambda: _read(config, split), published, SOURCE)  # noqa: B023
 
 
-def _read(config: Config, split: str) -> Mapping[str, AskedImage]:
+def _read(config: Config, split: str) -> Mapping[str, ImageQuestions]:
     if split not in config.splits:
         raise DataError(f"coco_captions has no split {split!r} by {config.split_by}; {suggest(split, config.splits)}")
     captions = (_official if config.split_by == "official" else _karpathy)(config.root, split)
     return {
-        f"coco/{image_id}": AskedImage(path, _questions(config.prompt, texts, each=split == config.splits[0]))
+        f"coco/{image_id}": ImageQuestions(path, _questions(config.prompt, texts, each=split == config.splits[0]))
         for image_id, (path, texts) in sorted(captions.items())
     }
 

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.data.asked import AskedImage, QuestionCounts, ShortAnswersConfig, check_questions, examples
 from harness.data.example import Example, Question
 from harness.data.formats.checking import Finding
 from harness.data.formats.reading import MALFORMED, as_text, read_json, what_is_wrong
+from harness.data.question_files import ImageQuestions, QuestionCounts, ShortAnswersConfig, check_questions, examples
 from harness.errors import DataError, suggest
 
 SPLITS = ("train", "val", "testdev")
@@ -58,7 +58,7 @@ def check(root: Path) -> Iterator[Finding]:
         yield from check_questions(f"gqa {split}", lambda: _read(Config(root=root), split), published, SOURCE)  # noqa: B023
 
 
-def _read(config: Config, split: str) -> Mapping[str, AskedImage]:
+def _read(config: Config, split: str) -> Mapping[str, ImageQuestions]:
     if split not in SPLITS:
         raise DataError(f"gqa has no split {split!r} with answers; {suggest(split, SPLITS)}")
     path = config.root / f"{split}_balanced_questions.json"
@@ -70,7 +70,7 @@ def _read(config: Config, split: str) -> Mapping[str, AskedImage]:
         image_id, question = _question(config, path, key, content[key])
         of_image[image_id].append(question)
     return {
-        f"gqa/{image_id}": AskedImage(config.root / "images" / f"{image_id}.jpg", tuple(of_image[image_id]))
+        f"gqa/{image_id}": ImageQuestions(config.root / "images" / f"{image_id}.jpg", tuple(of_image[image_id]))
         for image_id in sorted(of_image)
     }
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.data.asked import AskedImage, QuestionCounts, ShortAnswersConfig, check_questions, examples
 from harness.data.example import Example, Question
 from harness.data.formats.checking import Finding
 from harness.data.formats.reading import MALFORMED, as_text, read_json, what_is_wrong
+from harness.data.question_files import ImageQuestions, QuestionCounts, ShortAnswersConfig, check_questions, examples
 from harness.errors import DataError, suggest
 
 SPLITS = ("train", "val")
@@ -57,7 +57,7 @@ def check(root: Path) -> Iterator[Finding]:
         yield from check_questions(f"vqav2 {split}", lambda: _read(Config(root=root), split), published, SOURCE)  # noqa: B023
 
 
-def _read(config: Config, split: str) -> Mapping[str, AskedImage]:
+def _read(config: Config, split: str) -> Mapping[str, ImageQuestions]:
     if split not in SPLITS:
         raise DataError(f"vqav2 has no split {split!r} with answers; {suggest(split, SPLITS)}")
     texts = _by_question(config.root / f"v2_OpenEnded_mscoco_{split}2014_questions.json", "questions")
@@ -75,7 +75,7 @@ def _read(config: Config, split: str) -> Mapping[str, AskedImage]:
         of_image[image_id].append(question)
     folder = config.root / f"{split}2014"
     return {
-        f"coco/{image_id}": AskedImage(folder / f"COCO_{split}2014_{image_id:012d}.jpg", tuple(of_image[image_id]))
+        f"coco/{image_id}": ImageQuestions(folder / f"COCO_{split}2014_{image_id:012d}.jpg", tuple(of_image[image_id]))
         for image_id in sorted(of_image)
     }
 

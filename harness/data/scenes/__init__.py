@@ -144,7 +144,9 @@ class _Split(Sequence[Example]):
                 *([wish_for_caption(graph)] if "captions" in config.asks else ()),
             ),
             domain=domain,
-            attributes=tuple(ObjectFacts(one.look.elongation, one.occlusion, one.visible) for one in graph.objects),
+            attributes=tuple(
+                ObjectFacts(one.appearance.elongation, one.occlusion, one.visible) for one in graph.objects
+            ),
         )
 
 

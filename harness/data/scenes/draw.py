@@ -138,8 +138,8 @@ DOMAINS: dict[str, Domain] = {
 
 def _tones(one: SceneObject, domain: Domain, rng: StableRng) -> tuple[np.ndarray, np.ndarray]:
     """The colour of the object and of its texture's second tone, (3,) int32."""
-    first = _colour(rng, _RGB[one.look.colour], domain.jitter).astype(np.int32)
-    second = first * 112 // _FULL if one.look.colour in _LIGHT else (first * 64 + 245 * 192) // _FULL
+    first = _colour(rng, _RGB[one.appearance.colour], domain.jitter).astype(np.int32)
+    second = first * 112 // _FULL if one.appearance.colour in _LIGHT else (first * 64 + 245 * 192) // _FULL
     return first, second
 
 
@@ -154,14 +154,14 @@ def _inner_edge(points: np.ndarray) -> np.ndarray:
 
 def _paint(picture: np.ndarray, one: SceneObject, domain: Domain, rng: StableRng) -> None:
     """Lay one object over the picture, touching nothing outside its bounding box."""
-    in_first, in_second = coverage(one.look)
+    in_first, in_second = coverage(one.appearance)
     radius = len(in_first) // 2
     window = (slice(one.y - radius, one.y + radius), slice(one.x - radius, one.x + radius))
     under = picture[window].astype(np.int32)
     first, second = _tones(one, domain, rng)
     total = in_first + in_second
     colour = in_first[:, :, None] * first
-    if one.look.texture != "plain":
+    if one.appearance.texture != "plain":
         colour += in_second[:, :, None] * second
     if domain.shading:
         light = _FULL - np.arange(-radius, radius, dtype=np.int32) * domain.shading // radius

@@ -130,10 +130,10 @@ def _group(facts: Facts, rng: StableRng) -> Candidates:
 
 def _absent(facts: Facts, rng: StableRng) -> Candidates:
     """Descriptions of nothing in the scene: first of words that all occur in it, then of any."""
-    looks = [one.look for one in facts.objects]
-    colours = sorted({look.colour for look in looks})
-    shapes = sorted({look.shape for look in looks})
-    textures = sorted({look.texture for look in looks})
+    appearances = [one.appearance for one in facts.objects]
+    colours = sorted({appearance.colour for appearance in appearances})
+    shapes = sorted({appearance.shape for appearance in appearances})
+    textures = sorted({appearance.texture for appearance in appearances})
     plausible = [
         *(Phrase(None, colour, shape) for colour, shape in product(colours, shapes)),
         *(Phrase(texture, None, shape) for texture, shape in product(textures, shapes)),

@@ -25,9 +25,9 @@ class Phrase(NamedTuple):
 
     def parts(self) -> Iterator["Phrase"]:
         """Every phrase that says less than this one."""
-        said = [field for field in self._fields if getattr(self, field)]
-        for count in range(1, len(said) + 1):
-            for dropped in combinations(said, count):
+        named = [field for field in self._fields if getattr(self, field)]
+        for count in range(1, len(named) + 1):
+            for dropped in combinations(named, count):
                 yield self._replace(**dict.fromkeys(dropped))
 
 
@@ -44,8 +44,10 @@ class Facts:
         self.objects = scene.objects
         self.phrases: dict[Phrase, tuple[SceneObject, ...]] = {}
         for one in scene.objects:
-            look = one.look
-            for texture, colour, shape in product((None, look.texture), (None, look.colour), (None, look.shape)):
+            appearance = one.appearance
+            for texture, colour, shape in product(
+                (None, appearance.texture), (None, appearance.colour), (None, appearance.shape)
+            ):
                 phrase = Phrase(texture, colour, shape)
                 self.phrases[phrase] = (*self.phrases.get(phrase, ()), one)
         untextured = [(phrase, found) for phrase, found in self.phrases.items() if phrase.texture is None]

@@ -38,9 +38,9 @@ def _counting(facts: Facts, rng: StableRng) -> list[Question]:
 
 def _existence(facts: Facts, rng: StableRng) -> list[Question]:
     """One that is there and one that is not, the second made of words that occur in the scene where possible."""
-    looks = [one.look for one in facts.objects]
+    appearances = [one.appearance for one in facts.objects]
     present = [phrase for phrase in facts.phrases if phrase.texture is None and phrase.colour and phrase.shape]
-    mixed = [Phrase(None, a.colour, b.shape) for a, b in product(looks, looks)]
+    mixed = [Phrase(None, a.colour, b.shape) for a, b in product(appearances, appearances)]
     anything = [Phrase(None, colour, shape) for colour, shape in product(COLOURS, SHAPES)]
     missing = next(p for p in (*rng.shuffled(mixed), *rng.shuffled(anything)) if p not in facts.phrases)
     return [
@@ -54,17 +54,17 @@ def _attribute(facts: Facts, rng: StableRng) -> list[Question]:
     found = []
     for phrase, one in facts.unique:
         if phrase.colour is None:
-            found.append(_question(f"what colour is the {phrase.text()}", one.look.colour, "attribute"))
+            found.append(_question(f"what colour is the {phrase.text()}", one.appearance.colour, "attribute"))
         if phrase.shape is None:
-            found.append(_question(f"what shape is the {phrase.text()}", one.look.shape, "attribute"))
-        found.append(_question(f"what texture does the {phrase.text()} have", one.look.texture, "attribute"))
+            found.append(_question(f"what shape is the {phrase.text()}", one.appearance.shape, "attribute"))
+        found.append(_question(f"what texture does the {phrase.text()} have", one.appearance.texture, "attribute"))
     return rng.shuffled(found)[:2]
 
 
 def _comparison(facts: Facts, rng: StableRng) -> list[Question]:
     """Numbers of two kinds, and sizes and places of two objects; only where the difference is clear."""
-    kinds = [Phrase(None, None, shape) for shape in sorted({one.look.shape for one in facts.objects})]
-    kinds += [Phrase(None, colour, None) for colour in sorted({one.look.colour for one in facts.objects})]
+    kinds = [Phrase(None, None, shape) for shape in sorted({one.appearance.shape for one in facts.objects})]
+    kinds += [Phrase(None, colour, None) for colour in sorted({one.appearance.colour for one in facts.objects})]
     more = [
         _question(
             f"are there more {a.text(plural=True)} than {b.text(plural=True)}",
@@ -112,7 +112,7 @@ def caption(scene: Scene) -> str:
     """What the scene shows, objects that look alike counted together, nearest first."""
     counts: dict[Phrase, int] = {}
     for one in reversed(scene.objects):
-        phrase = Phrase(one.look.texture, one.look.colour, one.look.shape)
+        phrase = Phrase(one.appearance.texture, one.appearance.colour, one.appearance.shape)
         counts[phrase] = counts.get(phrase, 0) + 1
     parts = []
     for phrase, count in counts.items():

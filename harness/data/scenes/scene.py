@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.data.scenes.shapes import SHAPES, TEXTURES, Look, coverage
+from harness.data.scenes.shapes import SHAPES, TEXTURES, Appearance, coverage
 from harness.data.scenes.stable_rng import StableRng
 
 SIDE = 224
@@ -46,7 +46,7 @@ class SceneObject:
     """
 
     id: int
-    look: Look
+    appearance: Appearance
     x: int
     y: int
     area: int
@@ -71,7 +71,7 @@ class Scene:
 
 @dataclass(slots=True)
 class _Placed:
-    look: Look
+    appearance: Appearance
     x: int
     y: int
     stamp: np.ndarray  # (2r, 2r) bool, the whole outline
@@ -102,7 +102,7 @@ def _extent(rng: StableRng) -> int:
     return rng.between(low, high)
 
 
-def _look(rng: StableRng, shapes: Sequence[str], colours: Sequence[str], textures: Sequence[str]) -> Look:
+def _appearance(rng: StableRng, shapes: Sequence[str], colours: Sequence[str], textures: Sequence[str]) -> Appearance:
     """An object in the scene's palette; one too small to show a texture is plain."""
     shape, colour, texture = rng.pick(shapes), rng.pick(colours), rng.pick(textures)
     width = height = _extent(rng)
@@ -118,13 +118,15 @@ def _look(rng: StableRng, shapes: Sequence[str], colours: Sequence[str], texture
     if min(width, height) < (36 if shape in _NARROW else 12 if shape == "bar" else 22):
         texture = "plain"
     period = min(max(min(width, height) // 5, 7), 12)
-    return Look(shape, colour, texture, width, height, angle, rng.between(0, 179), period)
+    return Appearance(shape, colour, texture, width, height, angle, rng.between(0, 179), period)
 
 
-def _candidates(rng: StableRng, look: Look, radius: int, placed: list[_Placed]) -> Iterator[tuple[int, int, bool]]:
+def _candidates(
+    rng: StableRng, appearance: Appearance, radius: int, placed: list[_Placed]
+) -> Iterator[tuple[int, int, bool]]:
     """Places to try for a new object, (x, y, whether it must stand free): often beside another, then anywhere."""
     low, high = radius + _BORDER, SIDE - radius - _BORDER
-    neighbours = [old for old in placed if old.look.colour != look.colour]
+    neighbours = [old for old in placed if old.appearance.colour != appearance.colour]
     if neighbours and rng.percent(40):
         old = rng.pick(neighbours)
         reach = (radius + old.radius) * 7 // 10
@@ -135,15 +137,15 @@ def _candidates(rng: StableRng, look: Look, radius: int, placed: list[_Placed]) 
         yield rng.between(low, high), rng.between(low, high), attempt < _ATTEMPTS * 3 // 4
 
 
-def _try_to_place(rng: StableRng, look: Look, placed: list[_Placed], ids: np.ndarray) -> bool:
+def _try_to_place(rng: StableRng, appearance: Appearance, placed: list[_Placed], ids: np.ndarray) -> bool:
     """Put the object on top, at the first place tried that leaves everything recognisable; False if there is none."""
-    first, second = coverage(look)
+    first, second = coverage(appearance)
     stamp = first + second >= 2
     area = int(stamp.sum())
-    for x, y, stands_free in _candidates(rng, look, len(stamp) // 2, placed):
-        new = _Placed(look, x, y, stamp, area, area)
+    for x, y, stands_free in _candidates(rng, appearance, len(stamp) // 2, placed):
+        new = _Placed(appearance, x, y, stamp, area, area)
         touched = [(k, old) for k, old in enumerate(placed, start=1) if new.box.meets(old.box)]
-        if any(old.look.colour == look.colour for _, old in touched):
+        if any(old.appearance.colour == appearance.colour for _, old in touched):
             continue
         lost = np.bincount(ids[new.window][stamp], minlength=len(placed) + 1)
         if stands_free and lost[1:].any():
@@ -176,7 +178,7 @@ def _seen(number: int, placed: Sequence[_Placed], ids: np.ndarray) -> SceneObjec
     nearer = enumerate(placed[number:], start=number + 1)
     return SceneObject(
         id=number,
-        look=one.look,
+        appearance=one.appearance,
         x=one.x,
         y=one.y,
         area=one.area,
@@ -195,13 +197,13 @@ def sample(rng: StableRng) -> Scene:
     shapes = rng.shuffled(SHAPES)[: rng.between(2, 4)]
     colours = rng.shuffled(COLOURS)[: rng.between(2, 4)]
     textures = ("plain", *rng.shuffled(TEXTURES[1:])[: rng.between(1, 3)])
-    looks = [_look(rng, shapes, colours, textures) for _ in range(count)]
+    appearances = [_appearance(rng, shapes, colours, textures) for _ in range(count)]
     if rng.percent(70):
-        looks.sort(key=lambda look: -look.width * look.height)
+        appearances.sort(key=lambda appearance: -appearance.width * appearance.height)
     ids = np.zeros((SIDE, SIDE), dtype=np.uint8)
     placed: list[_Placed] = []
-    for look in looks:
-        _try_to_place(rng, look, placed, ids)
+    for appearance in appearances:
+        _try_to_place(rng, appearance, placed, ids)
     if len(placed) < 3:
         return sample(rng)
     return Scene(tuple(_seen(number, placed, ids) for number in range(1, len(placed) + 1)), ids)

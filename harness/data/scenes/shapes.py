@@ -34,7 +34,7 @@ TEXTURES = ("plain", "striped", "dotted", "checkered")
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Appearance:
     """How one object looks, wherever it stands.
 
     Attributes:
@@ -66,17 +66,17 @@ def _turned(x: np.ndarray, y: np.ndarray, degrees: int) -> tuple[np.ndarray, np.
     return (x * cosine + y * sine) // _SCALE, (y * cosine - x * sine) // _SCALE
 
 
-def _vertices(look: Look) -> list[tuple[int, int]]:
+def _vertices(appearance: Appearance) -> list[tuple[int, int]]:
     """Corners of the turned polygon, in quarter pixels."""
-    cosine, sine = _SINE[(look.angle + 90) % 360], _SINE[look.angle % 360]
-    half_width, half_height = look.width * QUARTERS // 2, look.height * QUARTERS // 2
+    cosine, sine = _SINE[(appearance.angle + 90) % 360], _SINE[appearance.angle % 360]
+    half_width, half_height = appearance.width * QUARTERS // 2, appearance.height * QUARTERS // 2
     scale = 1000 * _SCALE
     return [
         (
             (x * half_width * cosine - y * half_height * sine) // scale,
             (x * half_width * sine + y * half_height * cosine) // scale,
         )
-        for x, y in _POLYGONS[look.shape]
+        for x, y in _POLYGONS[appearance.shape]
     ]
 
 
@@ -97,30 +97,30 @@ def _axis(reach: int) -> np.ndarray:
     return np.arange(-reach * QUARTERS + 1, reach * QUARTERS, 2, dtype=np.int32)
 
 
-def _outline(look: Look) -> tuple[np.ndarray, np.ndarray]:
+def _outline(appearance: Appearance) -> tuple[np.ndarray, np.ndarray]:
     """The grid axis, symmetric about the object's centre, and which of its points are inside."""
-    if look.shape in _POLYGONS:
-        vertices = _vertices(look)
+    if appearance.shape in _POLYGONS:
+        vertices = _vertices(appearance)
         reach = max(max(abs(x), abs(y)) for x, y in vertices) // QUARTERS + 2
         axis = _axis(reach)
         return axis, _inside_polygon(vertices, axis)
-    radius = look.width * QUARTERS // 2
+    radius = appearance.width * QUARTERS // 2
     reach = radius // QUARTERS + 2
     axis = _axis(reach)
     squared = axis[:, None] ** 2 + axis[None, :] ** 2
     inside = squared <= radius**2
-    if look.shape == "ring":
+    if appearance.shape == "ring":
         inside &= squared > (radius * 11 // 20) ** 2
     return axis, inside
 
 
-def _second_tone(look: Look, axis: np.ndarray) -> np.ndarray:
+def _second_tone(appearance: Appearance, axis: np.ndarray) -> np.ndarray:
     """Which points of the grid carry the texture's second tone."""
-    u, v = _turned(axis[None, :], axis[:, None], look.grain)
-    period = look.period * QUARTERS
-    if look.texture == "striped":
+    u, v = _turned(axis[None, :], axis[:, None], appearance.grain)
+    period = appearance.period * QUARTERS
+    if appearance.texture == "striped":
         return u % period < period // 2
-    if look.texture == "checkered":
+    if appearance.texture == "checkered":
         return (u // (period // 2) + v // (period // 2)) % 2 == 0
     across, along = u % period - period // 2, v % period - period // 2
     return across**2 + along**2 <= (period * 3 // 10) ** 2
@@ -134,15 +134,15 @@ def _count(points: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=32)  # an object is drawn soon after it is placed
-def coverage(look: Look) -> tuple[np.ndarray, np.ndarray]:
+def coverage(appearance: Appearance) -> tuple[np.ndarray, np.ndarray]:
     """Points of each pixel in the first and in the second tone.
 
     Returns:
         Two (2r, 2r) int32 arrays with values 0 to 4, centred on the object's centre, a pixel corner. A pixel belongs
         to the object when the two sum to at least 2.
     """
-    axis, inside = _outline(look)
-    tone = _second_tone(look, axis) if look.texture != "plain" else np.zeros_like(inside)
+    axis, inside = _outline(appearance)
+    tone = _second_tone(appearance, axis) if appearance.texture != "plain" else np.zeros_like(inside)
     counts = _count(inside & ~tone), _count(inside & tone)
     for count in counts:
         count.setflags(write=False)

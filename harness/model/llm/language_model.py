@@ -44,7 +44,7 @@ class Prompts:
 
     ids: Tensor
     mask: Tensor
-    given: Tensor
+    answer_lengths: Tensor
 
 
 class LanguageModel(nn.Module):
@@ -60,7 +60,7 @@ class LanguageModel(nn.Module):
         opening: (O,) int64, the words before the visual tokens; none for `tiny`.
     """
 
-    opening: Tensor
+    prefix_ids: Tensor
 
     def __init__(
         self,
@@ -77,7 +77,9 @@ class LanguageModel(nn.Module):
         shape: Any = model.config
         self._shape = shape.get_text_config()
         before, self._behind = self._turn() if config.prompt == "chat" else (self._first_word(), "")
-        self.register_buffer("opening", torch.tensor(self._tokenise([before])[0], dtype=torch.int64), persistent=False)
+        self.register_buffer(
+            "prefix_ids", torch.tensor(self._tokenise([before])[0], dtype=torch.int64), persistent=False
+        )
         head = model.get_output_embeddings().weight
         self.answers = nn.Parameter(torch.zeros(2, head.shape[1]).normal_(std=float(head.detach().float().std())))
         self.own_seg: nn.Parameter | None = None
@@ -109,17 +111,17 @@ class LanguageModel(nn.Module):
         """What is said to the model, and what is given of each answer, which may be nothing."""
         answers = [""] * len(texts) if answers is None else answers
         is_chat = self.config.prompt == "chat"
-        said = [f"{text}{self._behind}" for text in texts]
+        prompted = [f"{text}{self._behind}" for text in texts]
         # An answer stands behind a plain prompt as a word behind another; a chat's template has led up to it.
         space = "" if is_chat else " "
-        whole = [f"{text}{space}{answer}" if answer else text for text, answer in zip(said, answers, strict=True)]
-        asked = self._tokenise(said)
-        rows = self._tokenise(whole) if any(answers) else asked
+        whole = [f"{text}{space}{answer}" if answer else text for text, answer in zip(prompted, answers, strict=True)]
+        prompt_rows = self._tokenise(prompted)
+        rows = self._tokenise(whole) if any(answers) else prompt_rows
         longest = max(len(row) for row in rows)
         ids = torch.tensor([[*row, *[self.tokenizer.pad_token_id] * (longest - len(row))] for row in rows])
         mask = torch.arange(longest) < torch.tensor([[len(row)] for row in rows])
-        given = torch.tensor([len(row) - len(prompt) for row, prompt in zip(rows, asked, strict=True)])
-        return Prompts(ids, mask, given)
+        answer_lengths = torch.tensor([len(row) - len(prompt) for row, prompt in zip(rows, prompt_rows, strict=True)])
+        return Prompts(ids, mask, answer_lengths)
 
     def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
         rows: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
@@ -136,9 +138,9 @@ class LanguageModel(nn.Module):
         Raises:
             WeightsError: it cannot be used so.
         """
-        said = [{"role": "user", "content": _SAID}]
+        prompted = [{"role": "user", "content": _SAID}]
         try:
-            turn = str(self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
+            turn = str(self.tokenizer.apply_chat_template(prompted, tokenize=False, add_generation_prompt=True))
         except (TemplateError, TypeError, ValueError) as error:
             raise WeightsError(
                 f"the chat template of {self.config.name!r} cannot be used ({error}); use llm.prompt: plain"
@@ -156,11 +158,11 @@ class LanguageModel(nn.Module):
         has_one = first is not None and self.tokenizer("").input_ids[:1] == [self.tokenizer.bos_token_id]
         return str(first) if has_one else ""
 
-    def opened(self, visual: VisualTokens) -> VisualTokens:
+    def prepend_prefix(self, visual: VisualTokens) -> VisualTokens:
         """Visual tokens (B, T, D) behind what stands before them: (B, O + T, D)."""
-        words = self.embed(self.opening).to(visual.embeds.dtype).expand(len(visual.embeds), -1, -1)
+        words = self.embed(self.prefix_ids).to(visual.embeds.dtype).expand(len(visual.embeds), -1, -1)
         return VisualTokens(
-            torch.cat([words, visual.embeds], dim=1), F.pad(visual.mask, (len(self.opening), 0), value=True)
+            torch.cat([words, visual.embeds], dim=1), F.pad(visual.mask, (len(self.prefix_ids), 0), value=True)
         )
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -232,7 +234,7 @@ class LanguageModel(nn.Module):
         cap = getattr(self._shape, "final_logit_softcapping", None)
         return logits if cap is None else cap * (logits / cap).tanh()
 
-    def with_own_seg(self, words: Tensor, mask: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+    def with_own_seg(self, words: Tensor, mask: Tensor, is_expression: Tensor) -> tuple[Tensor, Tensor]:
         """[SEG] put behind every expression, as if the LLM had answered it.
 
         Args:
@@ -246,7 +248,7 @@ class LanguageModel(nn.Module):
         assert self.own_seg is not None, "the configuration reads [SEG] where it is predicted"
         words, longer = F.pad(words, (0, 0, 0, 1)), F.pad(mask, (0, 1))
         length = mask.sum(dim=-1, keepdim=True)
-        is_seg = (torch.arange(longer.shape[-1], device=mask.device) == length) & drawn[..., None]
+        is_seg = (torch.arange(longer.shape[-1], device=mask.device) == length) & is_expression[..., None]
         return torch.where(is_seg[..., None], self.own_seg.to(words.dtype), words), longer | is_seg
 
 

@@ -44,7 +44,7 @@ def pack(visual: VisualTokens, words: Tensor, words_mask: Tensor, *, bidirection
     # The words of an image come first, in their order; what no image needs of the padding is cut off.
     kept = (~is_word).byte().argsort(dim=1, stable=True)[:, : int(lengths.sum(1).max())]
     image = torch.arange(len(kept), device=kept.device)[:, None]
-    real = torch.cat([visual.mask, is_word[image, kept]], dim=1)
+    is_valid = torch.cat([visual.mask, is_word[image, kept]], dim=1)
     # 0 for the image, 1..E for the expressions; order inside a part is the order in the sequence.
     part = torch.cat([torch.zeros_like(visual.mask, dtype=kept.dtype), kept // length + 1], dim=1)
     order = torch.arange(part.shape[1], device=kept.device)
@@ -53,7 +53,7 @@ def pack(visual: VisualTokens, words: Tensor, words_mask: Tensor, *, bidirection
     allowed |= is_visual[:, None, :] & (~is_visual[:, :, None] | bidirectional)
     # A padded query looks at itself alone, since a softmax over nothing is not a number.
     itself = torch.eye(len(order), dtype=torch.bool, device=kept.device)
-    attention = (allowed & real[:, None, :] & real[:, :, None]) | itself
+    attention = (allowed & is_valid[:, None, :] & is_valid[:, :, None]) | itself
 
     visual_positions = (visual.mask.cumsum(1) - 1).clamp(min=0)
     word_positions = visual.mask.sum(1, keepdim=True) + kept % length

@@ -1,4 +1,4 @@
-"""The mask head: SAM's prompt encoder and mask decoder, for many images and many expressions in one call.
+"""The mask decoder: SAM's prompt encoder and mask decoder, for many images and many expressions in one call.
 
 Source: Segment Anything, https://arxiv.org/abs/2304.02643; segment-anything 1.0, `MaskDecoder.predict_masks`.
 Differs from upstream: upstream repeats one image for all prompts (`repeat_interleave` by the number of prompts), so
@@ -12,12 +12,13 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
-from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+from segment_anything.modeling import MaskDecoder as SamMaskDecoder
+from segment_anything.modeling import PromptEncoder, TwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.mask_decoder import MLP
 from torch import Tensor, nn
 
-from harness.model.config import MaskHeadConfig
+from harness.model.config import MaskDecoderConfig
 from harness.model.mask_decoder.two_way import Grouping, two_way
 
 UPSCALE = 4
@@ -47,11 +48,11 @@ class PatchEmbedding(nn.Module):
     small objects their edges.
     """
 
-    def __init__(self, vision_width: int, mask_head: "MaskHead", grid: tuple[int, int]) -> None:
+    def __init__(self, vision_width: int, mask_decoder: "MaskDecoder", grid: tuple[int, int]) -> None:
         super().__init__()
         self.grid = grid
-        middle, fine = mask_head.detail_widths
-        self.neck = nn.Sequential(nn.Linear(vision_width, mask_head.width), nn.LayerNorm(mask_head.width))
+        middle, fine = mask_decoder.detail_widths
+        self.neck = nn.Sequential(nn.Linear(vision_width, mask_decoder.width), nn.LayerNorm(mask_decoder.width))
         self.stem_fine = nn.Conv2d(3, fine, 5, stride=2, padding=2)
         self.stem_middle = nn.Sequential(nn.GELU(), nn.Conv2d(fine, middle, 2, stride=2))
 
@@ -68,9 +69,9 @@ class PatchEmbedding(nn.Module):
 class SamEmbedding(nn.Module):
     """Where there is a SAM: its own image embedding, which comes frozen from the cache."""
 
-    def forward(self, patches: Tensor, view: Tensor) -> ImageEmbedding:  # noqa: ARG002 - what any embedding is given
+    def forward(self, patches: Tensor, mask_inputs: Tensor) -> ImageEmbedding:  # noqa: ARG002 - what any embedding is given
         """view (B, P, g, g) -> the same."""
-        return ImageEmbedding(view)
+        return ImageEmbedding(mask_inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class PointMasks:
     predicted_iou: Tensor
 
 
-class MaskHead(nn.Module):
+class MaskDecoder(nn.Module):
     """SAM's prompt encoder (frozen) and mask decoder (trained), prompted with [SEG] states.
 
     Args:
@@ -103,35 +104,37 @@ class MaskHead(nn.Module):
     learns: ClassVar[bool] = True
     """Whether its masks teach it, and what prompts it; none are drawn in training where they do not."""
 
-    def __init__(self, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder, *, image_update: bool = True) -> None:
+    def __init__(
+        self, prompt_encoder: PromptEncoder, sam_decoder: SamMaskDecoder, *, image_update: bool = True
+    ) -> None:
         super().__init__()
         self.prompt_encoder = prompt_encoder.requires_grad_(False)
-        self.mask_decoder = mask_decoder
+        self.sam_decoder = sam_decoder
         self.image_update = image_update
         # What never runs does not learn: one mask a prompt is asked for, so nothing ranks several.
-        mask_decoder.iou_prediction_head.requires_grad_(False)
-        mask_decoder.output_hypernetworks_mlps[1:].requires_grad_(False)
+        sam_decoder.iou_prediction_head.requires_grad_(False)
+        sam_decoder.output_hypernetworks_mlps[1:].requires_grad_(False)
         if not image_update:
-            for block in mask_decoder.transformer.layers:
+            for block in sam_decoder.transformer.layers:
                 block.cross_attn_image_to_token.requires_grad_(False)
                 block.norm4.requires_grad_(False)
 
     @property
     def width(self) -> int:
         """P."""
-        return self.mask_decoder.transformer_dim
+        return self.sam_decoder.transformer_dim
 
     @property
     def detail_widths(self) -> tuple[int, int]:
         """How many numbers a cell of 2g and a pixel of 4g have, in SAM P/4 and P/8."""
-        first, _, _, second, _ = self.mask_decoder.output_upscaling
+        first, _, _, second, _ = self.sam_decoder.output_upscaling
         return first.out_channels, second.out_channels
 
     def positional_encoding(self, side: int) -> Tensor:
         """(P, side, side): the coordinates in which the decoder thinks, on a grid of that many cells a side."""
         return self.prompt_encoder.pe_layer((side, side))
 
-    def places(self, prompts: Tensor) -> Tensor:
+    def location_logits(self, prompts: Tensor) -> Tensor:
         """Prompts (M, P) -> how well each agrees with the decoder's coordinates, (M, g, g) logits.
 
         The embedding of a point agrees best with where the point lies: there its logit is the root of P, and about zero
@@ -153,7 +156,7 @@ class MaskHead(nn.Module):
         """
         group = Grouping.of(image, len(embedding.coarse))
         states, keys = self._two_way(embedding, prompts.unsqueeze(1), group)
-        kernel = self.mask_decoder.output_hypernetworks_mlps[0](states[:, 1])
+        kernel = self.sam_decoder.output_hypernetworks_mlps[0](states[:, 1])
         if self.image_update:
             pixels = self._upscale(keys, embedding.details, group.image)
             masks = einsum(kernel, pixels, "m c, m n ij kl c -> m n ij kl")
@@ -199,16 +202,16 @@ class MaskHead(nn.Module):
         prompts, _ = self.prompt_encoder(points=(points.unsqueeze(1), labels), boxes=None, masks=None)
         states, keys = self._two_way(embedding, prompts, Grouping.of(image, len(embedding.coarse)))
         # The first mask token is for prompts that leave no doubt what is meant; a point leaves some.
-        return self.mask_decoder.iou_prediction_head(states[:, 0])[:, 1:], states[:, 2:], keys
+        return self.sam_decoder.iou_prediction_head(states[:, 0])[:, 1:], states[:, 2:], keys
 
     def _kernels(self, states: Tensor) -> Tensor:
         """What each of the three mask states (M, 3, P) looks for in a pixel."""
-        networks = self.mask_decoder.output_hypernetworks_mlps[1:]
+        networks = self.sam_decoder.output_hypernetworks_mlps[1:]
         return torch.stack([network(states[:, level]) for level, network in enumerate(networks)], dim=1)
 
     def _two_way(self, embedding: ImageEmbedding, prompts: Tensor, group: Grouping) -> tuple[Tensor, Tensor]:
         """The answers (M, 1 + masks, P) to prompts (M, K, P), IoU first, and the image as each prompt sees it."""
-        decoder = self.mask_decoder
+        decoder = self.sam_decoder
         keys = rearrange(embedding.coarse, "b p h w -> b (h w) p") + self.prompt_encoder.no_mask_embed.weight
         position = rearrange(self.prompt_encoder.get_dense_pe(), "1 p h w -> 1 (h w) p").to(keys.dtype)
         output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
@@ -229,7 +232,7 @@ class MaskHead(nn.Module):
         A transposed convolution whose kernel is its stride is a linear map of each position, so nothing needs to be
         put back into an image between the two of them. `image` says whose details each row of `keys` takes.
         """
-        first, norm, activate, second, activate_last = self.mask_decoder.output_upscaling
+        first, norm, activate, second, activate_last = self.sam_decoder.output_upscaling
         cells = _spread(first, keys)
         if details is not None:
             blocks = rearrange(details[0], "b c (h i) (w j) -> b (h w) (i j) c", i=2, j=2)
@@ -255,8 +258,8 @@ def _spread(convolution: nn.Module, values: Tensor) -> Tensor:
     return rearrange(F.linear(values, weight, convolution.bias.repeat(4)), "... (ij o) -> ... ij o", ij=4)
 
 
-def build_mask_head(config: MaskHeadConfig, grid: tuple[int, int], frame: int) -> MaskHead:
-    """A mask head from scratch, of segment-anything's own classes, with SAM's sizes where none are given."""
+def build_mask_decoder(config: MaskDecoderConfig, grid: tuple[int, int], frame: int) -> MaskDecoder:
+    """A mask decoder from scratch, of segment-anything's own classes, with SAM's sizes where none are given."""
     width, heads = config.width or 256, config.heads or 8
     prompt_encoder = PromptEncoder(
         embed_dim=width, image_embedding_size=grid, input_image_size=(frame, frame), mask_in_chans=16
@@ -264,14 +267,14 @@ def build_mask_head(config: MaskHeadConfig, grid: tuple[int, int], frame: int) -
     transformer = TwoWayTransformer(
         depth=config.depth or 2, embedding_dim=width, mlp_dim=config.mlp_width or 2048, num_heads=heads
     )
-    decoder = MaskDecoder(transformer_dim=width, transformer=transformer, num_multimask_outputs=0)
+    decoder = SamMaskDecoder(transformer_dim=width, transformer=transformer, num_multimask_outputs=0)
     if config.pixel_width is not None:
         _widen(decoder, config.pixel_width)
     initialise(decoder)
-    return MaskHead(prompt_encoder, decoder, image_update=config.image_update)
+    return MaskDecoder(prompt_encoder, decoder, image_update=config.image_update)
 
 
-def _widen(decoder: MaskDecoder, width: int) -> None:
+def _widen(decoder: SamMaskDecoder, width: int) -> None:
     """Pixels of `width` numbers from the first step of upscaling on, and kernels to match."""
     decoder.output_upscaling = nn.Sequential(
         nn.ConvTranspose2d(decoder.transformer_dim, width, kernel_size=2, stride=2),
@@ -285,7 +288,7 @@ def _widen(decoder: MaskDecoder, width: int) -> None:
     )
 
 
-def initialise(decoder: MaskDecoder) -> None:
+def initialise(decoder: SamMaskDecoder) -> None:
     """Starts the decoder as a dot product of the prompt with the image; its attention is added by learning.
 
     With torch's defaults the mask token hardly knows its prompt, which SAM's eleven million images make up for and a

@@ -28,8 +28,8 @@ class FusedAttention(nn.Module):
         """(B, h, w, C) -> (B, h, w, C)."""
         height, width = x.shape[1:3]
         query, key, value = rearrange(self.qkv(x), "b h w (three a d) -> three b a (h w) d", three=3, a=self.num_heads)
-        read = F.scaled_dot_product_attention(query, key, value, attn_mask=self._bias(query, height, width))
-        return self.proj(rearrange(read, "b a (h w) d -> b h w (a d)", h=height))
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=self._bias(query, height, width))
+        return self.proj(rearrange(attended, "b a (h w) d -> b h w (a d)", h=height))
 
     def _bias(self, query: Tensor, height: int, width: int) -> Tensor | None:
         """(B, a, h*w, h*w), what the relative row and column of a key add to its score; unscaled, as upstream."""

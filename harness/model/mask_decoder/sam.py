@@ -61,7 +61,7 @@ class LoadedSam(nn.Module):
         """Stays in evaluation mode."""
         return super().train(False)
 
-    def embed(self, frames: Tensor, inside: Tensor | None = None) -> Tensor:
+    def embed(self, frames: Tensor, valid_mask: Tensor | None = None) -> Tensor:
         """The image embedding, float32.
 
         Args:
@@ -73,8 +73,8 @@ class LoadedSam(nn.Module):
             (B, P, g, g).
         """
         pixels = self.sam.preprocess(255 * frames)
-        if inside is not None:
-            pixels = pixels.masked_fill(~inside.unsqueeze(1), 0.0)
+        if valid_mask is not None:
+            pixels = pixels.masked_fill(~valid_mask.unsqueeze(1), 0.0)
         with torch.autocast(frames.device.type, torch.bfloat16, enabled=frames.is_cuda):
             return self.sam.image_encoder(pixels).float()
 

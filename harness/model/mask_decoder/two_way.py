@@ -96,9 +96,9 @@ def _token_to_image(
     q = attention.q_proj(queries)
     if shared is not None:
         return shared.by_prompt(_token_to_shared_image(attention, shared.by_image(q), keys, position))
-    asked = _by_head(attention, q) / (q.shape[-1] // attention.num_heads) ** 0.5
-    places = attention.k_proj(position)[0]
-    scores = torch.baddbmm(asked @ places.mT, asked @ attention.k_proj.weight, keys.mT)
+    query = _by_head(attention, q) / (q.shape[-1] // attention.num_heads) ** 0.5
+    positions = attention.k_proj(position)[0]
+    scores = torch.baddbmm(query @ positions.mT, query @ attention.k_proj.weight, keys.mT)
     seen = rearrange(scores.softmax(-1) @ keys, "m (heads k) p -> m heads k p", heads=attention.num_heads)
     weight = rearrange(attention.v_proj.weight, "(heads d) p -> heads d p", heads=attention.num_heads)
     mixed = rearrange(einsum(seen, weight, "m heads k p, heads d p -> m k heads d"), "m k heads d -> m k (heads d)")
@@ -128,14 +128,14 @@ def _image_to_token(
         # The only image there is needs no copies.
         keys = keys.expand(len(tokens), -1, -1) if len(keys) == 1 else keys.index_select(0, shared.image)
     else:
-        places = attention.q_proj(position)[0]
-        scores = torch.baddbmm(offered @ places.mT, offered @ attention.q_proj.weight, keys.mT)
+        positions = attention.q_proj(position)[0]
+        scores = torch.baddbmm(offered @ positions.mT, offered @ attention.q_proj.weight, keys.mT)
     attended = rearrange(scores, "m (heads k) n -> m heads k n", heads=heads).softmax(dim=2)
     weight = rearrange(attention.out_proj.weight, "p (heads d) -> heads d p", heads=heads)
-    said = einsum(rearrange(v, "m k (heads d) -> m heads k d", heads=heads), weight, "m h k d, h d p -> m h k p")
+    update = einsum(rearrange(v, "m k (heads d) -> m heads k d", heads=heads), weight, "m h k d, h d p -> m h k p")
     # What an image cell sees is a mean of each head's tokens, so a share of the bias in every token adds up to it.
-    said = rearrange(said + attention.out_proj.bias / heads, "m heads k p -> m (heads k) p")
-    return torch.baddbmm(keys, rearrange(attended, "m heads k n -> m (heads k) n").mT, said)
+    update = rearrange(update + attention.out_proj.bias / heads, "m heads k p -> m (heads k) p")
+    return torch.baddbmm(keys, rearrange(attended, "m heads k n -> m (heads k) n").mT, update)
 
 
 def _by_head(attention: Attention, tokens: Tensor) -> Tensor:

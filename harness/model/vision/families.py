@@ -145,10 +145,10 @@ class NaFlex(Family):
         side = self.patch_size(model.config)
         patches = rearrange(frames, "b c (h y) (w x) -> b h w (y x c)", y=side, x=side)
         packed = [patches[image, :rows, :columns].flatten(0, 1) for image, (rows, columns) in enumerate(shapes)]
-        real = [torch.ones(len(each), dtype=torch.bool, device=frames.device) for each in packed]
+        is_valid = [torch.ones(len(each), dtype=torch.bool, device=frames.device) for each in packed]
         return model(
             pixel_values=pad_sequence(packed, batch_first=True),
-            pixel_attention_mask=pad_sequence(real, batch_first=True),
+            pixel_attention_mask=pad_sequence(is_valid, batch_first=True),
             spatial_shapes=torch.tensor(shapes, device=frames.device),
         ).last_hidden_state
 
@@ -204,10 +204,10 @@ class Qwen(Family):
     def _merge_order(self, config: Any, shapes: Sequence[Shape], grid: Shape) -> Tensor:
         """Of each place of the sequence, where its patch stands among the B * N of the frames."""
         side = config.spatial_merge_size
-        places = torch.arange(len(shapes) * grid[0] * grid[1]).view(len(shapes), *grid)
+        positions = torch.arange(len(shapes) * grid[0] * grid[1]).view(len(shapes), *grid)
         return torch.cat(
             [
-                rearrange(places[image, :rows, :columns], "(h y) (w x) -> (h w y x)", y=side, x=side)
+                rearrange(positions[image, :rows, :columns], "(h y) (w x) -> (h w y x)", y=side, x=side)
                 for image, (rows, columns) in enumerate(self._whole(config, shapes))
             ]
         )

@@ -96,7 +96,7 @@ class Shipped(NamedTuple):
 
     path: Path
     sha256: str
-    kind: Literal["encoder", "mask_head", "start"]
+    kind: Literal["encoder", "mask_decoder", "checkpoint"]
     about: str
 
 
@@ -110,20 +110,20 @@ SHIPPED = {
     ),
     "mllm-scenes": Shipped(
         path=_SHIPPED_FOLDER / "mllm-scenes" / "model.safetensors",
-        sha256="70b431418ef9d308458affb77575ccaffd5e6dbae9a7543a0965f3073505ceee",
-        kind="start",
+        sha256="1906d742edc702868a9cfcb01cb7082d7cda4c5023e82900974128c2da2dd671",
+        kind="checkpoint",
         about="a small LLM trained to point at what expressions about scenes mean",
     ),
     "sam-scenes": Shipped(
         path=_SHIPPED_FOLDER / "sam-scenes" / "model.safetensors",
         sha256="5b4a64fe465ffa4f9caf66ca4c51e5df68e8dcae69321d8e9eb0629e3cb584f7",
-        kind="mask_head",
+        kind="mask_decoder",
         about="a small SAM trained on scenes",
     ),
     "smollm2-scenes": Shipped(
         path=_SHIPPED_FOLDER / "smollm2-scenes" / "model.safetensors",
-        sha256="266b12a6d4249bea8ccb33a5d5a9ee0a2499350b146a039e8ba7ebed0e8095a4",
-        kind="start",
+        sha256="e8ff06ab917d34f4c5ebcc514c3d62d15d838ce0125b5f05ec4cd5a62b7f60de",
+        kind="checkpoint",
         about="a LoRA on SmolLM2-135M's first 8 layers, trained to point at what expressions about scenes mean",
     ),
 }

@@ -141,9 +141,9 @@ def segment(config: Config, example: Example, proposal: Proposal) -> np.ndarray:
 
 def _partition(candidates: Candidates, config: Config, size: tuple[int, int]) -> np.ndarray:
     height, width = size
-    asked = config.filter_settings(height * width)
-    chosen = choose(candidates, asked, config.pool_points_per_side)
-    return fill_uncovered(absorb_fragments(label_map(chosen, height, width), asked.min_area))
+    settings = config.filter_settings(height * width)
+    chosen = choose(candidates, settings, config.pool_points_per_side)
+    return fill_uncovered(absorb_fragments(label_map(chosen, height, width), settings.min_area))
 
 
 def _split(labels: np.ndarray, finest: np.ndarray, features: np.ndarray, config: Config) -> np.ndarray:

@@ -53,11 +53,11 @@ def finding_sentence(judgement: Judgement, finding: Finding) -> str:
     else:
         test = f"no worse within {fixed(claim.within)}, " if claim.within else ""
     parts = "".join(f" on {part}" for part in (claim.family, claim.domain) if part)
-    asked = "questions" if claim.metric in ANSWER_METRICS else "expressions"
+    noun = "questions" if claim.metric in ANSWER_METRICS else "expressions"
     return (
         f"{finding.variant} minus {finding.other}: "
         f"{fixed(apart.delta, signed=True)} {metric_name(claim.metric)}{parts} "
-        f"{between(apart.low, apart.high, signed=True)}, {test}{apart.num_expressions:,} {asked} of "
+        f"{between(apart.low, apart.high, signed=True)}, {test}{apart.num_expressions:,} {noun} of "
         f"{apart.num_images:,} images, {_seeds(apart.num_seeds)}; "
         f"MDE {fixed(apart.minimum_detectable(finding.num_comparisons))}."
     )
@@ -117,21 +117,22 @@ def _verdicts(findings: Findings, baseline: str) -> Iterator[str]:
 
 def _not_compared(findings: Findings) -> Iterator[str]:
     """Which comparisons the study asks for and cannot have."""
-    panel = findings.panel
+    score_table = findings.score_table
     if findings.missing_baselines:
         yield f"Nothing is compared with {listed(findings.missing_baselines)}, of which no cell finished."
     for baseline in findings.baselines:
         apart = [v.name for v in findings.variants if v.name != baseline and baseline not in v.against]
-        seeds = {name: panel.seeds_of(name) for name in apart if not panel.common_seeds(name, baseline)}
+        seeds = {name: score_table.seeds_of(name) for name in apart if not score_table.common_seeds(name, baseline)}
         if seeds:
             names = [f"{name} ({seeds_in_words(own)})" for name, own in seeds.items()]
+            own_seeds = seeds_in_words(score_table.seeds_of(baseline))
             yield (
-                f"Not compared with {baseline} ({seeds_in_words(panel.seeds_of(baseline))}): {listed(names)}, without "
-                "a seed in common; run them on the same seeds."
+                f"Not compared with {baseline} ({own_seeds}): {listed(names)}, without a seed in common; run them on "
+                "the same seeds."
             )
         others = [name for name in apart if name not in seeds]
         if others:
-            yield f"Not compared with {baseline}: {listed(others)}, without an {findings.asked} scored by both."
+            yield f"Not compared with {baseline}: {listed(others)}, without an {findings.query_noun} scored by both."
 
 
 def _front(findings: Findings) -> Iterator[str]:
@@ -148,18 +149,20 @@ def _front(findings: Findings) -> Iterator[str]:
 def _weakest_family(findings: Findings, best: Variant) -> Iterator[str]:
     if len(findings.families) < 2:
         return
-    scores = {family: findings.panel.estimate(best.name, findings.metric, family) for family in findings.families}
+    scores = {family: findings.score_table.estimate(best.name, findings.metric, family) for family in findings.families}
     scores = {family: score for family, score in scores.items() if not is_missing(score.value)}
     weak, strong = (choose(scores, key=lambda family: scores[family].value) for choose in (min, max))
     yield (
-        f"{best.name} is weakest on {weak} {findings.asked}s ({fixed(scores[weak].value)}) and strongest on {strong} "
-        f"({fixed(scores[strong].value)})."
+        f"{best.name} is weakest on {weak} {findings.query_noun}s ({fixed(scores[weak].value)}) and strongest on "
+        f"{strong} ({fixed(scores[strong].value)})."
     )
 
 
 def _about_chance(findings: Findings) -> Iterator[str]:
     metric = findings.metric
-    lost = [variant.name for variant in findings.variants if not findings.panel.is_above_chance(variant.name, metric)]
+    lost = [
+        variant.name for variant in findings.variants if not findings.score_table.is_above_chance(variant.name, metric)
+    ]
     if lost:
         yield (
             f"No better than chance: {_arms(lost, findings)}. After this many training steps, differences "
@@ -192,11 +195,11 @@ def _about_seeds(findings: Findings) -> Iterator[str]:
 
 def _about_common_seeds(findings: Findings) -> Iterator[str]:
     """Which differences leave out seeds that only one of the two arms has."""
-    panel, partly = findings.panel, []
+    score_table, partly = findings.score_table, []
     for variant in findings.variants:
         for baseline in variant.against:
-            common = panel.common_seeds(variant.name, baseline)
-            ours, theirs = len(panel.seeds_of(variant.name)), len(panel.seeds_of(baseline))
+            common = score_table.common_seeds(variant.name, baseline)
+            ours, theirs = len(score_table.seeds_of(variant.name)), len(score_table.seeds_of(baseline))
             if len(common) < max(ours, theirs):
                 partly.append(
                     f"{variant.name} and {baseline} over {seeds_in_words(common)} (of {ours} and {theirs} seeds)"
@@ -210,15 +213,15 @@ def _about_models(findings: Findings) -> Iterator[str]:
     if (done["llm"] == "tiny").any():
         yield "The LLM is small and trained from scratch: differences need not carry over to a pretrained LLM."
     specs = [json.loads(spec) for spec in done["spec"].dropna()]
-    cut = {(llm["name"], layers) for spec in specs if (layers := (llm := spec.get("llm", {})).get("layers"))}
-    for name, layers in sorted(cut):
+    truncated = {(llm["name"], layers) for spec in specs if (layers := (llm := spec.get("llm", {})).get("layers"))}
+    for name, layers in sorted(truncated):
         if name != "tiny":
             yield f"Only the first {layers} layers of {name} are used: the whole LLM may show other differences."
-    starts = {start["name"] for spec in specs if (start := spec.get("start"))}
-    if starts:
+    checkpoints = {source["name"] for spec in specs if (source := spec.get("init_from"))}
+    if checkpoints:
         yield (
-            f"The LLM began with {listed(sorted(starts))}, trained before with a projector of its own: arms that are "
-            "like that one may learn sooner."
+            f"The LLM was initialized from {listed(sorted(checkpoints))}, which was trained with a projector of its "
+            "own: arms with a similar projector may learn sooner."
         )
     random = {
         weight["name"]
@@ -239,9 +242,9 @@ def _about_language(findings: Findings) -> Iterator[str]:
     scores = np.array([variant.score.value for variant in findings.variants], dtype=float)
     known = [share for share in ratio(kept, scores) if not is_missing(share)]
     if known and max(known) > 0.5:
-        needless = "the image" if findings.asked == "question" else "the expression"
+        needless = "the image" if findings.query_noun == "question" else "the expression"
         yield (
-            f"With {findings.asked}s shuffled between images an arm keeps {percent(max(known))} of its "
+            f"With {findings.query_noun}s shuffled between images an arm keeps {percent(max(known))} of its "
             f"{findings.label}, so much of the score does not depend on {needless}."
         )
 
@@ -250,7 +253,7 @@ def _about_tokens(findings: Findings) -> Iterator[str]:
     """How much of the masks comes from what the projector hands on."""
     kept, scores = (
         np.array([variant.means.get(name, np.nan) for variant in findings.variants], dtype=float)
-        for name in ("giou_other_tokens", "giou")
+        for name in ("giou_swapped_tokens", "giou")
     )
     shares = zip(findings.variants, ratio(kept, scores), strict=True)
     known = {variant.name: share for variant, share in shares if not is_missing(share)}
@@ -258,7 +261,7 @@ def _about_tokens(findings: Findings) -> Iterator[str]:
         most = max(known, key=lambda name: known[name])
         yield (
             f"With the visual tokens of another image {most} keeps {percent(known[most])} of its gIoU: that much goes "
-            "past the projector, from the expression and what the mask head sees itself, and only the rest can tell "
+            "past the projector, from the expression and what the mask decoder sees itself, and only the rest can tell "
             "projectors apart."
         )
 

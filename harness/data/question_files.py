@@ -35,7 +35,7 @@ class ShortAnswersConfig(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class AskedImage:
+class ImageQuestions:
     """An image's file, which need not be there yet, and what is asked about it."""
 
     path: Path
@@ -59,17 +59,17 @@ class QuestionCounts:
         return f"{self.questions} questions about {self.images} images{references}"
 
 
-def examples(asked: Mapping[str, AskedImage]) -> list[Example]:
+def examples(images: Mapping[str, ImageQuestions]) -> list[Example]:
     """One example an image, in this order, by its id; only the head of each file is read, for its size.
 
     Raises:
         DataError: an image is missing or none.
     """
-    return [Example(key, ImageFile.of(one.path), (), (), one.questions) for key, one in asked.items()]
+    return [Example(key, ImageFile.of(one.path), (), (), one.questions) for key, one in images.items()]
 
 
 def check_questions(
-    subject: str, read: Callable[[], Mapping[str, AskedImage]], published: QuestionCounts, source: str
+    subject: str, read: Callable[[], Mapping[str, ImageQuestions]], published: QuestionCounts, source: str
 ) -> Iterator[Finding]:
     """Files, counts and images of a split.
 
@@ -78,18 +78,18 @@ def check_questions(
         source: where the files officially come from.
     """
     try:
-        asked = read()
+        images = read()
     except DataError as error:
         yield Finding(subject, False, f"{error}; {source}")
         return
-    questions = [question for one in asked.values() for question in one.questions]
+    questions = [question for one in images.values() for question in one.questions]
     found = QuestionCounts(
         len(questions),
-        len(asked),
+        len(images),
         None if published.references is None else sum(len(question.references) for question in questions),
     )
     if found == published:
         yield Finding(subject, True, f"{found}, as published")
     else:
         yield Finding(subject, False, f"{found}; published are {published}; take the official file")
-    yield check_files(subject, [one.path for one in asked.values()], source)
+    yield check_files(subject, [one.path for one in images.values()], source)

@@ -2,23 +2,24 @@
 
 import pytest
 import torch
-from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+from segment_anything.modeling import MaskDecoder as SamMaskDecoder
+from segment_anything.modeling import PromptEncoder, TwoWayTransformer
 from torch.testing import assert_close
 
-from harness.model.config import MaskHeadConfig
-from harness.model.mask_decoder.decoder import ImageEmbedding, MaskHead, PatchEmbedding, build_mask_head
-from harness.model.mask_decoder.point_prompted import PointedMaskHead
+from harness.model.config import MaskDecoderConfig
+from harness.model.mask_decoder.decoder import ImageEmbedding, MaskDecoder, PatchEmbedding, build_mask_decoder
+from harness.model.mask_decoder.point_prompted import PointPromptedMaskDecoder
 
 
-def _head(side: int, depth: int, *, image_update: bool = True, pixel_width: int | None = None) -> MaskHead:
+def _head(side: int, depth: int, *, image_update: bool = True, pixel_width: int | None = None) -> MaskDecoder:
     """A decoder in the middle of training: at the start its residual branches are zero and would hide mistakes."""
     torch.manual_seed(0)
-    config = MaskHeadConfig(
+    config = MaskDecoderConfig(
         width=32, depth=depth, mlp_width=64, heads=4, image_update=image_update, pixel_width=pixel_width
     )
-    head = build_mask_head(config, (side, side), 16 * side)
+    head = build_mask_decoder(config, (side, side), 16 * side)
     with torch.no_grad():
-        for parameter in head.mask_decoder.parameters():
+        for parameter in head.sam_decoder.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return head
 
@@ -33,7 +34,7 @@ def test_each_image_equals_the_upstream_decoder(depth, pixel_width):
         for index in range(3):
             mine = image == index
             _, dense = head.prompt_encoder(points=None, boxes=None, masks=None)
-            theirs, _ = head.mask_decoder(
+            theirs, _ = head.sam_decoder(
                 image_embeddings=coarse[index : index + 1],
                 image_pe=head.prompt_encoder.get_dense_pe(),
                 sparse_prompt_embeddings=prompts[mine].unsqueeze(1),
@@ -46,26 +47,26 @@ def test_each_image_equals_the_upstream_decoder(depth, pixel_width):
 def test_a_point_agrees_best_with_where_it_lies():
     head = _head(6, 1)
     cells = head.positional_encoding(6).flatten(1).T
-    places = head.places(3 * cells)
-    assert places.shape == (36, 6, 6)
-    assert torch.equal(places.flatten(1).argmax(1), torch.arange(36))
+    location_logits = head.location_logits(3 * cells)
+    assert location_logits.shape == (36, 6, 6)
+    assert torch.equal(location_logits.flatten(1).argmax(1), torch.arange(36))
 
 
-def _pointed(side: int) -> PointedMaskHead:
+def _pointed(side: int) -> PointPromptedMaskDecoder:
     """An upstream decoder of three alternatives, with weights of which none is zero."""
     torch.manual_seed(0)
     encoder = PromptEncoder(
         embed_dim=32, image_embedding_size=(side, side), input_image_size=(8 * side, 8 * side), mask_in_chans=16
     )
     transformer = TwoWayTransformer(depth=2, embedding_dim=32, mlp_dim=64, num_heads=4)
-    decoder = MaskDecoder(transformer_dim=32, transformer=transformer, num_multimask_outputs=3)
-    return PointedMaskHead(encoder, decoder).eval()
+    decoder = SamMaskDecoder(transformer_dim=32, transformer=transformer, num_multimask_outputs=3)
+    return PointPromptedMaskDecoder(encoder, decoder).eval()
 
 
-def _likely(places: list[dict[tuple[int, int], float]], side: int) -> torch.Tensor:
+def _likely(location_logits: list[dict[tuple[int, int], float]], side: int) -> torch.Tensor:
     """Place logits whose softmax has these shares at (row, column)."""
-    shares = torch.full((len(places), side, side), 1e-9)
-    for number, found in enumerate(places):
+    shares = torch.full((len(location_logits), side, side), 1e-9)
+    for number, found in enumerate(location_logits):
         for place, share in found.items():
             shares[(number, *place)] = share
     return shares.log()
@@ -86,13 +87,13 @@ def test_a_state_means_the_likely_places_and_the_middle_of_each():
 def test_a_mask_is_all_that_upstream_answers_to_its_points():
     head = _pointed(12)
     coarse, image = torch.randn(2, 32, 12, 12), torch.tensor([1, 0])
-    places = _likely([{(4, 7): 1.0}, {(1, 1): 0.5, (10, 9): 0.5}], 12)
+    location_logits = _likely([{(4, 7): 1.0}, {(1, 1): 0.5, (10, 9): 0.5}], 12)
     answers = []
     with torch.inference_mode():
         for number, clicks in ((1, [[59.5, 35.5]]), (0, [[11.5, 11.5], [75.5, 83.5]])):
             points = torch.tensor(clicks).unsqueeze(1), torch.ones(len(clicks), 1)
             sparse, dense = head.prompt_encoder(points=points, boxes=None, masks=None)
-            masks, scores = head.mask_decoder(
+            masks, scores = head.sam_decoder(
                 image_embeddings=coarse[number : number + 1],
                 image_pe=head.prompt_encoder.get_dense_pe(),
                 sparse_prompt_embeddings=sparse,
@@ -100,7 +101,7 @@ def test_a_mask_is_all_that_upstream_answers_to_its_points():
                 multimask_output=True,
             )
             answers.append(masks[torch.arange(len(clicks)), scores.argmax(1)].amax(0))
-        head.places = lambda _: places
+        head.location_logits = lambda _: location_logits
         assert_close(head(ImageEmbedding(coarse), torch.zeros(2, 32), image), torch.stack(answers), atol=1e-5, rtol=0)
 
 
@@ -114,8 +115,8 @@ def test_points_are_answered_as_upstream_answers_them():
     """Several images at once; masks of too low a predicted IoU are left out, the rest are upstream's."""
     torch.manual_seed(0)
     prompt_encoder = PromptEncoder(32, (6, 6), (48, 48), 16)
-    decoder = MaskDecoder(transformer_dim=32, transformer=TwoWayTransformer(2, 32, 4, 64))
-    head = MaskHead(prompt_encoder, decoder)
+    decoder = SamMaskDecoder(transformer_dim=32, transformer=TwoWayTransformer(2, 32, 4, 64))
+    head = MaskDecoder(prompt_encoder, decoder)
     coarse, points, image = torch.randn(3, 32, 6, 6), 48 * torch.rand(7, 2), torch.tensor([0, 2, 2, 1, 0, 1, 1])
     with torch.inference_mode():
         sparse, dense = prompt_encoder(points=(points[:, None], torch.ones(7, 1)), boxes=None, masks=None)

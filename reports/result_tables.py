@@ -24,7 +24,7 @@ def all_tables(findings: Findings) -> list[Table]:
     return [
         main_table(findings),
         family_table(findings),
-        *([domain_table(findings)] if len(findings.panel.domains) > 1 else []),
+        *([domain_table(findings)] if len(findings.score_table.domains) > 1 else []),
         *(comparison_table(findings, baseline) for baseline in findings.baselines),
         control_table(findings),
         *([evaluator_table(findings)] if findings.is_drawn else []),
@@ -43,7 +43,7 @@ def main_table(findings: Findings) -> Table:
         (Column("latency_ms", "latency, ms"), _mean("latency_ms", 1)),
         _score_column(findings),
         (Column(f"{findings.metric}_shuffled", "shuffled"), _mean(f"{findings.metric}_shuffled", 3)),
-        (Column("giou_other_tokens", "other tokens"), _mean("giou_other_tokens", 3)),
+        (Column("giou_swapped_tokens", "other tokens"), _mean("giou_swapped_tokens", 3)),
         *(
             (Column(metric, METRICS[metric].label, METRICS[metric].higher_is_better), score(metric))
             for metric in ("giou", "ciou", "precision_at_50", "fp_rate", *ANSWER_METRICS)
@@ -55,7 +55,7 @@ def main_table(findings: Findings) -> Table:
     caption = (
         f"Means over seeds; 95% intervals by bootstrap over images and seeds. Δ and the verdict compare "
         f"{findings.label} with {baselines} (margin {findings.margin:g}). shuffled: {findings.label} with "
-        f"{findings.asked}s swapped between images. {_chance(findings)}{_other_tokens(findings)}"
+        f"{findings.query_noun}s swapped between images. {_chance(findings)}{_other_tokens(findings)}"
         "FLOPs and latency are of one image, asked once. Intervals of all scores are in the CSV."
         f"{_footnote(findings, findings.baselines)}"
     )
@@ -80,7 +80,7 @@ def _compared(findings: Findings, baseline: str) -> list[tuple[Column, _Make]]:
 
 def family_table(findings: Findings) -> Table:
     """The score by family of what was asked."""
-    metric, what = findings.metric, findings.asked
+    metric, what = findings.metric, findings.query_noun
     columns, sizes = _by_group(findings, findings.families, lambda variant, family: (variant, metric, family))
     caption = f"{findings.label} by family of {what} with 95% intervals. {what.title()}s per family: {sizes}."
     return _table("families", f"By family of {what}", caption, columns, findings)
@@ -88,20 +88,20 @@ def family_table(findings: Findings) -> Table:
 
 def domain_table(findings: Findings) -> Table:
     """The score by what the image looks like."""
-    domains, metric = findings.panel.domains, findings.metric
+    domains, metric = findings.score_table.domains, findings.metric
     columns, sizes = _by_group(findings, domains, lambda variant, domain: (variant, metric, None, domain))
     caption = f"{findings.label} by visual domain of the image with 95% intervals. Scored per domain: {sizes}."
     return _table("domains", "By visual domain", caption, columns, findings)
 
 
 def _by_group(
-    findings: Findings, groups: Sequence[str], asked: Callable[[str, str], tuple[str | None, ...]]
+    findings: Findings, groups: Sequence[str], keys_of: Callable[[str, str], tuple[str | None, ...]]
 ) -> tuple[list[tuple[Column, _Make]], str]:
     """A column a group, and how many expressions each has; `asked` says what of the panel is estimated."""
     columns: list[tuple[Column, _Make]] = []
     sizes = []
     for group in groups:
-        known = {each.name: findings.panel.estimate(*asked(each.name, group)) for each in findings.variants}  # type: ignore[arg-type]
+        known = {each.name: findings.score_table.estimate(*keys_of(each.name, group)) for each in findings.variants}  # type: ignore[arg-type]
         sizes.append(f"{group} {max(estimate.num_expressions for estimate in known.values())}")
         columns.append((Column(group, group, True), partial(_of, known)))
     return columns, ", ".join(sizes)
@@ -149,7 +149,7 @@ def control_table(findings: Findings) -> Table:
     columns: list[tuple[Column, _Make]] = [
         (Column("giou", "gIoU", True), score("giou")),
         (Column("giou_shuffled", "shuffled expressions"), _mean("giou_shuffled", 3)),
-        (Column("giou_other_tokens", "tokens of another image"), _mean("giou_other_tokens", 3)),
+        (Column("giou_swapped_tokens", "tokens of another image"), _mean("giou_swapped_tokens", 3)),
         (Column("giou_random_object", "random object"), _mean("giou_random_object", 3)),
         (Column("giou_teacher_forced", "teacher-forced gIoU"), score("giou_teacher_forced")),
         (Column("wrong_object_rate", "wrong object", False), score("wrong_object_rate")),
@@ -168,11 +168,12 @@ def control_table(findings: Findings) -> Table:
     )
     about_masks = (
         "shuffled expressions: the model answers another image's expression; tokens of another image: the LLM reads "
-        "them, while expression and mask head are as they should be, so what is left goes past the projector; random "
+        "them, while the expression and the mask decoder keep the image, so the remaining score does not come from "
+        "visual tokens; random "
         f"object: {random_object}; teacher-forced: [SEG] is given instead of generated. "
     )
     about_answers = "images shuffled: the model answers while it looks at another image, so from the words alone."
-    is_answered = bool(findings.samples["said"].notna().any())
+    is_answered = bool(findings.samples["generated_text"].notna().any())
     caption = f"{about_masks if findings.is_drawn else ''}{about_answers if is_answered else ''}".strip()
     return _table("controls", "Controls", caption, columns, findings)
 
@@ -209,7 +210,7 @@ def _table(name: str, title: str, caption: str, columns: list[tuple[Column, _Mak
 
 
 def _estimate(findings: Findings, metric: str, is_brief: bool = False) -> _Make:
-    return lambda variant: _scored(findings.panel.estimate(variant.name, metric), is_brief)
+    return lambda variant: _scored(findings.score_table.estimate(variant.name, metric), is_brief)
 
 
 def _scored(estimate: Estimate, is_brief: bool = False) -> Cell:
@@ -237,7 +238,7 @@ def _latency_p90(findings: Findings, variant: Variant) -> Cell:
 def _compared_seeds(findings: Findings, baseline: str, variant: Variant) -> Cell:
     """How many seeds a difference is over, where for any arm it is not all of its seeds."""
     others = [each for each in findings.variants if each.name != baseline]
-    counts = {each.name: len(findings.panel.common_seeds(each.name, baseline)) for each in others}
+    counts = {each.name: len(findings.score_table.common_seeds(each.name, baseline)) for each in others}
     if variant.name == baseline or all(counts[each.name] == each.score.num_seeds for each in others):
         return Cell(DASH)
     return _count(counts[variant.name])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.model.weights.resolution import CHECKPOINTS, PACKAGED, SHIPPED
-from harness.planning import requirements as needs
+from harness.planning import requirements
 from harness.study.study import load
 
 STUDY = Path(__file__).parent.parent / "studies" / "refcoco_paper.yaml"
@@ -20,43 +20,47 @@ def specs(preset: str):
 def _a_small_machine(monkeypatch, tmp_path):
     monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(needs, "accelerator", lambda: {"device": "cpu"})
-    monkeypatch.setattr(needs, "memory_gib", lambda: 16.0)
-    monkeypatch.setattr(needs, "resolve_precision", lambda *_: "float32")
+    monkeypatch.setattr(requirements, "accelerator", lambda: {"device": "cpu"})
+    monkeypatch.setattr(requirements, "memory_gib", lambda: 16.0)
+    monkeypatch.setattr(requirements, "resolve_precision", lambda *_: "float32")
 
 
 @pytest.mark.usefixtures("_a_small_machine")
 @pytest.mark.parametrize("preset", ["paper", "paper-clip", "qwen2-vl"])
 def test_the_papers_scale_is_more_than_a_laptop_has(preset):
-    said = needs.verdict(specs(preset))
-    assert "sam-vit-h (2.6 GB to fetch)" in said
-    assert said.endswith("the CPU has 16.0 GiB: this machine cannot run it")
+    verdict = requirements.verdict(specs(preset))
+    assert "sam-vit-h (2.6 GB to fetch)" in verdict
+    assert verdict.endswith("the CPU has 16.0 GiB: this machine cannot run it")
 
 
 @pytest.mark.usefixtures("_a_small_machine")
 @pytest.mark.parametrize(("precision", "llm_bytes"), [("float32", 4), ("bfloat16", 2)])
 def test_weights_are_counted_once_as_this_machine_holds_them(precision, llm_bytes, monkeypatch):
-    monkeypatch.setattr(needs, "resolve_precision", lambda *_: precision)
+    monkeypatch.setattr(requirements, "resolve_precision", lambda *_: precision)
     asked = 4 * (304_368_640 + 641_090_608) + llm_bytes * 6_738_415_616
-    assert f"a cell's take {asked / 2**30:.1f} GiB" in needs.verdict(specs("paper"))
+    assert f"a cell's take {asked / 2**30:.1f} GiB" in requirements.verdict(specs("paper"))
 
 
 @pytest.mark.usefixtures("_a_small_machine")
 def test_four_bits_take_half_a_byte_and_a_cuda_device():
     (spec, *_) = specs("paper")
     llm = spec.llm.model_copy(update={"quantization": "4bit"})
-    said = needs.verdict([spec.model_copy(update={"llm": llm})])
-    assert f"a cell's take {(4 * (304_368_640 + 641_090_608) + 6_738_415_616 / 2) / 2**30:.1f} GiB" in said
+    verdict = requirements.verdict([spec.model_copy(update={"llm": llm})])
+    assert f"a cell's take {(4 * (304_368_640 + 641_090_608) + 6_738_415_616 / 2) / 2**30:.1f} GiB" in verdict
     if not torch.cuda.is_available():
-        assert said.endswith(
+        assert verdict.endswith(
             "llm.quantization needs a CUDA device, and the CPU is what there is: this machine cannot run it"
         )
 
 
 @pytest.mark.usefixtures("_a_small_machine")
 def test_an_accelerator_is_where_cells_run(monkeypatch):
-    monkeypatch.setattr(needs, "accelerator", lambda: {"device": "H100", "cuda": "13", "device_memory_gib": 80.0})
-    assert needs.verdict(specs("paper")).endswith("H100 has 80.0 GiB, of which training takes more than the weights")
+    monkeypatch.setattr(
+        requirements, "accelerator", lambda: {"device": "H100", "cuda": "13", "device_memory_gib": 80.0}
+    )
+    assert requirements.verdict(specs("paper")).endswith(
+        "H100 has 80.0 GiB, of which training takes more than the weights"
+    )
 
 
 @pytest.mark.usefixtures("_a_small_machine")
@@ -67,10 +71,10 @@ def test_what_is_here_is_not_fetched_and_what_is_unknown_is_said(tmp_path):
     found = [
         spec.model_copy(update={"llm": spec.llm.model_copy(update={"name": "owner/model"})}) for spec in specs("small")
     ]
-    said = needs.verdict(found)
-    assert "dinov2-small (here), owner/model (of unknown size to fetch)" in said
-    assert "beside owner/model, whose size is unknown" in said
+    verdict = requirements.verdict(found)
+    assert "dinov2-small (here), owner/model (of unknown size to fetch)" in verdict
+    assert "beside owner/model, whose size is unknown" in verdict
 
 
 def test_every_weight_that_has_a_name_of_ours_has_a_size():
-    assert {*PACKAGED, *SHIPPED, *CHECKPOINTS} <= set(needs.PUBLISHED)
+    assert {*PACKAGED, *SHIPPED, *CHECKPOINTS} <= set(requirements.PUBLISHED)

@@ -35,7 +35,7 @@ MEASURED_IN_THE_RELEASES = [
 
 def test_the_mlp_costs_what_its_layers_multiply():
     cost = measured("mlp")
-    assert (cost.tokens, cost.parameters, cost.needs) == (576, 20_979_712, ())
+    assert (cost.tokens, cost.parameters, cost.required_inputs) == (576, 20_979_712, ())
     assert cost.flops == 2 * 576 * (1024 * 4096 + 4096 * 4096)
 
 
@@ -60,4 +60,4 @@ def test_every_projector_is_measured_with_what_it_reads(name):
     assert cost.flops > 0
     projector = projectors.get(name)(projectors.get(name).Config(), REFERENCE_DIMS)
     features = given(projector)
-    assert {field for field in OPTIONAL if getattr(features, field) is not None} == projector.needs
+    assert {field for field in OPTIONAL if getattr(features, field) is not None} == projector.required_inputs
