@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 import reports
+from harness.errors import DataError
 from harness.results.claims import Claim, ClaimVerdict, judge_claims
 from harness.results.score_table import ScoreTable
 from reports.findings import load
