@@ -34,7 +34,7 @@ from harness.study.study import CellSpec, load
 from harness.system.device import default_device, synchronize
 from harness.system.environment import describe_environment
 from harness.system.precision import autocast
-from harness.training.trainer import losses
+from harness.training.losses import losses
 
 WARM_UP = 2
 Rows = list[tuple[Example, tuple[Expression, ...]]]

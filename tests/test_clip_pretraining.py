@@ -1,4 +1,4 @@
-"""The training of clip-scenes: what it is told, that it learns that, and that what it writes loads like any CLIP."""
+"""The training of clip-scenes: its data and loss, resuming, and that the written model loads like any CLIP."""
 
 import json
 from dataclasses import replace
@@ -30,6 +30,7 @@ from harness.pretraining.clip_scenes import (
     write_model,
 )
 from harness.pretraining.clip_scores import Pair, card, embed, load_clip, measure, pixels_of, retrieval
+from harness.training.loop import Interval, Point, TrainingLoop
 
 TINY = Sizes(image=56, patch=14, width=48, layers=2, heads=2, text_width=32, text_layers=1, text_heads=1, shared=32)
 SHORT = Options(steps=2, batch=4)
@@ -51,15 +52,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny CLIP after two steps, as the command writes it."""
+    """A tiny CLIP, written after two steps."""
     out = tmp_path_factory.mktemp("clip")
-    trainer = train(SHORT, out, TINY)
+    trainer, _ = train(SHORT, out, TINY)
     write_model(trainer.model, trainer.tokenizer, out / "model")
     return out / "model"
 
 
 def squares(indices: range) -> list[Pair]:
-    """Easier than scenes: one square somewhere on grey, in each of the eight colours in turn."""
+    """Simpler than scenes: one square at a random position on grey, in the eight colours in turn."""
     pairs = []
     for index in indices:
         rng = np.random.default_rng(index)
@@ -72,107 +73,108 @@ def squares(indices: range) -> list[Pair]:
 
 
 def swapped(indices: range) -> list[Pair]:
-    """The same images, each with the caption of any of them."""
+    """The same images, with permuted captions."""
     pairs = squares(indices)
     order = np.random.default_rng(indices.start).permutation(len(pairs))
     return [replace(pair, caption=pairs[other].caption) for pair, other in zip(pairs, order, strict=True)]
 
 
+def run(trainer: Trainer, steps: int) -> list[Point]:
+    """The curve of these steps, one point per step."""
+    loop = TrainingLoop(trainer, torch.device("cpu"), lambda _: None, Interval(steps=1))
+    loop.run(trainer.optimization, range(steps))
+    return loop.curve
+
+
 def last_loss(pairs: Pairs) -> float:
-    """After 40 steps, none of which sees an image of another."""
-    trainer = Trainer(EASY, TINY, pairs)
-    return float(np.mean([trainer.train_step()["loss"] for _ in range(EASY.steps)][-5:]))
+    """The mean loss of the last five of 40 steps, each on new images."""
+    curve = run(Trainer(EASY, TINY, pairs), EASY.steps)
+    return float(np.mean([point["loss"] for point in curve[-5:]]))
 
 
-def test_the_loss_falls_and_with_captions_of_other_images_it_does_not() -> None:
-    blind = np.log(EASY.batch)
-    assert last_loss(squares) < blind / 2
-    assert last_loss(swapped) > blind - 0.1
+def test_the_loss_falls_with_matching_captions_only() -> None:
+    chance = np.log(EASY.batch)
+    assert last_loss(squares) < chance / 2
+    assert last_loss(swapped) > chance - 0.1
 
 
-def test_every_caption_of_a_scene_is_made_of_known_words_and_is_read_whole() -> None:
+def test_captions_consist_of_known_words_and_are_not_truncated() -> None:
     tokenizer, config = caption_tokenizer(), scenes.Config(train_images=400)
     captions = [scenes.caption(scenes.scene_graph(config, "train", index)) for index in range(400)]
-    read = tokenizer(captions)["input_ids"]
-    assert tokenizer.unk_token_id not in {token for ids in read for token in ids}
+    rows = tokenizer(captions)["input_ids"]
+    assert tokenizer.unk_token_id not in {token for ids in rows for token in ids}
     assert tokenizer.convert_ids_to_tokens(tokenizer("two plain red bars, a dotted blue ring")["input_ids"]) == [
         *("[BOS]", "two", "plain", "red", "bars", ",", "a", "dotted", "blue", "ring", "[EOS]")
     ]
-    nine = ", ".join(["a striped red star"] * 8) + " and a striped red star"
-    assert max(len(ids) for ids in read) <= len(tokenizer(nine)["input_ids"]) <= MAX_TOKENS
+    longest = ", ".join(["a striped red star"] * 8) + " and a striped red star"
+    assert max(len(ids) for ids in rows) <= len(tokenizer(longest)["input_ids"]) <= MAX_TOKENS
 
 
-def test_training_scenes_are_of_the_train_split_in_all_domains_each_with_its_caption() -> None:
-    given = [scene_pair("train", 3, index, 224) for index in range(4)]
-    for index, (pair, domain) in enumerate(zip(given, scenes.DOMAINS, strict=True)):
+def test_training_pairs_are_train_scenes_of_all_domains_with_their_captions() -> None:
+    pairs = [scene_pair("train", 3, index, 224) for index in range(4)]
+    for index, (pair, domain) in enumerate(zip(pairs, scenes.DOMAINS, strict=True)):
         config = scenes.Config(seed=3, domains=tuple(scenes.DOMAINS))
         example = scenes.load(config, "train")[index]
         assert example.domain == domain
         assert np.array_equal(pair.image, example.image)
         assert pair.caption == scenes.caption(scenes.scene_graph(config, "train", index))
-    assert not np.array_equal(given[0].image, scene_pair("test", 3, 0, 224).image)
+    assert not np.array_equal(pairs[0].image, scene_pair("test", 3, 0, 224).image)
 
 
-def test_the_loss_is_that_of_transformers_on_the_same_batch() -> None:
-    """Images go through in parts, and captions without an attention mask."""
+def test_the_loss_equals_that_of_transformers_on_the_same_batch() -> None:
+    """Although images are encoded in parts, and captions without an attention mask."""
     pairs = [scene_pair("train", 0, index, TINY.image) for index in range(10)]
     trainer = Trainer(Options(steps=1, batch=10), TINY, lambda _: pairs)
     text = trainer.tokenizer([pair.caption for pair in pairs], padding=True, return_tensors="pt")
     assert not text["attention_mask"].all()
     with torch.no_grad():
-        whole = trainer.model(
+        expected = trainer.model(
             input_ids=text["input_ids"],
             attention_mask=text["attention_mask"],
             pixel_values=pixels_of([pair.image for pair in pairs]),
             return_loss=True,
         )
         images, texts = embed(trainer.model, trainer.tokenizer, pairs)
-    assert_close(images, whole.image_embeds)
-    assert_close(texts, whole.text_embeds)
-    assert trainer.train_step()["loss"] == pytest.approx(whole.loss.item(), abs=1e-4)
+    assert_close(images, expected.image_embeds)
+    assert_close(texts, expected.text_embeds)
+    assert trainer.compute_losses(0)[0].item() == pytest.approx(expected.loss.item(), abs=1e-4)
 
 
-def test_a_step_moves_every_parameter_and_bounds_the_temperature() -> None:
+def test_a_step_changes_every_parameter_and_bounds_the_temperature() -> None:
     trainer = Trainer(SHORT, TINY, squares)
     before = {name: value.clone() for name, value in trainer.model.named_parameters()}
-    trainer.train_step()
-    still = {name for name, value in trainer.model.named_parameters() if torch.equal(value, before[name])}
-    # A bias of keys shifts all of a query's scores alike.
-    assert {name for name in still if not name.endswith("k_proj.bias")} == set()
+    run(trainer, 1)
+    unchanged = {name for name, value in trainer.model.named_parameters() if torch.equal(value, before[name])}
+    # A key bias adds the same value to all scores of a query, so it has no gradient.
+    assert {name for name in unchanged if not name.endswith("k_proj.bias")} == set()
     trainer.model.logit_scale.data.fill_(9.0)
-    trainer.train_step()
+    run(trainer, 1)
     assert trainer.model.logit_scale.item() == pytest.approx(MAX_LOGIT_SCALE)
 
 
-def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = train(SHORT, tmp_path / "whole", TINY)
-    steps = Trainer.train_step
+def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, _ = train(SHORT, tmp_path / "uninterrupted", TINY)
+    compute_losses, out = Trainer.compute_losses, tmp_path / "interrupted"
 
-    def killed(trainer: Trainer) -> dict[str, float]:
-        if trainer.step == 1:
+    def interrupted(trainer: Trainer, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        if step == 1:
             raise KeyboardInterrupt
-        return steps(trainer)
+        return compute_losses(trainer, step)
 
-    monkeypatch.setattr(Trainer, "train_step", killed)
+    monkeypatch.setattr(Trainer, "compute_losses", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train(SHORT, tmp_path / "killed", TINY, steps_between=1)
+        train(SHORT, out, TINY, steps_between=1)
     monkeypatch.undo()
-    resumed = train(SHORT, tmp_path / "killed", TINY, steps_between=1)
-    assert resumed.step == whole.step == 2
-    assert_close(resumed.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
-    lines = [json.loads(line) for line in (tmp_path / "killed" / "curve.jsonl").read_text().splitlines()]
+    resumed, loop = train(SHORT, out, TINY, steps_between=1)
+    assert loop.step == 2
+    assert_close(resumed.model.state_dict(), expected.model.state_dict(), rtol=0, atol=0)
+    lines = [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
-    again = train(SHORT, tmp_path / "killed", TINY)
-    assert_close(again.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+    finished, _ = train(SHORT, out, TINY)
+    assert_close(finished.model.state_dict(), expected.model.state_dict(), rtol=0, atol=0)
 
 
-def test_the_rate_rises_stays_and_falls_to_nothing() -> None:
-    options = Options(steps=1000, warmup=10, cooldown=0.5)
-    rates = [options.rate(step) for step in (0, 9, 300, 500, 750, 999)]
-    assert_close(rates, [0.1, 1.0, 1.0, 1.0, 0.5, 0.002])
-
-
-def test_what_is_written_loads_strictly_as_the_vision_encoder_of_a_clip(folder: Path) -> None:
+def test_the_written_folder_loads_strictly_as_a_clip_vision_encoder(folder: Path) -> None:
     encoder = load_vision_encoder(VisionConfig(name=str(folder), frame=TINY.image, layer=1))
     images = [scene_pair("test", 0, index, TINY.image).image for index in range(2)]
     states = CLIPVisionModel.from_pretrained(folder, dtype=torch.float32).eval()(
@@ -187,7 +189,7 @@ def test_what_is_written_loads_strictly_as_the_vision_encoder_of_a_clip(folder: 
         assert torch.equal(value, written[f"vision_model.{name.removeprefix('vision_model.')}"].float())
 
 
-def test_a_shipped_folder_is_found_by_its_name_and_checked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shipped_folder_is_resolved_by_name_and_verified(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sha256 = weights.resolve(str(folder)).sha256
     shipped = weights.Shipped(folder, sha256, "encoder", "a tiny one")
     monkeypatch.setitem(weights.SHIPPED, "clip-scenes", shipped)
@@ -206,20 +208,20 @@ def test_a_shipped_folder_is_found_by_its_name_and_checked(folder: Path, monkeyp
         weights.resolve("clip-scenes")
 
 
-def test_the_shipped_weights_tell_scenes_apart_as_the_model_card_says() -> None:
+def test_the_shipped_weights_reach_the_scores_of_their_model_card() -> None:
     shipped = weights.SHIPPED["clip-scenes"]
     scores = json.loads((shipped.path / "scores.json").read_text())
     text = (shipped.path / "README.md").read_text()
     assert f"`{weights.resolve('clip-scenes').sha256}`" in text
     assert f"| the scene's own caption | {scores['image_to_text']:.3f} | {scores['text_to_image']:.3f} |" in text
-    # Among fewer captions the right one is easier to find than among the card's 200.
+    # Retrieval among 48 captions is easier than among the 200 of the model card.
     measured = measure(*load_clip(shipped.path), [scene_pair("test", 0, index, 224) for index in range(48)])
     for direction in ("image_to_text", "text_to_image"):
         assert scores[direction] < measured[direction] <= 1.0
         assert measured["shuffled"][direction] < 0.15
 
 
-def test_retrieval_of_hand_worked_vectors() -> None:
+def test_retrieval_equals_values_computed_by_hand() -> None:
     images = torch.eye(4)
     assert retrieval(images, images) == {"image_to_text": 1.0, "text_to_image": 1.0}
     assert retrieval(images, images.roll(1, dims=0)) == {"image_to_text": 0.0, "text_to_image": 0.0}
@@ -228,7 +230,7 @@ def test_retrieval_of_hand_worked_vectors() -> None:
     assert retrieval(images, texts) == {"image_to_text": 1.0, "text_to_image": 0.5}
 
 
-def test_the_model_card_says_what_was_measured(folder: Path) -> None:
+def test_the_model_card_contains_the_scores(folder: Path) -> None:
     test = [scene_pair("test", 0, index, TINY.image) for index in range(10)]
     measured = measure(*load_clip(folder), test)
     assert (measured["scenes"], measured["captions"], measured["chance"]) == (10, 10, 0.1)

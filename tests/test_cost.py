@@ -17,7 +17,7 @@ from harness.evaluation.cost import count_flops
 from harness.evaluation.latency import time_in_turns
 from harness.evaluation.pipeline import STAGES, Pipeline
 from harness.model.config import MaskDecoderConfig
-from harness.training.trainer import autocast
+from harness.system.precision import autocast
 from tests import datasets
 
 CPU = torch.device("cpu")

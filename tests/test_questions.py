@@ -14,7 +14,9 @@ from harness.evaluation.evaluator import Evaluator
 from harness.evaluation.metrics import score
 from harness.model.segmenter import Segmenter
 from harness.study.training_config import TrainingConfig
-from harness.training.trainer import Trainer, losses, of_families
+from harness.training.losses import losses
+from harness.training.sampler import of_families
+from harness.training.trainer import Trainer
 from tests.tiny import FixedBatches, tiny_segmenter
 
 COLOUR = "what of the left star"

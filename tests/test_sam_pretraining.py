@@ -1,4 +1,4 @@
-"""The training of sam-scenes: what it is asked, what it is told, and that a killed run goes on where it was."""
+"""The training of sam-scenes: prompts, losses, initial weights, data, and resuming."""
 
 import json
 from dataclasses import replace
@@ -13,7 +13,9 @@ from harness.model.mask_decoder.sam import build_sam_scenes
 from harness.pretraining import prompts
 from harness.pretraining.dense_head import UNIT, _targets
 from harness.pretraining.mask_losses import dice_loss, iou, mask_loss, shares
+from harness.pretraining.pretrain import pretrain
 from harness.pretraining.sam_scenes import Options, Trainer, scene, train, write_model
+from harness.training.loop import Interval
 
 TINY = Options(steps=2, images=1, prompts=2, validation_images=0)
 
@@ -27,56 +29,55 @@ def objects() -> np.ndarray:
     return found
 
 
-def test_every_object_is_asked_for_before_any_is_asked_twice(objects: np.ndarray) -> None:
+def test_every_object_gets_a_prompt_before_any_gets_two(objects: np.ndarray) -> None:
     for seed in range(20):
-        drawn = prompts.draw(objects, 4, np.random.default_rng(seed))
-        asked = [int(objects[mask][0]) for mask in drawn.masks]
-        assert set(asked) == {1, 2, 3}
+        sampled = prompts.draw(objects, 4, np.random.default_rng(seed))
+        assert {int(objects[mask][0]) for mask in sampled.masks} == {1, 2, 3}
 
 
 def test_points_lie_on_their_object_and_boxes_around_it(objects: np.ndarray) -> None:
-    drawn = prompts.draw(objects, 12, np.random.default_rng(0))
-    assert 0 < len(drawn.boxes) < 12
-    for mask, ((x, y),) in zip(drawn.masks, drawn.points, strict=True):
+    sampled = prompts.draw(objects, 12, np.random.default_rng(0))
+    assert 0 < len(sampled.boxes) < 12
+    for mask, ((x, y),) in zip(sampled.masks, sampled.points, strict=True):
         assert mask[y, x]
-    for mask, box in zip(drawn.masks[drawn.num_points :], drawn.boxes, strict=True):
+    for mask, box in zip(sampled.masks[sampled.num_points :], sampled.boxes, strict=True):
         assert np.abs(box - prompts.box_of(mask)).max() <= prompts.MAX_BOX_JITTER
     assert prompts.box_of(objects == 1).tolist() == [30, 10, 59, 19]
 
 
-def test_a_correction_says_what_is_missing_or_too_much(objects: np.ndarray) -> None:
+def test_a_correction_lies_on_a_missing_or_a_superfluous_pixel(objects: np.ndarray) -> None:
     masks = np.stack([objects == 1, objects == 1])
     first = prompts.middle_points(masks)
-    missing, too_much = np.zeros_like(masks[0]), masks[0].copy()
+    missing, superfluous = np.zeros_like(masks[0]), masks[0].copy()
     missing[10:20, 30:50] = True
-    too_much[200:210, 200:210] = True
+    superfluous[200:210, 200:210] = True
     for rng in (None, np.random.default_rng(0)):
-        corrected = first.corrected(np.stack([missing, too_much]), rng)
+        corrected = first.corrected(np.stack([missing, superfluous]), rng)
         assert corrected.labels.tolist() == [[1, 1], [1, 0]]
         assert (corrected.points[:, 1] >= [[50, 10], [200, 200]]).all()
         assert (corrected.points[:, 1] < [[60, 20], [210, 210]]).all()
 
 
-def test_points_and_boxes_become_equally_many_tokens(objects: np.ndarray) -> None:
+def test_points_and_boxes_have_the_same_number_of_tokens(objects: np.ndarray) -> None:
     sam = build_sam_scenes()
-    drawn = prompts.draw(objects, 6, np.random.default_rng(0))
-    assert 0 < drawn.num_points < 6
-    assert drawn.embed(sam).shape == (6, 2, 96)
-    corrected = drawn.corrected(np.zeros_like(drawn.masks), np.random.default_rng(0))
+    sampled = prompts.draw(objects, 6, np.random.default_rng(0))
+    assert 0 < sampled.num_points < 6
+    assert sampled.embed(sam).shape == (6, 2, 96)
+    corrected = sampled.corrected(np.zeros_like(sampled.masks), np.random.default_rng(0))
     tokens = corrected.embed(sam)
     assert tokens.shape == (6, 3, 96)
-    first = drawn.num_points
+    first = sampled.num_points
     clicks = torch.from_numpy(corrected.points[:first]).float(), torch.from_numpy(corrected.labels[:first])
     assert_close(tokens[:first], sam.prompt_encoder(points=clicks, boxes=None, masks=None)[0])
-    boxes = torch.from_numpy(drawn.boxes).float()
+    boxes = torch.from_numpy(sampled.boxes).float()
     corners = sam.prompt_encoder(points=None, boxes=boxes, masks=None)[0]
     assert_close(tokens[first:, 1:], corners)
 
 
-def test_losses_of_hand_worked_masks() -> None:
+def test_losses_equal_values_computed_by_hand() -> None:
     truth = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
     guess = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
-    # 2 * 1 common + 1 over 1 + 2 + 1.
+    # (2 * 1 common + 1) / (1 + 2 + 1)
     assert_close(dice_loss(guess, truth), torch.tensor(1 - 3 / 4))
     assert_close(dice_loss(truth, truth), torch.tensor(0.0))
     assert iou(guess > 0, truth > 0).item() == 0.5
@@ -84,7 +85,7 @@ def test_losses_of_hand_worked_masks() -> None:
     assert_close(shares(torch.eye(4, dtype=torch.bool)[None], 2), torch.tensor([[[0.5, 0.0], [0.0, 0.5]]]))
 
 
-def test_the_least_loss_of_three_masks_counts() -> None:
+def test_mask_loss_uses_the_smallest_loss_of_three_masks() -> None:
     targets = torch.zeros(1, 8, 8)
     targets[0, :4] = 1
     right, wrong = 20 * (targets - 0.5), 20 * (0.5 - targets)
@@ -97,7 +98,7 @@ def test_the_least_loss_of_three_masks_counts() -> None:
     assert mask_loss(perfect, torch.zeros(1, 4), targets) > 0.99
 
 
-def test_dense_targets_reach_to_the_sides_of_the_visible_box(objects: np.ndarray) -> None:
+def test_dense_targets_are_distances_to_the_sides_of_the_visible_box(objects: np.ndarray) -> None:
     distances, is_object = _targets(objects[None], 112)
     assert is_object[0].sum() == np.count_nonzero(objects[1::2, 1::2])
     row, column = 6, 20
@@ -106,54 +107,49 @@ def test_dense_targets_reach_to_the_sides_of_the_visible_box(objects: np.ndarray
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
-    whole = train(TINY, tmp_path / "whole")
-    killed = Trainer(TINY)
-    killed.train_step()
-    killed.save(tmp_path / "killed" / "checkpoint.pt")
-    resumed = train(TINY, tmp_path / "killed")
-    assert resumed.step == whole.step == 2
-    assert_close(resumed.sam.state_dict(), whole.sam.state_dict(), rtol=0, atol=0)
-    again = train(TINY, tmp_path / "killed")
-    assert_close(again.sam.state_dict(), whole.sam.state_dict(), rtol=0, atol=0)
-    assert len((tmp_path / "killed" / "curve.jsonl").read_text().splitlines()) == 1
+def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    expected, _ = train(TINY, tmp_path / "uninterrupted")
+    interrupted, out = Trainer(TINY), tmp_path / "interrupted"
+    pretrain(interrupted, interrupted.optimization, 1, out, Interval(steps=1))
+    resumed, loop = train(TINY, out)
+    assert loop.step == 2
+    assert_close(resumed.sam.state_dict(), expected.sam.state_dict(), rtol=0, atol=0)
+    finished, _ = train(TINY, out)
+    assert_close(finished.sam.state_dict(), expected.sam.state_dict(), rtol=0, atol=0)
+    lines = [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
 
 
-def test_a_model_that_is_begun_goes_on_with_other_images(tmp_path: Path) -> None:
+def test_training_starts_from_other_weights_and_from_another_image(tmp_path: Path) -> None:
     first = Trainer(TINY)
-    write_model(first.sam, tmp_path / "begun.safetensors")
-    begun = Trainer(replace(TINY, begin=str(tmp_path / "begun.safetensors"), first_image=2, seed=3))
+    write_model(first.sam, tmp_path / "first.safetensors")
+    begun = Trainer(replace(TINY, begin=str(tmp_path / "first.safetensors"), first_image=2, seed=3))
     halved = {name: value.half().float() for name, value in first.sam.state_dict().items()}
     assert_close(begun.sam.state_dict(), halved, rtol=0, atol=0)
-    fresh = Trainer(replace(TINY, begin=begun.options.begin, seed=3))
-    assert begun.train_step()["dense"] != fresh.train_step()["dense"]
+    same_images = Trainer(replace(TINY, begin=begun.options.begin, seed=3))
+    dense, other = (trainer.compute_losses(0)[1]["dense"] for trainer in (begun, same_images))
+    assert not torch.equal(dense, other)
 
 
-def test_a_model_in_training_is_measured_more_than_once(tmp_path: Path) -> None:
+def test_validation_scores_are_measured_at_every_point_of_the_curve(tmp_path: Path) -> None:
     train(Options(steps=2, images=1, prompts=2, validation_images=1), tmp_path, minutes_between=0)
     lines = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
     assert all(0 <= line["box"] <= 1 for line in lines)
 
 
-def test_a_step_moves_every_parameter_that_prompts_reach() -> None:
+def test_steps_change_every_parameter_that_one_round_uses(tmp_path: Path) -> None:
     trainer = Trainer(Options(steps=10, images=1, prompts=4, validation_images=0))
     before = {name: value.clone() for name, value in trainer.sam.named_parameters()}
-    for _ in range(3):  # zero residual branches let gradients through to what is behind them only one by one
-        trainer.train_step()
-    moved = {name for name, value in trainer.sam.named_parameters() if not torch.equal(value, before[name])}
-    needs_two_rounds = ("prompt_encoder.mask_downscaling", "prompt_encoder.point_embeddings.0")
-    still = {name for name in before.keys() - moved if not name.startswith(needs_two_rounds)}
-    assert still == set()
+    # The weights before a zero residual branch have no gradient until the branch has changed.
+    pretrain(trainer, trainer.optimization, 3, tmp_path, Interval(steps=3))
+    changed = {name for name, value in trainer.sam.named_parameters() if not torch.equal(value, before[name])}
+    second_round_only = ("prompt_encoder.mask_downscaling", "prompt_encoder.point_embeddings.0")
+    unchanged = {name for name in before.keys() - changed if not name.startswith(second_round_only)}
+    assert unchanged == set()
 
 
 def test_training_scenes_are_of_the_train_split_and_of_all_domains() -> None:
     ids = [scene("train", 0, index).image_id for index in range(4)]
     assert [name.split("/")[1] for name in ids] == ["studio-0", "canvas-0", "sketch-0", "night-0"]
     assert {name.split("/")[2] for name in ids} == {"train"}
-
-
-def test_the_rate_rises_stays_and_falls_to_nothing() -> None:
-    options = Options(steps=1000, warmup=10, cooldown=0.5)
-    rates = [options.rate(step) for step in (0, 9, 300, 500, 750, 999)]
-    assert_close(rates, [0.1, 1.0, 1.0, 1.0, 0.5, 0.002])

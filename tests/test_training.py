@@ -1,40 +1,38 @@
-"""Losses by hand, the schedule, the two stages, and that a segmenter learns."""
+"""Losses against values computed by hand, schedules, the two stages, resuming, and that a segmenter learns."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.testing import assert_close
 
 from harness.assembly.batches import Batch
-from harness.errors import DataError
+from harness.errors import DataError, HarnessError
 from harness.model.segmenter import Answer, Query, Segmenter
 from harness.study.training_config import CurriculumConfig, TrainingConfig
 from harness.training import trainer as training
-from harness.training.trainer import (
-    CurvePoint,
-    Trainer,
-    dice_loss,
-    location_loss,
-    losses,
-    of_families,
-    warmup_cosine,
-)
+from harness.training.losses import dice_loss, location_loss, losses
+from harness.training.sampler import of_families
+from harness.training.schedules import warmup_cosine, warmup_stable_decay
+from harness.training.trainer import CurvePoint, Trainer
 from projectors import VisualTokens
 from tests.tiny import FixedBatches, tiny_segmenter
 
 
 def test_dice_by_hand():
-    """Two pixels predicted at .5 of which one is right: 2 * .5 / (1 + 1) = .5."""
+    """Two pixels with probability 0.5, one of them in the target: 2 * 0.5 / (1 + 1) = 0.5."""
     prediction, target = torch.tensor([[[0.5, 0.5]]]), torch.tensor([[[1.0, 0.0]]])
     assert_close(dice_loss(prediction, target), torch.tensor([0.5]), atol=1e-3, rtol=0)
     assert_close(dice_loss(target, target), torch.tensor([0.0]), atol=1e-6, rtol=0)
     assert dice_loss(1 - target, target).item() > 0.99
 
 
-def _batch(logits: torch.Tensor, targets: torch.Tensor, inside: torch.Tensor) -> tuple[Answer, Batch]:
+def _batch(logits: torch.Tensor, targets: torch.Tensor, valid_mask: torch.Tensor) -> tuple[Answer, Batch]:
     count = len(logits)
     ids = torch.ones(1, count, 1, dtype=torch.long)
     tokens = VisualTokens.dense(torch.zeros(1, 1, 1))
@@ -42,7 +40,7 @@ def _batch(logits: torch.Tensor, targets: torch.Tensor, inside: torch.Tensor) ->
     batch = Batch(
         features=None,
         mask_inputs=None,
-        valid_mask=inside,
+        valid_mask=valid_mask,
         query=Query(ids, ids.bool(), torch.zeros(1, count, dtype=torch.long), torch.ones(1, count, dtype=torch.bool)),
         image=torch.zeros(count, dtype=torch.long),
         answers=torch.full((count,), 2),
@@ -62,7 +60,7 @@ def test_losses_by_hand_with_lisas_weights():
     assert_close(parts.total(0.3), parts.total(0.0) + 0.3 * parts.location)
 
 
-def test_pointing_counts_what_lies_on_the_target_and_leaves_out_what_has_none():
+def test_location_loss_equals_a_loop_and_excludes_empty_targets():
     generator = torch.Generator().manual_seed(0)
     location_logits, targets = torch.randn(3, 4, 4, generator=generator), torch.zeros(3, 8, 8)
     targets[0, :2, :3] = 1
@@ -76,27 +74,39 @@ def test_pointing_counts_what_lies_on_the_target_and_leaves_out_what_has_none():
     assert float(location_loss(location_logits[1:2], targets[1:2])) == 0.0
 
 
-def test_padding_of_the_frame_costs_nothing():
-    """Whatever is predicted beyond the image, both losses of the mask are the same."""
-    inside = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])
+def test_mask_losses_ignore_the_padding_of_the_frame():
+    """Logits outside the image change neither loss."""
+    valid_mask = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])
     targets = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
-    quiet, loud = torch.zeros(1, 2, 2), torch.tensor([[[0.0, 0.0], [9.0, -9.0]]])
-    first, second = losses(*_batch(quiet, targets, inside)), losses(*_batch(loud, targets, inside))
+    zero, large = torch.zeros(1, 2, 2), torch.tensor([[[0.0, 0.0], [9.0, -9.0]]])
+    first, second = losses(*_batch(zero, targets, valid_mask)), losses(*_batch(large, targets, valid_mask))
     assert_close(first.bce, second.bce)
     assert_close(first.dice, second.dice)
 
 
-def test_schedule_rises_then_falls_to_zero():
+def _rates(build: Callable[[Optimizer], LRScheduler], steps: int) -> list[float]:
+    """The learning rate of each step, and that after the last."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = warmup_cosine(optimizer, warmup=4, steps=12)
-    rates = []
-    for _ in range(12):
-        rates.append(optimizer.param_groups[0]["lr"])
+    schedule = build(optimizer)
+    rates = [optimizer.param_groups[0]["lr"]]
+    for _ in range(steps):
         optimizer.step()
         schedule.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+def test_cosine_schedule_rises_then_falls_to_zero():
+    rates = _rates(lambda optimizer: warmup_cosine(optimizer, warmup=4, steps=12), 12)
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[5:] == sorted(rates[5:], reverse=True)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0)
+    assert rates[-1] == pytest.approx(0.0)
+
+
+def test_stable_schedule_rises_stays_constant_and_falls_to_zero():
+    rates = _rates(lambda optimizer: warmup_stable_decay(optimizer, warmup=10, steps=1000, decay=0.5), 1000)
+    found = [rates[step] for step in (0, 9, 300, 500, 750, 999, 1000)]
+    assert found == pytest.approx([0.1, 1.0, 1.0, 1.0, 0.5, 0.002, 0.0])
 
 
 def _train(config: TrainingConfig) -> tuple[list[CurvePoint], list[dict[str, torch.Tensor]]]:
@@ -114,20 +124,20 @@ def _train(config: TrainingConfig) -> tuple[list[CurvePoint], list[dict[str, tor
     return trainer.run(batches.examples), states
 
 
-def test_a_segmenter_learns_what_it_is_shown():
+def test_a_segmenter_overfits_two_images():
     config = TrainingConfig(steps=80, batch_images=2, expressions_per_image=2, learning_rate=3e-3, warmup_steps=5)
     curve, _ = _train(config)
     assert curve[-1].loss < 0.35 * curve[0].loss
 
 
-def test_training_is_the_same_twice():
+def test_training_is_deterministic():
     config = TrainingConfig(steps=5, batch_images=2, expressions_per_image=2, learning_rate=1e-3, warmup_steps=2)
     assert _train(config)[0] == _train(config)[0]
 
 
-@pytest.mark.parametrize("cut_at", [1, 2, 3, 5])
-def test_a_training_that_was_cut_off_goes_on_as_if_it_had_not_been(cut_at, tmp_path, monkeypatch):
-    """In the first stage, between the two, and in the second; with dropout's random numbers, which torch draws."""
+@pytest.mark.parametrize("interrupted_at", [1, 2, 3, 5])
+def test_a_resumed_training_equals_an_uninterrupted_one(interrupted_at, tmp_path, monkeypatch):
+    """In the first stage, between the two, and in the second; with dropout, which uses torch's global generator."""
     monkeypatch.setattr(training, "SAVE_EVERY_SECONDS", 0.0)
     curriculum = CurriculumConfig(steps=2, families=("attribute",))
     config = TrainingConfig(
@@ -135,7 +145,7 @@ def test_a_training_that_was_cut_off_goes_on_as_if_it_had_not_been(cut_at, tmp_p
     )
 
     def trained(
-        training_checkpoint: Path | None, seed: int, cut_at: int | None = None
+        training_checkpoint: Path | None, seed: int, interrupted_at: int | None = None
     ) -> tuple[list[CurvePoint], Segmenter]:
         torch.manual_seed(0)
         segmenter = tiny_segmenter()
@@ -149,7 +159,7 @@ def test_a_training_that_was_cut_off_goes_on_as_if_it_had_not_been(cut_at, tmp_p
         def on_step(*_: object) -> None:
             nonlocal steps
             steps += 1
-            if steps - 1 == cut_at:
+            if steps - 1 == interrupted_at:
                 raise KeyboardInterrupt
 
         batches = FixedBatches(segmenter.llm)
@@ -159,11 +169,21 @@ def test_a_training_that_was_cut_off_goes_on_as_if_it_had_not_been(cut_at, tmp_p
     curve, expected = trained(None, seed=0)
     training_checkpoint = tmp_path / "cell.training.pt"
     with pytest.raises(KeyboardInterrupt):
-        trained(training_checkpoint, seed=0, cut_at=cut_at)
+        trained(training_checkpoint, seed=0, interrupted_at=interrupted_at)
     resumed, found = trained(training_checkpoint, seed=1)
     assert resumed == curve
     for (name, value), other in zip(expected.named_parameters(), found.parameters(), strict=True):
         assert torch.equal(value, other), name
+
+
+def test_a_training_checkpoint_of_another_layout_is_refused(tmp_path):
+    path = tmp_path / "cell.training.pt"
+    torch.save({"step": 1}, path)
+    segmenter = tiny_segmenter()
+    batches, config = FixedBatches(segmenter.llm), TrainingConfig(steps=1)
+    trainer = Trainer(segmenter, batches, config, torch.Generator(), lambda *_: None, path)
+    with pytest.raises(HarnessError, match=r"cell\.training\.pt: training checkpoint of layout version 1, but only"):
+        trainer.run(batches.examples)
 
 
 def test_the_llm_learns_in_the_second_stage_only():
@@ -182,15 +202,15 @@ def test_the_llm_learns_in_the_second_stage_only():
     assert changed("llm.model.", aligned, trained)
 
 
-def test_a_curriculum_asks_its_families_first():
-    class Seen(FixedBatches):
+def test_a_curriculum_trains_on_its_families_first():
+    class RecordedBatches(FixedBatches):
         def training(self, examples, num_expressions, generator, *, with_mask_inputs=True):
-            seen.append({one.family for example in examples for one in example.expressions})
+            families.append({one.family for example in examples for one in example.expressions})
             return super().training(examples, num_expressions, generator, with_mask_inputs=with_mask_inputs)
 
-    seen: list[set[str]] = []
+    families: list[set[str]] = []
     segmenter = tiny_segmenter()
-    batches = Seen(segmenter.llm)
+    batches = RecordedBatches(segmenter.llm)
     examples = [
         replace(one, expressions=(one.expressions[0], replace(one.expressions[1], family="texture")))
         for one in batches.examples
@@ -198,10 +218,12 @@ def test_a_curriculum_asks_its_families_first():
     curriculum = CurriculumConfig(steps=2, families=("attribute",))
     config = TrainingConfig(steps=3, batch_images=2, curriculum=curriculum, learning_rate=1e-3)
     Trainer(segmenter, batches, config, torch.Generator().manual_seed(0), lambda *_: None).run(examples)
-    assert seen == [{"attribute"}, {"attribute"}, {"attribute", "texture"}]
+    assert families == [{"attribute"}, {"attribute"}, {"attribute", "texture"}]
 
 
-def test_a_curriculum_of_a_family_that_is_not_there_is_refused():
+def test_a_curriculum_of_an_absent_family_is_refused():
     examples = FixedBatches(tiny_segmenter().llm).examples
-    with pytest.raises(DataError, match=r"nothing asked in training is of the family 'colour'; known: "):
+    with pytest.raises(
+        DataError, match=r"no expression or question of the training split is of family 'colour'; known: "
+    ):
         of_families(examples, ["colour"])

@@ -1,0 +1,73 @@
+"""LISA's losses, and a loss on the predicted location.
+
+Source: LISA, https://arxiv.org/abs/2308.00692 (losses and their weights).
+"""
+
+from dataclasses import dataclass, fields
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.assembly.batches import Batch
+from harness.model.segmenter import Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """The terms of the objective: scalar means over the answer tokens of a step, or over its expressions."""
+
+    answer: Tensor
+    bce: Tensor
+    dice: Tensor
+    location: Tensor
+
+    def total(self, location_weight: float) -> Tensor:
+        """LISA's weights (cross-entropy 1, BCE 2, dice 0.5), plus the weighted location loss, which LISA lacks."""
+        return self.answer + 2.0 * self.bce + 0.5 * self.dice + location_weight * self.location
+
+    def terms(self) -> dict[str, Tensor]:
+        """The terms by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def losses(answer: Answer, batch: Batch) -> Losses:
+    """Cross-entropy of the answers, BCE and dice of the masks at the decoder's resolution, and the location loss."""
+    answer_loss = F.cross_entropy(answer.answer_logits.float(), batch.answers)
+    zero = answer_loss.new_zeros(())
+    location = location_loss(answer.location_logits.float(), batch.targets) if len(batch.targets) else zero
+    if not len(answer.mask_logits):
+        return Losses(answer=answer_loss, bce=zero, dice=zero, location=location)
+    logits = answer.mask_logits.float()
+    target = F.interpolate(batch.targets[:, None], logits.shape[-2:], mode="area")[:, 0]
+    valid_mask = F.interpolate(batch.valid_mask[:, None], logits.shape[-2:], mode="area")[:, 0][batch.image]
+    bce = F.binary_cross_entropy_with_logits(logits, target, weight=valid_mask, reduction="none").sum((1, 2))
+    return Losses(
+        answer=answer_loss,
+        bce=(bce / valid_mask.sum((1, 2))).mean(),
+        dice=dice_loss(logits.sigmoid() * valid_mask, target).mean(),
+        location=location,
+    )
+
+
+def dice_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
+    """1 - dice of soft masks (M, h, w) -> (M,); LISA's scale of 1000 and epsilon of 1e-6."""
+    scale, epsilon = 1000.0, 1e-6
+    overlap = 2 * (probabilities / scale * targets).sum((1, 2))
+    return 1 - (overlap + epsilon) / ((probabilities / scale).sum((1, 2)) + (targets / scale).sum((1, 2)) + epsilon)
+
+
+def location_loss(location_logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log of the probability that a location sampled from the softmax lies on its target.
+
+    The mean over expressions; those with an empty target are excluded.
+
+    Args:
+        location_logits: (M, g, g).
+        targets: (M, R, R).
+    """
+    share = F.interpolate(targets[:, None], location_logits.shape[-2:], mode="area").flatten(1)
+    has_target = share.sum(1) > 0
+    if not has_target.any():
+        return location_logits.sum() * 0
+    joint = location_logits.flatten(1).log_softmax(1)[has_target] + share[has_target].clamp(min=1e-6).log()
+    return -joint.logsumexp(1).mean()
