@@ -1,15 +1,15 @@
-"""What SAM's superpixels cost and how good they are, against what they replace, in one run.
+"""Cost and quality of SAM's superpixels, compared with their alternatives in one run.
 
     python -m benchmarks.superpixels
 
-1. Candidate pool against segment-anything's `SamAutomaticMaskGenerator`, equal weights and settings, with the agreement
-   of their masks. The generator encodes the image; the pool is given the embedding that the mask decoder needs anyway,
-   and is timed with the encoding too.
-2. Filter against a plain loop over masks and pairs of masks, with the equality of what they keep.
-3. Mean best overlap of superpixels with the objects of test scenes, SAM's against SLIC's and Felzenszwalb's at as many
-   superpixels: at the default granularity, which makes about one an object, and at `adaptive`, which splits these.
+1. Candidate pool against segment-anything's `SamAutomaticMaskGenerator`, with the same weights and settings: seconds,
+   and the agreement of their masks. The generator encodes the image. The pool uses the embedding that the mask decoder
+   requires in any case, and is timed both without and with the encoding.
+2. Filter against a plain loop over masks and pairs of masks: seconds, and whether both keep the same masks.
+3. Mean best overlap of superpixels with the objects of test scenes, SAM's against SLIC's and Felzenszwalb's with the
+   same number of superpixels: at the default granularity, about one superpixel per object, and at `adaptive`, more.
 
-Rounds alternate between the ways that are compared, so that a drifting clock touches both; medians are printed.
+Timed rounds alternate between the methods, so that changes of the clock rate affect all of them; medians are printed.
 """
 
 import argparse
@@ -41,9 +41,9 @@ from harness.superpixels.methods.sam import Config
 
 
 def compare_pool(sam: LoadedSam, examples: Sequence[Example], settings: PoolSettings, rounds: int) -> str:
-    """Seconds and agreement of the two ways to all masks of an image."""
+    """Compares the pool with the generator: seconds per image and agreement of masks."""
     cache = SamCache(sam)
-    head = MaskDecoder(sam.sam.prompt_encoder, sam.sam.mask_decoder)
+    mask_decoder = MaskDecoder(sam.sam.prompt_encoder, sam.sam.mask_decoder)
     upstream = SamAutomaticMaskGenerator(
         sam.sam,
         points_per_side=settings.points_per_side,
@@ -55,7 +55,7 @@ def compare_pool(sam: LoadedSam, examples: Sequence[Example], settings: PoolSett
 
     def ours(example: Example) -> Candidates:
         frame = Frame.of(example.size, sam.frame)
-        found = propose(head, embeddings[example.image_id], frame, settings)
+        found = propose(mask_decoder, embeddings[example.image_id], frame, settings)
         return found.select(suppress_duplicates(found))
 
     def ours_with_encoding(example: Example) -> Candidates:
@@ -71,22 +71,22 @@ def compare_pool(sam: LoadedSam, examples: Sequence[Example], settings: PoolSett
         lambda: [ours_with_encoding(example) for example in examples],
         rounds=rounds,
     )
-    fast, slow, whole = (statistics.median(way) / len(examples) for way in times)
+    pool, generator, pool_and_encoding = (statistics.median(seconds) / len(examples) for seconds in times)
     return "\n".join(
         [
             f"candidate pool against SamAutomaticMaskGenerator, {settings.points_per_side}^2 points, "
             f"predicted IoU > {settings.min_iou}, stability >= {settings.min_stability}",
-            f"  generator            {slow:7.2f} s an image",
-            f"  pool                 {fast:7.2f} s   ratio {slow / fast:.2f}x",
-            f"  pool and encoding    {whole:7.2f} s   ratio {slow / whole:.2f}x",
-            f"  {num_ours} masks against {num_theirs} on {len(examples)} images; IoU with the generator's: "
-            f"at least {overlaps.min(initial=1):.4f}, mean {overlaps.mean() if len(overlaps) else 1:.4f}",
+            f"  generator            {generator:7.2f} s per image",
+            f"  pool                 {pool:7.2f} s   ratio {generator / pool:.2f}x",
+            f"  pool and encoding    {pool_and_encoding:7.2f} s   ratio {generator / pool_and_encoding:.2f}x",
+            f"  {num_ours} masks against {num_theirs} on {len(examples)} images; IoU with the generator's masks: "
+            f"minimum {overlaps.min(initial=1):.4f}, mean {overlaps.mean() if len(overlaps) else 1:.4f}",
         ]
     )
 
 
 def _agreement(ours: Candidates, theirs: list[dict[str, Any]]) -> tuple[int, int, np.ndarray]:
-    """How many masks each has, and of each of theirs the IoU with the most similar of ours."""
+    """Numbers of masks, and the IoU of each of the generator's masks with the most similar mask of the pool."""
     if not len(ours) or not theirs:
         return len(ours), len(theirs), np.zeros(len(theirs))
     masks = np.stack([one["segmentation"] for one in theirs])
@@ -94,7 +94,7 @@ def _agreement(ours: Candidates, theirs: list[dict[str, Any]]) -> tuple[int, int
 
 
 def ellipses(count: int, side: int, grid: int, seed: int) -> Candidates:
-    """Random candidates of every level and score."""
+    """Random ellipses as candidates, with random levels and scores."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:side, :side]
     centres, radii = rng.uniform(0, side, (2, count)), rng.uniform(side / 16, side / 3, (2, count))
@@ -114,14 +114,14 @@ def ellipses(count: int, side: int, grid: int, seed: int) -> Candidates:
 def filter_by_loop(
     candidates: Candidates, masks: np.ndarray, settings: FilterSettings, pool_points_per_side: int
 ) -> list[int]:
-    """`filter.choose` as FMA-WSSS states it, one mask and one pair at a time: indices of what is kept."""
+    """`filter.choose` as in FMA-WSSS, one mask and one pair of masks at a time; returns indices of kept masks."""
     levels, rank = candidates.levels, candidates.predicted_iou + (candidates.levels == 2)
-    is_asked = on_grid(candidates.points, pool_points_per_side, settings.points_per_side)
+    is_on_grid = on_grid(candidates.points, pool_points_per_side, settings.points_per_side)
     good = []
     for i in range(len(candidates)):
         iou = candidates.predicted_iou[i] + (0.1 if levels[i] == 2 else 0.0)
         is_good = iou > settings.min_iou and candidates.stability[i] >= settings.min_stability
-        if is_good and is_asked[i] and masks[i].sum() >= settings.min_area:
+        if is_good and is_on_grid[i] and masks[i].sum() >= settings.min_area:
             good.append(i)
     distinct: list[int] = []
     for i in sorted(good, key=lambda i: -rank[i]):
@@ -151,7 +151,7 @@ def _box_iou(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def compare_filter(rounds: int, count: int = 300, side: int = 256) -> str:
-    """Seconds and equality of the two ways from candidates to what becomes superpixels."""
+    """Compares the filter with the loop: milliseconds, and whether they keep the same masks."""
     candidates, settings = ellipses(count, side, 16, 0), FilterSettings(16, 0.6, 0.8, 0.3, 100.0)
     masks = candidates.masks()
     fast, slow = alternate(
@@ -171,7 +171,7 @@ def compare_filter(rounds: int, count: int = 300, side: int = 256) -> str:
 
 
 def compare_overlap(examples: Sequence[Example], model: str) -> str:
-    """How well single superpixels stand for objects, by source, each at as many superpixels as SAM makes."""
+    """Mean best overlap by superpixel source, each with as many superpixels as SAM's."""
     lines = [f"mean best overlap with the objects of {len(examples)} test scenes"]
     for granularity in ("default", "adaptive"):
         settings = Config.model_validate({"model": model, "granularity": granularity})
@@ -181,7 +181,7 @@ def compare_overlap(examples: Sequence[Example], model: str) -> str:
             rows[name] = _overlaps(name, superpixels.get(name).Config(count=count), examples)
         for name, (overlaps, counts) in rows.items():
             lines.append(
-                f"  {name:20} {np.mean(overlaps):.3f}   {np.mean(counts):5.1f} superpixels an image "
+                f"  {name:20} {np.mean(overlaps):.3f}   {np.mean(counts):5.1f} superpixels per image "
                 f"({min(counts)}-{max(counts)})"
             )
     return "\n".join(lines)
@@ -194,12 +194,12 @@ def _overlaps(name: str, config: Any, examples: Sequence[Example]) -> tuple[list
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the three comparisons."""
+    """Runs the three comparisons and prints them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.superpixels", description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="sam-scenes", help="weight name of the SAM")
-    parser.add_argument("--images", type=int, default=48, help="test scenes whose objects are looked for")
-    parser.add_argument("--points", type=int, default=16, help="points a side in the comparison of pools")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", default="sam-scenes", help="name of the SAM weights")
+    parser.add_argument("--images", type=int, default=48, help="number of test scenes in the comparison of overlaps")
+    parser.add_argument("--points", type=int, default=16, help="points per side in the comparison of candidate pools")
+    parser.add_argument("--rounds", type=int, default=3, help="number of timed rounds")
     options = parser.parse_args(arguments)
 
     print(f"{hardware()}; SAM {options.model!r}\n")

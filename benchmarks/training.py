@@ -1,14 +1,14 @@
-"""What sharing and caching save in training, measured side by side in one run, with proof that results agree.
+"""Speed-up of training by packing expressions and by caching frozen features, with a check that results agree.
 
     python -m benchmarks.training
 
-1. Packed against one at a time: the same expressions of the same images in one optimiser step, once with the visual
-   tokens of an image shared by its expressions, once with every expression in a row of its own, as LISA and GLaMM do;
-   for an arm of few visual tokens and for one that keeps every patch, since what is shared is what is saved.
-2. Cached against computed: the same packed step with what is frozen read from the cache and made anew, for an arm
-   without superpixels (the vision encoder) and for one with SAM's (the vision encoder, SAM, its candidates).
+1. Packed against one at a time: an optimiser step on the same expressions of the same images, once with the visual
+   tokens of an image shared by its expressions, once with one row per expression, as in LISA and GLaMM. Measured for an
+   arm with few visual tokens and for one with a token per patch, because the savings grow with the number of tokens.
+2. Cached against computed: the same packed step with frozen outputs loaded from the cache and computed at every step,
+   for an arm without superpixels (vision encoder) and for one with SAM's (vision encoder, SAM, candidates).
 
-Rounds alternate between the ways that are compared, so that a drifting clock touches both; medians are printed.
+Timed rounds alternate between the methods, so that changes of the clock rate affect all of them; medians are printed.
 """
 
 import argparse
@@ -38,23 +38,23 @@ from harness.training.losses import losses
 
 WARM_UP = 2
 Rows = list[tuple[Example, tuple[Expression, ...]]]
-"""The sequences of a step: an image and what is asked of it there."""
+"""The sequences of a step: an image and its expressions."""
 
 
 class ComputedVision(VisionCache):
-    """Patches as they would be without a cache: the encoder runs at every step."""
+    """Vision features without a cache: the encoder runs at every step."""
 
     def load(self, examples: Sequence[Example]) -> Encoding:
-        """Computed now."""
-        # Outside of inference mode a copy is a tensor that training may keep.
+        """Encodes the images."""
+        # Tensors created in inference mode cannot be saved for the backward pass; a copy can.
         return Encoding(self.patches.encode(examples).clone())
 
 
 class ComputedSuperpixels(SuperpixelCache):
-    """Superpixels as they would be without a cache: SAM is asked at every step."""
+    """Superpixels without a cache: SAM runs at every step."""
 
     def load(self, examples: Sequence[Example]) -> Tensor:
-        """(B, R, R), computed now."""
+        """Computes label maps (B, R, R)."""
         pool = self.pool
         if pool is not None:
             for example in examples:
@@ -64,12 +64,12 @@ class ComputedSuperpixels(SuperpixelCache):
 
 
 def packed(examples: Sequence[Example], num_expressions: int) -> Rows:
-    """Each image once, with its expressions side by side."""
+    """One row per image, with all its expressions."""
     return [(e, e.expressions[:num_expressions]) for e in examples]
 
 
 def alone(examples: Sequence[Example], num_expressions: int) -> Rows:
-    """The same expressions, each in a row of its own with its own copy of the image."""
+    """One row per expression, each with its own copy of the image."""
     return [(e, (expression,)) for e in examples for expression in e.expressions[:num_expressions]]
 
 
@@ -84,7 +84,7 @@ class Step:
         self.optimizer = torch.optim.AdamW(learning, lr=spec.training.learning_rate, fused=True)
 
     def run(self, rows: Rows) -> None:
-        """Batch, forward, backward, update."""
+        """Batch, forward pass, backward pass and update."""
         batch = self._make(rows, with_mask_inputs=self.assembly.segmenter.mask_decoder.learns)
         with autocast(self.precision, self.device):
             answer = self.assembly.segmenter(batch.features, batch.mask_inputs, batch.query)
@@ -95,7 +95,7 @@ class Step:
 
     @torch.inference_mode()
     def masks(self, rows: Rows) -> Tensor:
-        """Mask logits in float32, to compare."""
+        """Mask logits in float32."""
         batch = self._make(rows, with_mask_inputs=True)
         self.assembly.segmenter.eval()
         logits = self.assembly.segmenter(batch.features, batch.mask_inputs, batch.query).mask_logits
@@ -108,32 +108,30 @@ class Step:
         )
 
 
-def alternate(*ways: Callable[[], object], rounds: int) -> list[list[float]]:
-    """Seconds of each round of each way, A B A B ..., warm-up excluded."""
-    times: list[list[float]] = [[] for _ in ways]
+def alternate(*methods: Callable[[], object], rounds: int) -> list[list[float]]:
+    """Seconds of each method in each round, in the order A B A B ..., warm-up excluded."""
+    times: list[list[float]] = [[] for _ in methods]
     for number in range(WARM_UP + rounds):
-        for run, kept in zip(ways, times, strict=True):
-            start = time.perf_counter()
+        for run, seconds in zip(methods, times, strict=True):
+            started = time.perf_counter()
             run()
             if number >= WARM_UP:
-                kept.append(time.perf_counter() - start)
+                seconds.append(time.perf_counter() - started)
     return times
 
 
 def hardware() -> str:
-    """What a benchmark ran on, and on which commit."""
-    found = describe_environment()
-    return (
-        f"{found['cpu']}, {found['threads']} of {found['cores']} cores, {found['device']}, commit {found['git_commit']}"
-    )
+    """Hardware and commit of a benchmark."""
+    env = describe_environment()
+    return f"{env['cpu']}, {env['threads']} of {env['cores']} cores, {env['device']}, commit {env['git_commit']}"
 
 
-def compare(title: str, ways: dict[str, list[float]], num_expressions: int, difference: float) -> str:
-    """A line a way and their ratio; `difference` is the largest between their mask logits."""
-    medians = {name: statistics.median(seconds) for name, seconds in ways.items()}
+def compare(title: str, times: dict[str, list[float]], num_expressions: int, difference: float) -> str:
+    """One line per method, and their ratio; `difference` is the largest absolute difference of mask logits."""
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
     lines = [title]
     for name, seconds in medians.items():
-        spread = f"{1e3 * min(ways[name]):.0f}-{1e3 * max(ways[name]):.0f}"
+        spread = f"{1e3 * min(times[name]):.0f}-{1e3 * max(times[name]):.0f}"
         lines.append(f"  {name:16} {num_expressions / seconds:8.1f} expressions/s   {1e3 * seconds:7.0f} ms ({spread})")
     fast, slow = medians.values()
     lines.append(f"  ratio {slow / fast:.2f}x; mask logits differ by at most {difference:.1e}")
@@ -141,7 +139,7 @@ def compare(title: str, ways: dict[str, list[float]], num_expressions: int, diff
 
 
 class Bench:
-    """One arm of a study, ready to take steps on a fixed set of expressions."""
+    """One arm of a study, assembled for steps on a fixed set of expressions."""
 
     def __init__(self, study: str, arm: str | None, rounds: int) -> None:
         loaded = load(Path(study))
@@ -159,20 +157,20 @@ class Bench:
 
     @property
     def title(self) -> str:
-        """What is measured."""
+        """Images, expressions and visual tokens of the step."""
         tokens = self.assembly.segmenter.projector.max_tokens
         return f"{len(self.examples)} images x {self.count} expressions, arm {self.arm!r}, at most {tokens} tokens"
 
     def packed_against_alone(self) -> str:
-        """Comparison 1."""
+        """Comparison 1 of the module docstring."""
         shared, single = packed(self.examples, self.count), alone(self.examples, self.count)
         difference = (self.step.masks(shared) - self.step.masks(single)).abs().max()
-        times = alternate(lambda: self.step.run(shared), lambda: self.step.run(single), rounds=self.rounds)
-        ways = dict(zip(("packed", "one at a time"), times, strict=True))
-        return compare("packed against one at a time", ways, len(single), float(difference))
+        fast, slow = alternate(lambda: self.step.run(shared), lambda: self.step.run(single), rounds=self.rounds)
+        times = {"packed": fast, "one at a time": slow}
+        return compare("packed against one at a time", times, len(single), float(difference))
 
     def cached_against_computed(self) -> str:
-        """Comparison 2."""
+        """Comparison 2 of the module docstring."""
         step, rows, batches = self.step, packed(self.examples, self.count), self.assembly.batches
         cached = (batches.vision, batches.superpixels)
         computed = (
@@ -192,14 +190,14 @@ class Bench:
         difference = (step.masks(rows) - reference).abs().max()
         with_cache, without = alternate(lambda: run_with(cached), lambda: run_with(computed), rounds=self.rounds)
         use(cached)
-        ways = {"cached": with_cache, "computed": without}
-        return compare("feature cache against none", ways, len(rows) * self.count, float(difference))
+        times = {"cached": with_cache, "computed": without}
+        return compare("cached against computed", times, len(rows) * self.count, float(difference))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the comparisons."""
+    """Runs the comparisons and prints them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7, help="number of timed rounds")
     options = parser.parse_args(arguments)
     print(hardware())
     pooling = Bench("studies/sspe_sweep.yaml", None, options.rounds)

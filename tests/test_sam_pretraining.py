@@ -123,12 +123,11 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path) -> None:
 def test_training_starts_from_other_weights_and_from_another_image(tmp_path: Path) -> None:
     first = Trainer(TINY)
     write_model(first.sam, tmp_path / "first.safetensors")
-    begun = Trainer(replace(TINY, begin=str(tmp_path / "first.safetensors"), first_image=2, seed=3))
+    trainer = Trainer(replace(TINY, begin=str(tmp_path / "first.safetensors"), first_image=2, seed=3))
     halved = {name: value.half().float() for name, value in first.sam.state_dict().items()}
-    assert_close(begun.sam.state_dict(), halved, rtol=0, atol=0)
-    same_images = Trainer(replace(TINY, begin=begun.options.begin, seed=3))
-    dense, other = (trainer.compute_losses(0)[1]["dense"] for trainer in (begun, same_images))
-    assert not torch.equal(dense, other)
+    assert_close(trainer.sam.state_dict(), halved, rtol=0, atol=0)
+    same_images = Trainer(replace(TINY, begin=trainer.options.begin, seed=3))
+    assert not torch.equal(trainer.compute_losses(0)[1]["dense"], same_images.compute_losses(0)[1]["dense"])
 
 
 def test_validation_scores_are_measured_at_every_point_of_the_curve(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Models that this package trains itself, before any study runs."""
+"""Training of the small SAM and the small CLIP that ship with this package."""

@@ -1,4 +1,4 @@
-"""The words of captions of scenes as tokens, one a word, for the text side of clip-scenes."""
+"""The tokenizer of clip-scenes: one token per word of a scene's caption."""
 
 from itertools import product
 
@@ -10,16 +10,17 @@ from harness.data.scenes.scene import COLOURS
 from harness.data.scenes.shapes import SHAPES, TEXTURES
 
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[BOS]", "eos_token": "[EOS]"}
-"""In this order; CLIP's text model of transformers takes an end of id 2 for one of the first release, which counted it
-as the highest id."""
+"""In this order, so that [EOS] does not have id 2, for which transformers takes the highest id of a text as its end."""
 COUNTS = ("a", "an", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 MAX_TOKENS = 48
-"""Nine objects of four words, what stands between them, beginning and end."""
+"""Nine objects of four words, the separators between them, [BOS] and [EOS]."""
 
 
 def caption_tokenizer() -> PreTrainedTokenizerBase:
-    """[BOS], the words and commas of a caption, [EOS]."""
-    phrases = [Phrase(*look).text(plural=p) for *look, p in product(TEXTURES, COLOURS, SHAPES, (False, True))]
+    """A tokenizer that encodes a caption as [BOS], its words and commas, [EOS]."""
+    phrases = [
+        Phrase(*appearance).text(plural=p) for *appearance, p in product(TEXTURES, COLOURS, SHAPES, (False, True))
+    ]
     words = sorted({",", "and", *COUNTS, *" ".join(phrases).split()})
     ids = {word: index for index, word in enumerate([*SPECIAL.values(), *words])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=SPECIAL["unk_token"]))

@@ -42,7 +42,7 @@ DOMAINS = tuple(scenes.DOMAINS)
 MAX_LOGIT_SCALE = math.log(100)
 
 Pairs = Callable[[range], list[Pair]]
-"""The pairs of these indices."""
+"""Returns the training pairs of these indices."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
-"""How well a CLIP tells test scenes apart by their captions, and the model card that says so.
+"""Retrieval between test scenes and their captions, and the model card of clip-scenes.
 
-Source: zero-shot retrieval as in CLIP, https://arxiv.org/abs/2103.00020, appendix E.1: of all captions the likeliest.
+Source: zero-shot retrieval as in CLIP, https://arxiv.org/abs/2103.00020, appendix E.1.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,41 +23,41 @@ from harness.model.weights.strict_loading import load_strictly
 from harness.system.environment import command, cpu_model
 
 CACHED_IMAGES = 8
-"""So many fit the cache of a CPU; a step of 64 at once takes a fifth longer."""
+"""Images encoded at a time: they fit the cache of a CPU; encoding 64 at once takes a fifth longer."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pair:
-    """A square image (R, R, 3) uint8 and what it shows."""
+    """A square image (R, R, 3) uint8 and its caption."""
 
     image: np.ndarray
     caption: str
 
 
 def pixels_of(images: list[np.ndarray]) -> Tensor:
-    """Images (R, R, 3) uint8 -> (B, 3, R, R), normalised as the vision encoder does it."""
+    """Images (R, R, 3) uint8 -> (B, 3, R, R), normalised as for the vision encoder."""
     mean, std = (rearrange(torch.tensor(values), "c -> c 1 1") for values in CLIP)
     return (to_tensor(images) - mean) / std
 
 
 def load_clip(folder: Path) -> tuple[CLIPModel, PreTrainedTokenizerBase]:
-    """Both sides and their words from a folder, in float32."""
+    """Model and tokenizer from a folder, in float32."""
     model = load_strictly(CLIPModel, folder, str(folder)).eval()
     return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def embed(model: CLIPModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
-    """Unit vectors of images and of texts, each (B, E)."""
+    """Normalised embeddings of images and of texts, each (B, E)."""
     ids = tokenizer([pair.caption for pair in pairs], padding=True, return_tensors="pt")["input_ids"]
     pixels = pixels_of([pair.image for pair in pairs]).split(CACHED_IMAGES)
     images = torch.cat([model.get_image_features(pixel_values=part).pooler_output for part in pixels])
-    texts = model.get_text_features(input_ids=ids).pooler_output  # causal: the end does not see the padding behind it
+    texts = model.get_text_features(input_ids=ids).pooler_output  # causal: [EOS] does not attend to padding
     return F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
 
 
 @torch.inference_mode()
 def measure(model: CLIPModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Retrieval among these pairs, and the same where each image is said to show what the one before it shows."""
+    """Retrieval among these pairs; as a control, the same with each image paired with the caption of the one before."""
     images, texts = embed(model, tokenizer, pairs)
     return {
         "scenes": len(pairs),
@@ -69,7 +69,7 @@ def measure(model: CLIPModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequenc
 
 
 def retrieval(images: Tensor, texts: Tensor) -> dict[str, float]:
-    """Share of images (M, E) whose likeliest text (M, E) is the one in the same place, and of texts; unit vectors."""
+    """Recall at 1: share of images (M, E) whose nearest text (M, E) has the same index, and vice versa."""
     similarity, own = images @ texts.T, torch.arange(len(images))
     return {
         "image_to_text": (similarity.argmax(dim=1) == own).sum().item() / len(own),
@@ -78,11 +78,11 @@ def retrieval(images: Tensor, texts: Tensor) -> dict[str, float]:
 
 
 def card(folder: Path, scores: Mapping[str, Any]) -> str:
-    """What a README beside the weights says.
+    """The model card in Markdown.
 
     Args:
-        folder: as `save_pretrained` wrote it.
-        scores: of `measure`, with steps, seed, pairs and seconds of the training.
+        folder: written by `save_pretrained`.
+        scores: returned by `measure`, with steps, seed, pairs and seconds of the training.
     """
     record, (model, tokenizer) = resolve(str(folder)), load_clip(folder)
     vision, text = model.vision_model.config, model.text_model.config
@@ -91,31 +91,31 @@ def card(folder: Path, scores: Mapping[str, Any]) -> str:
     shuffled = scores["shuffled"]
     return f"""# clip-scenes
 
-A CLIP in small, for the embedded benchmark `scenes` and nothing else: it has never seen a photograph, and its words are
-the {len(tokenizer)} of scenes' captions. `vision_encoder: {{name: clip-scenes}}` loads its image side, as of any CLIP;
+A small CLIP for the embedded benchmark `scenes` only: it was trained on no photographs, and its vocabulary has
+{len(tokenizer)} tokens. `vision_encoder: {{name: clip-scenes}}` loads its vision encoder, as for any CLIP. Licence:
 Apache-2.0, like the rest of this package.
 
 | | |
 |---|---|
 | file | `model.safetensors`, float16, {size:.1f} MiB; sha256 of it with `config.json`: `{record.sha256}` |
-| architecture | transformers' own classes. Image side: {vision.num_hidden_layers} blocks of width \
-{vision.hidden_size}, patches of {vision.patch_size} px on {vision.image_size} px; text side: \
-{text.num_hidden_layers} blocks of width {text.hidden_size}; compared in \
+| architecture | classes of transformers. Vision encoder: {vision.num_hidden_layers} blocks of width \
+{vision.hidden_size}, patches of {vision.patch_size} px on {vision.image_size} px; text encoder: \
+{text.num_hidden_layers} blocks of width {text.hidden_size}; joint embedding of \
 {model.config.projection_dim} dimensions; {parameters / 1e6:.1f} million parameters |
 | data | `scenes` version 1, seed {scores["seed"]}, train split, images 0 to {scores["pairs"] - 1} of the four domains \
-in turn, each seen once, with the caption of its scene graph |
-| recipe | CLIP's symmetric cross-entropy over a step's {scores["pairs"] // scores["steps"]} pairs, learned \
-temperature, no augmentation; Muon and AdamW; see `harness/pretraining/clip_scenes.py` |
+in turn, each used once, with the caption of its scene graph |
+| training | CLIP's symmetric cross-entropy over the {scores["pairs"] // scores["steps"]} pairs of a step, learned \
+temperature, no augmentation; Muon and AdamW; refer to `harness/pretraining/clip_scenes.py` |
 | command | `{command()}` |
 | time | {scores["seconds"] / 60:.0f} minutes for {scores["steps"]} steps |
 | hardware | {cpu_model()}, threads: {torch.get_num_threads()}; torch {torch.__version__.split("+")[0]}, CPU, float32 |
 | date | {datetime.now(UTC):%Y-%m-%d} |
 
-## How well it tells scenes apart
+## Retrieval on test scenes
 
-The first {scores["scenes"]} test scenes (seed {scores["seed"]}, domains in turn), which have {scores["captions"]}
-different captions: how often the likeliest of all captions is the image's own, and the likeliest of all images the
-caption's own. Measured once, after training, with the float16 file. No choice was made on test scenes.
+Recall at 1 on the first {scores["scenes"]} test scenes (seed {scores["seed"]}, domains in turn), which have
+{scores["captions"]} different captions: how often the most similar caption is the image's own, and the most similar
+image the caption's own. Measured once, after training, with the float16 file. No setting was chosen on test scenes.
 
 | | image to text | text to image |
 |---|---|---|
@@ -123,14 +123,14 @@ caption's own. Measured once, after training, with the float16 file. No choice w
 | the caption of the scene before (control) | {shuffled["image_to_text"]:.3f} | {shuffled["text_to_image"]:.3f} |
 | chance | {scores["chance"]:.3f} | {scores["chance"]:.3f} |
 
-`scores.json` holds the same figures.
+`scores.json` contains the same numbers.
 
-## What it is not
+## Limitations
 
-- No CLIP of the web: its architecture and its loss are CLIP's, its data are {scores["pairs"]} drawings.
-- Captions say how many objects of which texture, colour and shape there are, never where: nothing but the captions'
-  words has told it what lies where in an image.
-- It has seen the benchmark's own train scenes (seed {scores["seed"]}), and none of its validation and test scenes.
-- Patches that leave the last block reach the loss only through CLS, so take those of the block before it, as LLaVA
-  does: `layer: {vision.num_hidden_layers - 1}`.
+- Only the architecture and the loss are CLIP's; the training data are {scores["pairs"]} synthetic scenes.
+- Captions contain the number, texture, colour and shape of objects, but no positions, so training has no supervision
+  of locations.
+- It was trained on train scenes of the benchmark (seed {scores["seed"]}), not on validation or test scenes.
+- The patch outputs of the last block do not affect the loss, which uses CLS only. Use those of the block before it, as
+  LLaVA does: `layer: {vision.num_hidden_layers - 1}`.
 """

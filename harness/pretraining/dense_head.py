@@ -1,7 +1,7 @@
-"""A head for training only: every place of the image embedding says which object's box it lies in.
+"""An auxiliary head, used during training only: it predicts the box of the object at each position of the embedding.
 
-A prompt asks about one object; this asks about all of them at once, so that an image encoder which starts from nothing
-is told something at every place of every image. It is thrown away afterwards.
+The mask loss of a prompt supervises one object; this loss supervises all objects at once, which gives an image encoder
+with random weights a training signal at every position of every image. The head is not part of the written model.
 
 Source: box distances as in FCOS, https://arxiv.org/abs/1904.01355, section 3.1.
 """
@@ -15,20 +15,20 @@ from torch import Tensor, nn
 from harness.pretraining.prompts import box_of
 
 CELLS = 4
-"""Cells a side of a patch."""
+"""Cells per side of a patch."""
 UNIT = 32.0
-"""Pixels that a distance of one stands for."""
+"""Pixels per unit of a predicted distance."""
 
 
 class DenseHead(nn.Module):
-    """Of each cell, whether it shows an object and how far that object's visible box reaches to each side."""
+    """Predicts for each cell whether it shows an object, and the distances to the sides of the object's visible box."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.project = nn.Conv2d(width, 5 * CELLS**2, 1)
 
     def loss(self, embedding: Tensor, objects: np.ndarray) -> Tensor:
-        """Of an image embedding (B, P, g, g), with id maps (B, R, R)."""
+        """The loss of image embeddings (B, P, g, g) with id maps (B, R, R)."""
         outputs = rearrange(self.project(embedding), "b (c i j) h w -> c b (h i) (w j)", c=5, i=CELLS, j=CELLS)
         targets, is_object = (
             torch.from_numpy(part).to(embedding.device) for part in _targets(objects, len(outputs[0, 0]))

@@ -1,11 +1,11 @@
-"""What SAM's masks and their scores are trained on.
+"""Losses on SAM's masks and their predicted IoU.
 
-Source: Segment Anything, https://arxiv.org/abs/2304.02643, appendix A, "Losses": focal and dice 20 to 1, the predicted
-IoU by its squared error, the least loss of three masks.
-Differs from the paper: targets are shares of a mask pixel's area, so the focal loss is that for soft targets
-(https://arxiv.org/abs/2006.04388, equation 5); the mask for unambiguous prompts and the three others are both trained
-on every prompt; and a tenth of the mean of the three goes with the least, because scenes hold one truth for a point
-and a mask that never wins would stay untrained.
+Source: Segment Anything, https://arxiv.org/abs/2304.02643, appendix A, "Losses": focal and dice loss with weights 20
+and 1, the squared error of the predicted IoU, the smallest loss of three masks.
+Differs from the paper: targets are the covered shares of mask pixels, so the focal loss is the one for soft targets
+(https://arxiv.org/abs/2006.04388, equation 5); every prompt trains both the mask for unambiguous prompts and the three
+others; a tenth of the mean loss of the three masks is added to the smallest, because in scenes a point has one correct
+mask, and an alternative whose loss is never the smallest would not be trained.
 """
 
 import torch
@@ -22,7 +22,7 @@ def mask_loss(logits: Tensor, scores: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         logits: (K, 4, h, w): the mask for unambiguous prompts, then three alternatives.
-        scores: (K, 4), the IoU that the decoder predicts for each.
+        scores: (K, 4), the predicted IoU of each mask.
         targets: (K, h, w) in 0..1.
     """
     wanted = targets.unsqueeze(1).expand_as(logits)
@@ -38,7 +38,7 @@ def mask_loss(logits: Tensor, scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def dice_loss(probability: Tensor, wanted: Tensor) -> Tensor:
-    """1 - StableRng over the last two axes; squares in the denominator, so that a soft target can be met."""
+    """1 - dice over the last two axes; the squares in the denominator make 0 attainable for soft targets."""
     common = (probability * wanted).sum((-2, -1))
     total = probability.square().sum((-2, -1)) + wanted.square().sum((-2, -1))
     return 1 - (2 * common + 1) / (total + 1)
@@ -51,6 +51,6 @@ def iou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def shares(masks: Tensor, side: int) -> Tensor:
-    """Masks (K, R, R) bool -> (K, side, side), the share of each coarser pixel's area."""
+    """Masks (K, R, R) bool -> (K, side, side), the covered share of each coarser pixel."""
     step = masks.shape[-1] // side
     return rearrange(masks.float(), "k (h i) (w j) -> k h w (i j)", i=step, j=step).mean(-1)

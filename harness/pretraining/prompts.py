@@ -1,4 +1,4 @@
-"""Points and boxes about the objects of one image, and the points that correct a mask.
+"""Point and box prompts for the objects of one image, and points that correct a predicted mask.
 
 Source: Segment Anything, https://arxiv.org/abs/2304.02643, appendix A, "Training algorithm".
 """
@@ -12,21 +12,21 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 BOX_JITTER = 0.1
-"""Standard deviation of a box's corners, as a share of its sides."""
+"""Standard deviation of the noise on box corners, as a share of the sides."""
 MAX_BOX_JITTER = 5
-"""Pixels of the frame; SAM's 20 of 1024."""
+"""Largest noise on box corners, in pixels of the frame; SAM uses 20 of 1024."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """K prompts of one image, the boxes after the points, each with as many clicks as the round asks for.
+    """K prompts of one image, points before boxes, with n clicks each in round n.
 
-    A point and its padding are as many tokens as the corners of a box, so both kinds go through the decoder together.
+    A point with its padding has as many tokens as the corners of a box, so the decoder processes both kinds together.
 
     Args:
-        masks: (K, R, R) bool, what each prompt means.
-        points: (K, n, 2) clicks as x, y in pixels; a box has none at first, and one fewer than a point thereafter.
-        labels: (K, n), 1 for a click on the object, 0 for one beside it.
+        masks: (K, R, R) bool, the target of each prompt.
+        points: (K, n, 2) clicks as x, y in pixels; the first click of a box prompt is a placeholder.
+        labels: (K, n), 1 for a click inside the object, 0 for one outside.
         boxes: (K', 4) of the last K' prompts, x and y of the upper left and the lower right pixel.
     """
 
@@ -37,7 +37,7 @@ class Prompts:
 
     @property
     def num_points(self) -> int:
-        """How many prompts began with a point."""
+        """Number of point prompts."""
         return len(self.masks) - len(self.boxes)
 
     def embed(self, sam: Sam) -> Tensor:
@@ -51,17 +51,17 @@ class Prompts:
             parts.append(encoder(points=(points[:first], labels[:first]), boxes=None, masks=None)[0])
         if len(self.boxes):
             boxes = torch.from_numpy(self.boxes).float().to(device)
-            # The first click of a box's row stands for none.
+            # The first click of a box prompt is a placeholder.
             clicks = (points[first:, 1:], labels[first:, 1:]) if self.points.shape[1] > 1 else None
             parts.append(encoder(points=clicks, boxes=boxes, masks=None)[0])
         return torch.cat(parts)
 
     def corrected(self, predicted: np.ndarray, rng: np.random.Generator | None) -> "Prompts":
-        """With one more click each, where the mask is wrong.
+        """These prompts with one more click each, where the predicted mask is wrong.
 
         Args:
             predicted: (K, R, R) bool.
-            dice: draws a pixel of the error; None takes the middle of its largest part, the same every time.
+            rng: samples a pixel of the error; None takes the pixel farthest from the error's edge.
         """
         clicks = [_correction(mask, guess, rng) for mask, guess in zip(self.masks, predicted, strict=True)]
         points = np.array([[point] for point, _ in clicks])
@@ -74,10 +74,10 @@ class Prompts:
 
 
 def draw(objects: np.ndarray, num_prompts: int, rng: np.random.Generator) -> Prompts:
-    """Random points in, and loose boxes around, objects of an id map (R, R); every object before any has a second."""
+    """Random points in, and noisy boxes around, the objects of an id map (R, R); every object once before any twice."""
     ids = np.unique(objects[objects > 0])
-    turns = -(-num_prompts // len(ids))
-    chosen = np.concatenate([rng.permutation(ids) for _ in range(turns)])[:num_prompts]
+    repeats = -(-num_prompts // len(ids))
+    chosen = np.concatenate([rng.permutation(ids) for _ in range(repeats)])[:num_prompts]
     masks = objects[None] == rng.permutation(chosen)[:, None, None]
     num_boxes = int(rng.binomial(num_prompts, 0.5))
     points = np.array([[_any_pixel(mask, rng)] for mask in masks])
@@ -86,7 +86,7 @@ def draw(objects: np.ndarray, num_prompts: int, rng: np.random.Generator) -> Pro
 
 
 def middle_points(masks: np.ndarray) -> Prompts:
-    """One point in each mask (K, R, R), as far from its edge as can be: SAM's evaluation with one click."""
+    """The point of each mask (K, R, R) farthest from its edge, as in SAM's evaluation with one click."""
     points = np.array([[_middle(mask)] for mask in masks])
     return Prompts(masks, points, np.ones(points.shape[:2], np.int64), np.zeros((0, 4)))
 
@@ -109,7 +109,7 @@ def _jittered(box: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _correction(mask: np.ndarray, guess: np.ndarray, rng: np.random.Generator | None) -> tuple[np.ndarray, int]:
-    """A pixel (x, y) where the guess is wrong, and whether it belongs to the mask; any of its own when all is right."""
+    """A pixel (x, y) where the guess is wrong, else any of the mask, and whether it belongs to the mask."""
     wrong = mask != guess
     if not wrong.any():
         wrong = mask
@@ -118,8 +118,8 @@ def _correction(mask: np.ndarray, guess: np.ndarray, rng: np.random.Generator | 
 
 
 def _any_pixel(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    inside = np.flatnonzero(mask)
-    y, x = divmod(int(inside[rng.integers(len(inside))]), mask.shape[1])
+    pixels = np.flatnonzero(mask)
+    y, x = divmod(int(pixels[rng.integers(len(pixels))]), mask.shape[1])
     return np.array([x, y])
 
 

@@ -1,7 +1,7 @@
-"""How well a SAM segments the objects of scenes: mean IoU at the image's own size.
+"""Mean IoU of a SAM on the objects of scenes, at the resolution of the image.
 
-Source: Segment Anything, https://arxiv.org/abs/2304.02643, section 7.1: the first click is the middle of the object,
-the next ones are the middles of the largest errors.
+Source: Segment Anything, https://arxiv.org/abs/2304.02643, section 7.1: the first click is the pixel of the object
+farthest from its edge, each later one the pixel of the error farthest from its edge.
 """
 
 from collections import defaultdict
@@ -23,11 +23,11 @@ NUM_CORRECTIONS = 2
 
 
 def decode(sam: Sam, embedding: Tensor, prompts: Prompts, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """All four masks for the prompts of one image.
+    """Predicts all four masks for the prompts of one image.
 
     Args:
         embedding: (P, g, g).
-        previous: (K, 4g, 4g) logits that the newest clicks correct; None in the first round.
+        previous: (K, 4g, 4g) logits that the last clicks correct; None in the first round.
 
     Returns:
         Logits (K, 4, 4g, 4g) and predicted IoU (K, 4): the mask for unambiguous prompts, then three alternatives.
@@ -43,7 +43,7 @@ def decode(sam: Sam, embedding: Tensor, prompts: Prompts, previous: Tensor | Non
 
 
 def best(logits: Tensor, scores: Tensor) -> Tensor:
-    """Of the three alternatives, the one whose predicted IoU is highest: (K, 4, h, w) -> (K, h, w)."""
+    """The one of the three alternatives with the highest predicted IoU: (K, 4, h, w) -> (K, h, w)."""
     return logits[torch.arange(len(logits)), 1 + scores[:, 1:].argmax(1)]
 
 
@@ -54,16 +54,16 @@ def restored(logits: Tensor, side: int) -> np.ndarray:
 
 
 def object_masks(example: Example) -> np.ndarray:
-    """(K, h, w) bool, the visible part of every object."""
+    """(K, h, w) bool, the visible parts of the objects."""
     masks = np.stack([coco_mask.decode(one) for one in example.objects]).astype(bool)
     return masks[masks.any((1, 2))]
 
 
 def measure(model: LoadedSam, examples: Sequence[Example]) -> list[dict[str, float | str]]:
-    """A row an object: image_id, pixels, and its IoU with `one_point`, with `box`, and with `three_points`.
+    """One row per object: image_id, pixels, and the IoU for the prompts `one_point`, `box` and `three_points`.
 
-    One point takes the mask that SAM's own score picks of three; a box and corrected points take the single mask.
-    The images must fill the frame.
+    One point uses the alternative with the highest predicted IoU; a box and corrected points use the mask for
+    unambiguous prompts. Images must fill the frame.
     """
     rows: list[dict[str, float | str]] = []
     for example in examples:
@@ -78,12 +78,12 @@ def measure(model: LoadedSam, examples: Sequence[Example]) -> list[dict[str, flo
 
 
 def means(rows: Sequence[dict[str, float | str]]) -> dict[str, float]:
-    """The mean IoU over objects, for each kind of prompt."""
+    """Mean IoU over objects, for each kind of prompt."""
     return {kind: float(np.mean([row[kind] for row in rows])) for kind in KINDS}
 
 
 def means_by_domain(rows: Sequence[dict[str, float | str]]) -> dict[str, dict[str, float]]:
-    """The same for each visual domain, which an image's id names."""
+    """Mean IoU for each visual domain, which is part of the image id."""
     grouped = defaultdict(list)
     for row in rows:
         grouped[str(row["image_id"]).split("/")[1].split("-")[0]].append(row)

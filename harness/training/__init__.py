@@ -1,5 +1,5 @@
-"""Trains a segmenter: losses, optimisers, schedules, the trainer.
+"""Training of a segmenter: losses, optimisers, schedules, sampling, the training loop and the trainer.
 
-A segmenter and examples come in; its trained weights and a training curve go out. It imports `assembly`, `model`,
+Input: a segmenter and examples. Output: trained weights and a training curve. Imports `assembly`, `study`, `model`,
 `data` and `system`.
 """

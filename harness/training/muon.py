@@ -1,12 +1,12 @@
-"""Muon: momentum whose every direction is stepped alike, for the weight matrices of hidden layers.
+"""Muon: orthogonalised momentum, for the weight matrices of hidden layers.
 
-Small models that start from nothing spend most of their steps on a plateau, because what the words say is a hundredth
-of what all prompts have in common; an orthogonalised step follows both.
+Small models trained from scratch spend most of their steps on a plateau, because the gradient component that depends
+on the words is a hundredth of the component that all prompts share. Orthogonalisation gives both the same step size.
 
-Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; scale of the step as in
-https://arxiv.org/abs/2502.16982 (section 2.2), so that a learning rate means what it means to AdamW.
+Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; scale of the update as in
+https://arxiv.org/abs/2502.16982 (section 2.2), so that AdamW's learning rates can be reused.
 Differs from torch.optim.Muon: orthogonalises in the parameter's own precision, because processors without native
-bfloat16 emulate it some ninety times slower; and matrices of one shape are orthogonalised together.
+bfloat16 emulate it about ninety times slower; matrices of the same shape are orthogonalised together.
 """
 
 from collections import defaultdict
@@ -21,13 +21,13 @@ NEWTON_SCHULZ_STEPS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised.
+    """Nesterov momentum with orthogonalised updates.
 
     Args:
         parameters: matrices only.
-        lr: the root mean square of a step is 0.2 of it, as AdamW's is about.
-        momentum: of the running mean of gradients.
-        weight_decay: decoupled, times lr.
+        lr: learning rate; the RMS of an update is 0.2 lr, about that of AdamW.
+        momentum: decay of the running mean of gradients.
+        weight_decay: decoupled, multiplied by lr.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One update of every matrix that has a gradient."""
+        """Updates every matrix that has a gradient."""
         assert closure is None
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
@@ -53,7 +53,7 @@ class Muon(torch.optim.Optimizer):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction, alpha=scale)
 
     def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
-        """Nesterov's look ahead on the running mean of gradients."""
+        """Updates the running mean of gradients; returns the Nesterov momentum."""
         assert parameter.grad is not None
         state = self.state[parameter]
         if "mean" not in state:
@@ -63,7 +63,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """(K, m, n) -> the nearest matrices with singular values near 1, by Newton and Schulz's quintic iteration."""
+    """Sets singular values of matrices (K, m, n) to about 1, by the quintic Newton-Schulz iteration."""
     a, b, c = NEWTON_SCHULZ
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if is_tall else matrices
