@@ -117,14 +117,14 @@ def filter_by_loop(
     """`filter.choose` as in FMA-WSSS, one mask and one pair of masks at a time; returns indices of kept masks."""
     levels, rank = candidates.levels, candidates.predicted_iou + (candidates.levels == 2)
     is_on_grid = on_grid(candidates.points, pool_points_per_side, settings.points_per_side)
-    good = []
+    confident = []
     for i in range(len(candidates)):
         iou = candidates.predicted_iou[i] + (0.1 if levels[i] == 2 else 0.0)
-        is_good = iou > settings.min_iou and candidates.stability[i] >= settings.min_stability
-        if is_good and is_on_grid[i] and masks[i].sum() >= settings.min_area:
-            good.append(i)
+        is_confident = iou > settings.min_iou and candidates.stability[i] >= settings.min_stability
+        if is_confident and is_on_grid[i] and masks[i].sum() >= settings.min_area:
+            confident.append(i)
     distinct: list[int] = []
-    for i in sorted(good, key=lambda i: -rank[i]):
+    for i in sorted(confident, key=lambda i: -rank[i]):
         if all(_box_iou(masks[i], masks[k]) <= 0.7 for k in distinct):
             distinct.append(i)
     kept = [i for i in distinct if levels[i] == 2]

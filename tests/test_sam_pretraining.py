@@ -75,13 +75,13 @@ def test_points_and_boxes_have_the_same_number_of_tokens(objects: np.ndarray) ->
 
 
 def test_losses_equal_values_computed_by_hand() -> None:
-    truth = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
+    target = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
     guess = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
     # (2 * 1 common + 1) / (1 + 2 + 1)
-    assert_close(dice_loss(guess, truth), torch.tensor(1 - 3 / 4))
-    assert_close(dice_loss(truth, truth), torch.tensor(0.0))
-    assert iou(guess > 0, truth > 0).item() == 0.5
-    assert iou(truth < 0, truth < 0).item() == 1
+    assert_close(dice_loss(guess, target), torch.tensor(1 - 3 / 4))
+    assert_close(dice_loss(target, target), torch.tensor(0.0))
+    assert iou(guess > 0, target > 0).item() == 0.5
+    assert iou(target < 0, target < 0).item() == 1
     assert_close(shares(torch.eye(4, dtype=torch.bool)[None], 2), torch.tensor([[[0.5, 0.0], [0.0, 0.5]]]))
 
 

@@ -18,29 +18,29 @@ ALL_MASKS_WEIGHT = 0.1
 
 
 def mask_loss(logits: Tensor, scores: Tensor, targets: Tensor) -> Tensor:
-    """The mean over K prompts.
+    """Loss on masks and predicted IoU, the mean over K prompts.
 
     Args:
         logits: (K, 4, h, w): the mask for unambiguous prompts, then three alternatives.
         scores: (K, 4), the predicted IoU of each mask.
         targets: (K, h, w) in 0..1.
     """
-    wanted = targets.unsqueeze(1).expand_as(logits)
+    target = targets.unsqueeze(1).expand_as(logits)
     probability = logits.sigmoid()
-    entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-    focal = (entropy * (probability - wanted).square()).mean((2, 3))
-    each = FOCAL_WEIGHT * focal + dice_loss(probability, wanted)
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    focal = (entropy * (probability - target).square()).mean((2, 3))
+    losses = FOCAL_WEIGHT * focal + dice_loss(probability, target)
     with torch.no_grad():
-        truth = iou(logits > 0, wanted > 0.5)
-    three = each[:, 1:]
-    masks = each[:, 0] + three.amin(1) + ALL_MASKS_WEIGHT * three.mean(1)
-    return masks.mean() + (scores - truth).square().mean()
+        true_iou = iou(logits > 0, target > 0.5)
+    alternatives = losses[:, 1:]
+    masks = losses[:, 0] + alternatives.amin(1) + ALL_MASKS_WEIGHT * alternatives.mean(1)
+    return masks.mean() + (scores - true_iou).square().mean()
 
 
-def dice_loss(probability: Tensor, wanted: Tensor) -> Tensor:
+def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
     """1 - dice over the last two axes; the squares in the denominator make 0 attainable for soft targets."""
-    common = (probability * wanted).sum((-2, -1))
-    total = probability.square().sum((-2, -1)) + wanted.square().sum((-2, -1))
+    common = (probability * target).sum((-2, -1))
+    total = probability.square().sum((-2, -1)) + target.square().sum((-2, -1))
     return 1 - (2 * common + 1) / (total + 1)
 
 
