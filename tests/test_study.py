@@ -58,7 +58,7 @@ def test_five_mistakes_are_five_messages_with_their_lines(tmp_path):
         ("sspe: {}", "sspe: {trainin: {steps: 1}}", "small.yaml:9: arms.sspe.trainin: unknown key; did you mean trai"),
         ("sspe: {}", "sspe: {mask_head: scratch}", "small.yaml:9: arms.sspe.mask_head: mask_head is now named ma"),
         ("sspe: {}", "sspe: {start: null}", "small.yaml:9: arms.sspe.start: start is now named init_from; rename it"),
-        ("sspe: {}", "sspe: {training: {pointing: 1.0}}", "small.yaml:9: arms.sspe.training.pointing: pointing is now name"),
+        ("sspe: {}", "sspe: {training: {pointing: 1.0}}", "small.yaml:9: arms.sspe.training.pointing: pointing is now"),
         ("sspe: {}", "sspe: {data: {name: scene}}", "small.yaml:9: arms.sspe.data.name: no dataset 'scene'"),
         ("name: grid", "name: gird", "small.yaml:4: base.superpixels.name: no superpixel source 'gird'; did"),
         ("position: bbox_mlp", "position: bbox", "small.yaml:8: arms.bbox_mlp.projector.position: there is no 'bbox'"),

@@ -12,12 +12,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.testing import assert_close
 
 from harness.assembly.batches import Batch
+from harness.data.example import Expression
 from harness.errors import DataError, HarnessError
 from harness.model.segmenter import Answer, Query, Segmenter
 from harness.study.training_config import CurriculumConfig, TrainingConfig
 from harness.training import trainer as training
 from harness.training.losses import dice_loss, location_loss, losses
-from harness.training.sampler import of_families
+from harness.training.sampler import EpochSampler, of_families
 from harness.training.schedules import warmup_cosine, warmup_stable_decay
 from harness.training.trainer import CurvePoint, Trainer
 from projectors import VisualTokens
@@ -227,3 +228,31 @@ def test_a_curriculum_of_an_absent_family_is_refused():
         DataError, match=r"no expression or question of the training split is of family 'colour'; known: "
     ):
         of_families(examples, ["colour"])
+
+
+@pytest.mark.parametrize("micro_batch_images", [1, 2, 3])
+def test_gradients_of_micro_batches_add_up_to_those_of_the_step(micro_batch_images):
+    """Also where a micro-batch has fewer expressions, or none with a target."""
+    gradients = []
+    for size in (None, micro_batch_images):
+        torch.manual_seed(0)
+        segmenter = tiny_segmenter()
+        batches = FixedBatches(segmenter.llm)
+        first, second = batches.examples
+        absent = replace(first, expressions=(Expression("the red square", "absent", ()),))
+        examples = [first, second, absent, second, first]
+        config = TrainingConfig(
+            steps=1, batch_images=5, location_loss=1.0, micro_batch_images=size, precision="float32"
+        )
+        trainer = Trainer(segmenter, batches, config, torch.Generator().manual_seed(0), lambda *_: None)
+        trainer.samplers = [EpochSampler(examples, 5, trainer.generator)] * 2
+        terms = trainer.backward(0)
+        found = {name: p.grad for name, p in segmenter.named_parameters() if p.grad is not None}
+        gradients.append((found, terms))
+    (expected, whole), (found, parts) = gradients
+    assert any(value.abs().max() > 0.1 for value in expected.values())
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert_close(found[name], value, atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+    for name, value in whole.items():
+        assert_close(parts[name], value, atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}")

@@ -1,4 +1,4 @@
-"""A backbone small enough to run in a test: is_valid classes, random patches, a handful of scenes."""
+"""A backbone small enough to run in a test: real classes, random patches, a handful of scenes."""
 
 from collections.abc import Sequence
 

@@ -101,6 +101,12 @@ class Trainer:
     def _bound_temperature(self, *_: object) -> None:
         self.model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
+    def backward(self, step: int) -> dict[str, Tensor]:
+        """Adds the gradients of the objective; returns its terms."""
+        objective, terms = self.compute_losses(step)
+        objective.backward()
+        return terms
+
     def compute_losses(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The contrastive loss on the pairs of this step, and retrieval among them."""
         first = step * self.options.batch

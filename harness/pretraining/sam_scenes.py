@@ -84,6 +84,12 @@ class Trainer:
         self.optimization = build_optimization(parameters, _hidden_matrices(self.sam), options)
         self.validation = [scene("validation", options.seed, index) for index in range(options.validation_images)]
 
+    def backward(self, step: int) -> dict[str, Tensor]:
+        """Adds the gradients of the objective; returns its terms."""
+        objective, terms = self.compute_losses(step)
+        objective.backward()
+        return terms
+
     def compute_losses(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses on the scenes of this step; all sampling depends on the seed and the step only."""
         options = self.options

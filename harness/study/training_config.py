@@ -29,6 +29,12 @@ class TrainingConfig(BaseModel):
         default=None, description="train on simple families of expressions first"
     )
     batch_images: int = Field(default=16, ge=1, description="images in a step")
+    micro_batch_images: int | None = Field(
+        default=None,
+        ge=1,
+        description="images whose activations are in memory together; gradients add up to those of batch_images. null: "
+        "all of them",
+    )
     expressions_per_image: int = Field(
         default=6, ge=1, description="expressions and questions asked of an image in a step"
     )

@@ -1,7 +1,7 @@
 """The training loop: optimiser steps, a curve of averaged losses, checkpoints and resuming.
 
-The segmenter's training and the pretraining of SAM and CLIP share it. Each is a `Task`: it computes losses and holds
-the parameters.
+The segmenter's training and the pretraining of SAM and CLIP share it. Each is a `Task`: it computes gradients and
+holds the parameters.
 """
 
 import time
@@ -27,8 +27,8 @@ Point = dict[str, float]
 class Task(Protocol):
     """A model in training."""
 
-    def compute_losses(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective of a step, and the scalars that the curve averages."""
+    def backward(self, step: int) -> dict[str, Tensor]:
+        """Adds the gradients of a step's objective; returns the scalars that the curve averages."""
 
     def curve_point(self, averages: dict[str, Tensor]) -> Point:
         """The values of a point of the curve, from the means of those scalars since the point before."""
@@ -42,7 +42,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Optimization:
-    """Updates parameters from an objective.
+    """Updates parameters from their gradients.
 
     Attributes:
         schedules: one per optimiser, in the same order.
@@ -55,9 +55,8 @@ class Optimization:
     clip_groups: Sequence[Sequence[nn.Parameter]]
     clip_norm: float
 
-    def update(self, objective: Tensor) -> None:
-        """Backward pass, gradient clipping, and one step of every optimiser and schedule."""
-        objective.backward()
+    def update(self) -> None:
+        """Gradient clipping, and one step of every optimiser and schedule."""
         for group in self.clip_groups:
             torch.nn.utils.clip_grad_norm_(group, self.clip_norm)
         for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
@@ -147,8 +146,8 @@ class TrainingLoop:
 
     def _train_step(self, optimization: Optimization) -> None:
         started = time.perf_counter()
-        objective, parts = self.task.compute_losses(self.step)
-        optimization.update(objective)
+        parts = self.task.backward(self.step)
+        optimization.update()
         self._window.append({name: part.detach() for name, part in parts.items()})
         self.step += 1
         self.seconds += time.perf_counter() - started

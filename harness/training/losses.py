@@ -25,9 +25,47 @@ class Losses:
         """LISA's weights (cross-entropy 1, BCE 2, dice 0.5), plus the weighted location loss, which LISA lacks."""
         return self.answer + 2.0 * self.bce + 0.5 * self.dice + location_weight * self.location
 
+    def scaled(self, counts: "Counts", totals: "Counts") -> "Losses":
+        """The terms of a part of a step, so that their sum over all parts is the mean over the step."""
+        shares = counts.shares(totals)
+        return Losses(**{name: term * shares[name] for name, term in self.terms().items()})
+
     def terms(self) -> dict[str, Tensor]:
         """The terms by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many items the terms of the objective are means over.
+
+    Attributes:
+        answers: answer tokens.
+        expressions: expressions.
+        targets: expressions whose target is not empty.
+    """
+
+    answers: int
+    expressions: int
+    targets: int
+
+    @classmethod
+    def of(cls, batch: Batch) -> "Counts":
+        """The counts of a batch."""
+        return cls(len(batch.answers), len(batch.targets), int(batch.targets.flatten(1).any(1).sum()))
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(self.answers + other.answers, self.expressions + other.expressions, self.targets + other.targets)
+
+    def shares(self, totals: "Counts") -> dict[str, float]:
+        """The share of each term's items that this part of a step has."""
+        expressions = self.expressions / max(1, totals.expressions)
+        return {
+            "answer": self.answers / max(1, totals.answers),
+            "bce": expressions,
+            "dice": expressions,
+            "location": self.targets / max(1, totals.targets),
+        }
 
 
 def losses(answer: Answer, batch: Batch) -> Losses:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.assembly.batches import BatchMaker
+from harness.assembly.batches import Batch, BatchMaker
 from harness.data.example import Example
 from harness.model.segmenter import Segmenter
 from harness.study.training_config import TrainingConfig
 from harness.system.precision import autocast
 from harness.training.loop import Interval, Optimization, Point, TrainingLoop
-from harness.training.losses import Losses, losses
+from harness.training.losses import Counts, Losses, losses
 from harness.training.optimizers import build_optimizers
 from harness.training.sampler import EpochSampler, of_families
 from harness.training.schedules import warmup_cosine
@@ -50,6 +50,7 @@ class Trainer:
         on_step: called with each new point of the curve and the number of steps of the whole training.
         training_checkpoint: a file written every two minutes and at the end, from which an interrupted training
             continues with the same result; the caller removes it. None for no training checkpoint.
+        micro_batch_images: in place of the configuration's.
     """
 
     def __init__(
@@ -60,12 +61,13 @@ class Trainer:
         generator: torch.Generator,
         on_step: Callable[[dict[str, float], int], None],
         training_checkpoint: Path | None = None,
+        micro_batch_images: int | None = None,
     ) -> None:
         self.segmenter = segmenter
         self.batches = batches
         self.config = config
         self.generator = generator
-        self.training_checkpoint = training_checkpoint
+        self.micro_batch_images = micro_batch_images or config.micro_batch_images
         self.groups = segmenter.parameter_groups()
         self.parameters = [*self.groups["early"], *self.groups["late"]]
         self.samplers: list[EpochSampler] = []
@@ -113,18 +115,34 @@ class Trainer:
         schedules = [warmup_cosine(optimizer, self.config.warmup_steps, len(steps)) for optimizer in optimizers]
         self.loop.run(Optimization(optimizers, schedules, [parameters], self.config.clip_norm), steps)
 
-    def compute_losses(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective and its terms on the next images of the sampler."""
+    def backward(self, step: int) -> dict[str, Tensor]:
+        """Adds the gradients of the objective on the next images of the sampler; returns its terms."""
+        num_simple = self.config.curriculum.steps if self.config.curriculum else 0
+        batches = self._micro_batches(self.samplers[step >= num_simple].next())
+        counts = [Counts.of(batch) for batch in batches]
+        totals = sum(counts[1:], counts[0])
+        sums: dict[str, Tensor] = {}
+        for batch, own in zip(batches, counts, strict=True):
+            with autocast(self.config.precision, self.loop.device):
+                answer = self.segmenter(batch.features, batch.mask_inputs, batch.query)
+            parts = losses(answer, batch).scaled(own, totals)
+            parts.total(self.config.location_loss).backward()
+            sums = {name: term.detach() + sums.get(name, 0.0) for name, term in parts.terms().items()}
+        return sums
+
+    def _micro_batches(self, examples: Sequence[Example]) -> list[Batch]:
+        """The images of a step in batches whose activations fit into memory together."""
         config, with_mask_inputs = self.config, self.segmenter.mask_decoder.learns
-        num_simple = config.curriculum.steps if config.curriculum else 0
-        examples = self.samplers[step >= num_simple].next()
-        batch = self.batches.training(
-            examples, config.expressions_per_image, self.generator, with_mask_inputs=with_mask_inputs
-        )
-        with autocast(config.precision, self.loop.device):
-            answer = self.segmenter(batch.features, batch.mask_inputs, batch.query)
-        parts = losses(answer, batch)
-        return parts.total(config.location_loss), parts.terms()
+        size = self.micro_batch_images or len(examples)
+        return [
+            self.batches.training(
+                examples[first : first + size],
+                config.expressions_per_image,
+                self.generator,
+                with_mask_inputs=with_mask_inputs,
+            )
+            for first in range(0, len(examples), size)
+        ]
 
     def curve_point(self, averages: dict[str, Tensor]) -> Point:
         """The objective at the mean terms, and these."""
