@@ -18,9 +18,11 @@ myst_enable_extensions = ["attrs_block", "colon_fence", "deflist", "html_image"]
 myst_heading_anchors = 4
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
+toc_object_entries_show_parents = "hide"
 
 html_theme = "furo"
 html_title = "svp-harness"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_show_sphinx = False
+html_show_copyright = False

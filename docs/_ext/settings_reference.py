@@ -15,9 +15,9 @@ from harness.study.cell_spec import MODELS, REGISTRIES
 from harness.study.schema import StudySettings
 
 HEADINGS = ("key", "type and bounds", "unit", "default", "meaning")
-TYPES = {int: "integer", float: "number", str: "text", bool: "boolean", Path: "path", Any: "any value"}
+TYPES = {int: "integer", float: "number", str: "string", bool: "boolean", Path: "path", Any: "any value"}
 UNITS = {
-    **{word: word for word in ("steps", "images", "layers", "blocks", "tokens", "queries", "heads", "seeds")},
+    **{word: word for word in ("steps", "images", "layers", "blocks", "tokens", "queries", "heads")},
     **{"expressions_per_image": "expressions per image", "depth": "layers", "count": "superpixels"},
     **{"width": "channels", "trials": "search points"},
 }
@@ -48,7 +48,14 @@ def settings(model: type[BaseModel], prefix: str = "", owner: str = "") -> Itera
         yield Setting(key, kind, unit_of(name, field), default_of(field), f"{owner}{meaning}")
         for inner in models_in(field.annotation):
             alternative = alternative_name(inner)
-            yield from settings(inner, f"{key}.", f"`{alternative}` only: " if alternative else "")
+            yield from settings(
+                inner, f"{key}{_position(field.annotation)}.", f"`{alternative}` only: " if alternative else ""
+            )
+
+
+def _position(annotation: Any) -> str:
+    """How the key of a setting goes on to one of its items: `[]` in a list, `.<key>` in a mapping."""
+    return {tuple: "[]", dict: ".<path>"}.get(get_origin(annotation), "")  # type: ignore[arg-type]
 
 
 def meaning_of(model: type[BaseModel], name: str, field: FieldInfo) -> str:
@@ -90,9 +97,10 @@ def type_name(annotation: Any) -> str:
     if origin is Literal:
         return " or ".join(f"`{yaml_value(part)}`" for part in parts)
     if origin in (Union, types.UnionType):
-        return " or ".join("null" if part is type(None) else type_name(part) for part in parts)
+        names = ["null" if part is type(None) else type_name(part) for part in parts]
+        return " or ".join(name for name in names if not (name == "integer" and "number" in names))
     if origin is tuple:
-        return f"list of {type_name(parts[0])}"
+        return f"list of {plural(type_name(parts[0]))}"
     if origin is dict:
         return f"mapping of {type_name(parts[0])} to {type_name(parts[1])}"
     if parts and hasattr(annotation, "__metadata__"):
@@ -100,6 +108,11 @@ def type_name(annotation: Any) -> str:
         bounds = bounds_of(fields)
         return f"{type_name(parts[0])} ({bounds})" if bounds else type_name(parts[0])
     raise ExtensionError(f"no name for the type {annotation!r} of a setting")
+
+
+def plural(name: str) -> str:
+    """`integers`, `strings (length at most 3)`."""
+    return re.sub(r"^(integer|number|string|mapping|path)\b", r"\1s", name)
 
 
 def bounds_of(metadata: list[Any]) -> str:
