@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -17,14 +17,14 @@ from PIL import Image
 from harness.data.scenes import Config as ScenesConfig
 from harness.data.scenes import load as load_scenes
 from harness.study.study import load
-from projectors import REFERENCE_DIMS, VisualFeatures, registry
+from projectors import REFERENCE_DIMS, ProjectorError, VisualFeatures, register
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
 
 @pytest.fixture
-def import_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def import_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     """Imports the first Python block of a page under the name of the file that the page tells to save it as."""
 
     def load_page(page: str) -> ModuleType:
@@ -38,13 +38,13 @@ def import_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mod
         spec.loader.exec_module(module)
         return module
 
-    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     return load_page
 
 
 def test_the_projector_registers_and_turns_patches_into_tokens(import_page):
     kind = import_page("README.md").Strided
-    assert registry._registered["strided"] is kind
+    with pytest.raises(ProjectorError, match="registers two projectors, Strided and Other"):
+        register(type("Other", (kind,), {"__module__": "strided"}))
     dims = REFERENCE_DIMS
     patches = torch.randn(2, dims.num_patches, dims.vision)
     patch_mask = torch.ones(2, dims.num_patches, dtype=torch.bool)

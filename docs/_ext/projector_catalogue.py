@@ -8,9 +8,9 @@ from functools import cache
 from markup import escape, link, table
 
 import projectors
-from harness.planning.reference_cost import measured
+from harness.planning import reference_cost
 
-costs_of = cache(measured)
+costs_of = cache(getattr(reference_cost, "measure", None) or reference_cost.measured)
 _TITLE = re.compile(r"(Source|Licence|Differs [^:]+): ?(.*)")
 _HEADINGS = ("projector", "tokens", "parameters", "GFLOPs", "required inputs beside patches", "licence")
 

@@ -19,7 +19,7 @@ TYPES = {int: "integer", float: "number", str: "string", bool: "boolean", Path: 
 UNITS = {
     **{word: word for word in ("steps", "images", "layers", "blocks", "tokens", "queries", "heads")},
     **{"expressions_per_image": "expressions per image", "depth": "layers", "count": "superpixels"},
-    **{"width": "channels", "trials": "search points"},
+    **{"width": "channels", "trials": "search points", "repeats": "runs"},
 }
 """Unit of a number by the last word of its key, where its description does not state one."""
 STATED_UNIT = re.compile(r"\bin (pixels|patches|logits|seconds)\b|\bas a (share of [^,;]+)|\b(share) of\b")
@@ -55,7 +55,7 @@ def settings(model: type[BaseModel], prefix: str = "", owner: str = "") -> Itera
 
 def _position(annotation: Any) -> str:
     """How the key of a setting goes on to one of its items: `[]` in a list, `.<key>` in a mapping."""
-    return {tuple: "[]", dict: ".<path>"}.get(get_origin(annotation), "")  # type: ignore[arg-type]
+    return {tuple: "[]", dict: ".<path>"}.get(get_origin(annotation), "")
 
 
 def meaning_of(model: type[BaseModel], name: str, field: FieldInfo) -> str:
@@ -162,7 +162,8 @@ def yaml_value(value: Any) -> str:
         return f"[{', '.join(map(yaml_value, value))}]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    is_whole = isinstance(value, float) and value.is_integer()
+    return str(int(value)) if is_whole else str(value)
 
 
 def settings_table(model: type[BaseModel]) -> str:
