@@ -52,7 +52,7 @@ class DAbstractor(Projector):
         )
         depth: int = Field(default=6, ge=1, le=MAX_DEPTH, description="layers of attention")
         width: int = Field(default=1024, ge=1, description="of queries, keys and values, and between the linear layers")
-        heads: int = Field(default=8, ge=1)
+        heads: int = Field(default=8, ge=1, description="attention heads")
         points: int = Field(default=4, ge=1, description="places that a head of a query reads")
 
     def __init__(self, config: Config, dims: Dims) -> None:

@@ -47,7 +47,7 @@ class DiVT(Projector):
             lt=1,
             description="cosine above which a patch joins a centre; the higher, the more tokens",
         )
-        heads: int = Field(default=8, ge=1)
+        heads: int = Field(default=8, ge=1, description="attention heads")
 
     def __init__(self, config: Config, dims: Dims) -> None:
         super().__init__(config, dims)

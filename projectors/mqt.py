@@ -50,7 +50,7 @@ class MQT(Projector):
         keys: Literal["as_released", "content"] = Field(
             default="as_released", description="where patches lie, alike for all images, or also what they hold"
         )
-        heads: int = Field(default=16, ge=1)
+        heads: int = Field(default=16, ge=1, description="attention heads")
 
         @model_validator(mode="after")
         def _queries_suffice(self) -> "MQT.Config":

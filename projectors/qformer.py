@@ -53,7 +53,7 @@ class QFormer(Projector):
         depth: int = Field(default=12, ge=1, le=MAX_DEPTH, description="layers")
         reads_every: int = Field(default=2, ge=1, description="layers from one that reads the patches to the next")
         width: int = Field(default=768, ge=1, description="of the queries; four times that between two linear layers")
-        heads: int = Field(default=12, ge=1)
+        heads: int = Field(default=12, ge=1, description="attention heads")
 
     def __init__(self, config: Config, dims: Dims) -> None:
         super().__init__(config, dims)

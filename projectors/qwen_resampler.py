@@ -49,7 +49,7 @@ class QwenResampler(Projector):
 
     class Config(ProjectorConfig):
         tokens: SquareCount = Field(default=256, ge=1, description="visual tokens of an image; a square number")
-        heads: int = Field(default=32, ge=1)
+        heads: int = Field(default=32, ge=1, description="attention heads")
 
     def __init__(self, config: Config, dims: Dims) -> None:
         super().__init__(config, dims)

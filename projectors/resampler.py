@@ -48,7 +48,7 @@ class Resampler(Projector):
     class Config(ProjectorConfig):
         tokens: int = Field(default=64, ge=1, description="latents, each a visual token")
         depth: int = Field(default=6, ge=1, le=MAX_DEPTH, description="layers, each reading patches and latents once")
-        heads: int = Field(default=8, ge=1)
+        heads: int = Field(default=8, ge=1, description="attention heads")
         head_width: int = Field(default=64, ge=1, description="of queries, keys and values of one head")
 
     def __init__(self, config: Config, dims: Dims) -> None:

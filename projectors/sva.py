@@ -66,7 +66,7 @@ class SVA(Projector):
         )
         depth: int = Field(default=3, ge=1, le=MAX_DEPTH, description="layers, each reading the window once")
         width: int = Field(default=1024, ge=1, description="of queries, keys and values, all heads together")
-        heads: int = Field(default=16, ge=1)
+        heads: int = Field(default=16, ge=1, description="attention heads")
 
     def __init__(self, config: Config, dims: Dims) -> None:
         super().__init__(config, dims)

@@ -47,7 +47,7 @@ class TokenPacker(Projector):
             description="blocks of the vision encoder that keys and values come from, counted from 1",
         )
         width: int = Field(default=1024, ge=1, description="of queries, keys and values, all heads together")
-        heads: int = Field(default=8, ge=1)
+        heads: int = Field(default=8, ge=1, description="attention heads")
 
         @model_validator(mode="after")
         def _settings_fit_each_other(self) -> "TokenPacker.Config":

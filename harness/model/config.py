@@ -24,10 +24,12 @@ class VisionConfig(BackboneConfig):
 class LoRAConfig(BackboneConfig):
     """Low-rank adapters of a pretrained LLM; the defaults are LISA's."""
 
-    rank: int = Field(default=8, ge=1)
-    alpha: int = Field(default=16, ge=1)
-    dropout: float = Field(default=0.05, ge=0, lt=1)
-    targets: tuple[str, ...] = Field(default=("q_proj", "v_proj"), min_length=1)
+    rank: int = Field(default=8, ge=1, description="rank of the update of a matrix")
+    alpha: int = Field(default=16, ge=1, description="the update is scaled by alpha / rank")
+    dropout: float = Field(default=0.05, ge=0, lt=1, description="probability, on the input of the update")
+    targets: tuple[str, ...] = Field(
+        default=("q_proj", "v_proj"), min_length=1, description="linear layers that are adapted, by name"
+    )
 
 
 class LLMConfig(BackboneConfig):
@@ -47,7 +49,9 @@ class LLMConfig(BackboneConfig):
     quantization: Literal["4bit"] | None = Field(
         default=None, description="of the frozen base, by bitsandbytes on CUDA; pretrained LLMs only"
     )
-    visual_attention: Literal["causal", "bidirectional"] = "causal"
+    visual_attention: Literal["causal", "bidirectional"] = Field(
+        default="causal", description="attention among the visual tokens of an image"
+    )
     seg_state: Literal["predict", "own"] = Field(
         default="predict",
         description="what prompts the mask decoder: the state that predicts [SEG], as in LISA, or that of [SEG] "

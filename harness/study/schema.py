@@ -20,8 +20,8 @@ class Range(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    low: int | float
-    high: int | float
+    low: int | float = Field(description="smallest value")
+    high: int | float = Field(description="largest value")
     log: bool = Field(default=False, description="sample the logarithm evenly")
     step: int | float | None = Field(default=None, gt=0, description="grid of the values; not with log")
 
@@ -42,7 +42,9 @@ class Search(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     arms: tuple[str, ...] = Field(min_length=1, description="arms that are varied; the others run as they are")
-    sampler: Literal["grid", "tpe"] = "grid"
+    sampler: Literal["grid", "tpe"] = Field(
+        default="grid", description="grid: every combination of the choices; tpe: Optuna's TPE sampler"
+    )
     trials: int | None = Field(default=None, ge=1, description="points to sample, shared evenly by the arms; tpe only")
     space: dict[str, Values] = Field(min_length=1, description="dotted path in the cell -> choices, or low and high")
 
@@ -83,7 +85,7 @@ class StudySettings(BaseModel):
     arms: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=MAX_NAME)], dict[str, Any] | None] = Field(
         min_length=1, description="differences from base by name; {} is base itself"
     )
-    search: Search | None = None
+    search: Search | None = Field(default=None, description="settings that are varied within arms")
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(
         min_length=1, description="every arm runs every seed"
     )
@@ -94,8 +96,8 @@ class StudySettings(BaseModel):
         description="the arm that the others are compared with, or several; figures and the gallery show the first"
     )
     margin: float = Field(default=0.01, gt=0, lt=1, description="smallest difference in gIoU that matters in practice")
-    claims: tuple[Claim, ...] = ()
-    tracking: Tracking = Tracking()
+    claims: tuple[Claim, ...] = Field(default=(), description="statements that the report judges")
+    tracking: Tracking = Field(default=Tracking(), description="MLflow store; the run folder's if left out")
 
 
 def grid(space: Mapping[str, Range | tuple[Choice, ...]]) -> list[dict[str, Choice]]:

@@ -42,8 +42,10 @@ class TrainingConfig(BaseModel):
         default="adamw",
         description="muon: for matrices of hidden layers, those of a LoRA among them, AdamW for all else",
     )
-    learning_rate: float = Field(default=3e-4, gt=0, le=10)
-    weight_decay: float = Field(default=0.0, ge=0, le=10)
+    learning_rate: float = Field(
+        default=3e-4, gt=0, le=10, description="highest, at the end of warm-up; a cosine to 0 follows"
+    )
+    weight_decay: float = Field(default=0.0, ge=0, le=10, description="decoupled, as in AdamW")
     warmup_steps: int = Field(default=100, ge=0, description="of each stage, rising linearly")
     location_loss: float = Field(
         default=0.0,
@@ -52,7 +54,7 @@ class TrainingConfig(BaseModel):
         description="weight of a loss that LISA has not: where the [SEG] state points, in the mask decoder's "
         "coordinates, should be on the target; the only one of masks for mask_decoder.prompt: points",
     )
-    clip_norm: float = Field(default=1.0, gt=0, le=1e6)
+    clip_norm: float = Field(default=1.0, gt=0, le=1e6, description="largest norm of the gradient of all parameters")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="auto: bfloat16 where the hardware multiplies it natively, else float32"
     )

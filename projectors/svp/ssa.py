@@ -22,7 +22,7 @@ class SSA(nn.Module):
 
     class Config(HeadedConfig):
         name: Literal["ssa"] = "ssa"
-        heads: int = Field(default=8, ge=1)
+        heads: int = Field(default=8, ge=1, description="attention heads")
         width: int = Field(default=256, ge=8, description="of queries, keys and values, all heads together")
         key_position: Literal["superpixel", "patch"] = Field(
             default="superpixel", description="a patch's key carries its superpixels' embedding, or one of its own"

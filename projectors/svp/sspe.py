@@ -33,10 +33,12 @@ class SSPE(PositionEncoder):
 
     class Config(HeadedConfig):
         name: Literal["sspe"] = "sspe"
-        blocks: int = Field(default=3, ge=1, le=12)
+        blocks: int = Field(default=3, ge=1, le=12, description="attention blocks")
         queries: int = Field(default=4, ge=1, le=64, description="learnable queries per superpixel")
-        heads: int = Field(default=4, ge=1)
-        width: int = Field(default=128, ge=8, multiple_of=4)
+        heads: int = Field(default=4, ge=1, description="attention heads")
+        width: int = Field(
+            default=128, ge=8, multiple_of=4, description="of queries, keys and values, all heads together"
+        )
         resolution: int = Field(default=16, ge=2, le=128, description="side of the mask that is read, in cells")
         keys: Literal["grid", "decoder_pe"] = Field(
             default="grid",

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from harness.data.example import Example
 from harness.data.formats.checking import Finding, check_refs
@@ -62,8 +62,10 @@ class Config(RefsConfig):
     """Which of the three datasets, and split by whom."""
 
     name: Literal["refer"] = "refer"
-    dataset: Dataset
-    split_by: SplitBy
+    dataset: Dataset = Field(description="name of the dataset")
+    split_by: SplitBy = Field(
+        description="authors of the split: unc or google for refcoco, unc for refcoco+, umd or google for refcocog"
+    )
 
     @model_validator(mode="after")
     def _was_split_so(self) -> "Config":

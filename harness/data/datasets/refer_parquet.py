@@ -66,7 +66,7 @@ class Config(RefsConfig):
 
     name: Literal["refer_parquet"] = "refer_parquet"
     root: Path = Field(description="folder that holds the mirrors refcoco, refcocoplus and refcocog")
-    dataset: Dataset
+    dataset: Dataset = Field(description="name of the dataset")
     instances: Path | None = Field(
         default=None,
         description="COCO's or REFER's instance file, to be read in place of raw_anns; it also knows the objects that "

@@ -44,7 +44,7 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: Literal["scenes"] = "scenes"
-    version: Literal[1] = 1
+    version: Literal[1] = Field(default=1, description="of the generator; a version fixes all pixels and words")
     seed: int = Field(default=0, ge=0, lt=2**32, description="another seed gives other scenes in every split")
     domains: tuple[Domain, ...] = Field(
         default=("studio",), min_length=1, description="visual domains, taken in turn by the images of a split"
@@ -52,13 +52,13 @@ class Config(BaseModel):
     test_domains: tuple[Domain, ...] | None = Field(
         default=None, min_length=1, description="of the test split; left out, those of the others"
     )
-    train_images: int = Field(default=800, ge=1)
-    validation_images: int = Field(default=100, ge=1)
-    test_images: int = Field(default=200, ge=1)
+    train_images: int = Field(default=800, ge=1, description="images of the training split")
+    validation_images: int = Field(default=100, ge=1, description="images of the validation split")
+    test_images: int = Field(default=200, ge=1, description="images of the test split")
     asks: tuple[Asks, ...] = Field(
         default=("expressions",), min_length=1, description="what an image is asked: to draw, to answer, to describe"
     )
-    expressions_per_image: int = Field(default=8, ge=1, le=12)
+    expressions_per_image: int = Field(default=8, ge=1, le=12, description="referring expressions of an image")
     train_expressions_per_image: int | None = Field(
         default=None, ge=1, le=36, description="in the training split, more of the same shares; left out, as elsewhere"
     )

@@ -50,7 +50,9 @@ class Config(SourceConfig):
         le=1,
         description="predicted IoU must be above; for wholes, above 0.1 less",
     )
-    stability_threshold: float = Field(default=_DEFAULT["stability_threshold"], ge=0, le=1)
+    stability_threshold: float = Field(
+        default=_DEFAULT["stability_threshold"], ge=0, le=1, description="stability score must reach this"
+    )
     stability_offset: float = Field(
         default=_DEFAULT["stability_offset"], gt=0, description="by how much the cut-off moves for it, in logits"
     )
