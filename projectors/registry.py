@@ -23,7 +23,7 @@ P = TypeVar("P", bound="type[Projector]")
 class Registry(Generic[T]):
     """Components of one kind by name; the name of a component is the name of its file.
 
-    A folder of the package stands for the module of the same name inside it. Listing the names imports no component.
+    If a component is a subpackage, its module has the same name. Listing the names imports no component.
 
     Attributes:
         kind: noun for error messages.
