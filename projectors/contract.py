@@ -18,13 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-
-class ProjectorError(Exception):
-    """A mistake in how a projector is named, registered or configured."""
-
-
-class IncompatibleError(ProjectorError):
-    """A configuration that this backbone cannot satisfy; the cell is recorded as skipped, with this reason."""
+from projectors.errors import ProjectorError
 
 
 @dataclass(frozen=True, slots=True)

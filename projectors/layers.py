@@ -10,7 +10,8 @@ from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from projectors.contract import Dims, IncompatibleError, PartConfig
+from projectors.contract import Dims, PartConfig
+from projectors.errors import IncompatibleError
 
 
 def _is_square(count: int) -> int:

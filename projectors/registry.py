@@ -1,81 +1,139 @@
-"""Which projectors there are: the files of this folder, and the `svp_harness.projectors` entry points of others."""
+"""Named components of a study: the modules of one folder, and modules that other packages add by entry points."""
 
 import pkgutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache, partial
+from functools import cached_property, partial
 from importlib import import_module
-from importlib.metadata import entry_points
-from typing import TypeVar
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from projectors.contract import Projector, ProjectorError
+from projectors.errors import ProjectorError
 
-ENTRY_POINT_GROUP = "svp_harness.projectors"
-_MACHINERY = {"contract", "registry", "layers"}
-_registered: dict[str, type[Projector]] = {}
+if TYPE_CHECKING:
+    from projectors.contract import Projector
 
-P = TypeVar("P", bound=type[Projector])
+T = TypeVar("T")
+P = TypeVar("P", bound="type[Projector]")
+
+
+@dataclass(frozen=True)
+class Registry(Generic[T]):
+    """Components of one kind by name; the name of a component is the name of its file.
+
+    If a component is a subpackage, its module has the same name. Listing the names imports no component.
+
+    Attributes:
+        kind: noun for error messages.
+        package: import path of the package whose modules are the built-in components.
+        group: entry-point group in which other packages name their modules.
+        find: the component that an imported module defines; None if it defines none.
+        requirement: what a module must have so that `find` succeeds, for the error message.
+        error: type of the errors that are raised.
+        shared: modules of the package that define no component.
+        hint: a hint for an unknown name that takes the place of near matches; None for no hint.
+    """
+
+    kind: str
+    package: str
+    group: str
+    find: Callable[[ModuleType], T | None]
+    requirement: str
+    error: type[Exception]
+    shared: frozenset[str] = frozenset()
+    hint: Callable[[str], str | None] = lambda _: None
+
+    def names(self) -> list[str]:
+        """All names, sorted.
+
+        Raises:
+            self.error: an entry point has the name of another component, or not the name of its module.
+        """
+        return sorted(self._modules)
+
+    def get(self, name: str) -> T:
+        """The component of that name.
+
+        Raises:
+            self.error: the name is unknown, or its module defines no component or cannot be imported.
+        """
+        if name not in self._modules:
+            raise self.error(f"no {self.kind} {name!r:.80}; {self.hint(name) or self._suggestion(name)}")
+        module = self._modules[name]()
+        component = self.find(module)
+        if component is None:
+            raise self.error(f"the module {module.__name__} defines no {self.kind}; {self.requirement}")
+        return component
+
+    @cached_property
+    def _modules(self) -> dict[str, Callable[[], ModuleType]]:
+        """Name -> a function that imports the module."""
+        modules: dict[str, Callable[[], ModuleType]] = {}
+        for found in pkgutil.iter_modules(import_module(self.package).__path__):
+            if found.name not in self.shared and not found.name.startswith("_"):
+                path = f"{self.package}.{found.name}" + (f".{found.name}" if found.ispkg else "")
+                modules[found.name] = partial(import_module, path)
+        for entry in entry_points(group=self.group):
+            if entry.name in modules:
+                raise self.error(f"{_origin(entry)} has the name of another {self.kind}; rename the entry and its file")
+            if entry.name != entry.value.rpartition(".")[2]:
+                raise self.error(
+                    f"{_origin(entry)} names {entry.value}; the entry point must have the name of its module, "
+                    "as `name = package.name`; rename one of them"
+                )
+            modules[entry.name] = partial(self._load, entry)
+        return modules
+
+    def _load(self, entry: EntryPoint) -> ModuleType:
+        try:
+            return import_module(entry.value)
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise self.error(
+                f"{_origin(entry)} names {entry.value}, which cannot be imported ({reason}); "
+                "repair or uninstall that package"
+            ) from error
+
+    def _suggestion(self, name: str) -> str:
+        near = get_close_matches(name[:80], self.names(), n=3)
+        return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(self.names())}"
+
+
+def _origin(entry: EntryPoint) -> str:
+    """The entry point and the package that installed it."""
+    package = f" of the package {entry.dist.name}" if entry.dist else ""
+    return f"the entry point {entry.name!r}{package} in {entry.group}"
+
+
+_classes: dict[str, "type[Projector]"] = {}
+"""The registered projector of each module."""
 
 
 def register(projector: P) -> P:
-    """Class decorator: the projector's name in YAML is the name of the file it stands in.
+    """Class decorator: registers a projector under the name of its file.
 
     Raises:
-        ProjectorError: the file already registered another class, or the name is taken by another file.
+        ProjectorError: the file has already registered another class.
     """
-    name = projector.__module__.rpartition(".")[2]
-    other = _registered.get(name)
-    if other is not None and other.__qualname__ != projector.__qualname__:
+    other = _classes.setdefault(projector.__module__, projector)
+    if other.__qualname__ != projector.__qualname__:
         raise ProjectorError(
             f"{projector.__module__}.py registers two projectors, {other.__name__} and {projector.__name__}; "
-            "give each a file of its own, because the file name is the projector's name"
+            "move one to a file of its own, because the file name is the projector's name"
         )
-    if other is not None and other.__module__ != projector.__module__:
-        raise ProjectorError(
-            f"projector {name!r} is registered by {other.__module__} and by {projector.__module__}; rename one file"
-        )
-    _registered[name] = projector
+    _classes[projector.__module__] = projector
     return projector
 
 
-@cache
-def _origins() -> dict[str, Callable[[], object]]:
-    """Name -> how to load it; nothing is imported until a projector is asked for."""
-    import projectors
-
-    origins: dict[str, Callable[[], object]] = {}
-    for module in pkgutil.iter_modules(projectors.__path__):
-        if module.name not in _MACHINERY and not module.name.startswith("_"):
-            path = f"projectors.{module.name}.{module.name}" if module.ispkg else f"projectors.{module.name}"
-            origins[module.name] = partial(import_module, path)
-    for entry in entry_points(group=ENTRY_POINT_GROUP):
-        if entry.name in origins:
-            raise ProjectorError(
-                f"entry point {entry.name!r} of {entry.value} has the name of a projector that exists; rename it"
-            )
-        origins[entry.name] = entry.load
-    return origins
-
-
-def names() -> list[str]:
-    """All projector names, sorted."""
-    return sorted(_origins())
-
-
-def get(name: str) -> type[Projector]:
-    """The projector class of that name.
-
-    Raises:
-        ProjectorError: no such projector, or its file registers nothing.
-    """
-    origins = _origins()
-    if name not in origins:
-        near = get_close_matches(name, list(origins), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names())}"
-        raise ProjectorError(f"no projector {name!r}; {hint}")
-    origins[name]()
-    if name not in _registered:
-        raise ProjectorError(
-            f"the file of projector {name!r} registers nothing of that name; decorate its class with @register"
-        )
-    return _registered[name]
+PROJECTORS: "Registry[type[Projector]]" = Registry(
+    kind="projector",
+    package="projectors",
+    group="svp_harness.projectors",
+    find=lambda module: _classes.get(module.__name__),
+    requirement="decorate its class with @register",
+    error=ProjectorError,
+    shared=frozenset({"contract", "errors", "layers", "registry"}),
+)
+names, get = PROJECTORS.names, PROJECTORS.get

@@ -16,7 +16,8 @@ from einops import rearrange, repeat
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from projectors.contract import Dims, IncompatibleError, Projector, ProjectorConfig, VisualFeatures, VisualTokens
+from projectors.contract import Dims, Projector, ProjectorConfig, VisualFeatures, VisualTokens
+from projectors.errors import IncompatibleError
 from projectors.layers import KeyValueNorm, blocks_of, mlp
 from projectors.registry import register
 

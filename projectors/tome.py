@@ -16,7 +16,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from projectors.contract import Dims, IncompatibleError, Projector, ProjectorConfig, VisualFeatures, VisualTokens
+from projectors.contract import Dims, Projector, ProjectorConfig, VisualFeatures, VisualTokens
+from projectors.errors import IncompatibleError
 from projectors.layers import mlp, one_region_a_patch, pool_by_area
 from projectors.registry import register
 

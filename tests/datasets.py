@@ -17,13 +17,13 @@ IMAGES = "images/mscoco/images/train2014"
 
 
 def made(count: int = 4) -> list[Example]:
-    """The scenes that the datasets below show, as images 101, 102, ..."""
+    """The scenes of the datasets below, as images 101, 102, ..."""
     config = scenes.Config(seed=7, test_images=count, expressions_per_image=6)
     return list(scenes.load(config, "test"))
 
 
 def runs(mask: np.ndarray) -> dict[str, Any]:
-    """COCO's uncompressed run-length encoding of an (h, w) bool mask, as crowds have it."""
+    """COCO's uncompressed run-length encoding of an (h, w) bool mask, as for crowds."""
     pixels = mask.flatten(order="F").astype(np.int8)
     edges = np.flatnonzero(np.diff(pixels, prepend=0, append=-1))
     return {"size": list(mask.shape), "counts": [int(n) for n in np.diff(edges, prepend=0)]}
@@ -42,7 +42,7 @@ def annotation(key: int, image_id: int, segmentation: Any, is_crowd: int = 0) ->
 
 
 def write_images(folder: Path, examples: list[Example]) -> list[dict[str, Any]]:
-    """PNG images, so that pixels stay as they are; the `images` of an instance file."""
+    """Writes lossless PNG images and returns the `images` of an instance file."""
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for number, example in enumerate(examples):
@@ -53,7 +53,7 @@ def write_images(folder: Path, examples: list[Example]) -> list[dict[str, Any]]:
 
 
 def instances(examples: list[Example], images: list[dict[str, Any]]) -> dict[str, Any]:
-    """An annotation an object: compressed and uncompressed run lengths in turn; ids are 1000 * image + object."""
+    """One annotation per object, alternately with compressed and plain run lengths; ids are 1000 * image + object."""
     entries = []
     for number, example in enumerate(examples):
         for k, one in enumerate(example.objects, start=1):
@@ -64,7 +64,7 @@ def instances(examples: list[Example], images: list[dict[str, Any]]) -> dict[str
 
 
 def refs(examples: list[Example], splits: list[str], *, as_lists: bool) -> list[dict[str, Any]]:
-    """A ref an expression; where an expression has several targets or none, only with `as_lists`."""
+    """One ref per expression; expressions with several targets or none only with `as_lists`."""
     found: list[dict[str, Any]] = []
     for number, (example, split) in enumerate(zip(examples, splits, strict=True)):
         for expression in example.expressions:
@@ -91,12 +91,12 @@ def refs(examples: list[Example], splits: list[str], *, as_lists: bool) -> list[
 
 
 def write_refer(root: Path, examples: list[Example], splits: list[str]) -> None:
-    """RefCOCO (unc) as REFER has it: a pickle of Python 2's protocol, and an instance file."""
+    """RefCOCO (unc) as released by REFER: a pickle in Python 2's protocol, and an instance file."""
     write_refs(root / "refcoco", "refs(unc).p", root, examples, refs(examples, splits, as_lists=False))
 
 
 def write_grefcoco(root: Path, examples: list[Example], splits: list[str]) -> None:
-    """gRefCOCO, whose refs are JSON and name lists of annotations."""
+    """gRefCOCO, whose refs are JSON with lists of annotations."""
     write_refs(root / "grefcoco", "grefs(unc).json", root, examples, refs(examples, splits, as_lists=True))
 
 
@@ -113,13 +113,13 @@ def write_refs(folder: Path, name: str, root: Path, examples: list[Example], con
 def write_instances(
     folder: Path, examples: list[Example], change: Callable[[dict[str, Any]], None] = lambda _: None
 ) -> dict[str, Any]:
-    """Instance files of which every annotation is called something: the last image is `test`, the others are `train`.
+    """Instance files whose annotations all have an expression: the last image is `test`, the others are `train`.
 
     Args:
-        change: made to what is trained on before it is written.
+        change: edits the training instances before they are written.
 
     Returns:
-        The settings that read them.
+        The settings that load them.
     """
     images = write_images(folder / "images", examples)
     content = instances(examples, images)

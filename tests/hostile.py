@@ -1,4 +1,4 @@
-"""Mutates studies: nasty values in place of good ones, keys that go, come twice or are new, sections that swap."""
+"""Mutations of studies: invalid values, removed, duplicate and unknown keys, and exchanged sections."""
 
 import json
 import random
@@ -48,16 +48,16 @@ KEYS = (
 
 
 class Raw(str):
-    """A value that is written as it stands."""
+    """A value that is written to YAML unquoted."""
 
 
 def plain(text: str) -> Any:
-    """A study as Python has it."""
+    """A study as Python objects."""
     return YAML(typ="safe", pure=True).load(text)
 
 
 def written(value: Any) -> str:
-    """YAML in flow style; a mapping is a list of pairs, so that a key can come twice."""
+    """YAML in flow style; keys may occur twice."""
     if isinstance(value, Raw):
         return value
     if isinstance(value, dict):
@@ -75,21 +75,21 @@ def mutated(study: Any, chance: random.Random) -> Any:
     """The study with one to three changes."""
     study = json.loads(json.dumps(study))
     for _ in range(chance.choice((1, 1, 2, 3))):
-        places = list(_places(study))
-        if places:
-            _change(*chance.choice(places), chance, places)
+        entries = list(_entries(study))
+        if entries:
+            _change(*chance.choice(entries), chance, entries)
     return study
 
 
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+def _entries(value: Any) -> Iterator[tuple[Any, Any]]:
     """Every (container, key) in a value."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in list(items):
         yield value, key
-        yield from _places(inner)
+        yield from _entries(inner)
 
 
-def _change(container: Any, key: Any, chance: random.Random, places: list[tuple[Any, Any]]) -> None:
+def _change(container: Any, key: Any, chance: random.Random, entries: list[tuple[Any, Any]]) -> None:
     kind = chance.randrange(8)
     nasty = Raw(chance.choice(NASTY))
     if kind <= 2:
@@ -99,9 +99,9 @@ def _change(container: Any, key: Any, chance: random.Random, places: list[tuple[
     elif kind == 4 and isinstance(container, dict):
         container[Raw(chance.choice([*KEYS, str(key)]))] = container[key] if chance.random() < 0.5 else nasty
     elif kind == 5:
-        other, at = chance.choice(places)
+        other, at = chance.choice(entries)
         if at in (other if isinstance(other, dict) else range(len(other))):
-            # Copied, so that a section does not come to hold itself.
+            # A copy, so that no section contains itself.
             container[key], other[at] = _copy(other[at]), _copy(container[key])
     elif kind == 6:
         container[key] = [container[key]] if chance.random() < 0.5 else {"name": container[key]}

@@ -1,4 +1,4 @@
-"""Datasets in their official formats load to exactly the masks and sentences that were written, or say why not."""
+"""Datasets in official formats load to exactly the masks and sentences that were written, or raise a clear error."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def test_refcoco_has_the_masks_and_sentences_that_were_written(root: Path, split
 
 
 @pytest.mark.parametrize(("dataset", "split_by"), refer.SPLITS)
-def test_every_pickle_of_refer_is_read_by_its_own_splits(tmp_path: Path, dataset: str, split_by: str) -> None:
+def test_every_pickle_of_refer_loads_with_its_own_splits(tmp_path: Path, dataset: str, split_by: str) -> None:
     config = refer.Config.model_validate({"root": tmp_path, "dataset": dataset, "split_by": split_by})
     splits = [config.splits[number % len(config.splits)] for number in range(len(MADE))]
     content = datasets.refs(MADE, splits, as_lists=False)
@@ -70,13 +70,13 @@ def test_every_pickle_of_refer_is_read_by_its_own_splits(tmp_path: Path, dataset
         for example in found:
             scene = MADE[int(example.image_id.removeprefix("coco/")) - 101]
             single = [one for one in scene.expressions if len(one.targets) == 1]
-            for one, meant in zip(example.expressions[::2], single, strict=True):
-                assert one.text == meant.text
-                assert np.array_equal(example.mask(one), scene.mask(meant))
+            for one, expected in zip(example.expressions[::2], single, strict=True):
+                assert one.text == expected.text
+                assert np.array_equal(example.mask(one), scene.mask(expected))
 
 
 def test_polygons_of_a_file_are_filled(root: Path) -> None:
-    """Two parts of one object."""
+    """The object has two parts."""
     key = pickle.loads((root / "refcoco" / "refs(unc).p").read_bytes())[0]["ann_id"]
     parts = [[10, 20, 30, 20, 30, 60, 10, 60], [50, 20, 70, 20, 70, 60, 50, 60]]
     edit(
@@ -89,8 +89,8 @@ def test_polygons_of_a_file_are_filled(root: Path) -> None:
     assert np.array_equal(example.mask(example.expressions[0]), expected)
 
 
-@pytest.mark.parametrize(("dataset", "place"), [(grefcoco, "grefcoco"), (ref_zom, "ref-zom")])
-def test_expressions_about_several_objects_and_none(tmp_path: Path, dataset, place: str) -> None:
+@pytest.mark.parametrize(("dataset", "folder"), [(grefcoco, "grefcoco"), (ref_zom, "ref-zom")])
+def test_expressions_with_several_targets_and_with_none(tmp_path: Path, dataset, folder: str) -> None:
     if dataset is grefcoco:
         datasets.write_grefcoco(tmp_path, MADE, SPLITS)
         config = grefcoco.Config(root=tmp_path)
@@ -102,7 +102,7 @@ def test_expressions_about_several_objects_and_none(tmp_path: Path, dataset, pla
             ref["ann_id"] = (
                 [101001] if ref["no_target"] and ref["image_id"] == 101 else [i for i in ref["ann_id"] if i > 0]
             )
-        datasets.write_refs(tmp_path / place, "refs(final).p", tmp_path, MADE, refs)
+        datasets.write_refs(tmp_path / folder, "refs(final).p", tmp_path, MADE, refs)
         config = ref_zom.Config(root=tmp_path, images=Path(datasets.IMAGES))
     (example,) = dataset.load(config, "train")
     families = {0: "no_target", 1: "single"}
@@ -112,14 +112,14 @@ def test_expressions_about_several_objects_and_none(tmp_path: Path, dataset, pla
     assert "no_target" in {one.family for one in example.expressions}
 
 
-def test_polygons_are_filled_as_pycocotools_fills_them() -> None:
+def test_polygons_are_filled_as_by_pycocotools() -> None:
     polygon = [[2.0, 2.0, 6.0, 2.0, 6.0, 6.0, 2.0, 6.0]]
     mask, has_overlap = mask_of(polygon, 8, 8, "union")
     assert np.array_equal(coco_mask.decode(mask) > 0, SQUARE)
     assert not has_overlap
 
 
-def test_pixels_of_two_polygons_are_the_objects_or_background() -> None:
+def test_pixels_in_two_polygons_are_object_or_background() -> None:
     union, has_overlap = mask_of(OVERLAP, 8, 8, "union")
     lisa, _ = mask_of(OVERLAP, 8, 8, "lisa_sum")
     assert has_overlap
@@ -127,7 +127,7 @@ def test_pixels_of_two_polygons_are_the_objects_or_background() -> None:
     assert coco_mask.area(lisa) == 16 + 16 - 2 * 4
 
 
-def test_overlapping_polygons_need_a_word_on_what_they_mean(root: Path) -> None:
+def test_overlapping_polygons_require_ground_truth(root: Path) -> None:
     path = root / "refcoco" / "instances.json"
     key = pickle.loads((root / "refcoco" / "refs(unc).p").read_bytes())[0]["ann_id"]
     edit(path, lambda content: next(a for a in content["annotations"] if a["id"] == key).update(segmentation=OVERLAP))
@@ -151,8 +151,8 @@ def test_a_crowd_is_no_object(root: Path) -> None:
     assert np.array_equal(example.mask(example.expressions[0]), MADE[0].mask(_first_single(0)))
 
 
-def test_grefcoco_leaves_crowds_out_of_targets_and_refer_keeps_them(tmp_path: Path) -> None:
-    """As G_REFER's getMaskByRef and REFER's getMask do."""
+def test_grefcoco_excludes_crowds_from_targets_and_refer_keeps_them(tmp_path: Path) -> None:
+    """As in G_REFER's getMaskByRef and in REFER's getMask."""
     size = MADE[0].size
     top, left = np.zeros(size, bool), np.zeros(size, bool)
     top[:9], left[:, :9] = True, True
@@ -183,7 +183,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("change", ODD.values(), ids=ODD.keys())
-def test_an_unreadable_annotation_that_no_sentence_names_is_left_out_and_counted(
+def test_an_invalid_annotation_without_sentences_is_excluded_and_counted(
     root: Path, change: dict[str, object], capsys
 ) -> None:
     before = refer.load(refcoco(root), "train")
@@ -194,14 +194,14 @@ def test_an_unreadable_annotation_that_no_sentence_names_is_left_out_and_counted
     assert (after.objects, after.expressions) == (before[0].objects, before[0].expressions)
     main(["check", "refer", "--root", str(root)])
     output = capsys.readouterr().out
-    assert "ok refcoco (unc): 1 annotation has no readable mask, the first 7; no sentence refers to it" in output
+    assert "ok refcoco (unc): 1 annotation has no valid mask, the first 7; no sentence refers to it" in output
     refs = [{"image_id": 101, "ann_id": 7, "split": "train", "sentences": [{"sent": "odd"}]}]
     (root / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
-    with pytest.raises(DataError, match="annotation 7 has no mask that can be read"):
+    with pytest.raises(DataError, match="annotation 7 has no valid mask"):
         refer.load(refcoco(root), "train")
 
 
-def test_an_annotation_without_a_segmentation_is_left_out(root: Path) -> None:
+def test_an_annotation_without_a_segmentation_is_excluded(root: Path) -> None:
     odd = datasets.annotation(7, 101, [])
     del odd["segmentation"]
     edit(root / "refcoco" / "instances.json", lambda content: content["annotations"].insert(0, odd))
@@ -210,7 +210,7 @@ def test_an_annotation_without_a_segmentation_is_left_out(root: Path) -> None:
 
 
 @pytest.mark.parametrize("ground_truth", ["union", "lisa_sum"])
-def test_an_annotation_may_have_more_parts_than_a_byte_counts(ground_truth) -> None:
+def test_an_annotation_may_have_more_than_255_parts(ground_truth) -> None:
     corners = [(x, y) for x in range(0, 100, 5) for y in range(0, 100, 5)][:300]
     squares = [[x, y, x + 3, y, x + 3, y + 3, x, y + 3] for x, y in corners]
     expected = np.zeros((100, 100), bool)
@@ -228,20 +228,20 @@ def _first_single(number: int):
     return next(one for one in MADE[number].expressions if len(one.targets) == 1)
 
 
-def test_a_pickle_that_would_run_something_is_refused(root: Path) -> None:
+def test_a_pickle_that_runs_code_is_refused(root: Path) -> None:
     class Malicious:
         def __reduce__(self):
             return os.system, ("touch " + str(root / "ran"),)
 
     (root / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps([Malicious()]))
-    with pytest.raises(DataError, match=r"refs\(unc\).p is a pickle that asks for 'posix.system'"):
+    with pytest.raises(DataError, match=r"refs\(unc\).p is a pickle that loads 'posix.system'"):
         refer.load(refcoco(root), "train")
     assert not (root / "ran").exists()
 
 
 def test_text_of_python_2_is_latin_1(root: Path) -> None:
     path = root / "refcoco" / "refs(unc).p"
-    # As Python 2 wrote {"sent": "caf\xe9"}: byte strings, which Python 3 itself no longer writes.
+    # Written as by Python 2 for {"sent": "caf\xe9"}: byte strings, which Python 3 does not write.
     sentence = b"(dS'sent'\nS'caf\\xe9'\ns"
     path.write_bytes(
         b"(lp0\n(dS'image_id'\nI101\nsS'ann_id'\nI101001\nsS'split'\nS'train'\nsS'sentences'\n(l" + sentence + b"asa."
@@ -253,21 +253,21 @@ def test_text_of_python_2_is_latin_1(root: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lambda root: _cut(root / "refcoco" / "refs(unc).p"), r"refs\(unc\).p is a truncated or invalid pickle"),
-        (lambda root: _cut(root / "refcoco" / "instances.json"), r"instances.json is truncated or invalid JSON"),
+        (lambda root: _truncate(root / "refcoco" / "refs(unc).p"), r"refs\(unc\).p is a truncated or invalid pickle"),
+        (lambda root: _truncate(root / "refcoco" / "instances.json"), r"instances.json is truncated or invalid JSON"),
         (lambda root: (root / "refcoco" / "instances.json").unlink(), r"instances.json is missing"),
-        (lambda root: _drop_annotations(root), r"image 101 has no annotation 10100\d, which a sentence is about"),
-        (lambda root: _spoil_polygon(root), r"no mask that can be read: a polygon of 4 numbers"),
+        (lambda root: _drop_annotations(root), r"image 101 has no annotation 10100\d, to which a sentence refers"),
+        (lambda root: _spoil_polygon(root), r"no valid mask: a polygon of 4 numbers"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_one_sentence(root: Path, spoil, sentence: str) -> None:
+def test_a_damaged_file_is_one_sentence(root: Path, spoil, sentence: str) -> None:
     spoil(root)
     with pytest.raises(DataError, match=sentence) as raised:
         refer.load(refcoco(root), "train")
     assert "\n" not in str(raised.value)
 
 
-def _cut(path: Path) -> None:
+def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
@@ -287,11 +287,11 @@ def _spoil_polygon(root: Path) -> None:
     ("spoil", "sentence"),
     [
         (lambda path: path.unlink(), "is missing"),
-        (lambda path: _cut(path), "cannot be read as an image"),
+        (lambda path: _truncate(path), "cannot be read as an image"),
         (lambda path: path.write_bytes(b"no image"), "cannot be read as an image"),
     ],
 )
-def test_an_image_that_cannot_be_read_is_told_when_it_is_looked_at(root: Path, spoil, sentence: str) -> None:
+def test_a_damaged_image_raises_an_error_at_access(root: Path, spoil, sentence: str) -> None:
     (example,) = refer.load(refcoco(root), "train")
     spoil(example.picture.path)
     with pytest.raises(DataError, match=sentence):
@@ -323,11 +323,11 @@ def test_any_instance_file_with_a_column_of_expressions(tmp_path: Path) -> None:
         one["generated_text"] = "a thing"
     path.write_text(json.dumps(content))
     assert not coco_instances.load(config, "train")[0].lists_all_objects
-    with pytest.raises(DataError, match="no annotation has a text under 'expression'; name their field"):
+    with pytest.raises(DataError, match=r"no annotation has an expression in the field 'expression'; set data\.column"):
         coco_instances.load(config.model_copy(update={"column": "expression"}), "train")
 
 
-def test_reasonseg_draws_small_shapes_over_large_ones_and_keeps_what_is_ignored_apart(tmp_path: Path) -> None:
+def test_reasonseg_renders_small_shapes_over_large_ones_and_separates_ignored_pixels(tmp_path: Path) -> None:
     shapes = [
         {"label": "ignore", "points": [[3, 3], [5, 3], [5, 5], [3, 5]]},
         {"label": "flag", "points": [[0, 0], [9, 0], [9, 9], [0, 9]]},
@@ -352,34 +352,34 @@ def test_reasonseg_in_another_encoding_and_without_shapes(tmp_path: Path) -> Non
     datasets.write_reasonseg(tmp_path, "a", image, content, encoding="cp1252")
     (example,) = reasonseg.load(reasonseg.Config(root=tmp_path), "test")
     assert [(one.text, one.targets) for one in example.expressions] == [("the caf\xe9", ())]
-    # As two of the released test split.
+    # As in two annotations of the released test split.
     datasets.write_reasonseg(tmp_path, "b", image, {"text": ["left out"], "is_sentence": True})
     assert len(reasonseg.load(reasonseg.Config(root=tmp_path), "test")) == 1
     *_, found = reasonseg.check(tmp_path)
-    assert "2 images, 1 sentences, 1 of the images left out" in found.text
+    assert "2 images, 1 sentences, 1 images without `shapes` skipped" in found.text
     datasets.write_reasonseg(tmp_path, "c", image, {"shapes": [], "is_sentence": True})
     with pytest.raises(DataError, match=r"c.json is no annotation of ReasonSeg \(KeyError: 'text'\)"):
         reasonseg.load(reasonseg.Config(root=tmp_path), "test")
 
 
-def test_a_split_that_is_not_there_is_told_with_those_that_are(root: Path) -> None:
+def test_an_unknown_split_is_refused_with_the_known_ones(root: Path) -> None:
     with pytest.raises(DataError, match=r"has no split 'test'; did you mean testB or testA"):
         refer.load(refcoco(root), "test")
 
 
-def test_check_holds_counts_against_what_is_published(root: Path, capsys) -> None:
+def test_check_compares_counts_with_the_published_ones(root: Path, capsys) -> None:
     assert main(["check", "refer", "--root", str(root)]) == 2
     output = capsys.readouterr().out
     assert "!! refcoco (unc) testA: " in output
     assert "published are 5657 sentences, 1975 refs, 750 images" in output
-    assert "ok refcoco (unc): all 4 image files are there" in output
+    assert "ok refcoco (unc): all 4 image files exist" in output
     assert "ok refcoco (unc): none of the" in output
     assert "refcoco+ (unc)" in output
     assert "missing; annotations: refcoco.zip" in output
 
 
-def test_check_is_content_where_all_is_as_published(root: Path, capsys, monkeypatch) -> None:
-    found = refer._read(refcoco(root))
+def test_check_passes_if_all_is_as_published(root: Path, capsys, monkeypatch) -> None:
+    found = refcoco(root).read_refs()
     monkeypatch.setattr(refer, "PUBLISHED", {("refcoco", "unc"): {split: found.counts(split) for split in SPLITS}})
     monkeypatch.setattr(refer, "SPLITS", {("refcoco", "unc"): tuple(SPLITS)})
     assert main(["check", "refer", "--root", str(root)]) == 0
@@ -389,21 +389,21 @@ def test_check_is_content_where_all_is_as_published(root: Path, capsys, monkeypa
     assert "1 of 4 image files are missing, the first" in capsys.readouterr().out
 
 
-def test_check_goes_on_behind_polygons_that_overlap_and_counts_them(root: Path, capsys) -> None:
+def test_check_continues_after_overlapping_polygons_and_counts_them(root: Path, capsys) -> None:
     key = pickle.loads((root / "refcoco" / "refs(unc).p").read_bytes())[0]["ann_id"]
     path = root / "refcoco" / "instances.json"
     edit(path, lambda content: next(a for a in content["annotations"] if a["id"] == key).update(segmentation=OVERLAP))
     main(["check", "refer", "--root", str(root)])
     output = capsys.readouterr().out
-    assert f"annotations meant have polygons that overlap, the first {key}; evaluators differ" in output
-    assert "ok refcoco (unc): all 4 image files are there" in output
+    assert f"target annotations have overlapping polygons, the first {key}; evaluators treat" in output
+    assert "ok refcoco (unc): all 4 image files exist" in output
 
 
-def test_check_reads_the_size_of_images(root: Path, capsys) -> None:
+def test_check_compares_the_size_of_images(root: Path, capsys) -> None:
     Image.new("RGB", (10, 20)).save(root / datasets.IMAGES / "COCO_train2014_000000000103.png")
     assert main(["check", "refer", "--root", str(root)]) == 2
     output = capsys.readouterr().out
-    assert "!! refcoco (unc): 1 of 4 images have another size than their annotations, the first" in output
+    assert "!! refcoco (unc): 1 of 4 images differ in size from their annotations, the first" in output
     assert "COCO_train2014_000000000103.png: 10 x 20, not 224 x 224" in output
 
 
@@ -416,7 +416,7 @@ def test_check_reads_the_size_of_images(root: Path, capsys) -> None:
         (b"Pname\n.", "persistent"),
     ],
 )
-def test_a_damaged_pickle_is_one_sentence_whatever_its_instructions_raise(tmp_path: Path, content, reason: str) -> None:
+def test_a_damaged_pickle_is_one_sentence(tmp_path: Path, content, reason: str) -> None:
     (tmp_path / "refs.p").write_bytes(content)
     with pytest.raises(DataError, match=rf"refs.p is a truncated or invalid pickle \(.*{reason}") as raised:
         read_plain_pickle(tmp_path / "refs.p")
@@ -438,20 +438,20 @@ def test_masks_that_would_break_pycocotools_are_refused(segmentation, reason: st
         mask_of(segmentation, 8, 8, "union")
 
 
-def test_a_compressed_encoding_that_is_cut_off_is_refused() -> None:
+def test_a_truncated_compressed_encoding_is_refused() -> None:
     whole = coco_mask.encode(np.asfortranarray(SQUARE.astype(np.uint8)))
     assert np.array_equal(coco_mask.decode(mask_of(whole, 8, 8, "union")[0]) > 0, SQUARE)
-    cut = {**whole, "counts": whole["counts"][:3].decode()}
+    truncated = {**whole, "counts": whole["counts"][:3].decode()}
     with pytest.raises(ValueError, match=r"an encoding of .* pixels; the image has 64"):
-        mask_of(cut, 8, 8, "union")
+        mask_of(truncated, 8, 8, "union")
 
 
 def test_no_polygon_is_an_empty_mask() -> None:
     assert coco_mask.area(mask_of([], 8, 8, "union")[0]) == 0
 
 
-def test_images_are_known_by_cocos_number_and_others_by_their_file(tmp_path: Path) -> None:
-    """A file of instances may number images as it likes."""
+def test_image_ids_are_cocos_or_paths(tmp_path: Path) -> None:
+    """The image ids of an instance file may differ from COCO's."""
     images = datasets.write_images(tmp_path / "images", MADE[:2])
     content = datasets.instances(MADE[:2], images)
     content["images"][1]["file_name"] = "mine/102.png"
@@ -463,44 +463,44 @@ def test_images_are_known_by_cocos_number_and_others_by_their_file(tmp_path: Pat
     assert [one.image_id for one in coco_instances.load(config, "train")] == ["coco/101", "file/mine/102.png"]
 
 
-def test_gqa_beside_cocos_images_is_refused() -> None:
+def test_gqa_in_a_mix_with_images_of_coco_is_refused() -> None:
     coco = {"name": "refer", "root": ".", "dataset": "refcoco", "split_by": "unc"}
-    with pytest.raises(ValueError, match="gqa and refer may share images of COCO under different numbers"):
+    with pytest.raises(ValueError, match="gqa and refer may share images of COCO under different ids"):
         mix.Config.model_validate({"train": [{"name": "gqa", "root": "."}], "score": coco})
 
 
 def test_check_knows_which_datasets_are_published(capsys) -> None:
     assert main(["check", "scenes", "--root", "."]) == 2
-    assert "there is nothing published to hold 'scenes' against; known: coco_captions, " in capsys.readouterr().err
+    assert "there are no published facts to check 'scenes' against; known: coco_captions, " in capsys.readouterr().err
 
 
-def test_who_asks_for_refcoco_by_its_name_is_told_what_reads_it(capsys) -> None:
+def test_the_name_refcoco_is_refused_with_the_datasets_that_load_it(capsys) -> None:
     for name in ("refcoco", "refcoco+", "refcocog"):
         assert main(["check", name, "--root", "."]) == 2
         expected = f"no dataset '{name}'; name refer or refer_parquet, whose `dataset` may be {name}"
         assert expected in capsys.readouterr().err
 
 
-def test_a_mix_trains_on_no_image_that_a_part_keeps_for_scoring(tmp_path: Path) -> None:
-    """What RefCOCO trains on, gRefCOCO tests in part, and the other way round."""
+def test_a_mix_excludes_scored_images_from_training(tmp_path: Path) -> None:
+    """Training images of RefCOCO are test images of gRefCOCO, and the other way round."""
     examples = datasets.made(6)
     datasets.write_refer(tmp_path, examples, ["train", "train", "val", "testA", "testB", "testB"])
     datasets.write_grefcoco(tmp_path, examples, ["val", "train", "testA", "testB", "train", "train"])
-    place = {"root": str(tmp_path)}
-    part = {"name": "refer", "dataset": "refcoco", "split_by": "unc", **place}
-    config = mix.Config.model_validate({"train": [part, {"name": "grefcoco", **place}], "score": part})
+    paths = {"root": str(tmp_path)}
+    part = {"name": "refer", "dataset": "refcoco", "split_by": "unc", **paths}
+    config = mix.Config.model_validate({"train": [part, {"name": "grefcoco", **paths}], "score": part})
     assert config.splits == ("train", "val", "testA", "testB")
     assert [one.image_id for one in mix.load(config, "train")] == ["coco/102", "coco/102"]
     assert [one.image_id for one in mix.load(config, "val")] == ["coco/103"]
 
 
-def test_a_mix_names_the_part_that_there_is_not() -> None:
+def test_a_mix_names_an_unknown_dataset() -> None:
     with pytest.raises(ValueError, match="no dataset 'refcoko'"):
         mix.Config.model_validate({"train": [{"name": "refcoko"}], "score": {"name": "scenes"}})
 
 
 def test_a_mix_within_a_mix_is_refused() -> None:
-    """The outer one would not know what the inner one keeps for scoring."""
+    """The outer mix could not exclude the scored images of the inner one."""
     inner = {"name": "mix", "train": [{"name": "gqa", "root": "."}], "score": {"name": "scenes"}}
-    with pytest.raises(ValueError, match="a mix of mixes keeps no image out of training; name their datasets in one"):
+    with pytest.raises(ValueError, match="a mix must not contain another mix; list all datasets in one"):
         mix.Config.model_validate({"train": [inner], "score": {"name": "scenes"}})

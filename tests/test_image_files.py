@@ -1,4 +1,4 @@
-"""Image files are read upright, as OpenCV reads them, unless their annotations are for the stored orientation."""
+"""Image files load upright, as with OpenCV, unless their annotations are for the stored orientation."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests import datasets
 
 STORED = np.zeros((24, 40, 3), np.uint8)
 STORED[:8, :8] = 255
-"""A white corner on black: each of the eight orientations shows it elsewhere or in another shape."""
+"""A white corner on black: the eight orientations differ in its position or in the shape of the image."""
 
 
 def write(path: Path, orientation: int, pixels: np.ndarray = STORED) -> Path:
@@ -29,7 +29,7 @@ def write(path: Path, orientation: int, pixels: np.ndarray = STORED) -> Path:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
-def test_an_image_is_as_opencv_reads_it(suffix: str, orientation: int, tmp_path: Path) -> None:
+def test_an_image_loads_as_with_opencv(suffix: str, orientation: int, tmp_path: Path) -> None:
     path = write(tmp_path / f"x.{suffix}", orientation)
     found = ImageFile.of(path)
     image = found.read()
@@ -41,7 +41,7 @@ def test_an_image_is_as_opencv_reads_it(suffix: str, orientation: int, tmp_path:
 
 
 @pytest.mark.parametrize("orientation", [6, 8])
-def test_an_image_stays_as_stored_where_only_that_has_the_annotated_size(orientation: int, tmp_path: Path) -> None:
+def test_an_image_stays_as_stored_if_only_that_has_the_annotated_size(orientation: int, tmp_path: Path) -> None:
     path = write(tmp_path / "x.png", orientation)
     assert np.array_equal(ImageFile(path, 24, 40).read(), STORED)
     assert ImageFile(path, 40, 24).read().shape == (40, 24, 3)
@@ -79,11 +79,11 @@ def test_check_accepts_annotations_of_either_orientation(tmp_path: Path, capsys:
                 one["segmentation"] = [[1, 1, 9, 1, 9, 9]]
     path.write_text(json.dumps(content))
     main(["check", "refer", "--root", str(tmp_path)])
-    assert "ok refcoco (unc): all 4 image files are there" in capsys.readouterr().out
+    assert "ok refcoco (unc): all 4 image files exist" in capsys.readouterr().out
 
 
-def test_polygons_of_reasonseg_are_drawn_on_the_upright_image(tmp_path: Path) -> None:
-    """LISA draws them on what OpenCV reads."""
+def test_polygons_of_reasonseg_are_rendered_on_the_upright_image(tmp_path: Path) -> None:
+    """LISA renders them on images from OpenCV."""
     shapes = [{"label": "target", "points": [[2, 30], [10, 30], [10, 38], [2, 38]]}]
     datasets.write_reasonseg(tmp_path, "a", STORED, {"shapes": shapes, "text": ["what"], "is_sentence": False})
     write(tmp_path / "ReasonSeg" / "test" / "a.jpg", 6)
@@ -92,7 +92,7 @@ def test_polygons_of_reasonseg_are_drawn_on_the_upright_image(tmp_path: Path) ->
     assert example.mask(example.expressions[0])[30:39, 2:11].all()
 
 
-def test_the_sheet_of_superpixels_keeps_the_tones_of_sixteen_bits(tmp_path: Path) -> None:
+def test_the_sheet_of_superpixels_does_not_clip_sixteen_bits(tmp_path: Path) -> None:
     values = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
     Image.fromarray(values).save(tmp_path / "x.png")
     assert np.array_equal(read_for_sheet(tmp_path / "x.png", 8)[..., 0], values >> 8)

@@ -11,7 +11,7 @@ LEVELS = """run predict __main__ / execution / planning / monitoring pretraining
     / study / cache / superpixels / model data / results / system / errors"""
 """Packages of the harness, top down: a package imports only packages below its own level."""
 LEVEL = {name: number for number, row in enumerate(LEVELS.split("/")) for name in row.split()}
-SHARED = {"__init__", "contract", "layers", "registry"}
+SHARED = {"__init__", "contract", "errors", "layers", "registry"}
 PROJECTORS = {("projectors", path.stem) for path in (ROOT / "projectors").iterdir() if path.stem not in SHARED}
 ONLY = {"optuna": "harness/execution/search.py", "mlflow": "harness/monitoring/mlflow_store.py"}
 

@@ -19,7 +19,7 @@ from tests import datasets
 
 SCENES = scenes.Config(seed=7, test_images=3, asks=("questions", "captions"))
 MADE = list(scenes.load(SCENES, "test"))
-ASKED = [[one for one in example.questions if one.family != "caption"] for example in MADE]
+QUESTIONS = [[one for one in example.questions if one.family != "caption"] for example in MADE]
 CAPTIONS = [next(one.answer for one in example.questions if one.family == "caption") for example in MADE]
 
 
@@ -34,18 +34,18 @@ def write_picture(path: Path, number: int) -> None:
 
 
 def ten(answer: str) -> list[dict[str, Any]]:
-    """Ten annotators of whom two are unsure how to write it."""
+    """The answers of ten annotators; two of them have another spelling."""
     words = [answer] * 8 + [answer.upper(), f"{answer}?"]
     return [{"answer": word, "answer_confidence": "yes", "answer_id": i} for i, word in enumerate(words, start=1)]
 
 
 def write_vqav2(root: Path) -> None:
-    """Questions 1010, 1011, ... about image 101, backwards; the last says caf\xe9."""
+    """Questions 1010, 1011, ... about image 101, in reverse order; the last contains caf\xe9."""
     for split in ("train", "val"):
         questions, annotations = [], []
-        for number, asked in enumerate(ASKED):
+        for number, questions_of_image in enumerate(QUESTIONS):
             image = {"image_id": 101 + number}
-            for k, one in enumerate(asked):
+            for k, one in enumerate(questions_of_image):
                 key = {**image, "question_id": 10 * (101 + number) + k}
                 questions.append({**key, "question": f"{one.text} caf\xe9?"})
                 kind = "yes/no" if one.answer in ("yes", "no") else "other"
@@ -59,8 +59,8 @@ def write_vqav2(root: Path) -> None:
 def write_gqa(root: Path) -> None:
     for split in ("train", "val", "testdev"):
         content = {}
-        for number, asked in enumerate(ASKED):
-            for k, one in enumerate(asked):
+        for number, questions_of_image in enumerate(QUESTIONS):
+            for k, one in enumerate(questions_of_image):
                 content[f"0{number}{k}"] = {
                     "imageId": f"n{number}",
                     "question": f"{one.text} caf\xe9?",
@@ -74,7 +74,7 @@ def write_gqa(root: Path) -> None:
 
 
 def write_coco_captions(root: Path) -> None:
-    """Two captions an image; Karpathy's split of the same."""
+    """Two captions per image; Karpathy's split of the same captions."""
     for split in ("train", "val"):
         images, annotations = [], []
         for number, caption in enumerate(CAPTIONS):
@@ -108,9 +108,11 @@ def test_vqav2_loads_to_known_questions(tmp_path: Path) -> None:
     for split in ("train", "val"):
         found = vqav2.load(vqav2.Config(root=tmp_path), split)
         assert [example.image_id for example in found] == ["coco/101", "coco/102", "coco/103"]
-        assert [len(example.questions) for example in found] == [len(asked) for asked in ASKED]
+        assert [len(example.questions) for example in found] == [
+            len(questions_of_image) for questions_of_image in QUESTIONS
+        ]
         first = found[0].questions[0]
-        wanted = ASKED[0][0]
+        wanted = QUESTIONS[0][0]
         assert first == Question(
             short(f"{wanted.text} caf\xe9?"),
             "yes/no" if wanted.answer in ("yes", "no") else "other",
@@ -128,14 +130,14 @@ def test_gqa_loads_to_known_questions(tmp_path: Path) -> None:
     found = gqa.load(gqa.Config(root=tmp_path, template="{question}"), "testdev")
     assert [example.image_id for example in found] == ["gqa/n0", "gqa/n1", "gqa/n2"]
     assert [[one.text for one in example.questions] for example in found] == [
-        [f"{one.text} caf\xe9?" for one in asked] for asked in ASKED
+        [f"{one.text} caf\xe9?" for one in questions_of_image] for questions_of_image in QUESTIONS
     ]
-    assert found[0].questions[0].references == (ASKED[0][0].answer,)
+    assert found[0].questions[0].references == (QUESTIONS[0][0].answer,)
     assert {one.family for example in found for one in example.questions} == {"query"}
     assert {one.scoring for example in found for one in example.questions} == {"accuracy"}
 
 
-def test_captions_are_taught_one_by_one_and_scored_together(tmp_path: Path) -> None:
+def test_captions_are_separate_training_examples_and_joint_references(tmp_path: Path) -> None:
     write_coco_captions(tmp_path)
     training, validation = (coco_captions.load(coco_captions.Config(root=tmp_path), s) for s in ("train", "val"))
     both = (CAPTIONS[0], f"Caf\xe9 with {CAPTIONS[0]}.")
@@ -145,7 +147,7 @@ def test_captions_are_taught_one_by_one_and_scored_together(tmp_path: Path) -> N
     assert {one.text for one in validation[0].questions} == {"Provide a one-sentence caption for the provided image."}
 
 
-def test_karpathys_split_trains_on_what_it_calls_restval_too(tmp_path: Path) -> None:
+def test_restval_is_part_of_the_training_split_of_karpathy(tmp_path: Path) -> None:
     write_coco_captions(tmp_path)
     config = coco_captions.Config(root=tmp_path, split_by="karpathy")
     assert config.splits == ("train", "val", "test")
@@ -155,8 +157,8 @@ def test_karpathys_split_trains_on_what_it_calls_restval_too(tmp_path: Path) -> 
     assert coco_captions.load(config, "val") == []
 
 
-def test_a_mix_keeps_images_that_refcoco_scores_out_of_questions(tmp_path: Path) -> None:
-    """Both call an image of COCO by the same id."""
+def test_a_mix_excludes_scored_images_of_refcoco_from_questions(tmp_path: Path) -> None:
+    """Both have the same id for an image of COCO."""
     write_vqav2(tmp_path / "vqa")
     for file in (tmp_path / "vqa").glob("*val2014*.json"):
         write(file, {"questions": [], "annotations": []})
@@ -182,7 +184,7 @@ def rewrite(path: Path, change: Callable[[Any], None]) -> None:
     write(path, content)
 
 
-def test_braces_of_a_template_and_of_a_question_are_plain_text(tmp_path: Path) -> None:
+def test_braces_of_a_template_and_of_a_question_are_literal(tmp_path: Path) -> None:
     write_vqav2(tmp_path)
     change = lambda content: content["questions"][-1].update(question="what is {0} {x}?")  # noqa: E731
     rewrite(tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json", change)
@@ -190,36 +192,34 @@ def test_braces_of_a_template_and_of_a_question_are_plain_text(tmp_path: Path) -
     assert vqav2.load(config, "train")[0].questions[0].text == "{0} {answer} what is {0} {x}? {"
 
 
-def test_a_question_that_is_no_text_is_a_sentence(tmp_path: Path) -> None:
+def test_a_question_that_is_no_string_is_refused(tmp_path: Path) -> None:
     write_vqav2(tmp_path)
     path = tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json"
     rewrite(path, lambda content: content["questions"][0].update(question=None))
-    with pytest.raises(DataError, match=r"question \d+ of train is none \(TypeError"):
+    with pytest.raises(DataError, match=r"question \d+ of train is malformed \(TypeError"):
         vqav2.load(vqav2.Config(root=tmp_path), "train")
 
 
 @pytest.mark.parametrize("split_by", ["official", "karpathy"])
-def test_a_caption_that_is_no_text_is_a_sentence(tmp_path: Path, split_by: str) -> None:
+def test_a_caption_that_is_no_string_is_refused(tmp_path: Path, split_by: str) -> None:
     write_coco_captions(tmp_path)
     rewrite(
         tmp_path / "annotations" / "captions_train2014.json",
         lambda content: content["annotations"][0].update(caption=None),
     )
     rewrite(tmp_path / "dataset_coco.json", lambda content: content["images"][0]["sentences"][0].update(raw=None))
-    with pytest.raises(DataError, match="found None, and a text is allowed"):
+    with pytest.raises(DataError, match="found None instead of a string"):
         coco_captions.load(coco_captions.Config(root=tmp_path, split_by=split_by), "train")
 
 
-def test_an_image_without_a_caption_is_a_sentence(tmp_path: Path) -> None:
+def test_an_image_without_a_caption_is_refused(tmp_path: Path) -> None:
     write_coco_captions(tmp_path)
     rewrite(tmp_path / "dataset_coco.json", lambda content: content["images"][2].update(sentences=[]))
-    with pytest.raises(DataError, match=r"dataset_coco.json: image 103 has no sentences; one or more are allowed"):
+    with pytest.raises(DataError, match=r"dataset_coco.json: image 103 has no sentences, but at least one is required"):
         coco_captions.load(coco_captions.Config(root=tmp_path, split_by="karpathy"), "test")
 
 
-def test_check_counts_the_captions_that_an_answer_is_held_against(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_check_counts_reference_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_coco_captions(tmp_path)
     for references, is_right in ((6, True), (7, False)):
         monkeypatch.setattr(
@@ -240,20 +240,20 @@ every_dataset = pytest.mark.parametrize("name", WRITERS)
 
 
 @every_dataset
-def test_a_missing_or_truncated_file_is_a_sentence(tmp_path: Path, name: str) -> None:
+def test_a_missing_or_truncated_file_is_refused(tmp_path: Path, name: str) -> None:
     module, writer, file = WRITERS[name]
     writer(tmp_path)
     config, path = module.Config(root=tmp_path), tmp_path / file
     path.write_text(path.read_text()[:-20])
-    with pytest.raises(DataError, match=f"{path.name} is truncated or invalid JSON .*; fetch it again"):
+    with pytest.raises(DataError, match=f"{path.name} is truncated or invalid JSON .*; download it again"):
         module.load(config, "train")
     path.unlink()
-    with pytest.raises(DataError, match=f"{path.name} is missing; `python -m harness.data check` says"):
+    with pytest.raises(DataError, match=f"{path.name} is missing; `python -m harness.data check` prints"):
         module.load(config, "train")
 
 
 @every_dataset
-def test_a_missing_or_broken_image_is_a_sentence(tmp_path: Path, name: str) -> None:
+def test_a_missing_or_damaged_image_is_refused(tmp_path: Path, name: str) -> None:
     module, writer, _ = WRITERS[name]
     writer(tmp_path)
     path = module.load(module.Config(root=tmp_path), "train")[0].picture.path
@@ -266,7 +266,7 @@ def test_a_missing_or_broken_image_is_a_sentence(tmp_path: Path, name: str) -> N
 
 
 @every_dataset
-def test_a_split_that_is_not_there_is_a_sentence(tmp_path: Path, name: str) -> None:
+def test_an_unknown_split_is_refused(tmp_path: Path, name: str) -> None:
     module, writer, _ = WRITERS[name]
     writer(tmp_path)
     with pytest.raises(DataError, match=f"{name} has no split 'test'"):
@@ -274,7 +274,7 @@ def test_a_split_that_is_not_there_is_a_sentence(tmp_path: Path, name: str) -> N
 
 
 @every_dataset
-def test_an_entry_without_its_fields_is_a_sentence(tmp_path: Path, name: str) -> None:
+def test_an_entry_without_its_fields_is_refused(tmp_path: Path, name: str) -> None:
     module, writer, file = WRITERS[name]
     writer(tmp_path)
     path = tmp_path / file
@@ -285,7 +285,7 @@ def test_an_entry_without_its_fields_is_a_sentence(tmp_path: Path, name: str) ->
         module.load(module.Config(root=tmp_path), "train")
 
 
-def test_questions_and_annotations_of_vqav2_belong_together(tmp_path: Path) -> None:
+def test_questions_and_annotations_of_vqav2_must_correspond(tmp_path: Path) -> None:
     write_vqav2(tmp_path)
     path = tmp_path / "v2_mscoco_val2014_annotations.json"
     content = json.loads(path.read_text())
@@ -297,17 +297,17 @@ def test_questions_and_annotations_of_vqav2_belong_together(tmp_path: Path) -> N
     with pytest.raises(DataError, match="val has an annotation 1 without its question"):
         vqav2.load(vqav2.Config(root=tmp_path), "val")
     write(path, {"annotations": [{**missing, "answers": missing["answers"][:9]}, *content["annotations"]]})
-    with pytest.raises(DataError, match=r"has 9 answers; 10 are allowed"):
+    with pytest.raises(DataError, match=r"has 9 answers instead of 10"):
         vqav2.load(vqav2.Config(root=tmp_path), "val")
 
 
-def test_a_caption_of_no_image_is_a_sentence(tmp_path: Path) -> None:
+def test_a_caption_of_an_unlisted_image_is_refused(tmp_path: Path) -> None:
     write_coco_captions(tmp_path)
     path = tmp_path / "annotations" / "captions_val2014.json"
     content = json.loads(path.read_text())
     content["annotations"].append({"id": 99, "image_id": 999, "caption": "nothing"})
     write(path, content)
-    with pytest.raises(DataError, match="a caption is about image 999, which the file does not list"):
+    with pytest.raises(DataError, match="a caption belongs to image 999, which the file does not list"):
         coco_captions.load(coco_captions.Config(root=tmp_path), "val")
 
 
@@ -317,7 +317,7 @@ def test_a_template_without_a_question_is_refused() -> None:
 
 
 @every_dataset
-def test_check_counts_against_what_is_published(
+def test_check_compares_counts_with_the_published_ones(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, writer, file = WRITERS[name]
@@ -326,13 +326,13 @@ def test_check_counts_against_what_is_published(
     assert main(["check", name, "--root", str(tmp_path)]) == 2
     output = capsys.readouterr().out
     wanted = next(iter(module.PUBLISHED.values()))
-    assert f"published are {wanted}; take the official file" in output
+    assert f"published are {wanted}; use the official file" in output
     (tmp_path / file).unlink()
     assert main(["check", name, "--root", str(tmp_path)]) == 2
     assert f"{Path(file).name} is missing" in capsys.readouterr().out
     writer(tmp_path)
     counts = {
-        split: type(one)(sum(map(len, ASKED)) if name != "coco_captions" else None, 3 if one.images else None)
+        split: type(one)(sum(map(len, QUESTIONS)) if name != "coco_captions" else None, 3 if one.images else None)
         for split, one in module.PUBLISHED.items()
     }
     if name != "coco_captions":

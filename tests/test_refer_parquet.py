@@ -1,4 +1,4 @@
-"""The parquet mirrors of RefCOCO, RefCOCO+ and RefCOCOg give what the official pickles give, or say why not."""
+"""The parquet mirrors of RefCOCO, RefCOCO+ and RefCOCOg load like the official pickles, or raise a clear error."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ FIRST = datasets.refs(MADE, SPLITS["refcoco"], as_lists=False)[0]["ann_id"]
 
 
 def rows(content: list[dict[str, Any]], instances: dict[str, Any]) -> list[dict[str, Any]]:
-    """Refs as jxu124's mirrors have them, with the columns that nobody reads."""
+    """Refs as in jxu124's mirrors, including unused columns."""
     images = {one["id"]: one for one in instances["images"]}
     annotations = {one["id"]: one for one in instances["annotations"]}
     found = []
@@ -89,7 +89,7 @@ def pickled(root: Path, **settings: object) -> refer.Config:
 
 
 def expressions(examples: list[Example]) -> list[tuple[Any, ...]]:
-    """All that the two forms of a dataset have in common."""
+    """The content that both forms of a dataset share."""
     return [
         (example.image_id, example.picture, one.text, one.family, example.mask(one).tobytes())
         for example in examples
@@ -104,7 +104,7 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("dataset", list(FOLDERS))
-def test_a_mirror_gives_the_examples_of_the_pickle_in_its_order(tmp_path: Path, dataset: str) -> None:
+def test_a_mirror_has_the_examples_of_the_pickle_in_its_order(tmp_path: Path, dataset: str) -> None:
     write_mirror(tmp_path, dataset)
     config = mirror(tmp_path, dataset=dataset)
     official = pickled(tmp_path, dataset=dataset, split_by=SPLIT_BY[dataset])
@@ -128,7 +128,7 @@ def test_a_mirror_has_the_masks_and_sentences_that_were_written(root: Path, spli
 
 
 @pytest.mark.parametrize("ground_truth", ["union", "lisa_sum"])
-def test_overlapping_polygons_mean_what_they_mean_with_the_pickle(tmp_path: Path, ground_truth: str) -> None:
+def test_overlapping_polygons_are_combined_as_in_the_pickle(tmp_path: Path, ground_truth: str) -> None:
     write_mirror(tmp_path, change=lambda instances: annotation(instances, FIRST).update(segmentation=OVERLAP))
     found = refer_parquet.load(mirror(tmp_path, ground_truth=ground_truth), "train")
     assert expressions(found) == expressions(refer.load(pickled(tmp_path, ground_truth=ground_truth), "train"))
@@ -137,7 +137,7 @@ def test_overlapping_polygons_mean_what_they_mean_with_the_pickle(tmp_path: Path
         refer_parquet.load(mirror(tmp_path), "train")
 
 
-def test_a_crowd_that_a_sentence_is_about_is_its_mask(tmp_path: Path) -> None:
+def test_a_crowd_that_a_sentence_refers_to_is_its_mask(tmp_path: Path) -> None:
     everything = datasets.runs(np.ones(MADE[0].size, bool))
     write_mirror(
         tmp_path, change=lambda instances: annotation(instances, FIRST).update(segmentation=everything, iscrowd=1)
@@ -147,18 +147,18 @@ def test_a_crowd_that_a_sentence_is_about_is_its_mask(tmp_path: Path) -> None:
     assert expressions([example]) == expressions(refer.load(pickled(tmp_path), "train"))
 
 
-def test_objects_that_no_sentence_is_about_come_from_an_instance_file(root: Path) -> None:
+def test_objects_without_sentences_come_from_an_instance_file(root: Path) -> None:
     (official,) = refer.load(pickled(root), "train")
     (alone,) = refer_parquet.load(mirror(root), "train")
     (together,) = refer_parquet.load(mirror(root, instances="refcoco/instances.json"), "train")
     assert together.objects == official.objects
     assert (official.lists_all_objects, together.lists_all_objects, alone.lists_all_objects) == (True, True, False)
     assert together.expressions == official.expressions
-    meant = {one for expression in official.expressions for one in expression.targets}
-    assert list(alone.objects) == [official.objects[k - 1] for k in sorted(meant)]
+    targets = {one for expression in official.expressions for one in expression.targets}
+    assert list(alone.objects) == [official.objects[k - 1] for k in sorted(targets)]
 
 
-def test_files_of_a_split_are_read_one_after_another(root: Path) -> None:
+def test_files_of_a_split_are_concatenated(root: Path) -> None:
     whole = expressions(refer_parquet.load(mirror(root), "train"))
     content = read(root / TRAIN)
     (root / TRAIN).unlink()
@@ -167,12 +167,12 @@ def test_files_of_a_split_are_read_one_after_another(root: Path) -> None:
     assert expressions(refer_parquet.load(mirror(root), "train")) == whole
 
 
-def test_a_split_needs_its_own_files_only(root: Path) -> None:
+def test_a_split_requires_only_its_own_files(root: Path) -> None:
     (root / TRAIN).unlink()
     assert refer_parquet.load(mirror(root), "testA")[0].image_id == "coco/103"
 
 
-def test_columns_that_nobody_needs_may_be_absent(root: Path) -> None:
+def test_unused_columns_may_be_absent(root: Path) -> None:
     wanted = (*refer_parquet.REF_COLUMNS, *refer_parquet.JSON_FIELDS)
     before = expressions(refer_parquet.load(mirror(root), "train"))
     change_rows(root, lambda content: [{name: row[name] for name in wanted} for row in content])
@@ -184,7 +184,7 @@ def change_rows(root: Path, change: Callable[[list[dict[str, Any]]], list[dict[s
 
 
 def with_value(column: str, value: object) -> Callable[[Path], None]:
-    """Spoils a column of the second row."""
+    """Damages a column of the second row."""
     return lambda root: change_rows(root, lambda content: [content[0], content[1] | {column: value}, *content[2:]])
 
 
@@ -194,7 +194,7 @@ def without(column: str) -> Callable[[Path], None]:
     )
 
 
-def cut(root: Path) -> None:
+def truncate(root: Path) -> None:
     path = root / TRAIN
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -224,47 +224,50 @@ def benchmark(root: Path) -> None:
     [
         (
             (lambda root: (root / TRAIN).unlink()),
-            r"data holds no train-\*.parquet, which train of refcoco is in; annot",
+            r"data has no file train-\*.parquet for the split train of refcoco; annot",
         ),
-        (empty_folder, r"data holds no train-\*.parquet, which train of refcoco is in; annotations: `hf download"),
-        (cut, r"train-.*.parquet is a truncated or invalid parquet file \(.*\); fetch it again"),
+        (empty_folder, r"data has no file train-\*.parquet for the split train of refcoco; annotations: `hf download"),
+        (truncate, r"train-.*.parquet is a truncated or invalid parquet file \(.*\); download it again"),
         (
             lambda root: (root / TRAIN).write_text("version https://git-lfs"),
             r"is a truncated or invalid parquet file",
         ),
         (
             without("raw_anns"),
-            r"train-.*.parquet lacks raw_anns; its columns are sent_ids, file_name, .*; take jxu124's",
+            r"train-.*.parquet lacks raw_anns; its columns are sent_ids, file_name, .*; use jxu124's",
         ),
         (without("split"), r"train-.*.parquet lacks split; its columns are sent_ids, "),
-        (with_value("raw_anns", "{'id': 1}"), r"raw_anns of row 1 is no JSON \(.*\); fetch the file again"),
-        (with_value("raw_anns", None), r"raw_anns of row 1 is no JSON"),
-        (with_value("raw_anns", '{"id": 1}'), r"raw_anns of row 1 lacks image_id, segmentation; take jxu124's"),
+        (with_value("raw_anns", "{'id': 1}"), r"raw_anns of row 1 is invalid JSON \(.*\); download the file again"),
+        (with_value("raw_anns", None), r"raw_anns of row 1 is invalid JSON"),
+        (with_value("raw_anns", '{"id": 1}'), r"raw_anns of row 1 lacks image_id, segmentation; use jxu124's"),
         (with_value("raw_anns", "[]"), r"raw_anns of row 1 lacks id, image_id, segmentation"),
         (with_value("raw_image_info", '{"id": 101}'), r"raw_image_info of row 1 lacks file_name, height, width"),
-        (with_value("ann_id", 77), r"image 101 has no annotation 77, which a sentence is about"),
-        (with_value("split", "val"), r"train-.*.parquet holds refs of train, val; train is allowed"),
-        (with_value("sentences", None), r"train-.*.parquet: ref 1 is none \(TypeError: .*\); it needs image_id"),
-        (lmms(TRAIN.name), r"is of an lmms-lab mirror, whose masks are flat lists of numbers .*; take jxu124's"),
-        (lmms("val-00000-of-00003.parquet"), r"val-00000-of-00003.parquet is of an lmms-lab mirror, whose masks"),
-        (benchmark, r"is of jxu124/refcoco-benchmark, which is for scoring only; take jxu124's mirror"),
+        (with_value("ann_id", 77), r"image 101 has no annotation 77, to which a sentence refers"),
+        (with_value("split", "val"), r"train-.*.parquet contains refs of train, val; only train is allowed"),
+        (
+            with_value("sentences", None),
+            r"train-.*.parquet: ref 1 is malformed \(TypeError: .*\); it must have image_id",
+        ),
+        (lmms(TRAIN.name), r"belongs to an lmms-lab mirror, whose masks are flat lists of numbers .*; use jxu124's"),
+        (lmms("val-00000-of-00003.parquet"), r"val-00000-of-00003.parquet belongs to an lmms-lab mirror, whose masks"),
+        (benchmark, r"belongs to jxu124/refcoco-benchmark, which is for scoring only; use jxu124's mirror"),
     ],
 )
-def test_what_is_wrong_with_a_mirror_is_one_sentence(root: Path, spoil: Callable[[Path], None], sentence: str) -> None:
+def test_a_damaged_mirror_is_one_sentence(root: Path, spoil: Callable[[Path], None], sentence: str) -> None:
     spoil(root)
     with pytest.raises(DataError, match=sentence) as raised:
         refer_parquet.load(mirror(root), "train")
     assert "\n" not in str(raised.value)
 
 
-def test_an_image_that_is_missing_is_told_when_it_is_looked_at(root: Path) -> None:
+def test_a_missing_image_raises_an_error_at_access(root: Path) -> None:
     (example,) = refer_parquet.load(mirror(root), "train")
     example.picture.path.unlink()
     with pytest.raises(DataError, match=r"COCO_train2014_000000000101.png is missing; correct the path"):
         _ = example.image
 
 
-def test_a_split_that_is_not_there_is_told_with_those_that_are(root: Path) -> None:
+def test_an_unknown_split_is_refused_with_the_known_ones(root: Path) -> None:
     with pytest.raises(DataError, match=r"refcoco has no split 'test' in .*data; did you mean testB or testA"):
         refer_parquet.load(mirror(root), "test")
 
@@ -276,16 +279,16 @@ def test_only_the_three_datasets_are_mirrored(root: Path) -> None:
         mirror(root, split_by="unc")
 
 
-def test_check_holds_a_mirror_against_what_is_published(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_compares_a_mirror_with_the_published_counts(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "refer_parquet", "--root", str(root)]) == 2
     output = capsys.readouterr().out
     assert "!! refcoco (unc) testA: " in output
     assert "published are 5657 sentences, 1975 refs, 750 images" in output
-    assert "ok refcoco (unc): all 4 image files are there" in output
-    assert f"-- refcoco+ (unc): jxu124/refcocoplus: {root / 'refcocoplus/data'} missing; annotations: `hf" in output
+    assert "ok refcoco (unc): all 4 image files exist" in output
+    assert f"-- refcoco+ (unc): jxu124/refcocoplus: {root / 'refcocoplus/data'} is missing; annotations: `hf" in output
 
 
-def test_check_is_content_with_a_mirror_that_is_as_published(
+def test_check_passes_if_a_mirror_is_as_published(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = refer_parquet._read(mirror(root), SPLITS["refcoco"])
@@ -296,4 +299,4 @@ def test_check_is_content_with_a_mirror_that_is_as_published(
     assert "as published" in capsys.readouterr().out
     (root / TRAIN).unlink()
     assert main(["check", "refer_parquet", "--root", str(root)]) == 2
-    assert "data holds no train-*.parquet" in capsys.readouterr().out
+    assert "data has no file train-*.parquet" in capsys.readouterr().out

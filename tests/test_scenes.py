@@ -35,14 +35,14 @@ def fingerprint(examples: list[Example]) -> str:
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_version_one_is_the_same_pixels_masks_and_words_everywhere(domain: str) -> None:
-    """A change of these hashes is a new version of the benchmark: results no longer compare with earlier ones."""
+def test_version_one_has_the_same_pixels_masks_and_words_everywhere(domain: str) -> None:
+    """A change of these hashes requires another version of the benchmark, because results are not comparable."""
     examples = [load(Config(domains=(domain,)), split)[i] for split in SPLITS for i in (0, 1, 77)]
     assert fingerprint(examples) == PINNED[domain]
 
 
-def test_raw_draws_are_those_of_pcg64() -> None:
-    """The stream on which everything stands; numpy promises it for this bit generator and seed sequence."""
+def test_raw_words_are_those_of_pcg64() -> None:
+    """numpy guarantees this stream for the bit generator and the seed sequence."""
     rng = StableRng((1, 2, 3))
     assert [rng.between(0, 999) for _ in range(4)] == [616, 483, 571, 86]
 
@@ -95,7 +95,7 @@ def test_domains_show_the_same_scenes_in_different_pixels() -> None:
     assert len({example.image_id for example in examples}) == len(DOMAINS)
 
 
-def test_several_domains_take_turns() -> None:
+def test_several_domains_alternate() -> None:
     examples = load(Config(domains=("night", "sketch")), "test")
     night, sketch = load(Config(domains=("night",)), "test"), load(Config(domains=("sketch",)), "test")
     assert np.array_equal(examples[2].image, night[2].image)
@@ -124,13 +124,13 @@ def test_sizes_overlap_and_elongation_vary() -> None:
     assert np.mean([fact.elongation >= 3 for fact in facts]) > 0.08
 
 
-def test_an_object_differs_from_what_surrounds_it() -> None:
-    """Painted and masked in the same place: inside the mask the picture differs from the empty background."""
+def test_an_object_differs_from_its_background() -> None:
+    """Rendering and mask agree: inside the mask the picture differs from the empty background."""
     examples = load(Config(domains=("sketch",), test_images=20), "test")
     for example in examples:
-        inside = example.image[example.id_map() > 0].astype(int)
+        object_pixels = example.image[example.id_map() > 0].astype(int)
         outside = example.image[example.id_map() == 0].astype(int)
-        assert np.ptp(inside, axis=1).mean() > np.ptp(outside, axis=1).mean() + 20
+        assert np.ptp(object_pixels, axis=1).mean() > np.ptp(outside, axis=1).mean() + 20
 
 
 def test_a_mask_is_the_union_of_its_targets() -> None:
@@ -141,7 +141,7 @@ def test_a_mask_is_the_union_of_its_targets() -> None:
     assert example.mask(both).dtype == bool
 
 
-def test_unknown_split_and_dataset_say_what_there_is() -> None:
+def test_an_unknown_split_or_dataset_is_refused_with_near_matches() -> None:
     with pytest.raises(DataError, match=r"no split 'tets'; did you mean test\?"):
         load(Config(), "tets")
     with pytest.raises(DataError, match=r"no dataset 'scnes'; did you mean scenes\?"):
@@ -171,7 +171,7 @@ def test_settings_that_cannot_take_effect_are_refused(settings: dict[str, object
         Config(**settings)
 
 
-def test_contact_sheet_is_drawn(tmp_path: Path) -> None:
+def test_contact_sheet_is_rendered(tmp_path: Path) -> None:
     path = tmp_path / "sheet.png"
     command = [sys.executable, "-m", "harness.data.scenes", "--sheet", str(path), "--domain", "night", "--count", "5"]
     subprocess.run(command, check=True)

@@ -1,7 +1,7 @@
-"""Every expression is read again by an interpreter that shares no code with the grammar that wrote it.
+"""Every expression is interpreted by a parser that shares no code with the grammar.
 
-It knows the objects' shapes, colours, textures and depth, and takes all else from the id map: centres are means of
-visible pixels, sizes are counts of them, and no margin is kept. Agreement therefore says that the margins suffice.
+It receives the objects' shapes, colours, textures and depth, and derives all else from the id map: centres are means of
+visible pixels, sizes are their counts, and there are no margins. Agreement shows that the grammar's margins suffice.
 """
 
 import re
@@ -30,7 +30,7 @@ REGIONS = {
 
 @dataclass(frozen=True)
 class Thing:
-    """An object as the interpreter sees it."""
+    """An object in the representation of the interpreter."""
 
     id: int
     words: frozenset[str]
@@ -74,12 +74,12 @@ def described(words: Sequence[str], things: Sequence[Thing]) -> list[Thing]:
 
 
 def the_one(things: Sequence[Thing]) -> Thing:
-    assert len(things) == 1, "the words fit several objects"
+    assert len(things) == 1, "the description matches several objects"
     return things[0]
 
 
-def read(text: str, things: Sequence[Thing]) -> list[Thing]:
-    """The objects that the words refer to."""
+def interpret(text: str, things: Sequence[Thing]) -> list[Thing]:
+    """The objects to which the words refer."""
     if match := re.fullmatch(r"(all|every|both) (.+)", text):
         quantifier, rest = match.groups()
         found = described([re.sub(r"(?<=[a-z])(?<!cros)s$|(?<=cross)es$", "", word) for word in rest.split()], things)
@@ -95,10 +95,10 @@ def read(text: str, things: Sequence[Thing]) -> list[Thing]:
         anchor = the_one(described(match[2].split(), things))
         others = [one for one in described(match[1].split(), things) if one is not anchor]
         return [min(others, key=lambda one: np.hypot(one.x - anchor.x, one.y - anchor.y))]
-    for relation, holds in RELATIONS.items():
+    for relation, predicate in RELATIONS.items():
         if match := re.fullmatch(rf"the (.+) {relation} the (.+)", text):
             anchor = the_one(described(match[2].split(), things))
-            found = [one for one in described(match[1].split(), things) if one is not anchor and holds(one, anchor)]
+            found = [one for one in described(match[1].split(), things) if one is not anchor and predicate(one, anchor)]
             return [the_one(found)]
     if match := re.fullmatch(r"the (left|right|top|bottom)most (.+)", text):
         return [min(described(match[2].split(), things), key=FROM_SIDE[match[1]])]
@@ -115,10 +115,10 @@ def pairs() -> list[tuple[Example, list[Thing]]]:
     return [(examples[i], things_of(scene_graph(CONFIG, "train", i))) for i in range(len(examples))]
 
 
-def test_an_independent_reader_finds_the_same_targets(pairs: list[tuple[Example, list[Thing]]]) -> None:
+def test_an_independent_interpreter_finds_the_same_targets(pairs: list[tuple[Example, list[Thing]]]) -> None:
     for example, things in pairs:
         for expression in example.expressions:
-            found = tuple(sorted(thing.id for thing in read(expression.text, things)))
+            found = tuple(sorted(thing.id for thing in interpret(expression.text, things)))
             assert found == expression.targets, f"{example.image_id}: {expression}"
 
 
@@ -131,7 +131,7 @@ def test_only_absent_expressions_have_no_target_and_only_groups_several(
             assert len(expression.targets) in expected, f"{example.image_id}: {expression}"
 
 
-def test_a_texture_word_is_needed(pairs: list[tuple[Example, list[Thing]]]) -> None:
+def test_a_texture_word_is_necessary(pairs: list[tuple[Example, list[Thing]]]) -> None:
     for example, things in pairs:
         for expression in example.expressions:
             if expression.family == "texture":
@@ -140,7 +140,7 @@ def test_a_texture_word_is_needed(pairs: list[tuple[Example, list[Thing]]]) -> N
 
 
 def test_extremes_and_ranks_keep_ten_pixels(pairs: list[tuple[Example, list[Thing]]]) -> None:
-    """One pixel of tolerance, because the reader's centres are not rounded."""
+    """One pixel of tolerance, because the interpreter's centres are not rounded."""
     pattern = re.compile(r"the (?:(left|right|top|bottom)most|\w+) (.+?)(?: from the (\w+))?")
     for example, things in pairs:
         for expression in example.expressions:
@@ -157,23 +157,23 @@ def test_extremes_and_ranks_keep_ten_pixels(pairs: list[tuple[Example, list[Thin
 def test_absent_words_occur_in_the_scene_nearly_always(pairs: list[tuple[Example, list[Thing]]]) -> None:
     plausible = []
     for example, things in pairs:
-        seen = frozenset().union(*(thing.words for thing in things))
+        known_words = frozenset().union(*(thing.words for thing in things))
         plausible += [
-            set(expression.text.split()[1:]) <= seen
+            set(expression.text.split()[1:]) <= known_words
             for expression in example.expressions
             if expression.family == "absent"
         ]
     assert np.mean(plausible) > 0.95
 
 
-def test_every_image_has_as_many_different_expressions_as_asked_for() -> None:
+def test_every_image_has_the_configured_number_of_different_expressions() -> None:
     for count in (1, 8, 12):
         examples = load(Config(train_images=40, expressions_per_image=count), "train")
         assert all(len({one.text for one in example.expressions}) == count for example in examples)
         assert all(len(example.expressions) == count for example in examples)
 
 
-def test_families_come_in_about_their_shares(pairs: list[tuple[Example, list[Thing]]]) -> None:
+def test_families_have_about_their_shares(pairs: list[tuple[Example, list[Thing]]]) -> None:
     shares = {"attribute": 28, "texture": 12, "absolute": 16, "relation": 16, "ordinal": 10, "group": 10, "absent": 8}
     counts = Counter(expression.family for example, _ in pairs for expression in example.expressions)
     assert set(counts) == set(shares) == set(FAMILIES)

@@ -1,4 +1,4 @@
-"""Questions and captions, answered again from the id map and the looks alone."""
+"""Questions and captions, compared with answers from the id map and the appearances only."""
 
 import re
 from collections import Counter
@@ -10,11 +10,11 @@ from harness.data.example import Question
 from harness.data.scenes import Config, Scene, caption, questions_about, scene_graph
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-TextQuery = list[tuple[Scene, tuple[Question, ...]]]
+QuestionsOfScenes = list[tuple[Scene, tuple[Question, ...]]]
 
 
 @pytest.fixture(scope="module")
-def asked() -> TextQuery:
+def questions_of_scenes() -> QuestionsOfScenes:
     return [(scene_graph(Config(), "train", i), questions_about(Config(), "train", i)) for i in range(250)]
 
 
@@ -40,7 +40,7 @@ def compare(a: int, words: str, b: int, scene: Scene) -> bool:
 
 
 def answer(text: str, scene: Scene) -> str:
-    """The right answer, from the words and the scene."""
+    """The correct answer, from the words and the scene."""
     if match := re.fullmatch(r"how many (.+) are there", text):
         return NUMBERS[len(matching(match[1], scene))]
     if match := re.fullmatch(r"is there an? (.+)", text):
@@ -56,14 +56,14 @@ def answer(text: str, scene: Scene) -> str:
     return "yes" if compare(a, match[2], b, scene) else "no"
 
 
-def test_an_independent_reader_gives_the_same_answers(asked: TextQuery) -> None:
-    for scene, found in asked:
+def test_an_independent_interpreter_finds_the_same_answers(questions_of_scenes: QuestionsOfScenes) -> None:
+    for scene, found in questions_of_scenes:
         for question in found:
             assert answer(question.text, scene) == question.answer, question
 
 
-def test_every_kind_is_asked_and_neither_yes_nor_no_is_a_safe_guess(asked: TextQuery) -> None:
-    found = [question for _, questions in asked for question in questions]
+def test_every_family_occurs_and_yes_and_no_are_balanced(questions_of_scenes: QuestionsOfScenes) -> None:
+    found = [question for _, questions in questions_of_scenes for question in questions]
     assert {question.family for question in found} == {"counting", "existence", "attribute", "comparison"}
     for kind in ("existence", "comparison"):
         answers = Counter(question.answer for question in found if question.family == kind)
@@ -71,12 +71,12 @@ def test_every_kind_is_asked_and_neither_yes_nor_no_is_a_safe_guess(asked: TextQ
         assert answers["yes"] / answers.total() == pytest.approx(0.5, abs=0.1)
 
 
-def test_questions_of_an_image_differ(asked: TextQuery) -> None:
-    assert all(len({question.text for question in found}) == len(found) for _, found in asked)
+def test_questions_of_an_image_differ(questions_of_scenes: QuestionsOfScenes) -> None:
+    assert all(len({question.text for question in found}) == len(found) for _, found in questions_of_scenes)
 
 
-def test_a_caption_names_every_object_once(asked: TextQuery) -> None:
-    for scene, _ in asked:
+def test_a_caption_names_every_object_once(questions_of_scenes: QuestionsOfScenes) -> None:
+    for scene, _ in questions_of_scenes:
         counted = 0
         for part in re.split(r", | and ", caption(scene)):
             article, _, phrase = part.partition(" ")

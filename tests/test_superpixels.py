@@ -1,4 +1,4 @@
-"""Superpixel sources: what they return is a partition within its budget; helpers against worked examples."""
+"""Superpixel sources: they return a partition within `count`; helpers are compared with worked examples."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ every_source = pytest.mark.parametrize("name", superpixels.names())
 
 @pytest.fixture(autouse=True)
 def _small_sam(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What asks SAM asks a small one, and keeps its answers for all tests of this file."""
+    """A small SAM for all sources, whose cache all tests of this file share."""
     monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path_factory.getbasetemp() / "sam"))
     monkeypatch.setattr("harness.cache.superpixel_labels.frozen_sam", lambda _: SMALL_SAM)
 
@@ -57,24 +57,24 @@ def test_the_count_is_nearly_reached(name: str) -> None:
 
 
 @every_source
-def test_the_same_image_is_always_cut_alike(name: str) -> None:
+def test_a_source_is_deterministic(name: str) -> None:
     assert np.array_equal(_labels(name, EXAMPLES[0], 24), _labels(name, EXAMPLES[0], 24))
 
 
 @every_source
-def test_an_image_that_is_not_square_is_cut_too(name: str) -> None:
+def test_an_image_that_is_not_square_is_partitioned(name: str) -> None:
     whole = EXAMPLES[0]
-    cut = Example(whole.image_id, whole.image[:, :101], encode_ids(whole.id_map()[:, :101]), ())
-    assert _labels(name, cut, 24).shape == (224, 101)
+    crop = Example(whole.image_id, whole.image[:, :101], encode_ids(whole.id_map()[:, :101]), ())
+    assert _labels(name, crop, 24).shape == (224, 101)
 
 
 @every_source
-def test_an_image_of_one_colour_is_cut_too(name: str) -> None:
+def test_an_image_of_one_colour_is_partitioned(name: str) -> None:
     plain = Example("plain", np.full((60, 60, 3), 128, np.uint8), (), ())
     assert _labels(name, plain, 24).max() < 24
 
 
-def test_felzenszwalb_keeps_to_objects_and_a_grid_does_not() -> None:
+def test_felzenszwalb_follows_objects_and_a_grid_does_not() -> None:
     purity = {
         name: np.mean([_purity(_labels(name, one, 24), one.id_map()) for one in EXAMPLES])
         for name in ("felzenszwalb", "grid")
@@ -92,7 +92,7 @@ def test_superpixels_of_the_oracle_are_pure_and_whole(count: int) -> None:
             assert len(np.unique(labels[objects == one])) == 1
 
 
-def test_the_oracle_joins_the_smallest_parts_of_the_background() -> None:
+def test_the_oracle_merges_the_smallest_parts_of_the_background() -> None:
     objects = np.zeros((5, 9), np.uint8)
     objects[:, 2] = objects[:, 4] = objects[:, 7] = 1
     example = Example("stripes", np.zeros((5, 9, 3), np.uint8), encode_ids(objects), ())
@@ -106,7 +106,7 @@ def test_the_oracle_refuses_more_objects_than_superpixels() -> None:
         _labels("oracle", EXAMPLES[0], 2)
 
 
-def test_an_unknown_source_is_answered_with_near_ones() -> None:
+def test_an_unknown_source_is_refused_with_near_matches() -> None:
     with pytest.raises(HarnessError, match="did you mean slic"):
         superpixels.get("slick")
 
@@ -128,12 +128,12 @@ def test_a_grid_is_as_large_and_as_square_as_the_count_allows(
     assert rows_and_columns(count, height, width) == expected
 
 
-def test_what_is_uncovered_becomes_superpixels_of_its_own() -> None:
+def test_uncovered_regions_become_superpixels() -> None:
     labels = np.array([[-1, 5, -1], [-1, 5, -1], [9, 5, 5]])
     assert fill_uncovered(labels).tolist() == [[2, 0, 3], [2, 0, 3], [1, 0, 0]]
 
 
-def test_nothing_covered_is_one_superpixel() -> None:
+def test_an_uncovered_image_is_one_superpixel() -> None:
     assert fill_uncovered(np.full((3, 4), -1)).tolist() == [[0] * 4] * 3
 
 
@@ -144,7 +144,7 @@ def test_the_most_similar_neighbours_are_merged_first() -> None:
     assert np.array_equal(merge(labels, image, 2), np.repeat([0, 0, 1, 1], 4)[None].repeat(4, axis=0))
 
 
-def test_what_is_complex_stays_cut_where_what_is_plain_is_joined() -> None:
+def test_complex_regions_stay_split_and_plain_ones_are_merged() -> None:
     labels = np.arange(8).repeat(4)[None].repeat(4, axis=0)
     features = np.array([5.0, 5.1, 5.0, 5.1, 1.0, 4.0, 2.0, 6.0])[labels][..., None]
     assert merge(labels, features, 5)[0, ::4].tolist() == [0, 0, 0, 0, 1, 2, 3, 4]
@@ -153,7 +153,7 @@ def test_what_is_complex_stays_cut_where_what_is_plain_is_joined() -> None:
     assert merge(labels, features, 8, max_cost=np.inf).max() == 0
 
 
-def test_what_is_to_stay_apart_is_not_joined_however_similar() -> None:
+def test_regions_of_different_parts_are_not_merged() -> None:
     labels = np.arange(8).repeat(4)[None].repeat(4, axis=0)
     image = np.zeros((4, 32, 1))
     assert merge(labels, image, 1, within=labels // 4)[0, ::4].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
@@ -192,7 +192,7 @@ def test_a_superpixel_smaller_than_a_patch_keeps_its_share() -> None:
 
 
 def _purity(labels: np.ndarray, objects: np.ndarray) -> float:
-    """Share of pixels that are of their superpixel's most frequent object."""
+    """Share of pixels that belong to the most frequent object of their superpixel."""
     joint = np.zeros((labels.max() + 1, int(objects.max()) + 1), dtype=int)
     np.add.at(joint, (labels, objects), 1)
     return joint.max(axis=1).sum() / labels.size
@@ -205,7 +205,7 @@ def _touching(labels: np.ndarray) -> set[tuple[int, int]]:
 
 
 def _loss(labels: np.ndarray, image: np.ndarray, first: int, second: int) -> float:
-    """How much the squared error from the mean colour grows when the two are joined."""
+    """Increase of the squared error from the mean colour when the two are merged."""
     one, other = image[labels == first].astype(float), image[labels == second].astype(float)
     both = np.concatenate([one, other])
     return float(

@@ -1,4 +1,4 @@
-"""The candidate pool is SAM's automatic mask generator's; what is written is what is read."""
+"""The candidate pool equals the output of SAM's automatic mask generator."""
 
 from itertools import pairwise
 
@@ -83,7 +83,7 @@ def test_the_masks_of_the_trained_sam_are_those_of_the_generator_too():
     assert ((masks & theirs).sum((1, 2)) / (masks | theirs).sum((1, 2)) >= 0.99).all()
 
 
-def test_a_candidate_knows_its_point_and_its_level():
+def test_a_candidate_has_its_point_and_its_level():
     candidates = _propose(PoolSettings(points_per_side=3, min_iou=-100.0, min_stability=0.0))
     assert candidates.levels.tolist() == [0, 1, 2] * 9
     assert candidates.points.tolist() == [[row, column] for row in range(3) for column in range(3) for _ in range(3)]
@@ -96,7 +96,7 @@ def test_looser_settings_keep_what_stricter_ones_keep():
     assert loose.select(loose.stability >= 0.85).rles == strict.rles
 
 
-def test_they_are_the_same_where_the_rest_is_in_half_precision():
+def test_candidates_are_the_same_under_autocast():
     expected = _propose(SETTINGS)
     with torch.autocast("cpu", torch.bfloat16):
         found = _propose(SETTINGS)
@@ -104,7 +104,7 @@ def test_they_are_the_same_where_the_rest_is_in_half_precision():
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_they_are_the_same_on_any_number_of_cores_and_torch_keeps_its_own(threads, set_threads):
+def test_candidates_do_not_depend_on_the_number_of_threads(threads, set_threads):
     embedding, frame = SamCache(SAM).encode([Example("noise", IMAGE, (), ())])[0], Frame.of((SIDE, SIDE), SIDE)
     head = MaskDecoder(SAM.sam.prompt_encoder, SAM.sam.mask_decoder)
     expected = propose(head, embedding, frame, SETTINGS)
@@ -114,12 +114,12 @@ def test_they_are_the_same_on_any_number_of_cores_and_torch_keeps_its_own(thread
     assert torch.get_num_threads() == threads
 
 
-def test_what_is_written_is_what_is_read():
+def test_json_round_trip():
     written = _propose(SETTINGS)
-    read = Candidates.from_json(written.to_json())
-    assert read.rles == written.rles
+    loaded = Candidates.from_json(written.to_json())
+    assert loaded.rles == written.rles
     for name in ("points", "levels", "predicted_iou", "stability"):
-        assert np.array_equal(getattr(read, name), getattr(written, name))
+        assert np.array_equal(getattr(loaded, name), getattr(written, name))
     nothing = Candidates.from_json(written.select(np.zeros(len(written), bool)).to_json())
     assert len(nothing) == 0
     assert nothing.points.shape == (0, 2)
@@ -134,19 +134,19 @@ def test_boxes_and_areas_are_those_of_the_masks():
     assert candidates.boxes()[:, 3].tolist() == (SIDE - 1 - rows[:, ::-1].argmax(1)).tolist()
 
 
-def test_an_image_is_encoded_and_asked_about_once(monkeypatch):
+def test_an_image_is_encoded_and_decoded_once(monkeypatch):
     example = Example("noise", IMAGE[:40], (), ())
-    told: list[tuple[int, int]] = []
-    CandidateCache(SamCache(SAM), SETTINGS).ensure([example], lambda *done: told.append(done))
+    progress: list[tuple[int, int]] = []
+    CandidateCache(SamCache(SAM), SETTINGS).ensure([example], lambda *done: progress.append(done))
     monkeypatch.setattr(SamCache, "encode", None)
     again = CandidateCache(SamCache(SAM), SETTINGS)
     monkeypatch.setattr(again, "propose", None)
-    again.ensure([example], lambda *done: told.append(done))
-    assert told == [(1, 1)]
+    again.ensure([example], lambda *done: progress.append(done))
+    assert progress == [(1, 1)]
     assert again.load(example).masks().shape[1:] == (40, SIDE)
     assert SamCache(SAM).load([example]).shape == (1, 32, 8, 8)
 
 
-def test_other_settings_are_another_folder():
+def test_other_settings_have_another_folder():
     embeddings = SamCache(SAM)
     assert CandidateCache(embeddings, PoolSettings(6, 0.7, 0.8)).folder != CandidateCache(embeddings, SETTINGS).folder

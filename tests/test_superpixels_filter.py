@@ -1,4 +1,4 @@
-"""The filter: equal to a plain loop, keeps what it must, adds only what fits; and the partition made of it."""
+"""The filter equals a plain loop; and the conversion of its masks to a partition."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def random_candidates(seed: int) -> Candidates:
 def candidates_of(
     masks: np.ndarray, levels: list[int], predicted_iou: tuple[float, ...] = (1.0, 1.0, 1.0)
 ) -> Candidates:
-    """Stable masks that all answer the first point."""
+    """Stable masks, all prompted by the first point."""
     count = len(masks)
     return Candidates(
         encode(masks),
@@ -62,7 +62,7 @@ def test_every_whole_that_survives_suppression_is_kept_and_every_part_fits(seed)
             assert kept[i] == (share < 0.3)
 
 
-def test_parts_are_all_kept_where_nothing_is_whole():
+def test_without_wholes_all_parts_are_kept():
     candidates = random_candidates(0)
     parts = candidates.select(candidates.levels == 1)
     assert rock_sand_water(parts, 0.0).all()
@@ -84,7 +84,7 @@ def test_a_coarser_grid_is_sams_own_where_it_divides_and_always_part_of_the_pool
         assert on_grid(everywhere, 9, side).sum() == side**2
 
 
-def test_of_the_masks_that_hold_a_pixel_a_part_owns_it_before_a_whole_and_the_best_of_a_level():
+def test_a_pixel_belongs_to_parts_before_wholes_and_to_the_best_mask_of_a_level():
     masks = np.zeros((3, 8, 8), bool)
     masks[0, 2:4, 2:4] = masks[1, :6, :6] = masks[2, 4:8, 4:8] = True
     labels = label_map(candidates_of(masks, [0, 2, 2], (0.6, 0.7, 0.8)), 8, 8)
@@ -97,7 +97,7 @@ def test_of_the_masks_that_hold_a_pixel_a_part_owns_it_before_a_whole_and_the_be
     assert (label_map(candidates_of(masks, [0, 2, 1]).select(np.zeros(3, bool)), 8, 8) == -1).all()
 
 
-def test_small_fragments_go_to_what_is_nearest():
+def test_small_fragments_are_merged_into_the_nearest():
     labels = np.full((6, 12), -1)
     labels[:, :5] = 0
     labels[:, 8:] = 1
@@ -109,5 +109,5 @@ def test_small_fragments_go_to_what_is_nearest():
     assert np.array_equal(absorb_fragments(labels, 3), expected)
 
 
-def test_where_all_fragments_are_small_the_largest_stays():
+def test_if_all_fragments_are_small_the_largest_stays():
     assert (absorb_fragments(np.array([[0, 0, 1]]), 100) == 0).all()

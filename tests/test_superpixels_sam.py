@@ -1,4 +1,4 @@
-"""The SAM source: names of granularities, one question to SAM for all of them, and its place in the cache."""
+"""The SAM source: named granularities, one run of SAM for all of them, and its cache."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def checkpoint(folder: Path, seed: int) -> str:
 
 @pytest.mark.parametrize("model", ["sam-scenes", "sam-vit-b"])
 @pytest.mark.parametrize("granularity", NAMES)
-def test_a_name_stands_for_its_settings_and_any_of_them_can_be_replaced(granularity, model):
+def test_a_granularity_sets_defaults_that_can_be_overridden(granularity, model):
     config = Config(granularity=granularity, model=model)
     assert settings(model, granularity).items() <= config.model_dump().items()
     assert Config(**config.model_dump()) == config
@@ -44,33 +44,33 @@ def test_a_name_stands_for_its_settings_and_any_of_them_can_be_replaced(granular
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("overrides", "message"),
     [
         ({"points_per_side": 20}, "points_per_side=20 exceeds pool_points_per_side=16"),
-        ({"pred_iou_threshold": 0.3, "model": "sam-vit-h"}, "candidates of sam-vit-h have 0.7 or more"),
+        ({"pred_iou_threshold": 0.3, "model": "sam-vit-h"}, "candidates of sam-vit-h have at least 0.7"),
         ({"stability_threshold": 0.1}, "stability_threshold=0.1, but candidates of sam-scenes have"),
         ({"detail": 0.1}, "cannot take effect with granularity 'default'"),
         ({"granularity": "finer"}, "'coarse', 'default', 'fine', 'finest' or 'adaptive'"),
     ],
 )
-def test_what_the_pool_cannot_give_is_refused(given, message):
+def test_invalid_settings_are_refused(overrides, message):
     with pytest.raises(ValidationError, match=message):
-        Config(**given)
+        Config(**overrides)
 
 
-def test_sam_is_asked_once_for_all_granularities(tmp_path, monkeypatch):
+def test_sam_runs_once_for_all_granularities(tmp_path, monkeypatch):
     monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path))
     sam = random_sam()
     monkeypatch.setattr("harness.cache.superpixel_labels.frozen_sam", lambda _: sam)
     segment("sam", Config(), EXAMPLE)
     monkeypatch.setattr(MaskDecoder, "at_points", None)
     monkeypatch.setattr(type(sam), "embed", None)
-    for given in (*({"granularity": name} for name in NAMES), {"points_per_side": 3, "min_area": 0.1}):
-        labels = segment("sam", Config(**given), EXAMPLE)
+    for overrides in (*({"granularity": name} for name in NAMES), {"points_per_side": 3, "min_area": 0.1}):
+        labels = segment("sam", Config(**overrides), EXAMPLE)
         assert np.array_equal(np.unique(labels), np.arange(labels.max() + 1))
 
 
-def test_adaptive_spends_its_budget_inside_the_superpixels_of_the_default(tmp_path, monkeypatch):
+def test_adaptive_splits_the_superpixels_of_the_default(tmp_path, monkeypatch):
     monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path))
     monkeypatch.setattr("harness.cache.superpixel_labels.frozen_sam", lambda _: random_sam())
     loose = {"pred_iou_threshold": 0.6, "stability_threshold": 0.9}
@@ -84,7 +84,7 @@ def test_adaptive_spends_its_budget_inside_the_superpixels_of_the_default(tmp_pa
     assert plain.max() <= careful.max() < split.max()
 
 
-def test_superpixels_of_other_weights_are_other_files(tmp_path, monkeypatch):
+def test_other_weights_have_other_cache_files(tmp_path, monkeypatch):
     monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path))
     caches = [
         SuperpixelCache("sam", Config(model=checkpoint(tmp_path, seed), pool_points_per_side=2, points_per_side=2), 56)
@@ -93,7 +93,7 @@ def test_superpixels_of_other_weights_are_other_files(tmp_path, monkeypatch):
     assert caches[0].key != caches[1].key
 
 
-def test_superpixels_of_the_image_as_loaded_are_brought_to_the_frame(tmp_path, monkeypatch):
+def test_superpixels_of_the_original_image_are_resized_to_the_frame(tmp_path, monkeypatch):
     monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path))
     config = Config(model=checkpoint(tmp_path, 0), pool_points_per_side=2, points_per_side=2)
     wide = Example("wide", EXAMPLE.image[:112], (), ())
@@ -105,7 +105,7 @@ def test_superpixels_of_the_image_as_loaded_are_brought_to_the_frame(tmp_path, m
     assert labels[:28].unique().tolist() == list(range(int(labels.max()) + 1))
 
 
-def test_principal_components_keep_what_differs_between_cells():
+def test_principal_components_keep_the_variance_between_cells():
     embedding = torch.randn(3, generator=torch.Generator().manual_seed(0))[:, None, None] * torch.arange(16.0).view(
         4, 4
     )
@@ -114,15 +114,15 @@ def test_principal_components_keep_what_differs_between_cells():
     assert components.shape == (FEATURES, 4, 4)
     distances = torch.cdist(components.flatten(1).T, components.flatten(1).T)
     expected = torch.cdist(embedding.flatten(1).T, embedding.flatten(1).T)
-    # Small distances come out of differences of large squares.
+    # Small distances are differences of large squares.
     torch.testing.assert_close(distances, expected, atol=1e-3, rtol=1e-4)
 
 
-def test_superpixels_of_other_code_are_other_files(tmp_path, monkeypatch):
+def test_other_code_has_other_cache_files(tmp_path, monkeypatch):
     monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path))
     before = SuperpixelCache("slic", superpixels.get("slic").Config(), 56).key
     assert SuperpixelCache("slic", superpixels.get("slic").Config(), 56).key == before
-    asked = []
-    monkeypatch.setattr(superpixel_labels, "fingerprint", lambda *modules: asked.extend(modules) or "edited")
+    modules_hashed = []
+    monkeypatch.setattr(superpixel_labels, "fingerprint", lambda *modules: modules_hashed.extend(modules) or "edited")
     assert SuperpixelCache("slic", superpixels.get("slic").Config(), 56).key != before
-    assert "harness.superpixels.methods.slic" in asked
+    assert "harness.superpixels.methods.slic" in modules_hashed

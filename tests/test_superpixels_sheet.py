@@ -1,4 +1,4 @@
-"""`python -m harness.superpixels`: a sheet of any image, and clear words where there can be none."""
+"""`python -m harness.superpixels`: a sheet of any image, and clear errors."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from harness.superpixels.__main__ import COUNTS, granularities, main, tile
 from harness.superpixels.granularity import NAMES
 
 
-def test_a_sheet_has_a_row_an_image_and_a_column_a_granularity(tmp_path):
+def test_a_sheet_has_one_row_per_image_and_one_column_per_granularity(tmp_path):
     sizes = {"wide.png": (40, 20), "tall.jpg": (15, 30)}
     for name, size in sizes.items():
         Image.new("RGB", size, "green").save(tmp_path / name)
@@ -29,7 +29,7 @@ def test_a_sheet_has_a_row_an_image_and_a_column_a_granularity(tmp_path):
         assert sheet.height == (2 * 28 + 42) + (2 * 56 + 42) + 12
 
 
-def test_named_granularities_are_columns_of_their_own():
+def test_named_granularities_are_columns():
     assert list(granularities(get("sam"), None)) == list(NAMES)
     assert {config.model for config in granularities(get("sam"), "a.pth").values()} == {"a.pth"}
 
@@ -39,11 +39,11 @@ def test_a_superpixel_is_outlined_and_shows_its_mean_colour():
     labels[:, 10:] = 1
     image = np.zeros((20, 20, 3), np.uint8)
     image[:, 10:] = [200, 100, 0]
-    drawn = tile(image, labels)
-    assert drawn.shape == (40, 40, 3)
-    assert (drawn[20, 35] == [200, 100, 0]).all()
-    assert (drawn[20, 2] == 0).all()
-    assert (drawn[20] == 255).all(axis=-1).any()
+    rendered = tile(image, labels)
+    assert rendered.shape == (40, 40, 3)
+    assert (rendered[20, 35] == [200, 100, 0]).all()
+    assert (rendered[20, 2] == 0).all()
+    assert (rendered[20] == 255).all(axis=-1).any()
 
 
 @pytest.mark.parametrize(
@@ -51,11 +51,11 @@ def test_a_superpixel_is_outlined_and_shows_its_mean_colour():
     [
         (["no.png"], "no.png is missing; correct the path"),
         (["broken.png"], "broken.png cannot be read as an image"),
-        (["good.png", "--model", "sam-vit-b", "--source", "slic"], "--model cannot take effect, slic asks no model"),
+        (["good.png", "--model", "sam-vit-b", "--source", "slic"], "--model cannot take effect, slic uses no model"),
         (["good.png", "--source", "slick"], "invalid choice"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(arguments, message, tmp_path, monkeypatch, capsys):
+def test_invalid_arguments_are_refused(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.png").write_bytes(b"no image")
     Image.new("RGB", (8, 8)).save(tmp_path / "good.png")

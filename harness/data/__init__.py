@@ -1,44 +1,47 @@
 """Datasets: files or a generator in, images with expressions, questions and masks (`Example`) out.
 
-The files of the folder `datasets` are the datasets, by name; `formats` reads their files, `scenes` draws the embedded
-benchmark. It imports only `system` and `errors`; no models.
+The modules of the folder `datasets` are the datasets, by name; `formats` loads their files, `scenes` renders the
+embedded benchmark. Other packages name their datasets in the entry-point group `svp_harness.datasets`. The package
+imports only `system`, `errors` and `projectors.registry`; no models.
 
-A dataset is a module with `Config` (a pydantic model with its name and its `splits`) and `load(config, split)`, which
-returns a sequence of `Example`; one that is published also has `check(root)`, which yields `Finding`s, and one whose
-examples need the image files has `image_ids(config, split)`, which does not. A `Config` that knows them without reading
-anything also has the `families` of what is asked and the `scored_domains`.
+A dataset is a module with a `Config` (a pydantic model with the fields or properties `name` and `splits`) and a
+function `load(config, split)`, which returns a sequence of `Example`. Optional are:
+
+- `check(root)`, which yields a `Finding` for each published fact that it verifies;
+- `image_ids(config, split)`, which returns the ids of a split without opening an image file;
+- the properties `families` and `scored_domains` of `Config`, if they are known before any file is loaded.
 """
 
-import pkgutil
-from functools import cache
-from importlib import import_module
 from types import ModuleType
 from typing import get_args
 
-from harness.data import datasets
-from harness.errors import DataError, suggest
+from harness.errors import DataError
+from projectors.registry import Registry
 
 
-@cache
-def names() -> list[str]:
-    """All dataset names, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(datasets.__path__))
+def _dataset(module: ModuleType) -> ModuleType | None:
+    return module if hasattr(module, "Config") and hasattr(module, "load") else None
 
 
-def get(name: str) -> ModuleType:
-    """The dataset's module.
-
-    Raises:
-        DataError: no dataset of that name.
-    """
-    if name not in names():
-        readers = [each for each in names() if name in _datasets_in(get(each))]
-        hint = f"name {' or '.join(readers)}, whose `dataset` may be {name}" if readers else suggest(name, names())
-        raise DataError(f"no dataset {name!r}; {hint}")
-    return import_module(f"{datasets.__name__}.{name}")
+def _hint(name: str) -> str | None:
+    """The datasets that load the dataset of that name under a setting `dataset`."""
+    loaders = [each for each in names() if name in _settings_of_dataset(get(each))]
+    return f"name {' or '.join(loaders)}, whose `dataset` may be {name}" if loaders else None
 
 
-def _datasets_in(module: ModuleType) -> tuple[str, ...]:
-    """Those that one format holds, where it holds several."""
+def _settings_of_dataset(module: ModuleType) -> tuple[str, ...]:
+    """The allowed values of the setting `dataset` of a module; empty if it has no such setting."""
     setting = module.Config.model_fields.get("dataset")
     return get_args(setting.annotation) if setting else ()
+
+
+DATASETS: Registry[ModuleType] = Registry(
+    kind="dataset",
+    package="harness.data.datasets",
+    group="svp_harness.datasets",
+    find=_dataset,
+    requirement="it must have `Config` and `load`",
+    error=DataError,
+    hint=_hint,
+)
+names, get = DATASETS.names, DATASETS.get

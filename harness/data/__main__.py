@@ -1,4 +1,4 @@
-"""`python -m harness.data check DATASET --root DIR`: whether a dataset is there, whole, and what was published."""
+"""`python -m harness.data check DATASET --root DIR`: compares a dataset on disk with what was published."""
 
 import argparse
 import sys
@@ -11,17 +11,19 @@ from harness import data
 from harness.errors import HarnessError
 
 MARKS = {True: ("ok", "green"), False: ("!!", "red"), None: ("--", "dim")}
-"""How a finding is shown, by whether it is right."""
+"""Mark and style of a finding, by its `is_right`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 where all is as published, or 2 with a sentence for each thing that is not."""
+    """Exit code 0 if all is as published, else 2; prints one line per finding."""
     options = _parser().parse_args(arguments)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     try:
         dataset = data.get(options.dataset)
         if not hasattr(dataset, "check"):
-            raise HarnessError(f"there is nothing published to hold {options.dataset!r} against; known: {_checkable()}")
+            raise HarnessError(
+                f"there are no published facts to check {options.dataset!r} against; known: {_checkable()}"
+            )
         findings = list(dataset.check(options.root))
     except HarnessError as error:
         Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(str(error), style="red")
@@ -33,11 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m harness.data", description="Looks after datasets on disk.")
+    parser = argparse.ArgumentParser(prog="python -m harness.data", description="Tools for datasets on disk.")
     commands = parser.add_subparsers(required=True)
-    check = commands.add_parser("check", help="counts, masks and image files, held against what was published")
+    check = commands.add_parser("check", help="compare counts, masks and image files with what was published")
     check.add_argument("dataset", metavar="DATASET", help=f"one of {_checkable()}")
-    check.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder that holds it")
+    check.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder that contains it")
     return parser
 
 

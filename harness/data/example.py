@@ -1,4 +1,4 @@
-"""What every dataset yields: an image, the expressions about it with the mask each refers to, and questions."""
+"""The examples of every dataset: an image with referring expressions, their masks, and questions."""
 
 import struct
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ class Expression:
     """A referring expression and the objects that it refers to.
 
     Attributes:
-        text: lower case words, separated by single spaces.
-        family: the kind of expression, by which scores are grouped; "all" where a dataset has no families.
+        text: words in lower case, separated by single spaces.
+        family: the kind of expression, by which scores are grouped; "all" if a dataset has no families.
         targets: ids of objects, ascending; empty when the expression refers to nothing in the image.
     """
 
@@ -33,14 +33,14 @@ class Expression:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Something asked about a whole image that is answered in words; a caption answers the wish for one.
+    """A question about a whole image that has a text answer; a request for a caption is one too.
 
     Attributes:
-        text: what the model is asked, with whatever its dataset adds to a question.
-        family: the kind of question, by which scores are grouped; "all" where a dataset has no families.
-        answer: what training teaches.
-        references: what an answer is held against, as many as its scoring wants.
-        scoring: name in `harness.evaluation.text_metrics.SCORINGS` of how the dataset's authors score an answer.
+        text: the prompt, including the text that its dataset adds to a question.
+        family: the kind of question, by which scores are grouped; "all" if a dataset has no families.
+        answer: the training target.
+        references: reference answers, as many as the scoring requires.
+        scoring: name of the authors' metric in `harness.evaluation.text_metrics.SCORINGS`.
     """
 
     text: str
@@ -51,12 +51,12 @@ class Question:
 
 
 TextQuery = Expression | Question
-"""What is asked of an image, to be drawn or to be said."""
+"""A query about an image: its answer is a mask for an expression and a text for a question."""
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectFacts:
-    """What is known about one object beyond its mask, for grouping scores.
+    """Attributes of one object beyond its mask, for grouping scores.
 
     Attributes:
         elongation: ratio of the principal axes, at least 1.
@@ -70,16 +70,16 @@ class ObjectFacts:
 
 
 UNREADABLE = (OSError, ValueError, SyntaxError, RuntimeError, EOFError, Image.DecompressionBombError)
-"""What Pillow raises for a file that is no image, not a whole one, or too large to be one."""
+"""Exceptions that Pillow raises for a file that is no image, truncated, or too large."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image that is read each time it is looked at, because a dataset's images together fit no memory.
+    """An image file that is decoded at each access, because a whole dataset does not fit into memory.
 
     Attributes:
         path: of the file.
-        height, width: in pixels, as the annotations say.
+        height, width: in pixels, from the annotations.
     """
 
     path: Path
@@ -91,16 +91,16 @@ class ImageFile:
         """A file with the size of its upright image; only the header is read.
 
         Raises:
-            DataError: it is missing, or no image.
+            DataError: the file is missing, or no image.
         """
         (height, width), _ = _sizes(path)
         return cls(path, height, width)
 
     def actual(self) -> "ImageFile":
-        """The file with the size that `read_image` gives it; only the header is read.
+        """The file with the size of the array from `read_image`; only the header is read.
 
         Raises:
-            DataError: it is missing, or no image.
+            DataError: the file is missing, or no image.
         """
         upright, stored = _sizes(self.path)
         height, width = stored if stored == (self.height, self.width) else upright
@@ -116,24 +116,23 @@ class ImageFile:
         if image.shape[:2] != (self.height, self.width):
             raise DataError(
                 f"{self.path} has {image.shape[1]} x {image.shape[0]} pixels, but its annotations are for "
-                f"{self.width} x {self.height}; take the image in its original size"
+                f"{self.width} x {self.height}; use the image in its original size"
             )
         return image
 
 
 def read_image(path: Path, annotated_size: tuple[int, int] | None = None) -> np.ndarray:
-    """(h, w, 3) uint8 RGB of an image file, rotated and mirrored as its EXIF orientation says.
+    """(h, w, 3) uint8 RGB of an image file, rotated and mirrored according to its EXIF orientation.
 
-    OpenCV applies EXIF when it reads a file, so LISA and other loaders built on it see the upright image, and so do the
-    annotators. Some annotations were made without EXIF: where only the stored orientation has the annotated size, the
-    pixels stay as they are stored. Where both orientations have it (square images, rotations by 180 degrees), the
-    image is upright.
+    OpenCV applies EXIF when it loads a file, so LISA and other loaders built on it use the upright image, as annotators
+    do. Some annotations were made without EXIF: if only the stored orientation has the annotated size, the image is
+    returned as stored. If both orientations have it (square images, rotations by 180 degrees), the image is upright.
 
     Args:
-        annotated_size: (h, w) that the annotations are for.
+        annotated_size: (h, w) of the image in its annotations.
 
     Raises:
-        DataError: the file is missing, or no image that can be read.
+        DataError: the file is missing, or no valid image.
     """
     try:
         with Image.open(path) as file:
@@ -150,7 +149,7 @@ def _sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
     try:
         with Image.open(path) as image:
             stored = image.height, image.width
-            # Pillow gives the upright size of a TIFF, and reads a PNG's pixels to look for EXIF behind them.
+            # Pillow returns the upright size of a TIFF, and would decode a PNG's pixels to find EXIF after them.
             is_upright = image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info)
             is_transposed = not is_upright and _orientation(image) > 4
             return (stored[::-1] if is_transposed else stored), stored
@@ -159,7 +158,7 @@ def _sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8 as in EXIF, where 1 is upright and 5 to 8 swap height and width; 1 too where EXIF is damaged."""
+    """1 to 8 as in EXIF, where 1 is upright and 5 to 8 swap height and width; 1 if EXIF is damaged."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except (*UNREADABLE, LookupError, TypeError, struct.error):
@@ -175,17 +174,17 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
-    """One image with what is asked about it.
+    """One image with its queries.
 
     Attributes:
         image_id: unique and stable across runs.
         picture: the image, in memory or in a file.
-        objects: the visible pixels of object k at position k - 1; they may overlap.
-        expressions: in the order in which results number them; what they refer to is drawn.
-        questions: numbered after the expressions; they are answered in words.
-        attributes: facts about object k at position k - 1; empty where a dataset has none.
-        ignored: pixels that are neither trained on nor scored.
-        domain: what the image looks like, by which scores are grouped; empty where a dataset knows of one only.
+        objects: the visible mask of object k at position k - 1; masks may overlap.
+        expressions: in the order in which results number them; the answer is a mask.
+        questions: numbered after the expressions; the answer is a text.
+        attributes: of object k at position k - 1; empty if a dataset has none.
+        ignored: pixels that are excluded from training and scores.
+        domain: visual domain, by which scores are grouped; empty if a dataset has only one.
         lists_all_objects: whether `objects` includes those that no expression refers to.
     """
 
@@ -209,7 +208,7 @@ class Example:
         """(h, w, 3) uint8 RGB.
 
         Raises:
-            DataError: it is in a file that cannot be read.
+            DataError: its file is missing or invalid.
         """
         return self.picture if isinstance(self.picture, np.ndarray) else self.picture.read()
 
@@ -230,7 +229,7 @@ class Example:
         return ~union([] if self.ignored is None else [self.ignored], self.size)
 
     def id_map(self) -> np.ndarray:
-        """(h, w) int16, 0 is background; where objects overlap, the later one is seen."""
+        """(h, w) int16, 0 is background; where objects overlap, the later one is on top."""
         ids = np.zeros(self.size, np.int16)
         for k, one in enumerate(self.objects, start=1):
             ids[coco_mask.decode(one) > 0] = k
@@ -239,7 +238,7 @@ class Example:
 
 def rgb(image: Image.Image) -> np.ndarray:
     """(h, w, 3) uint8 of an image of any mode."""
-    if image.mode.startswith("I;16"):  # Pillow would cut 16 bits off at 255
+    if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return np.asarray(image.convert("RGB"))
 

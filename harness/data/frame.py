@@ -1,7 +1,7 @@
-"""The one frame that the vision encoder, the superpixels and SAM all see.
+"""The square frame that the vision encoder, the superpixels and SAM share.
 
-The longest side is resized to the frame and the rest is padded on the right and at the bottom, as SAM does; nothing is
-cropped, because what is cropped away would be counted against a projector.
+The longest side is resized to the frame and the rest is padded on the right and at the bottom, as in SAM. Nothing is
+cropped, because targets outside of a crop would lower the score of every projector.
 """
 
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Where an image lies in the square frame.
+    """The position of an image in the square frame.
 
     Args:
         side: R, side of the frame in pixels.
         height, width: of the resized image, in the frame's upper left corner.
-        original_height, original_width: of the image as it was loaded.
+        original_height, original_width: of the image before resizing.
     """
 
     side: int
@@ -68,7 +68,7 @@ class Frame:
         return valid_mask
 
     def patch_mask(self, grid: tuple[int, int]) -> np.ndarray:
-        """(N,) bool, True where a patch holds at least one pixel of the image."""
+        """(N,) bool, True where a patch contains at least one pixel of the image."""
         rows = np.arange(grid[0]) * self.side / grid[0] < self.height
         columns = np.arange(grid[1]) * self.side / grid[1] < self.width
         return (rows[:, None] & columns[None, :]).ravel()
@@ -76,7 +76,7 @@ class Frame:
     def restore(self, logits: Tensor) -> Tensor:
         """Mask logits of the frame (M, h, w) -> (M, original_height, original_width).
 
-        As SAM does it: up to the frame, the padding cut off, then to the original size.
+        As in SAM: resized to the frame, cropped to the image, then resized to the original size.
         """
         framed = F.interpolate(logits.float()[:, None], (self.side, self.side), mode="bilinear", align_corners=False)
         cropped = framed[..., : self.height, : self.width]

@@ -1,42 +1,50 @@
-"""What datasets of questions have in common: questions by image, and a check of how many there are."""
+"""Shared code of datasets of questions: questions by image, and a check of their number."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from harness.data.example import Example, ImageFile, Question
 from harness.data.formats.checking import Finding, check_files
-from harness.errors import DataError
+from harness.errors import DataError, suggest
 
 SHORT_ANSWER = "{question}\nAnswer the question using a single word or phrase."
-"""How LLaVA-1.5 and lmms-eval ask for one."""
+"""The prompt of LLaVA-1.5 and lmms-eval for a short answer."""
 
 
 class ShortAnswersConfig(BaseModel):
-    """What the datasets of short answers have in common: where they lie, and how they ask."""
+    """Settings that all datasets of short answers share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    root: Path = Field(description="folder of the JSON files and of the images' folders, as they are unpacked")
-    template: str = Field(default=SHORT_ANSWER, description="what the model is asked; must contain {question}")
+    name: str
+    splits: ClassVar[tuple[str, ...]]
+    root: Path = Field(description="folder of the JSON files and of the folders of images, as they are unpacked")
+    template: str = Field(default=SHORT_ANSWER, description="prompt of the model; must contain {question}")
 
     @field_validator("template")
     @classmethod
-    def _asks(cls, template: str) -> str:
+    def _check_template(cls, template: str) -> str:
         if "{question}" not in template:
             raise ValueError("template must contain {question}")
         return template
 
-    def asks(self, question: str) -> str:
-        """What the model is asked; all other braces are text."""
+    def format_prompt(self, question: str) -> str:
+        """The prompt for a question; all other braces in the template are literal."""
         return self.template.replace("{question}", question)
+
+    def require_split(self, split: str) -> None:
+        """Raises a DataError if there is no such split."""
+        if split not in self.splits:
+            raise DataError(f"{self.name} has no split {split!r} with answers; {suggest(split, self.splits)}")
 
 
 @dataclass(frozen=True, slots=True)
 class ImageQuestions:
-    """An image's file, which need not be there yet, and what is asked about it."""
+    """The path of an image, which need not exist yet, and the questions about it."""
 
     path: Path
     questions: tuple[Question, ...]
@@ -44,10 +52,10 @@ class ImageQuestions:
 
 @dataclass(frozen=True, slots=True)
 class QuestionCounts:
-    """How much of a split there is.
+    """Sizes of a split.
 
     Attributes:
-        references: what answers are held against, of all questions together; None where it follows from the questions.
+        references: number of reference answers of all questions; None if the number of questions determines it.
     """
 
     questions: int
@@ -60,10 +68,10 @@ class QuestionCounts:
 
 
 def examples(images: Mapping[str, ImageQuestions]) -> list[Example]:
-    """One example an image, in this order, by its id; only the head of each file is read, for its size.
+    """One example per image, in this order; only the header of each file is read.
 
     Raises:
-        DataError: an image is missing or none.
+        DataError: an image is missing or invalid.
     """
     return [Example(key, ImageFile.of(one.path), (), (), one.questions) for key, one in images.items()]
 
@@ -71,11 +79,11 @@ def examples(images: Mapping[str, ImageQuestions]) -> list[Example]:
 def check_questions(
     subject: str, read: Callable[[], Mapping[str, ImageQuestions]], published: QuestionCounts, source: str
 ) -> Iterator[Finding]:
-    """Files, counts and images of a split.
+    """Checks the files, counts and images of a split.
 
     Args:
-        read: reads the questions; opens no image.
-        source: where the files officially come from.
+        read: loads the questions without opening images.
+        source: where to download the official files.
     """
     try:
         images = read()
@@ -91,5 +99,5 @@ def check_questions(
     if found == published:
         yield Finding(subject, True, f"{found}, as published")
     else:
-        yield Finding(subject, False, f"{found}; published are {published}; take the official file")
+        yield Finding(subject, False, f"{found}; published are {published}; use the official file")
     yield check_files(subject, [one.path for one in images.values()], source)

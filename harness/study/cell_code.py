@@ -1,7 +1,7 @@
 """The code that a cell's result depends on, as fingerprints of its source."""
 
 import projectors
-from harness import superpixels
+from harness import data, superpixels
 from harness.study.cell_spec import CellSpec
 from harness.system.fingerprint import fingerprint
 
@@ -28,4 +28,4 @@ def cell_code(spec: CellSpec) -> str:
 
 
 def _dataset(spec: CellSpec) -> str:
-    return f"harness.data.datasets.{spec.data['name']}"
+    return data.get(spec.data["name"]).__name__

@@ -1,8 +1,7 @@
 """The sections of a cell: which model checks each, and how a merged mapping becomes a `CellSpec`."""
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +16,7 @@ from harness.study.training_config import EvaluationConfig, TrainingConfig
 from harness.study.validation import spot_of, validate
 from harness.study.yaml_node import SourceLocation, YamlNode, merge
 from projectors import REFERENCE_DIMS, IncompatibleError, ProjectorError
+from projectors.registry import PROJECTORS, Registry
 
 
 class CellSpec(BaseModel):
@@ -40,19 +40,12 @@ class CellSpec(BaseModel):
     evaluation: EvaluationConfig
 
 
-@dataclass(frozen=True, slots=True)
-class Registry:
-    """Things that a study picks by name, each with settings of its own; `config` raises where there is none of it."""
-
-    names: Callable[[], list[str]]
-    config: Callable[[str], type[BaseModel]]
-
-
-REGISTRIES = {
-    "data": Registry(lambda: data.names(), lambda name: data.get(name).Config),
-    "superpixels": Registry(lambda: superpixels.names(), lambda name: superpixels.get(name).Config),
-    "projector": Registry(projectors.names, lambda name: projectors.get(name).Config),
+REGISTRIES: dict[str, Registry[Any]] = {
+    "data": data.DATASETS,
+    "superpixels": superpixels.SOURCES,
+    "projector": PROJECTORS,
 }
+"""The sections whose `name` picks a component with a `Config` of its own."""
 MODELS: dict[str, type[BaseModel]] = {
     "vision_encoder": VisionConfig,
     "llm": LLMConfig,
@@ -117,20 +110,20 @@ def _resolve_section(section: str, tree: YamlNode | None, problems: list[str]) -
     return _resolve_named(REGISTRIES[section], tree, problems)
 
 
-def _resolve_named(registry: Registry, tree: YamlNode, problems: list[str]) -> dict[str, Any] | None:
+def _resolve_named(registry: Registry[Any], tree: YamlNode, problems: list[str]) -> dict[str, Any] | None:
     """{"name": ..., **settings} of a section whose name decides which settings there are."""
     name = tree.get("name")
-    if name is None:
-        problems.append(f"{tree.spot.under('name')}: is missing; known: {', '.join(registry.names())}")
-        return None
-    if not isinstance(name.value, str):
-        found = shorten(repr(name.plain()))
-        problems.append(f"{name.spot}: found {found}; must be a name; known: {', '.join(registry.names())}")
-        return None
     try:
-        model = registry.config(name.value)
+        known = f"known: {', '.join(registry.names())}"
+        if name is None:
+            problems.append(f"{tree.spot.under('name')}: is missing; {known}")
+            return None
+        if not isinstance(name.value, str):
+            problems.append(f"{name.spot}: found {shorten(repr(name.plain()))}; must be a name; {known}")
+            return None
+        model = registry.get(name.value).Config
     except (ProjectorError, HarnessError) as error:
-        problems.append(f"{name.spot}: {error}")
+        problems.append(f"{(name or tree).spot}: {error}")
         return None
     settings = tree if "name" in model.model_fields else tree.without("name")
     config = validate(model, settings, problems)

@@ -1,45 +1,35 @@
 """Superpixel sources: one file, one source, one name in YAML.
 
-A file of the folder `methods` that has a `Config` and a `segment` is a source; nothing else needs to know of it. One
-that uses a pretrained model names it by `weights(config)`, and one that chooses from a SAM's masks names the SAM by
-`request(config)`. A source is a pure function of an image and of these masks; `harness.cache` keeps its results.
+A source is a module of the folder `methods`, or of another package that names it in the entry-point group
+`svp_harness.superpixels`. It has a `Config` and a function `segment`; a source with a pretrained model also has
+`weights(config)`, and a source that selects from the masks of a SAM has `request(config)`. A source is a pure function
+of the image and these masks; `harness.cache` stores its results.
 """
 
-import pkgutil
-from functools import cache
-from importlib import import_module
+from types import ModuleType
 
-from harness.errors import HarnessError, suggest
-from harness.model.weights.resolution import WeightsRecord
-from harness.superpixels import methods
+from harness.errors import HarnessError
 from harness.superpixels.source import Source, SourceConfig
+from projectors.registry import Registry
 
-__all__ = ["Source", "SourceConfig", "get", "names"]
-
-
-@cache
-def names() -> list[str]:
-    """All source names, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(methods.__path__))
+__all__ = ["SOURCES", "Source", "SourceConfig", "get", "names"]
 
 
-@cache
-def get(name: str) -> Source:
-    """The source of that name.
-
-    Raises:
-        HarnessError: no such source.
-    """
-    if name not in names():
-        raise HarnessError(f"no superpixel source {name!r}; {suggest(name, names())}")
-    module = import_module(f"{methods.__name__}.{name}")
-    weights, request = getattr(module, "weights", _no_weights), getattr(module, "request", _no_request)
+def _source(module: ModuleType) -> Source | None:
+    """The source that a module defines; None if it defines none."""
+    if not hasattr(module, "Config") or not hasattr(module, "segment"):
+        return None
+    name = module.__name__.rpartition(".")[2]
+    weights, request = getattr(module, "weights", lambda _: ()), getattr(module, "request", lambda _: None)
     return Source(name, module.Config, module.segment, weights, request)
 
 
-def _no_weights(_: SourceConfig) -> tuple[WeightsRecord, ...]:
-    return ()
-
-
-def _no_request(_: SourceConfig) -> None:
-    return None
+SOURCES: Registry[Source] = Registry(
+    kind="superpixel source",
+    package="harness.superpixels.methods",
+    group="svp_harness.superpixels",
+    find=_source,
+    requirement="it must have `Config` and `segment`",
+    error=HarnessError,
+)
+names, get = SOURCES.names, SOURCES.get

@@ -1,6 +1,6 @@
-"""`python -m harness.superpixels IMAGE... --out FILE.png`: how images are cut at several granularities, side by side.
+"""`python -m harness.superpixels IMAGE... --out FILE.png`: superpixels at several granularities, side by side.
 
-Sources with named granularities show these; the others show several counts.
+The columns are the named granularities of the source if it has them, else several counts.
 """
 
 import argparse
@@ -20,21 +20,21 @@ from harness.superpixels.source import Source, SourceConfig
 
 COUNTS = (12, 24, 48, 96)
 _ZOOM = 2
-"""Pixels of the sheet to one of the image, so that outlines are thinner than what they go round."""
+"""Pixels of the sheet per pixel of the image, so that outlines are thin."""
 _GAP = 12
 _CAPTION = 30  # px under a tile
 _FONT = ImageFont.load_default(18)
 _TINT = 0.55
-"""How much of a superpixel's mean colour covers its pixels, so that shapes show without hiding what they hold."""
+"""Opacity of a superpixel's mean colour over its pixels."""
 
 
 def granularities(source: Source, model: str | None) -> dict[str, SourceConfig]:
-    """What the columns show, by their titles."""
+    """The configuration of each column by its title."""
     if "granularity" not in source.Config.model_fields:
         return {f"count={count}": source.Config(count=count) for count in COUNTS}
-    chosen = {} if model is None else {"model": model}
+    overrides = {} if model is None else {"model": model}
     names = source.Config.model_json_schema()["properties"]["granularity"]["enum"]
-    return {name: source.Config.model_validate({"granularity": name, **chosen}) for name in names}
+    return {name: source.Config.model_validate({"granularity": name, **overrides}) for name in names}
 
 
 def tile(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -42,10 +42,10 @@ def tile(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     area = np.bincount(labels.ravel())
     colours = np.stack([np.bincount(labels.ravel(), image[..., c].ravel()) / area for c in range(3)], axis=-1)
     labels = labels.repeat(_ZOOM, axis=0).repeat(_ZOOM, axis=1)
-    drawn = (_TINT * colours[labels] + (1 - _TINT) * _zoomed(image)).astype(np.uint8)
-    drawn[find_boundaries(labels, mode="thick")] = 0
-    drawn[find_boundaries(labels, mode="inner")] = 255
-    return drawn
+    tinted = (_TINT * colours[labels] + (1 - _TINT) * _zoomed(image)).astype(np.uint8)
+    tinted[find_boundaries(labels, mode="thick")] = 0
+    tinted[find_boundaries(labels, mode="inner")] = 255
+    return tinted
 
 
 def _zoomed(image: np.ndarray) -> np.ndarray:
@@ -54,7 +54,7 @@ def _zoomed(image: np.ndarray) -> np.ndarray:
 
 
 def sheet(images: dict[str, np.ndarray], source: Source, columns: dict[str, SourceConfig]) -> Image.Image:
-    """A row an image, a column a granularity, the image itself first; under each tile its title and its count."""
+    """One row per image: the image, then one tile per granularity, each with its title and number of superpixels."""
     rows = []
     for name, image in images.items():
         example = Example(name, image, (), ())
@@ -78,29 +78,29 @@ def sheet(images: dict[str, np.ndarray], source: Source, columns: dict[str, Sour
 
 
 def read(path: Path, side: int) -> np.ndarray:
-    """(h, w, 3) uint8, upright, its longest side brought to `side` pixels.
+    """(h, w, 3) uint8, upright, with a longest side of `side` pixels.
 
     Raises:
-        DataError: no image that can be read.
+        DataError: the file is missing, or no valid image.
     """
     image = read_image(path)
     return Frame.of(image.shape[:2], side).resize(image, Image.Resampling.LANCZOS)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the sheet that the command line asks for."""
+    """Write the sheet of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m harness.superpixels", description="Draw the superpixels of images at several granularities."
+        prog="python -m harness.superpixels", description="Render the superpixels of images at several granularities."
     )
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="any file that Pillow reads")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="any image file that Pillow supports")
     parser.add_argument("--out", type=Path, required=True, help="file to write, e.g. superpixels.png")
     parser.add_argument("--source", choices=[name for name in superpixels.names() if name != "oracle"], default="sam")
     parser.add_argument("--model", help="sam only: weight name of the SAM that proposes masks")
-    parser.add_argument("--side", type=int, default=224, help="longest side of the image that is cut, in pixels")
+    parser.add_argument("--side", type=int, default=224, help="longest side of the resized image, in pixels")
     options = parser.parse_args(arguments)
     source = superpixels.get(options.source)
     if options.model is not None and "model" not in source.Config.model_fields:
-        parser.error(f"--model cannot take effect, {options.source} asks no model")
+        parser.error(f"--model cannot take effect, {options.source} uses no model; remove it")
     try:
         images = {path.name: read(path, options.side) for path in options.images}
         page = sheet(images, source, granularities(source, options.model))

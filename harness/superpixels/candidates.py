@@ -1,11 +1,11 @@
-"""The candidate pool: SAM's automatic masks of an image, made once; every granularity is a filter over them.
+"""The candidate pool: SAM's automatic masks of an image, computed once; every granularity is a filter over them.
 
 Source: Segment Anything, https://arxiv.org/abs/2304.02643, section 5 and appendix B; segment-anything 1.0,
 `SamAutomaticMaskGenerator`.
-Differs from upstream: each mask remembers its level and its point; near-duplicates stay in the pool, because which of
-them survives depends on the settings of the filter; no crops, which would need encodings of their own; the image
-embedding is given, not computed; masks of too low a predicted IoU are not drawn at all. With equal settings, and
-duplicates removed as upstream does (`filter.suppress_duplicates`), the masks are upstream's.
+Differs from upstream: each mask has its level and its point; near-duplicates stay in the pool, because the filter's
+settings decide which of them to keep; no crops, which would need encodings of their own; the image embedding is an
+argument; masks of too low a predicted IoU are not decoded. With equal settings, and duplicates removed as upstream
+(`filter.suppress_duplicates`), the masks are upstream's.
 """
 
 import json
@@ -23,24 +23,24 @@ from harness.data.frame import Frame
 from harness.model.mask_decoder.decoder import ImageEmbedding, MaskDecoder
 
 POINTS_AT_ONCE = 16
-"""Few enough that what points make of the image stays in a processor's cache."""
+"""Small enough that the activations of a chunk of points fit into a processor's cache."""
 
 SLACK = 0.3
-"""Masks whose stability before they are resized to the image falls short by more than this are left out at once.
+"""A mask is discarded before resizing if its stability is below the threshold by more than this.
 
-Of the 1300 masks of some scenes none gained more than 0.27 by resizing, and those that gained so much had a few pixels.
+Resizing raised the stability of 1300 masks of scenes by at most 0.27, and by that much only for masks of a few pixels.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class PoolSettings:
-    """What is worth keeping for some granularity or other; all of it bounds what a filter can ask for.
+    """Thresholds of the pool; a filter's own thresholds cannot be lower.
 
     Args:
         points_per_side: of the square grid of points.
-        min_iou: masks with a predicted IoU of no more are left out.
-        min_stability: masks that are less stable are left out, and empty ones always.
-        stability_offset: by how much the cut-off moves, in logits, when stability is measured.
+        min_iou: masks must have a predicted IoU above this.
+        min_stability: masks must have at least this stability; empty masks are always discarded.
+        stability_offset: shift of the mask threshold when stability is measured, in logits.
     """
 
     points_per_side: int
@@ -51,12 +51,12 @@ class PoolSettings:
 
 @dataclass(frozen=True, slots=True)
 class CandidateRequest:
-    """What a superpixel source asks of a SAM.
+    """The masks of a SAM that a superpixel source requires.
 
     Args:
         model: weight name of the SAM.
-        settings: which masks are kept.
-        with_embedding: whether the source also reads the SAM's embedding of the image.
+        settings: of the pool.
+        with_embedding: whether the source also uses the SAM's embedding of the image.
     """
 
     model: str
@@ -70,10 +70,10 @@ class Candidates:
 
     Args:
         rles: COCO run lengths, compressed.
-        points: (K, 2) the number (row, column) of the grid point that each answers.
+        points: (K, 2) row and column of the grid point that prompted each mask.
         levels: (K,) 0 subpart, 1 part, 2 whole.
-        predicted_iou: (K,) how good SAM thinks the mask is.
-        stability: (K,) IoU of the mask's cuts at logits of plus and minus the offset.
+        predicted_iou: (K,) IoU that SAM predicts for the mask.
+        stability: (K,) IoU of the masks at logit thresholds of plus and minus the offset.
     """
 
     rles: list[dict[str, Any]]
@@ -86,7 +86,7 @@ class Candidates:
         return len(self.rles)
 
     def select(self, which: np.ndarray) -> "Candidates":
-        """Those at these indices, or where this is True."""
+        """The masks at these indices, or where this is True."""
         indices = np.arange(len(self))[which]
         kept = (values[indices] for values in (self.points, self.levels, self.predicted_iou, self.stability))
         return Candidates([self.rles[i] for i in indices], *kept)
@@ -97,7 +97,7 @@ class Candidates:
 
     def areas(self) -> np.ndarray:
         """(K,) pixels."""
-        # One by one: pycocotools 2.0.11 on numpy 2 fails when it is asked about more than 255.
+        # One by one: `area` of pycocotools 2.0.11 on numpy 2 fails for more than 255 masks.
         return np.array([coco.area(rle) for rle in self.rles], np.int64)
 
     def boxes(self) -> np.ndarray:
@@ -106,7 +106,7 @@ class Candidates:
         return np.stack([left, top, left + width - 1, top + height - 1], axis=1)
 
     def to_json(self) -> bytes:
-        """A list of objects, one a mask, with COCO's `segmentation`."""
+        """A JSON list with one object per mask, with COCO's `segmentation`."""
         rows = [
             {
                 "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
@@ -123,7 +123,7 @@ class Candidates:
 
     @classmethod
     def from_json(cls, text: bytes) -> "Candidates":
-        """What `to_json` wrote."""
+        """The inverse of `to_json`."""
         rows = json.loads(text)
         rles = [{**row["segmentation"], "counts": row["segmentation"]["counts"].encode()} for row in rows]
         return cls(
@@ -136,7 +136,7 @@ class Candidates:
 
     @classmethod
     def joined(cls, parts: Sequence["Candidates"]) -> "Candidates":
-        """All of these, in order."""
+        """The concatenation of several sets of candidates."""
         return cls(
             [rle for part in parts for rle in part.rles],
             *(
@@ -148,12 +148,12 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Proposal:
-    """What SAM makes of one image; superpixels are chosen from it.
+    """The output of a SAM for one image, from which superpixels are selected.
 
     Args:
         candidates: its automatic masks.
-        frame: where the image lies in SAM's frame.
-        embedding: (P, g, g) on the CPU; None where the superpixels need no embedding.
+        frame: position of the image in SAM's frame.
+        embedding: (P, g, g) on the CPU; None if the source does not use it.
     """
 
     candidates: Candidates
@@ -162,53 +162,53 @@ class Proposal:
 
 
 def propose(head: MaskDecoder, embedding: Tensor, frame: Frame, settings: PoolSettings) -> Candidates:
-    """All candidates of one image, in float32 also where others around it are asked in half of that.
+    """All candidates of one image, computed in float32 even under autocast.
 
-    On a CPU every core asks about points of its own: what a few points need is too little for all cores to share.
+    On a CPU every thread processes its own points, because the work for one chunk is too small to share.
 
     Args:
-        head: of a SAM, with its three masks a point.
+        head: the mask decoder of a SAM, with three masks per point.
         embedding: (P, g, g) of the image.
-        frame: where the image lies in SAM's frame.
+        frame: position of the image in SAM's frame.
     """
     side = settings.points_per_side
     grid = np.stack(np.divmod(np.arange(side**2), side), axis=1)
-    looked_at = ImageEmbedding(embedding.unsqueeze(0))
+    image_embedding = ImageEmbedding(embedding.unsqueeze(0))
     chunks = np.split(grid, range(POINTS_AT_ONCE, len(grid), POINTS_AT_ONCE))
     num_threads = torch.get_num_threads()
     num_workers = num_threads if embedding.device.type == "cpu" else 1
     try:
         with ThreadPoolExecutor(num_workers, initializer=torch.set_num_threads, initargs=(1,)) as workers:
             return Candidates.joined(
-                list(workers.map(lambda some: _ask(head, looked_at, some, frame, settings), chunks))
+                list(workers.map(lambda chunk: _decode(head, image_embedding, chunk, frame, settings), chunks))
             )
     finally:
         torch.set_num_threads(num_threads)
 
 
 @torch.inference_mode()
-def _ask(
-    head: MaskDecoder, looked_at: ImageEmbedding, grid: np.ndarray, frame: Frame, settings: PoolSettings
+def _decode(
+    head: MaskDecoder, image_embedding: ImageEmbedding, grid: np.ndarray, frame: Frame, settings: PoolSettings
 ) -> Candidates:
     """The candidates at some points of the grid, (K, 2) row and column."""
-    device = looked_at.coarse.device
+    device = image_embedding.coarse.device
     extent = np.array([frame.width, frame.height])
     points = torch.from_numpy((grid[:, ::-1] + 0.5) / settings.points_per_side * extent).float().to(device)
     same = torch.zeros(len(points), dtype=torch.long, device=device)
     with torch.autocast(device.type, enabled=False):
-        found = head.at_points(looked_at, points, same, settings.min_iou)
+        found = head.at_points(image_embedding, points, same, settings.min_iou)
     stability = _stability(found.logits.cpu().numpy(), settings.stability_offset)
     near = np.flatnonzero(stability >= settings.min_stability - SLACK)
     logits = frame.restore(found.logits[torch.from_numpy(near)]).cpu().numpy()
     stability = _stability(logits, settings.stability_offset)
     stable = np.flatnonzero(stability >= settings.min_stability)
     prompt, level, iou = (x.cpu().numpy()[near[stable]] for x in (found.prompt, found.level, found.predicted_iou))
-    answers = Candidates(encode(logits[stable] > 0), grid[prompt], level, iou, stability[stable])
-    return answers.select(answers.areas() > 0)
+    decoded = Candidates(encode(logits[stable] > 0), grid[prompt], level, iou, stability[stable])
+    return decoded.select(decoded.areas() > 0)
 
 
 def _stability(logits: np.ndarray, offset: float) -> np.ndarray:
-    """(K,) share of the pixels above -offset that are above +offset; 0 where there are none."""
+    """(K,) share of the pixels above -offset that are above +offset; 0 if there are none."""
     high, low = (np.array([np.count_nonzero(one) for one in logits > threshold]) for threshold in (offset, -offset))
     return (high / np.maximum(low, 1)).astype(np.float32)
 

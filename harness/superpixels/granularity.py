@@ -1,4 +1,4 @@
-"""What the names of granularities stand for, and what a SAM's own scores must be at each."""
+"""Settings of the named granularities, and the thresholds on a SAM's own scores for each."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +18,11 @@ NAMES = tuple(_SHAPES)
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What a SAM says of its own masks, and how much of that each granularity asks for.
+    """Thresholds on a SAM's scores of its own masks.
 
     Args:
-        stability_offset: by how much the cut-off moves when stability is measured, in logits.
-        thresholds: predicted IoU and stability, by granularity; the pool keeps what the finest asks for.
+        stability_offset: shift of the mask threshold when stability is measured, in logits.
+        thresholds: predicted IoU and stability by granularity; the pool uses those of the finest.
     """
 
     stability_offset: float
@@ -30,21 +30,21 @@ class Scores:
 
 
 META = Scores(1.0, {"coarse": (0.88, 0.95), "default": (0.86, 0.92), "fine": (0.80, 0.88), "finest": (0.70, 0.80)})
-"""FMA-WSSS's for the default, looser towards the finest; the coarse ones are those of SAM's own mask generator."""
+"""The default has FMA-WSSS's values, finer ones are looser; coarse has those of SAM's own mask generator."""
 SCENES = Scores(0.25, {"coarse": (0.2, 0.8), "default": (0.2, 0.7), "fine": (0.2, 0.7), "finest": (0.2, 0.5)})
-"""sam-scenes never saw a point beside all objects, so what it predicts there means little, and its edges are softer.
-Chosen on 24 validation scenes of all domains, with an earlier training of it: the default's mean best overlap was .852,
-at 8 superpixels an image; .79 to .84 over predicted IoU .5 to .8, .77 to .85 over rock-sand-water .05 to .8; above it,
-parts cut objects up."""
+"""sam-scenes was never trained on points outside of objects, so its predictions there are unreliable, and its edges are
+softer. Selected on 24 validation scenes of all domains, with an earlier training of the model: the mean best overlap of
+the default was .852, at 8 superpixels per image; it was .79 to .84 for predicted IoU .5 to .8, and .77 to .85 for
+rock-sand-water .05 to .8; above that, objects are split into parts."""
 
 
 def scores_of(model: str) -> Scores:
-    """By the name of the weights; a file is taken for a SAM trained like Meta's."""
+    """Scores of a model by the name of its weights; a file is assumed to be a SAM trained like Meta's."""
     return SCENES if model == "sam-scenes" else META
 
 
 def settings(model: str, granularity: str) -> dict[str, Any]:
-    """Every setting that the name stands for with this model."""
+    """All settings of a named granularity for this model."""
     scores = scores_of(model)
     min_iou, min_stability = scores.thresholds["default" if granularity == "adaptive" else granularity]
     return {
@@ -56,6 +56,6 @@ def settings(model: str, granularity: str) -> dict[str, Any]:
 
 
 def pool_settings(model: str, points_per_side: int, stability_offset: float) -> PoolSettings:
-    """A pool that holds what any granularity may ask for."""
+    """A pool that contains the candidates of every granularity."""
     min_iou, min_stability = scores_of(model).thresholds["finest"]
     return PoolSettings(points_per_side, min_iou - WHOLE_IOU_BONUS, min_stability, stability_offset)

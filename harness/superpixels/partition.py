@@ -1,4 +1,4 @@
-"""Label maps: making any of them a partition, and making a partition coarser."""
+"""Label maps: conversion to a partition, and merging of regions."""
 
 import numpy as np
 from scipy import ndimage
@@ -6,13 +6,13 @@ from scipy.sparse.csgraph import connected_components
 
 
 def compact(labels: np.ndarray) -> np.ndarray:
-    """The same regions with ids 0..S-1, in the order of the old ids, as int16."""
+    """The same regions with ids 0..S-1, in the order of their present ids, as int16."""
     _, ids = np.unique(labels, return_inverse=True)
     return ids.reshape(labels.shape).astype(np.int16)
 
 
 def fill_uncovered(labels: np.ndarray) -> np.ndarray:
-    """A partition: what is uncovered (negative) becomes regions of its own, one per 4-connected component."""
+    """A partition in which each 4-connected component of uncovered (negative) pixels is a region of its own."""
     components, _ = ndimage.label(labels < 0)
     return compact(np.where(labels < 0, labels.max(initial=-1) + components, labels))
 
@@ -20,17 +20,17 @@ def fill_uncovered(labels: np.ndarray) -> np.ndarray:
 def merge(
     labels: np.ndarray, image: np.ndarray, count: int, max_cost: float = 0.0, within: np.ndarray | None = None
 ) -> np.ndarray:
-    """Joins neighbours until at most `count` regions are left, always the pair whose union costs least.
+    """Merges neighbours until at most `count` regions are left, always the pair of lowest cost.
 
-    The cost is Ward's: how much the squared colour error grows, so small and similar regions go first. Equal costs are
-    settled by the lower ids.
+    The cost is Ward's: the increase of the squared colour error, so small and similar regions are merged first. Ties
+    are resolved in favour of lower ids.
 
     Args:
         labels: (h, w), ids 0..S-1.
         image: (h, w, 3), or of any other number of channels.
-        count: regions to keep.
-        max_cost: joins that cost less are made below `count` too.
-        within: (h, w) a coarser partition, of which each part can become one region again; no region leaves its part.
+        count: maximum number of regions.
+        max_cost: pairs of lower cost are merged even if `count` or fewer regions are left.
+        within: (h, w) a coarser partition; regions are merged only within its parts, also across fragments of a part.
     """
     num_regions = int(labels.max()) + 1
     area = np.bincount(labels.ravel(), minlength=num_regions).astype(np.float64)
@@ -38,7 +38,7 @@ def merge(
     colour = np.stack(sums, axis=-1) / area[:, None]
     touching = _neighbours(labels, num_regions)
     if within is not None:
-        touching = _inside(touching, labels, within)
+        touching = _restrict(touching, labels, within)
     owner = np.arange(num_regions)
     costs = np.where(touching, _ward(area[:, None], area, colour[:, None], colour), np.inf)
     cheapest = costs.min(axis=1)
@@ -46,18 +46,18 @@ def merge(
         kept = int(cheapest.argmin())
         if cheapest[kept] == np.inf or (num_left <= count and cheapest[kept] >= max_cost):
             break
-        gone = int(costs[kept].argmin())
-        total = area[kept] + area[gone]
-        colour[kept] = (area[kept] * colour[kept] + area[gone] * colour[gone]) / total
+        removed = int(costs[kept].argmin())
+        total = area[kept] + area[removed]
+        colour[kept] = (area[kept] * colour[kept] + area[removed] * colour[removed]) / total
         area[kept] = total
-        owner[owner == gone] = kept
-        neighbours = np.flatnonzero(touching[kept] | touching[gone])
-        neighbours = neighbours[(neighbours != kept) & (neighbours != gone)]
-        touching[gone] = touching[:, gone] = False
-        touching[kept, gone] = False
+        owner[owner == removed] = kept
+        neighbours = np.flatnonzero(touching[kept] | touching[removed])
+        neighbours = neighbours[(neighbours != kept) & (neighbours != removed)]
+        touching[removed] = touching[:, removed] = False
+        touching[kept, removed] = False
         touching[kept, neighbours] = touching[neighbours, kept] = True
-        costs[gone] = costs[:, gone] = np.inf
-        cheapest[gone] = np.inf
+        costs[removed] = costs[:, removed] = np.inf
+        cheapest[removed] = np.inf
         costs[kept, neighbours] = costs[neighbours, kept] = _ward(
             area[kept], area[neighbours], colour[kept], colour[neighbours]
         )
@@ -66,8 +66,8 @@ def merge(
     return compact(owner[labels])
 
 
-def _inside(touching: np.ndarray, labels: np.ndarray, within: np.ndarray) -> np.ndarray:
-    """Only neighbours of the same part; where a part is in several fragments, one region of each is linked."""
+def _restrict(touching: np.ndarray, labels: np.ndarray, within: np.ndarray) -> np.ndarray:
+    """Only neighbours in the same part; if a part has several fragments, one region of each is linked."""
     part = np.zeros(len(touching), within.dtype)
     part[labels] = within
     is_same = part[:, None] == part

@@ -1,4 +1,4 @@
-"""What every superpixel source has in common."""
+"""The interface of superpixel sources."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,25 +17,27 @@ class SourceConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    count: int = Field(default=40, ge=1, le=1024, description="superpixels aimed at; no image has more")
+    count: int = Field(
+        default=40, ge=1, le=1024, description="target number of superpixels, and the maximum of any image"
+    )
 
     @property
     def max_superpixels(self) -> int:
-        """Upper bound over all images; the backbone relies on it."""
+        """Upper bound over all images."""
         return self.count
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A way to cut an image.
+    """A method that partitions an image into superpixels.
 
     Attributes:
         name: in YAML, and the name of its file.
         Config: its settings.
-        segment: (config, example) -> (h, w) int16, a partition of the image with the ids 0..S-1, every one present; a
-            source that chooses from a SAM's masks takes (config, example, proposal). It reads and writes no file.
-        weights: (config) -> the frozen models that decide the result, beside the image and the settings.
-        request: (config) -> which SAM's masks it chooses from; None for a source that chooses from none.
+        segment: (config, example) -> (h, w) int16, a partition of the image with all of the ids 0..S-1; a source
+            that selects from a SAM's masks takes (config, example, proposal). It reads and writes no file.
+        weights: (config) -> the frozen models on which the result depends, besides the image and the settings.
+        request: (config) -> which SAM's masks it selects from; None if the source uses no SAM.
     """
 
     name: str

@@ -1,13 +1,14 @@
-"""COCO captions: five sentences or so about each image, by the official halves or by Karpathy's split.
+"""COCO captions: about five captions per image, in the official split or in Karpathy's.
 
-Training teaches each caption by itself; scoring holds one answer an image against all of its captions.
+Each caption is a training example; scoring compares one generated caption per image with all of its captions.
 
-Source: https://cocodataset.org, https://arxiv.org/abs/1504.00325; the split, https://arxiv.org/abs/1412.2306, in whose
-train the images that it calls restval belong; scoring: `harness.evaluation.text_metrics`.
+Source: https://cocodataset.org, https://arxiv.org/abs/1504.00325; Karpathy's split, https://arxiv.org/abs/1412.2306
+(its images named restval are part of train); scoring: `harness.evaluation.text_metrics`.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from harness.errors import DataError, suggest
 
 SplitBy = Literal["official", "karpathy"]
 SPLITS: Mapping[SplitBy, tuple[str, ...]] = {"official": ("train", "val"), "karpathy": ("train", "val", "test")}
-"""The first is trained on."""
+"""The first is the training split."""
 PUBLISHED: Mapping[tuple[SplitBy, str], QuestionCounts] = {
     ("official", "train"): QuestionCounts(414113, 82783),
     ("official", "val"): QuestionCounts(40504, 40504, 202654),
@@ -29,7 +30,7 @@ PUBLISHED: Mapping[tuple[SplitBy, str], QuestionCounts] = {
     ("karpathy", "val"): QuestionCounts(5000, 5000, 25010),
     ("karpathy", "test"): QuestionCounts(5000, 5000, 25010),
 }
-"""What is asked: a caption each in training, an image each elsewhere."""
+"""One question per caption in training, and one per image elsewhere."""
 SOURCE = (
     "annotations (captions_{train,val}2014.json) and images (train2014, val2014): https://cocodataset.org/#download; "
     "dataset_coco.json: caption_datasets.zip of https://cs.stanford.edu/people/karpathy/deepimagesent"
@@ -37,7 +38,7 @@ SOURCE = (
 
 
 class Config(BaseModel):
-    """Where it lies, split by whom, and how it asks."""
+    """Paths of the files, the split, and the prompt."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -45,19 +46,20 @@ class Config(BaseModel):
     root: Path = Field(
         description="folder of annotations/captions_*.json or dataset_coco.json, and of train2014 and val2014"
     )
-    split_by: SplitBy = Field(default="official", description="karpathy is what papers on captioning report")
+    split_by: SplitBy = Field(default="official", description="papers on captioning report karpathy")
     prompt: str = Field(
-        default="Provide a one-sentence caption for the provided image.", description="what the model is asked"
+        default="Provide a one-sentence caption for the provided image.",
+        description="text of the question to the model",
     )
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The first is trained on."""
+        """Names of the splits; training uses the first."""
         return SPLITS[self.split_by]
 
     @property
     def families(self) -> tuple[str, ...]:
-        """Of what it asks."""
+        """The only family of its questions."""
         return ("caption",)
 
 
@@ -65,26 +67,26 @@ def load(config: Config, split: str) -> Sequence[Example]:
     """The examples of a split, by ascending image id.
 
     Raises:
-        DataError: a file is missing or not what its format promises, or there is no such split.
+        DataError: a file is missing or malformed, or there is no such split.
     """
     return examples(_read(config, split))
 
 
 def image_ids(config: Config, split: str) -> set[str]:
-    """Of the images of a split, of which no file is looked at."""
+    """Ids of the images of a split; no image file is opened."""
     return set(_read(config, split))
 
 
 def check(root: Path) -> Iterator[Finding]:
-    """What lies under `root`, held against what is published; nobody needs both splits."""
+    """Compares the files under `root` with the published counts; one of the two splits may be missing."""
     is_any_here = any(_file(root, *key).exists() for key in PUBLISHED)
     for (split_by, split), published in PUBLISHED.items():
         config = Config(root=root, split_by=split_by)
         subject = f"coco_captions ({split_by}) {split}"
         if is_any_here and not _file(root, split_by, split).exists():
-            yield Finding(subject, None, f"not here, as {_file(root, split_by, split)} is missing; {SOURCE}")
+            yield Finding(subject, None, f"not found: {_file(root, split_by, split)} is missing; {SOURCE}")
             continue
-        yield from check_questions(subject, lambda: _read(config, split), published, SOURCE)  # noqa: B023
+        yield from check_questions(subject, partial(_read, config, split), published, SOURCE)
 
 
 def _read(config: Config, split: str) -> Mapping[str, ImageQuestions]:
@@ -102,7 +104,7 @@ def _file(root: Path, split_by: SplitBy, split: str) -> Path:
 
 
 def _questions(prompt: str, captions: Sequence[str], *, each: bool) -> tuple[Question, ...]:
-    """A question a caption, or one with all captions to hold the answer against."""
+    """One question per caption if `each`, otherwise one question with all captions as references."""
     if each:
         return tuple(Question(prompt, "caption", caption, (caption,), "cider") for caption in captions)
     return (Question(prompt, "caption", captions[0], tuple(captions), "cider"),)
@@ -118,12 +120,14 @@ def _official(root: Path, split: str) -> Mapping[int, tuple[Path, list[str]]]:
             captions[int(entry["image_id"])].append(_plain(entry["caption"]))
     except MALFORMED as error:
         raise DataError(
-            f"{path} is no caption file of COCO: it needs `images` with id and file_name and `annotations` with "
+            f"{path} is no caption file of COCO: it must have `images` with id and file_name and `annotations` with "
             f"image_id and caption ({what_is_wrong(error)})"
         ) from None
     foreign = sorted(captions.keys() - names.keys())
     if foreign:
-        raise DataError(f"{path}: a caption is about image {foreign[0]}, which the file does not list; fetch it again")
+        raise DataError(
+            f"{path}: a caption belongs to image {foreign[0]}, which the file does not list; download it again"
+        )
     return {key: (root / f"{split}2014" / names[key], texts) for key, texts in captions.items()}
 
 
@@ -137,12 +141,14 @@ def _karpathy(root: Path, split: str) -> Mapping[int, tuple[Path, list[str]]]:
                 found[int(image["cocoid"])] = (root / as_text(image["filepath"]) / as_text(image["filename"]), texts)
     except MALFORMED as error:
         raise DataError(
-            f"{path} is not Karpathy's split: it needs `images` with cocoid, filepath, filename, split and sentences "
-            f"with a `raw` each ({what_is_wrong(error)})"
+            f"{path} is not Karpathy's split: it must have `images` with cocoid, filepath, filename, split and "
+            f"sentences with a `raw` each ({what_is_wrong(error)})"
         ) from None
-    silent = sorted(key for key, (_, texts) in found.items() if not texts)
-    if silent:
-        raise DataError(f"{path}: image {silent[0]} has no sentences; one or more are allowed; fetch the file again")
+    empty = sorted(key for key, (_, texts) in found.items() if not texts)
+    if empty:
+        raise DataError(
+            f"{path}: image {empty[0]} has no sentences, but at least one is required; download the file again"
+        )
     return found
 
 

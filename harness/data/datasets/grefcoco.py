@@ -1,7 +1,6 @@
 """gRefCOCO: expressions about several objects, one, or none, in the official JSON.
 
-Where an expression names crowds (`iscrowd`) among its annotations, they are no part of its target, as in G_REFER's
-`getMaskByRef`.
+Crowds (`iscrowd`) among the annotations of an expression are excluded from its target, as in G_REFER's `getMaskByRef`.
 
 Source: https://arxiv.org/abs/2306.00968; https://github.com/henghuiding/gRefCOCO (grefer.py at 41a8f00).
 """
@@ -24,40 +23,39 @@ SOURCE = (
 
 
 class Config(RefsConfig):
-    """Where gRefCOCO lies; its images are those of RefCOCO."""
+    """Paths of gRefCOCO; its images are those of RefCOCO."""
 
     name: Literal["grefcoco"] = "grefcoco"
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The first is trained on."""
+        """Names of the splits; training uses the first."""
         return ("train", "val", "testA", "testB")
 
     @property
     def refs(self) -> Path:
-        """The sentences."""
+        """Path of the JSON file of refs."""
         return self.root / "grefcoco" / "grefs(unc).json"
 
     @property
     def masks(self) -> Masks:
-        """What the refs are about; crowds are no targets."""
+        """The source of masks and images, with crowds excluded from targets."""
         return replace(super().masks, can_refer_to_crowds=False)
+
+    def read_refs(self) -> RefFile:
+        """The refs of all splits, from the JSON file."""
+        return parse(read_json(self.refs), self.refs)
 
 
 def load(config: Config, split: str) -> Sequence[Example]:
     """The examples of a split, by ascending image id; families are single, multi and no_target.
 
     Raises:
-        DataError: a file is missing or not what its format promises, or there is no such split.
+        DataError: a file is missing or malformed, or there is no such split.
     """
-    return examples(_read(config).split(split), config.masks)
+    return examples(config.read_refs().split(split), config.masks)
 
 
 def check(root: Path) -> Iterator[Finding]:
-    """What lies under `root`."""
-    config = Config(root=root)
-    yield from check_refs("grefcoco", config, lambda: _read(config), PUBLISHED, SOURCE)
-
-
-def _read(config: Config) -> RefFile:
-    return parse(read_json(config.refs), config.refs)
+    """Compares the files under `root` with the published counts."""
+    yield from check_refs("grefcoco", Config(root=root), PUBLISHED, SOURCE)

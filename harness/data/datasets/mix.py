@@ -1,6 +1,6 @@
-"""Several datasets trained on together; no image that any of them keeps for scoring is among the training images.
+"""A mix of training datasets; images that any of them reserves for scoring are excluded from training.
 
-RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO share COCO's images, and what one trains on another tests on.
+RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO share COCO's images, and training images of one are test images of another.
 
 Source: the overlap of their splits, https://arxiv.org/abs/1511.02283, section 3, and LISA's training mix.
 """
@@ -17,7 +17,7 @@ from harness.errors import HarnessError
 
 def _resolved(settings: dict[str, Any]) -> dict[str, Any]:
     if settings.get("name") == "mix":
-        raise ValueError("a mix of mixes keeps no image out of training; name their datasets in one")
+        raise ValueError("a mix must not contain another mix; list all datasets in one")
     try:
         found = data.get(str(settings.get("name")))
     except HarnessError as error:
@@ -29,49 +29,49 @@ Part = Annotated[dict[str, Any], AfterValidator(_resolved)]
 
 
 class Config(BaseModel):
-    """Datasets by what they are for."""
+    """The training datasets and the scored dataset."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: Literal["mix"] = "mix"
-    train: tuple[Part, ...] = Field(min_length=1, description="datasets whose training images are trained on")
+    train: tuple[Part, ...] = Field(min_length=1, description="datasets whose train split is used")
     score: Part = Field(description="dataset whose other splits are scored")
 
     @model_validator(mode="after")
-    def _images_have_one_number(self) -> "Config":
+    def _check_shared_images(self) -> "Config":
         names = {part["name"] for part in (*self.train, self.score)}
         others = sorted(names - {"gqa", "reasonseg", "scenes"})
         if "gqa" in names and others:
             raise ValueError(
-                f"gqa and {others[0]} may share images of COCO under different numbers, so those that one keeps for "
-                "scoring cannot be kept out of training; mix gqa with reasonseg and scenes only"
+                f"gqa and {others[0]} may share images of COCO under different ids, so images that one reserves for "
+                "scoring cannot be excluded from training; mix gqa only with reasonseg and scenes"
             )
         return self
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Training, and what the scored dataset keeps for scoring."""
-        return ("train", *_kept_back(self.score))
+        """Training, and the other splits of the scored dataset."""
+        return ("train", *_scoring_splits(self.score))
 
 
 def load(config: Config, split: str) -> Sequence[Example]:
-    """The examples of the parts one after another, or of a split of the scored dataset.
+    """The concatenated examples of the training datasets, or a split of the scored dataset.
 
     Raises:
-        DataError: a file is missing or not what its format promises, or there is no such split.
+        DataError: a file is missing or malformed, or there is no such split.
     """
     if split != "train":
         return _load(config.score, split)
-    kept_back = {
+    reserved = {
         image_id
         for part in (*config.train, config.score)
-        for name in _kept_back(part)
+        for name in _scoring_splits(part)
         for image_id in _image_ids(part, name)
     }
-    return [one for part in config.train for one in _load(part, "train") if one.image_id not in kept_back]
+    return [one for part in config.train for one in _load(part, "train") if one.image_id not in reserved]
 
 
-def _kept_back(part: dict[str, Any]) -> tuple[str, ...]:
+def _scoring_splits(part: dict[str, Any]) -> tuple[str, ...]:
     return tuple(name for name in data.get(part["name"]).Config.model_validate(part).splits if name != "train")
 
 

@@ -1,13 +1,14 @@
-"""ReasonSeg: sentences that must be reasoned about, with polygons of targets and of what is not judged.
+"""ReasonSeg: sentences that require reasoning, with polygons of targets and of ignored regions.
 
-Each image `x.jpg` has a `x.json` beside it: {shapes: [{label, points}], text: [...], is_sentence}. Shapes are drawn
-from the largest to the smallest, so that a small one is seen in a large one; those labelled `flag` mean nothing.
+Each image `x.jpg` has an annotation `x.json`: {shapes: [{label, points}], text: [...], is_sentence}. Shapes are
+rendered from the largest to the smallest, so that a small one lies on top of a large one; those labelled `flag` are
+skipped.
 
-Source: LISA, https://arxiv.org/abs/2308.00692; dvlab-research/LISA@3cb2d43, `get_mask_from_json`, drawn with OpenCV as
-there.
-Differs from LISA: it asks the first sentence of an image only, here every sentence counts; sentences are put in lower
-case and into the study's one template, where it asks a whole sentence as it is; two of the test annotations that were
-released say nothing of shapes, where it stops and `load` leaves them out.
+Source: LISA, https://arxiv.org/abs/2308.00692; dvlab-research/LISA@3cb2d43, `get_mask_from_json`, rendered with OpenCV
+as in LISA.
+Differs from LISA: every sentence of an image is scored, not only the first; sentences are converted to lower case and
+put into the study's template, whereas LISA uses a whole sentence unchanged; `load` skips the two released test
+annotations without the field `shapes`, on which LISA fails.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,37 +25,37 @@ from harness.data.formats.reading import MALFORMED, as_sentence, read_json, what
 from harness.errors import DataError, suggest
 
 PUBLISHED = {"train": 239, "val": 200, "test": 779}
-"""Images."""
-SOURCE = "ReasonSeg is linked from https://github.com/dvlab-research/LISA"
+"""Number of images of each split."""
+SOURCE = "download ReasonSeg by the links in https://github.com/dvlab-research/LISA"
 _TARGET, _IGNORED = 1, 255
 
 
 class Config(BaseModel):
-    """Where ReasonSeg lies."""
+    """Path of ReasonSeg."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: Literal["reasonseg"] = "reasonseg"
-    root: Path = Field(description="folder that holds ReasonSeg/train, val and test")
+    root: Path = Field(description="folder that contains ReasonSeg/train, val and test")
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The first is trained on."""
+        """Names of the splits; training uses the first."""
         return tuple(PUBLISHED)
 
     @property
     def families(self) -> tuple[str, ...]:
-        """Of its expressions."""
+        """Families of the expressions."""
         return ("short", "long")
 
 
 def load(config: Config, split: str) -> Sequence[Example]:
     """The examples of a split, by file name; a family is `long` for a sentence and `short` for a phrase.
 
-    An annotation that says nothing of shapes is left out; one of no shapes means nothing.
+    An annotation without the field `shapes` is skipped; one with an empty list has no target.
 
     Raises:
-        DataError: a file is missing or not what its format promises, or there is no such split.
+        DataError: a file is missing or malformed, or there is no such split.
     """
     annotations = {path: _read(path) for path in _paths(config, split)}
     return [_example(path, one, split) for path, one in annotations.items() if "shapes" in one]
@@ -66,12 +67,12 @@ def _paths(config: Config, split: str) -> list[Path]:
     folder = config.root / "ReasonSeg" / split
     paths = sorted(folder.glob("*.json"))
     if not paths:
-        raise DataError(f"{folder} holds no annotations; {SOURCE}")
+        raise DataError(f"{folder} contains no annotations; {SOURCE}")
     return paths
 
 
 def check(root: Path) -> Iterator[Finding]:
-    """What lies under `root`, held against what is published."""
+    """Compares the files under `root` with the published counts."""
     config = Config(root=root)
     for split, published in PUBLISHED.items():
         try:
@@ -81,7 +82,7 @@ def check(root: Path) -> Iterator[Finding]:
             continue
         text = f"{count} images, {sum(len(one.expressions) for one in found)} sentences"
         if len(found) < count:
-            text += f", {count - len(found)} of the images left out as their annotations say nothing of shapes"
+            text += f", {count - len(found)} images without `shapes` skipped"
         is_right = count == published
         yield Finding(
             f"reasonseg {split}",
@@ -93,15 +94,15 @@ def check(root: Path) -> Iterator[Finding]:
 def _example(path: Path, annotation: Mapping[str, Any], split: str) -> Example:
     picture = ImageFile.of(path.with_suffix(".jpg"))
     try:
-        values = _draw(annotation["shapes"], picture.height, picture.width)
+        values = _render(annotation["shapes"], picture.height, picture.width)
         texts, is_sentence = annotation["text"], annotation["is_sentence"]
         if not (isinstance(texts, list) and texts and isinstance(is_sentence, bool)):
             raise TypeError(f"text is {texts!r:.60} and is_sentence {is_sentence!r:.60}")
         family, sentences = "long" if is_sentence else "short", [as_sentence(text) for text in texts]
     except MALFORMED as error:
         raise DataError(
-            f"{path} is no annotation of ReasonSeg ({what_is_wrong(error)}); it needs shapes with label and points, "
-            "text (a list) and is_sentence (true or false)"
+            f"{path} is no annotation of ReasonSeg ({what_is_wrong(error)}); it must have shapes with label and "
+            "points, text (a list) and is_sentence (true or false)"
         ) from None
     has_target = bool((values == _TARGET).any())
     return Example(
@@ -117,22 +118,24 @@ def _example(path: Path, annotation: Mapping[str, Any], split: str) -> Example:
 def _read(path: Path) -> Mapping[str, Any]:
     found = read_json(path, fallback="cp1252")
     if not isinstance(found, dict):
-        raise DataError(f"{path} holds a {type(found).__name__}; an annotation of ReasonSeg is allowed; fetch it again")
+        raise DataError(
+            f"{path} contains a {type(found).__name__} instead of an annotation of ReasonSeg; download it again"
+        )
     return found
 
 
-def _draw(shapes: Sequence[Mapping[str, Any]], height: int, width: int) -> np.ndarray:
+def _render(shapes: Sequence[Mapping[str, Any]], height: int, width: int) -> np.ndarray:
     """(h, w) uint8: 0, `_TARGET` or `_IGNORED`."""
-    drawn = [
+    rendered = [
         (_IGNORED if "ignore" in shape["label"].lower() else _TARGET, _polygon(shape["points"], height, width))
         for shape in shapes
         if shape["label"].lower() != "flag"
     ]
     values = np.zeros((height, width), np.uint8)
-    # As the release sorts: descending by area, equal ones in reverse.
-    order = np.argsort([int(mask.sum()) for _, mask in drawn])[::-1]
+    # The order of the release: descending by area, equal areas in reverse.
+    order = np.argsort([int(mask.sum()) for _, mask in rendered])[::-1]
     for index in order:
-        value, mask = drawn[index]
+        value, mask = rendered[index]
         values[mask] = value
     return values
 
@@ -141,7 +144,7 @@ def _polygon(points: Sequence[Sequence[float]], height: int, width: int) -> np.n
     """(h, w) bool, the outline included."""
     placed = np.array(points, np.float64)
     if placed.ndim != 2 or placed.shape[1] != 2 or not (np.abs(placed) <= np.iinfo(np.int32).max).all():
-        raise ValueError(f"points are {points!r:.60}, and pairs of numbers are allowed")
+        raise ValueError(f"points are {points!r:.60}; they must be pairs of numbers")
     corners = [placed.astype(np.int32)]
     mask = np.zeros((height, width), np.uint8)
     cv2.polylines(mask, corners, True, 1, 1)

@@ -11,8 +11,7 @@ from pydantic import Field
 
 from harness.data.example import Example
 from harness.data.formats.checking import Finding, check_refs
-from harness.data.formats.pickled import read_plain_pickle
-from harness.data.formats.referrals import RefFile, RefsConfig, examples, parse
+from harness.data.formats.referrals import RefsConfig, examples
 
 SOURCE = (
     "annotations: Ref-ZOM(final).p, renamed to refs(final).p, and instances.json, linked from "
@@ -22,21 +21,22 @@ SOURCE = (
 
 
 class Config(RefsConfig):
-    """Where Ref-ZOM lies; its images are of both of COCO's splits."""
+    """Paths of Ref-ZOM; its images come from both of COCO's splits."""
 
     name: Literal["ref_zom"] = "ref_zom"
     images: Path = Field(
-        default=Path("images/mscoco/images/trainval2014"), description="COCO's images; a relative path begins at root"
+        default=Path("images/mscoco/images/trainval2014"),
+        description="folder of COCO's images, absolute or relative to root",
     )
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The first is trained on."""
+        """Names of the splits; training uses the first."""
         return ("train", "test")
 
     @property
     def refs(self) -> Path:
-        """The pickle of sentences."""
+        """Path of the pickle of refs."""
         return self.root / "ref-zom" / "refs(final).p"
 
 
@@ -44,16 +44,11 @@ def load(config: Config, split: str) -> Sequence[Example]:
     """The examples of a split, by ascending image id; families are single, multi and no_target.
 
     Raises:
-        DataError: a file is missing or not what its format promises, or there is no such split.
+        DataError: a file is missing or malformed, or there is no such split.
     """
-    return examples(_read(config).split(split), config.masks)
+    return examples(config.read_refs().split(split), config.masks)
 
 
 def check(root: Path) -> Iterator[Finding]:
-    """What lies under `root`; no counts of sentences are published."""
-    config = Config(root=root)
-    yield from check_refs("ref_zom", config, lambda: _read(config), {}, SOURCE)
-
-
-def _read(config: Config) -> RefFile:
-    return parse(read_plain_pickle(config.refs), config.refs)
+    """Checks the files under `root`; no counts are published."""
+    yield from check_refs("ref_zom", Config(root=root), {}, SOURCE)

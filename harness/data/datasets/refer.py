@@ -13,8 +13,7 @@ from pydantic import Field, model_validator
 
 from harness.data.example import Example
 from harness.data.formats.checking import Finding, check_refs
-from harness.data.formats.pickled import read_plain_pickle
-from harness.data.formats.referrals import Counts, RefFile, RefsConfig, examples, parse
+from harness.data.formats.referrals import Counts, RefsConfig, examples
 
 Dataset = Literal["refcoco", "refcoco+", "refcocog"]
 SplitBy = Literal["unc", "umd", "google"]
@@ -25,7 +24,7 @@ SPLITS: Mapping[tuple[Dataset, SplitBy], tuple[str, ...]] = {
     ("refcocog", "umd"): ("train", "val", "test"),
     ("refcocog", "google"): ("train", "val"),
 }
-"""Splits of a dataset by who split it."""
+"""Splits of a dataset, by the authors of the partition."""
 PUBLISHED: Mapping[tuple[Dataset, SplitBy], Mapping[str, Counts]] = {
     ("refcoco", "unc"): {
         "train": Counts(None, 42404, 16994),
@@ -52,14 +51,14 @@ PUBLISHED: Mapping[tuple[Dataset, SplitBy], Mapping[str, Counts]] = {
     ("refcocog", "google"): {"train": Counts(None, 44822, 24698), "val": Counts(None, 5000, 4650)},
 }
 SOURCE = (
-    "annotations: refcoco.zip, refcoco+.zip and refcocog.zip, named by https://github.com/lichengunc/refer (their host "
-    "is gone; web.archive.org keeps https://bvisionweb1.cs.unc.edu/licheng/referit/data/); images: train2014 of "
+    "annotations: refcoco.zip, refcoco+.zip and refcocog.zip, listed in https://github.com/lichengunc/refer (the host "
+    "is offline; web.archive.org has https://bvisionweb1.cs.unc.edu/licheng/referit/data/); images: train2014 of "
     "https://cocodataset.org/#download"
 )
 
 
 class Config(RefsConfig):
-    """Which of the three datasets, and split by whom."""
+    """Which of the three datasets, in which partition."""
 
     name: Literal["refer"] = "refer"
     dataset: Dataset = Field(description="name of the dataset")
@@ -68,20 +67,20 @@ class Config(RefsConfig):
     )
 
     @model_validator(mode="after")
-    def _was_split_so(self) -> "Config":
+    def _check_partition(self) -> "Config":
         if (self.dataset, self.split_by) not in SPLITS:
             allowed = ", ".join(by for dataset, by in SPLITS if dataset == self.dataset)
-            raise ValueError(f"{self.dataset} was not split by {self.split_by}; use {allowed}")
+            raise ValueError(f"{self.dataset} has no partition by {self.split_by}; use {allowed}")
         return self
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The first is trained on."""
+        """Names of the splits; training uses the first."""
         return SPLITS[self.dataset, self.split_by]
 
     @property
     def refs(self) -> Path:
-        """The pickle of sentences."""
+        """Path of the pickle of refs."""
         return self.root / self.dataset / f"refs({self.split_by}).p"
 
 
@@ -89,13 +88,13 @@ def load(config: Config, split: str) -> Sequence[Example]:
     """The examples of a split, by ascending image id.
 
     Raises:
-        DataError: a file is missing or not what its format promises, or there is no such split.
+        DataError: a file is missing or malformed, or there is no such split.
     """
-    return examples(_read(config).split(split), config.masks)
+    return examples(config.read_refs().split(split), config.masks)
 
 
 def check(root: Path) -> Iterator[Finding]:
-    """Everything that lies under `root`, held against what is published; nobody needs all of it."""
+    """Compares every dataset under `root` with the published counts; a missing dataset is no error if others exist."""
     configs = [Config(root=root, dataset=dataset, split_by=split_by) for dataset, split_by in SPLITS]
     is_any_here = any(config.refs.exists() for config in configs)
     for config in configs:
@@ -104,10 +103,6 @@ def check(root: Path) -> Iterator[Finding]:
             PUBLISHED.get((config.dataset, config.split_by), {}),
         )
         if is_any_here and not config.refs.exists():
-            yield Finding(subject, None, f"not here, as {config.refs} is missing; {SOURCE}")
+            yield Finding(subject, None, f"not found: {config.refs} is missing; {SOURCE}")
         else:
-            yield from check_refs(subject, config, lambda: _read(config), published, SOURCE)  # noqa: B023
-
-
-def _read(config: Config) -> RefFile:
-    return parse(read_plain_pickle(config.refs), config.refs)
+            yield from check_refs(subject, config, published, SOURCE)

@@ -1,4 +1,4 @@
-"""The embedded benchmark `scenes` under its name in YAML; `harness.data.scenes` draws it."""
+"""The embedded benchmark `scenes` under its name in YAML; `harness.data.scenes` generates it."""
 
 from harness.data.scenes import Config, load
 

@@ -1,23 +1,23 @@
 """VQAv2: questions about COCO's images, each with the answers of ten people.
 
-Training teaches the most common answer. The answers to test and test-dev are kept by the authors' server, so the splits
-are train and val.
+The training target is the most common answer. The answers of test and test-dev are not public, so the splits are train
+and val.
 
 Source: https://visualqa.org, https://arxiv.org/abs/1612.00837; scoring: `harness.evaluation.text_metrics`.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from harness.data.example import Example, Question
 from harness.data.formats.checking import Finding
 from harness.data.formats.reading import MALFORMED, as_text, read_json, what_is_wrong
 from harness.data.question_files import ImageQuestions, QuestionCounts, ShortAnswersConfig, check_questions, examples
-from harness.errors import DataError, suggest
+from harness.errors import DataError
 
-SPLITS = ("train", "val")
 ANNOTATORS = 10
 PUBLISHED = {"train": QuestionCounts(443757, 82783), "val": QuestionCounts(214354, 40504)}
 SOURCE = (
@@ -27,47 +27,42 @@ SOURCE = (
 
 
 class Config(ShortAnswersConfig):
-    """Where it lies, and how it asks."""
+    """Paths of the files, and the form of a question."""
 
     name: Literal["vqav2"] = "vqav2"
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The first is trained on."""
-        return SPLITS
+    splits: ClassVar[tuple[str, ...]] = ("train", "val")
 
 
 def load(config: Config, split: str) -> Sequence[Example]:
     """The examples of a split, by ascending image id.
 
     Raises:
-        DataError: a file is missing or not what its format promises, or there is no such split.
+        DataError: a file is missing or malformed, or there is no such split.
     """
     return examples(_read(config, split))
 
 
 def image_ids(config: Config, split: str) -> set[str]:
-    """Of the images of a split, of which no file is looked at."""
+    """Ids of the images of a split; no image file is opened."""
     return set(_read(config, split))
 
 
 def check(root: Path) -> Iterator[Finding]:
-    """What lies under `root`, held against what is published."""
+    """Compares the files under `root` with the published counts."""
     for split, published in PUBLISHED.items():
-        yield from check_questions(f"vqav2 {split}", lambda: _read(Config(root=root), split), published, SOURCE)  # noqa: B023
+        yield from check_questions(f"vqav2 {split}", partial(_read, Config(root=root), split), published, SOURCE)
 
 
 def _read(config: Config, split: str) -> Mapping[str, ImageQuestions]:
-    if split not in SPLITS:
-        raise DataError(f"vqav2 has no split {split!r} with answers; {suggest(split, SPLITS)}")
+    config.require_split(split)
     texts = _by_question(config.root / f"v2_OpenEnded_mscoco_{split}2014_questions.json", "questions")
     annotations = _by_question(config.root / f"v2_mscoco_{split}2014_annotations.json", "annotations")
     alone = sorted(texts.keys() ^ annotations.keys())
     if alone:
         has, lacks = ("an annotation", "question") if alone[0] in annotations else ("a question", "annotation")
         raise DataError(
-            f"{config.root}: {split} has {has} {alone[0]} without its {lacks}, and {len(alone) - 1} more are alone; "
-            "take both files of one release"
+            f"{config.root}: {split} has {has} {alone[0]} without its {lacks}, and {len(alone) - 1} more like it; "
+            "use both files of one release"
         )
     of_image: dict[int, list[Question]] = defaultdict(list)
     for key in sorted(texts):
@@ -86,7 +81,7 @@ def _by_question(path: Path, name: str) -> Mapping[int, Mapping[str, Any]]:
         return {int(entry["question_id"]): entry for entry in content[name]}
     except MALFORMED as error:
         raise DataError(
-            f"{path} is no file of VQAv2: it needs a list `{name}` whose entries have a question_id "
+            f"{path} is no file of VQAv2: it must have a list `{name}` whose entries have a question_id "
             f"({what_is_wrong(error)})"
         ) from None
 
@@ -97,7 +92,7 @@ def _question(
     try:
         references = tuple(as_text(one["answer"]) for one in annotation["answers"])
         question = Question(
-            config.asks(as_text(text["question"])),
+            config.format_prompt(as_text(text["question"])),
             as_text(annotation["answer_type"]),
             as_text(annotation["multiple_choice_answer"]),
             references,
@@ -106,12 +101,12 @@ def _question(
         image_id = int(text["image_id"])
     except MALFORMED as error:
         raise DataError(
-            f"{config.root}: question {key} of {split} is none ({what_is_wrong(error)}); it needs question, image_id, "
-            "answers, answer_type and multiple_choice_answer"
+            f"{config.root}: question {key} of {split} is malformed ({what_is_wrong(error)}); it must have question, "
+            "image_id, answers, answer_type and multiple_choice_answer"
         ) from None
     if len(references) != ANNOTATORS:
         raise DataError(
-            f"{config.root}: question {key} of {split} has {len(references)} answers; {ANNOTATORS} are allowed; take "
+            f"{config.root}: question {key} of {split} has {len(references)} answers instead of {ANNOTATORS}; use "
             "the official annotations"
         )
     return image_id, question

@@ -1,1 +1,1 @@
-"""Readers of the files that datasets are published in; they refuse what is damaged with one sentence."""
+"""Readers of the published file formats of datasets; a damaged file raises one clear DataError."""

@@ -1,4 +1,4 @@
-"""COCO's instance annotations: which masks an image has, and what is wrong with a file that does not say so.
+"""COCO's instance annotations: images, their objects and masks.
 
 Source: https://cocodataset.org/#format-data; polygons that overlap one another: `getMask` of lichengunc/refer@e3bbaa3,
 which sums them, and LISA's loader, where a sum of two is neither object nor background.
@@ -18,13 +18,13 @@ from harness.data.formats.reading import MALFORMED, as_text, read_json, what_is_
 from harness.errors import DataError
 
 GroundTruth = Literal["union", "lisa_sum"]
-"""What a pixel of two polygons of one annotation is: the object's, or, as in LISA's loader, background."""
+"""A pixel in two polygons of one annotation is object (union) or, as in LISA's loader, background (lisa_sum)."""
 MIN_POLYGON = 6
-"""Numbers of a polygon; pycocotools takes four for a box."""
+"""Fewest coordinates of a polygon; pycocotools interprets four as a box."""
 MAX_PIXELS = 2**28
-"""Of an image; more than Pillow reads."""
+"""Of an image; above the limit of Pillow."""
 MARGIN = 1.0
-"""How far outside of its image a polygon may reach, in sides of the image; pycocotools takes memory for all of it."""
+"""How far a polygon may extend beyond its image, in sides of the image; pycocotools allocates memory for all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class Annotation:
 
     Attributes:
         mask: its pixels.
-        has_overlap: whether polygons of it cover the same pixels, so that `GroundTruth` makes a difference.
-        is_crowd: whether it is a region of several, which COCO does not count as an object.
+        has_overlap: whether its polygons share pixels, so that the mask depends on `GroundTruth`.
+        is_crowd: whether it is a region of several objects, which COCO does not count as an object.
     """
 
     mask: Rle
@@ -43,13 +43,13 @@ class Annotation:
 
 
 class InstanceFile:
-    """An `instances.json`: images and annotations by id; masks are made when asked for.
+    """An `instances.json`: images and annotations by id; masks are decoded on demand.
 
     Args:
-        content: what it says, where it is no JSON file and has been read already.
+        content: the parsed content, if it does not come from a JSON file.
 
     Raises:
-        DataError: the file is missing, not whole, or not of this format.
+        DataError: the file is missing, truncated, or not in this format.
     """
 
     def __init__(self, path: Path, content: Any = None) -> None:
@@ -63,18 +63,18 @@ class InstanceFile:
                 self._of_image[int(one["image_id"])].append(key)
         except MALFORMED as error:
             raise DataError(
-                f"{path} is no COCO instance file: it needs lists `images` and `annotations` whose entries have an id "
-                f"of their own ({what_is_wrong(error)})"
+                f"{path} is no COCO instance file: it must have lists `images` and `annotations` whose entries have "
+                f"unique ids ({what_is_wrong(error)})"
             ) from None
 
     @property
     def image_ids(self) -> list[int]:
-        """Of all images, ascending."""
+        """Ids of all images, ascending."""
         return sorted(self._images)
 
     @property
     def annotation_ids(self) -> list[int]:
-        """Of all annotations, ascending."""
+        """Ids of all annotations, ascending."""
         return sorted(self._annotations)
 
     def annotations_of(self, image_id: int) -> list[int]:
@@ -82,38 +82,38 @@ class InstanceFile:
         return list(self._of_image.get(image_id, ()))
 
     def image_of(self, annotation_id: int) -> int:
-        """Id of the image that an annotation is of, which the file need not list."""
+        """Id of the image of an annotation; the file need not list that image."""
         return int(self._annotation(annotation_id)["image_id"])
 
     def field(self, annotation_id: int, name: str) -> Any:
-        """What an annotation says under this name; None where it says nothing."""
+        """The value of a field of an annotation; None if it has no such field."""
         return self._annotation(annotation_id).get(name)
 
     def image(self, image_id: int, folder: Path) -> ImageFile:
-        """Where an image lies, and its size.
+        """The path and the size of an image.
 
         Raises:
             DataError: the file lists no such image.
         """
         if image_id not in self._images:
-            raise DataError(f"{self.path} lists no image {image_id}; take the file that belongs to it")
+            raise DataError(f"{self.path} lists no image {image_id}; use the instance file of the same release")
         entry = self._images[image_id]
         try:
             height, width = int(entry["height"]), int(entry["width"])
             if min(height, width) < 1 or height * width > MAX_PIXELS:
-                raise ValueError(f"found {width} x {height} pixels; 1 to {MAX_PIXELS} are allowed")
+                raise ValueError(f"found {width} x {height} pixels; at least 1 and at most {MAX_PIXELS} are allowed")
             return ImageFile(folder / as_text(entry["file_name"]), height, width)
         except MALFORMED as error:
             raise DataError(
-                f"{self.path}: image {image_id} has no file_name, height and width that can be read "
-                f"({what_is_wrong(error)}); take the official file"
+                f"{self.path}: image {image_id} has no valid file_name, height and width "
+                f"({what_is_wrong(error)}); use the official file"
             ) from None
 
     def annotation(self, annotation_id: int, ground_truth: GroundTruth) -> Annotation:
         """An annotation with its mask.
 
         Raises:
-            DataError: there is none, or it is no polygon and no run-length encoding of its image.
+            DataError: there is no such annotation, or its segmentation is invalid.
         """
         entry = self._annotation(annotation_id)
         size = self.image(self.image_of(annotation_id), Path())
@@ -121,14 +121,16 @@ class InstanceFile:
             mask, has_overlap = mask_of(entry["segmentation"], size.height, size.width, ground_truth)
         except MALFORMED as error:
             raise DataError(
-                f"{self.path}: annotation {annotation_id} has no mask that can be read: {what_is_wrong(error)}; its "
-                "segmentation must be polygons or encodings of its image; take the official file, or mend it"
+                f"{self.path}: annotation {annotation_id} has no valid mask: {what_is_wrong(error)}; its "
+                "segmentation must be polygons or encodings of its image; use the official file, or correct it"
             ) from None
         return Annotation(mask, has_overlap, bool(entry.get("iscrowd", 0)))
 
     def _annotation(self, annotation_id: int) -> Mapping[str, Any]:
         if annotation_id not in self._annotations:
-            raise DataError(f"{self.path}: there is no annotation {annotation_id}; take the file that belongs to it")
+            raise DataError(
+                f"{self.path}: there is no annotation {annotation_id}; use the instance file of the same release"
+            )
         return self._annotations[annotation_id]
 
 
@@ -136,13 +138,13 @@ def _by_id(entries: Any) -> dict[int, Mapping[str, Any]]:
     """The entries of a list.
 
     Raises:
-        ValueError: two that differ have the same id.
+        ValueError: two different entries have the same id.
     """
     found: dict[int, Mapping[str, Any]] = {}
     for entry in entries:
         key = int(entry["id"])
         if found.setdefault(key, entry) != entry:
-            raise ValueError(f"two entries that differ have the id {key}")
+            raise ValueError(f"two different entries have the id {key}")
     return found
 
 
@@ -150,13 +152,13 @@ def mask_of(segmentation: Any, height: int, width: int, ground_truth: GroundTrut
     """The mask of polygons or of one or more run-length encodings, and whether its parts overlap.
 
     Raises:
-        ValueError: it is neither, or not within the image.
+        ValueError: it is neither, or extends beyond the image.
     """
     if segmentation == []:
         return encode(np.zeros((height, width), bool)), False
     parts = _parts(segmentation, height, width)
     whole = coco_mask.merge(parts)
-    # One part at a time: `area` of pycocotools 2.0.11 fails at a list of over 255, and decoded they would fill memory.
+    # One part at a time: `area` of pycocotools 2.0.11 fails for over 255 masks, and decoding all would fill the memory.
     has_overlap = sum(int(coco_mask.area(part)) for part in parts) > int(coco_mask.area(whole))
     if has_overlap and ground_truth == "lisa_sum":
         num_parts = np.zeros((height, width), np.int32)
@@ -170,17 +172,17 @@ def _parts(segmentation: Any, height: int, width: int) -> list[Rle]:
     if isinstance(segmentation, Mapping):
         return [_from_rle(segmentation, height, width)]
     if not isinstance(segmentation, Sequence) or isinstance(segmentation, str):
-        raise ValueError(f"found {segmentation!r:.60}; a list of polygons or an encoding with `counts` is allowed")
+        raise ValueError(f"found {segmentation!r:.60}; it must be a list of polygons or an encoding with `counts`")
     if isinstance(segmentation[0], Mapping):
         return [_from_rle(one, height, width) for one in segmentation]
     for polygon in segmentation:
         if len(polygon) < MIN_POLYGON or len(polygon) % 2:
-            raise ValueError(f"a polygon of {len(polygon)} numbers; three points or more, x and y of each, are allowed")
+            raise ValueError(f"a polygon of {len(polygon)} numbers; x and y of at least three points are required")
     polygons = [list(map(float, polygon)) for polygon in segmentation]
     for axis, side in enumerate((width, height)):
-        for at in (at for polygon in polygons for at in polygon[axis::2]):
-            if not -MARGIN * side <= at <= (1 + MARGIN) * side:  # so NaN is refused too
-                raise ValueError(f"a polygon with a point at {'xy'[axis]} = {at:g}; the image is {width} x {height}")
+        for value in (value for polygon in polygons for value in polygon[axis::2]):
+            if not -MARGIN * side <= value <= (1 + MARGIN) * side:  # also refuses NaN
+                raise ValueError(f"a polygon with a point at {'xy'[axis]} = {value:g}; the image is {width} x {height}")
     return coco_mask.frPyObjects(polygons, height, width)
 
 
@@ -200,22 +202,22 @@ def _from_rle(encoding: Mapping[str, Any], height: int, width: int) -> Rle:
 
 
 def _runs(text: bytes) -> list[int]:
-    """The runs of a compressed encoding, which pycocotools decodes into memory of its own without counting them.
+    """The runs of a compressed encoding; pycocotools decodes them without a check of their sum.
 
-    Each is written in groups of five bits, the lowest first, with a sixth that says whether another follows; from the
-    fourth on it is less the one before the last.
+    A run is a sequence of groups of five bits, the lowest first; the sixth bit of a group is set if another follows.
+    From the fourth run on, the difference to the run two before is stored.
 
     Raises:
-        IndexError: the last one is cut off.
+        IndexError: the last run is truncated.
     """
     runs: list[int] = []
-    place = 0
-    while place < len(text):
+    position = 0
+    while position < len(text):
         value, shift, has_more = 0, 0, True
         while has_more:
-            group = text[place] - 48
+            group = text[position] - 48
             value |= (group & 31) << shift
-            place, shift, has_more = place + 1, shift + 5, bool(group & 32)
+            position, shift, has_more = position + 1, shift + 5, bool(group & 32)
         if group & 16:
             value -= 1 << shift
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))

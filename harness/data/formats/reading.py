@@ -1,4 +1,4 @@
-"""What readers of other people's files have in common: JSON that may be damaged, entries that may lack something."""
+"""Shared code of file readers: damaged JSON files and malformed entries."""
 
 import json
 from pathlib import Path
@@ -7,17 +7,17 @@ from typing import Any
 from harness.errors import DataError
 
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
-"""What comes of reading an entry that is not as its format promises."""
+"""Exceptions that parsing a malformed entry raises."""
 
 
 def read_json(path: Path, fallback: str | None = None) -> Any:
     """The content of a JSON file in UTF-8, with or without a byte order mark.
 
     Args:
-        fallback: the encoding of a text that is no UTF-8; None where there should be none.
+        fallback: the encoding of files that are not UTF-8; None if all must be UTF-8.
 
     Raises:
-        DataError: it is missing, no file, or not whole.
+        DataError: it is missing, not a file, or truncated.
     """
     try:
         content = path.read_bytes()
@@ -29,39 +29,39 @@ def read_json(path: Path, fallback: str | None = None) -> Any:
             text = content.decode(fallback, errors="replace")
         return json.loads(text)
     except FileNotFoundError:
-        raise DataError(f"{path} is missing; `python -m harness.data check` says where it comes from") from None
+        raise DataError(f"{path} is missing; `python -m harness.data check` prints where to download it") from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); a JSON file is allowed there") from None
+        raise DataError(f"{path} cannot be read ({error.strerror}); it must be a JSON file") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is truncated or invalid JSON ({error}); fetch it again, or mend it") from None
+        raise DataError(f"{path} is truncated or invalid JSON ({error}); download it again, or correct it") from None
 
 
-def as_text(given: Any) -> str:
-    """A value that must be a text.
+def as_text(value: Any) -> str:
+    """Returns a value that must be a string.
 
     Raises:
-        TypeError: it is none.
-        ValueError: it has a lone surrogate, as of a JSON text cut within an emoji, which cannot be stored or tokenized.
+        TypeError: it is no string.
+        ValueError: it has a lone surrogate, which cannot be stored or tokenized; truncated JSON strings end in one.
     """
-    if not isinstance(given, str):
-        raise TypeError(f"found {given!r:.60}, and a text is allowed")
+    if not isinstance(value, str):
+        raise TypeError(f"found {value!r:.60} instead of a string")
     try:
-        given.encode()
+        value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{given!r:.60} contains half of a surrogate pair (\\ud800 to \\udfff)") from None
-    return given
+        raise ValueError(f"{value!r:.60} contains half of a surrogate pair (\\ud800 to \\udfff)") from None
+    return value
 
 
-def as_sentence(given: Any) -> str:
-    """A text in lower case, its words separated by single spaces.
+def as_sentence(value: Any) -> str:
+    """A string in lower case, its words separated by single spaces.
 
     Raises:
-        TypeError, ValueError: it is no text.
+        TypeError, ValueError: it is no valid string.
     """
-    return " ".join(as_text(given).lower().split())
+    return " ".join(as_text(value).lower().split())
 
 
 def what_is_wrong(error: Exception) -> str:
-    """An error of reading an entry, in one line; a key or an index says nothing without its kind."""
+    """The message of a parsing error, in one line; except for a ValueError, its type comes first."""
     text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())

@@ -1,8 +1,8 @@
 """The embedded benchmark: procedural images with exact masks and referring expressions of known families.
 
-A seed and a version fix every pixel and every word on every machine. The scene (what stands where, and what is said
-about it) does not depend on the domain, so a transfer test compares like with like: the same index of a split shows
-the same scene in every domain. `python -m harness.data.scenes --sheet sheet.png` draws a contact sheet.
+The seed and the version determine every pixel and every word, on every machine. The scene (objects, expressions and
+questions) does not depend on the domain, so transfer tests are controlled: the same index of a split shows the same
+scene in every domain. `python -m harness.data.scenes --sheet sheet.png` renders a contact sheet.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from harness.data.example import Example, ObjectFacts, Question, encode_ids
 from harness.data.scenes.draw import DOMAINS, render
 from harness.data.scenes.grammar import FAMILIES, expressions
-from harness.data.scenes.questions import CAPTION_FAMILY, QUESTION_FAMILIES, caption, questions, wish_for_caption
+from harness.data.scenes.questions import CAPTION_FAMILY, QUESTION_FAMILIES, caption, caption_request, questions
 from harness.data.scenes.scene import Scene, sample
 from harness.data.scenes.stable_rng import StableRng
 from harness.errors import DataError, suggest
@@ -33,57 +33,54 @@ __all__ = [
 SPLITS = ("train", "validation", "test")
 Domain = Literal["studio", "canvas", "sketch", "night"]
 Asks = Literal["expressions", "questions", "captions"]
-_PAINT, _SCENE, _WORDS, _QUESTIONS = range(
-    4
-)  # separate streams, so that a change to one part leaves the others as they are
+# Separate random streams, so that a change to one part does not affect the others.
+_PAINT, _SCENE, _WORDS, _QUESTIONS = range(4)
 
 
 class Config(BaseModel):
-    """Which scenes a study uses."""
+    """The scenes and queries of a study."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: Literal["scenes"] = "scenes"
     version: Literal[1] = Field(default=1, description="of the generator; a version fixes all pixels and words")
-    seed: int = Field(default=0, ge=0, lt=2**32, description="another seed gives other scenes in every split")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="a different seed gives different scenes in every split")
     domains: tuple[Domain, ...] = Field(
-        default=("studio",), min_length=1, description="visual domains, taken in turn by the images of a split"
+        default=("studio",), min_length=1, description="visual domains, which alternate over the images of a split"
     )
     test_domains: tuple[Domain, ...] | None = Field(
-        default=None, min_length=1, description="of the test split; left out, those of the others"
+        default=None, min_length=1, description="domains of the test split; defaults to `domains`"
     )
     train_images: int = Field(default=800, ge=1, description="images of the training split")
     validation_images: int = Field(default=100, ge=1, description="images of the validation split")
     test_images: int = Field(default=200, ge=1, description="images of the test split")
-    asks: tuple[Asks, ...] = Field(
-        default=("expressions",), min_length=1, description="what an image is asked: to draw, to answer, to describe"
-    )
-    expressions_per_image: int = Field(default=8, ge=1, le=12, description="referring expressions of an image")
+    asks: tuple[Asks, ...] = Field(default=("expressions",), min_length=1, description="kinds of queries per image")
+    expressions_per_image: int = Field(default=8, ge=1, le=12, description="referring expressions per image")
     train_expressions_per_image: int | None = Field(
-        default=None, ge=1, le=36, description="in the training split, more of the same shares; left out, as elsewhere"
+        default=None, ge=1, le=36, description="of the training split; defaults to `expressions_per_image`"
     )
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The first is trained on."""
+        """Names of the splits; training uses the first."""
         return SPLITS
 
     @property
     def families(self) -> tuple[str, ...]:
-        """Of everything that an image is asked."""
+        """Families of all queries."""
         of = {"expressions": FAMILIES, "questions": QUESTION_FAMILIES, "captions": (CAPTION_FAMILY,)}
         return tuple(dict.fromkeys(family for asks in self.asks for family in of[asks]))
 
     @property
     def scored_domains(self) -> tuple[str, ...]:
-        """Of the splits that may be scored."""
+        """Domains of the validation and test splits."""
         return tuple(dict.fromkeys([*self.domains, *(self.test_domains or ())]))
 
     @field_validator("domains", "test_domains", "asks")
     @classmethod
-    def _named_once(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def _check_unique(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if names is not None and len(set(names)) < len(names):
-            raise ValueError(f"has one twice: {', '.join(names)}; name each once")
+            raise ValueError(f"has a duplicate: {', '.join(names)}; list each value once")
         return names
 
 
@@ -103,7 +100,7 @@ def questions_about(config: Config, split: str, index: int) -> tuple[Question, .
 
 
 class _Split(Sequence[Example]):
-    """The images of a split, each made when first asked for and then kept."""
+    """The images of a split, generated at first access and then kept."""
 
     def __init__(self, config: Config, split: str) -> None:
         self._config = config
@@ -141,7 +138,7 @@ class _Split(Sequence[Example]):
             expressions=expressions(graph, count, StableRng((*key, _WORDS))) if "expressions" in config.asks else (),
             questions=(
                 *(questions_about(config, self._split, index) if "questions" in config.asks else ()),
-                *([wish_for_caption(graph)] if "captions" in config.asks else ()),
+                *([caption_request(graph)] if "captions" in config.asks else ()),
             ),
             domain=domain,
             attributes=tuple(

@@ -1,6 +1,6 @@
-"""`python -m harness.data.scenes --sheet sheet.png`: a contact sheet, so that a person can judge the benchmark by eye.
+"""`python -m harness.data.scenes --sheet sheet.png`: a contact sheet for visual inspection of the benchmark.
 
-Each tile shows an image, the outline of one expression's target in magenta, and the words with their family.
+Each tile shows an image, the outline of one expression's target in magenta, and the expression with its family.
 """
 
 import argparse
@@ -22,7 +22,7 @@ _COLUMNS = 4
 
 
 def _outline(mask: np.ndarray) -> np.ndarray:
-    """Pixels just outside the mask, two wide at the sheet's zoom."""
+    """Pixels just outside the mask, two pixels wide at the sheet's zoom."""
     wide = np.pad(mask.repeat(_ZOOM, axis=0).repeat(_ZOOM, axis=1), 2)
     grown = wide.copy()
     for step in (-2, -1, 1, 2):
@@ -31,7 +31,7 @@ def _outline(mask: np.ndarray) -> np.ndarray:
 
 
 def _tile(example: Example, expression: Expression) -> Image.Image:
-    """One image with the target's outline and the words below."""
+    """One image with the target's outline, and the expression below."""
     pixels = example.image.repeat(_ZOOM, axis=0).repeat(_ZOOM, axis=1)
     pixels[_outline(example.mask(expression))] = (255, 0, 255)
     tile = Image.new("RGB", (SIDE * _ZOOM, SIDE * _ZOOM + _CAPTION), "white")
@@ -45,8 +45,8 @@ def _tile(example: Example, expression: Expression) -> Image.Image:
     return tile
 
 
-def _take_turns(examples: Sequence[Example]) -> Iterator[tuple[Example, Expression]]:
-    """One expression per image, of the family that has been shown least so far."""
+def _balance_families(examples: Sequence[Example]) -> Iterator[tuple[Example, Expression]]:
+    """One expression per image, from the family with the fewest tiles so far."""
     shown: Counter[str] = Counter()
     for example in examples:
         expression = min(example.expressions, key=lambda one: shown[one.family])
@@ -56,7 +56,7 @@ def _take_turns(examples: Sequence[Example]) -> Iterator[tuple[Example, Expressi
 
 def sheet(config: Config, split: str, count: int) -> Image.Image:
     """The first images of a split, four in a row."""
-    tiles = [_tile(*shown) for shown in _take_turns(load(config, split)[:count])]
+    tiles = [_tile(*shown) for shown in _balance_families(load(config, split)[:count])]
     width, height = tiles[0].width + _GAP, tiles[0].height + _GAP
     rows = -(-len(tiles) // _COLUMNS)
     page = Image.new("RGB", (min(len(tiles), _COLUMNS) * width + _GAP, rows * height + _GAP), "white")
@@ -67,9 +67,9 @@ def sheet(config: Config, split: str, count: int) -> Image.Image:
 
 
 def main() -> None:
-    """Write the sheet that the command line asks for."""
+    """Write the sheet of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m harness.data.scenes", description="Draw a contact sheet of scenes."
+        prog="python -m harness.data.scenes", description="Render a contact sheet of scenes."
     )
     parser.add_argument("--sheet", type=Path, required=True, help="file to write, e.g. sheet.png")
     parser.add_argument("--split", choices=SPLITS, default="test")

@@ -1,4 +1,4 @@
-"""Paint a scene in one of several visual domains; the masks and the words stay the same in all of them."""
+"""Renders a scene in one of several visual domains; masks and expressions are the same in all of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,21 +19,21 @@ _RGB = {
     "purple": (124, 44, 160),
     "pink": (250, 156, 196),
 }
-_LIGHT = ("orange", "yellow", "cyan", "pink")  # these take a dark second tone, the others a light one
-_FULL = 256  # a share of one, in the fixed-point arithmetic below
+_LIGHT = ("orange", "yellow", "cyan", "pink")  # textured with a dark second tone, the others with a light one
+_FULL = 256  # the fixed-point representation of 1
 
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """How a domain looks.
+    """The appearance of a domain.
 
     Attributes:
-        background: draws the empty picture, (SIDE, SIDE, 3) int16.
-        finish: changes the whole picture, in place, after the objects are painted.
-        jitter: largest change of an object's colour, per channel.
-        shading: how much lighter an object is at its top than in its middle, out of 256.
-        fill: share of an object's colour, out of 256; the rest is the colour of paper, whatever lies under it.
-        has_outline: whether a dark line runs along the edge of every object.
+        background: renders the empty picture, (SIDE, SIDE, 3) int16.
+        finish: modifies the whole picture in place after the objects are rendered.
+        jitter: largest random change of an object's colour, per channel.
+        shading: brightness difference between an object's top and middle, out of 256.
+        fill: opacity of an object's colour, out of 256, over the colour of paper.
+        has_outline: whether every object has a dark edge.
     """
 
     background: Callable[[StableRng], np.ndarray]
@@ -61,13 +61,13 @@ def _ramp(rng: StableRng, reach: int) -> np.ndarray:
 
 
 def _blotches(rng: StableRng, cell: int, reach: int) -> np.ndarray:
-    """Smooth coloured noise: random values every `cell` pixels with straight lines between, (SIDE, SIDE, 3) int16."""
+    """Smooth coloured noise: random values every `cell` pixels, linearly interpolated, (SIDE, SIDE, 3) int16."""
     knots = SIDE // cell + 2
     grid = rng.noise((knots, knots, 3), reach)
-    at, part = np.divmod(_AXIS.astype(np.int16), np.int16(cell))
-    rows = (grid[at] * (cell - part)[:, None, None] + grid[at + 1] * part[:, None, None]) // np.int16(cell)
-    smooth = rows[:, at] * (cell - part)[None, :, None]
-    smooth += rows[:, at + 1] * part[None, :, None]
+    knot, part = np.divmod(_AXIS.astype(np.int16), np.int16(cell))
+    rows = (grid[knot] * (cell - part)[:, None, None] + grid[knot + 1] * part[:, None, None]) // np.int16(cell)
+    smooth = rows[:, knot] * (cell - part)[None, :, None]
+    smooth += rows[:, knot + 1] * part[None, :, None]
     smooth //= np.int16(cell)
     return smooth
 
@@ -104,7 +104,7 @@ def _sketch_background(rng: StableRng) -> np.ndarray:
 
 
 def _sketch_finish(picture: np.ndarray, rng: StableRng) -> None:
-    """Pencil strokes: faint, fine and slanted over the whole sheet, so that they are not taken for stripes."""
+    """Pencil strokes: faint, fine and slanted over the whole sheet, so that they differ from stripes."""
     strokes = (_AXIS[:, None] + _AXIS[None, :] + rng.noise((SIDE, SIDE), 1)) % 4 == 0
     picture -= np.int16(12) * strokes[:, :, None]
     picture += rng.noise((SIDE, SIDE, 1), 5)
@@ -119,7 +119,7 @@ def _night_background(rng: StableRng) -> np.ndarray:
 
 
 def _night_finish(picture: np.ndarray, rng: StableRng) -> None:
-    """A lamp somewhere over the scene; the farther from it, the darker."""
+    """Light from one point; pixels farther away are darker."""
     x, y = rng.between(40, SIDE - 40), rng.between(40, SIDE - 40)
     squared = (_AXIS[:, None] - y) ** 2 + (_AXIS[None, :] - x) ** 2
     light = np.maximum(rng.between(170, 200) - squared // 420, 120)
@@ -127,7 +127,7 @@ def _night_finish(picture: np.ndarray, rng: StableRng) -> None:
     picture += rng.noise((SIDE, SIDE, 3), 11)
 
 
-# A domain's position is part of its random key: append only.
+# A domain's index is part of its random key: append only.
 DOMAINS: dict[str, Domain] = {
     "studio": Domain(_studio_background, _studio_finish, jitter=6, shading=26, fill=_FULL, has_outline=False),
     "canvas": Domain(_canvas_background, _canvas_finish, jitter=14, shading=52, fill=_FULL, has_outline=False),
@@ -153,7 +153,7 @@ def _inner_edge(points: np.ndarray) -> np.ndarray:
 
 
 def _paint(picture: np.ndarray, one: SceneObject, domain: Domain, rng: StableRng) -> None:
-    """Lay one object over the picture, touching nothing outside its bounding box."""
+    """Render one object over the picture; pixels outside its bounding box do not change."""
     in_first, in_second = coverage(one.appearance)
     radius = len(in_first) // 2
     window = (slice(one.y - radius, one.y + radius), slice(one.x - radius, one.x + radius))

@@ -1,7 +1,7 @@
-"""Referring expressions about a scene, each emitted only where its referent is beyond doubt.
+"""Referring expressions about a scene, each generated only if its referent is unambiguous.
 
-Every family is a stream of candidates in random order. A candidate is emitted only if its targets clearly satisfy the
-words and every other object clearly fails them, in the sense of `space`.
+Every family is a stream of candidates in random order. A candidate is generated only if its targets clearly satisfy the
+description and all other objects clearly do not, by the margins in `space`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ def _expression(text: str, family: str, targets: Sequence[SceneObject]) -> Expre
 
 
 def _mixed(rng: StableRng, pools: Sequence[tuple[int, Candidates]]) -> Candidates:
-    """Draw from several streams in proportion to their weights until all have run out."""
+    """Sample from several streams in proportion to their weights until all are exhausted."""
     left = list(pools)
     while left:
         pool = rng.weighted(left, [weight for weight, _ in left])
@@ -39,25 +39,25 @@ def _mixed(rng: StableRng, pools: Sequence[tuple[int, Candidates]]) -> Candidate
 
 
 def _attribute(facts: Facts, rng: StableRng) -> Candidates:
-    """Colour, shape and size: mostly as few words as do, at times more than needed."""
+    """Colour, shape and size: mostly minimal descriptions, some redundant ones."""
     alone = {phrase for phrase, _ in facts.unique}
     minimal: list[Expression] = []
-    wordy: list[Expression] = []
+    redundant: list[Expression] = []
     for phrase, one in facts.unique:
-        says_too_much = any(part in alone for part in phrase.parts())
-        (wordy if says_too_much else minimal).append(_expression(f"the {phrase.text()}", "attribute", [one]))
+        is_redundant = any(part in alone for part in phrase.parts())
+        (redundant if is_redundant else minimal).append(_expression(f"the {phrase.text()}", "attribute", [one]))
     sized: list[Expression] = []
     for phrase, found in facts.shared:
         small, large = ("small", "large") if phrase.shape else ("smallest", "largest")
         for word, target in ((small, space.smallest(found)), (large, space.largest(found))):
             if target:
                 sized.append(_expression(f"the {phrase.text(size=word)}", "attribute", [target]))
-    pools = ((60, minimal), (25, sized), (15, wordy))
+    pools = ((60, minimal), (25, sized), (15, redundant))
     return _mixed(rng, [(weight, iter(rng.shuffled(pool))) for weight, pool in pools])
 
 
 def _texture(facts: Facts, rng: StableRng) -> Candidates:
-    """Phrases that pick out one object only by its texture."""
+    """Phrases that identify one object only by its texture."""
     for phrase, found in rng.shuffled(list(facts.phrases.items())):
         without = facts.phrases[phrase._replace(texture=None)]
         if phrase.texture and len(found) == 1 and len(without) > 1:
@@ -65,7 +65,7 @@ def _texture(facts: Facts, rng: StableRng) -> Candidates:
 
 
 def _absolute(facts: Facts, rng: StableRng) -> Candidates:
-    """Places in the image: extremes, corners and the middle."""
+    """Positions in the image: extremes, corners and the middle."""
     return _mixed(rng, [(3, _extremes(facts, rng)), (1, _regions(facts, rng))])
 
 
@@ -81,14 +81,14 @@ def _regions(facts: Facts, rng: StableRng) -> Candidates:
     for vertical, horizontal in product(("top", "bottom"), ("left", "right")):
         corner = partial(space.in_corner, vertical=vertical, horizontal=horizontal)
         regions[f"{vertical} {horizontal} corner"] = corner
-    for (phrase, found), (region, is_there) in rng.shuffled(list(product(facts.shared, regions.items()))):
-        target = space.only(found, is_there)
+    for (phrase, found), (region, is_in_region) in rng.shuffled(list(product(facts.shared, regions.items()))):
+        target = space.only(found, is_in_region)
         if target:
             yield _expression(f"the {phrase.text()} in the {region}", "absolute", [target])
 
 
 def _relation(facts: Facts, rng: StableRng) -> Candidates:
-    """An object by where it stands to another that is named beyond doubt."""
+    """An object by its spatial relation to an unambiguously described anchor."""
     return _mixed(rng, [(1, _related(facts, rng, relation)) for relation in _RELATIONS])
 
 
@@ -101,7 +101,7 @@ def _related(facts: Facts, rng: StableRng, relation: str) -> Candidates:
 
 
 def _find_related(others: Sequence[SceneObject], anchor: SceneObject, relation: str) -> SceneObject | None:
-    """The only one of the others that clearly stands in that relation to the anchor."""
+    """The only object among `others` that clearly has this relation to the anchor."""
     if relation in _SIDES:
         return space.only(others, partial(space.on_side, anchor=anchor, side=_SIDES[relation]))
     if relation == "in front of":
@@ -112,7 +112,7 @@ def _find_related(others: Sequence[SceneObject], anchor: SceneObject, relation: 
 
 
 def _ordinal(facts: Facts, rng: StableRng) -> Candidates:
-    """Counting from a side, among three to five."""
+    """Rank from a side, among three to five objects."""
     for (phrase, found), side, rank in rng.shuffled(list(product(facts.shared, space.SIDES, _ORDINALS))):
         target = space.at_rank(found, side, rank) if max(3, rank) <= len(found) <= 5 else None
         if target:
@@ -120,7 +120,7 @@ def _ordinal(facts: Facts, rng: StableRng) -> Candidates:
 
 
 def _group(facts: Facts, rng: StableRng) -> Candidates:
-    """Several objects that share a description, and never the whole scene."""
+    """Several objects that share a description, but not all objects of the scene."""
     for phrase, found in rng.shuffled(list(facts.phrases.items())):
         if not 2 <= len(found) < len(facts.objects):
             continue
@@ -129,7 +129,7 @@ def _group(facts: Facts, rng: StableRng) -> Candidates:
 
 
 def _absent(facts: Facts, rng: StableRng) -> Candidates:
-    """Descriptions of nothing in the scene: first of words that all occur in it, then of any."""
+    """Descriptions that match no object: first with words that all occur in the scene, then with any words."""
     appearances = [one.appearance for one in facts.objects]
     colours = sorted({appearance.colour for appearance in appearances})
     shapes = sorted({appearance.shape for appearance in appearances})
@@ -146,7 +146,7 @@ def _absent(facts: Facts, rng: StableRng) -> Candidates:
                 yield _expression(f"the {phrase.text()}", "absent", [])
 
 
-_FAMILIES: dict[str, tuple[Callable[[Facts, StableRng], Candidates], int]] = {  # with their shares out of 100
+_FAMILIES: dict[str, tuple[Callable[[Facts, StableRng], Candidates], int]] = {  # and their percentages
     "attribute": (_attribute, 28),
     "texture": (_texture, 12),
     "absolute": (_absolute, 16),
@@ -159,7 +159,7 @@ FAMILIES = tuple(_FAMILIES)
 
 
 def expressions(scene: Scene, count: int, rng: StableRng) -> tuple[Expression, ...]:
-    """Exactly `count` different expressions; a family that runs out in this scene leaves its share to the others."""
+    """Exactly `count` different expressions; the share of an exhausted family goes to the others."""
     facts = Facts(scene)
     streams = {family: make(facts, rng) for family, (make, _) in _FAMILIES.items()}
     chosen: dict[str, Expression] = {}

@@ -1,4 +1,4 @@
-"""Noun phrases and what they describe in a scene."""
+"""Noun phrases and the objects of a scene that they describe."""
 
 from collections.abc import Iterator
 from itertools import combinations, product
@@ -10,7 +10,7 @@ _PLURAL = {"cross": "crosses"}
 
 
 class Phrase(NamedTuple):
-    """A noun with its adjectives; None where nothing is said."""
+    """A noun with its adjectives; None for an attribute that is not mentioned."""
 
     texture: str | None
     colour: str | None
@@ -24,7 +24,7 @@ class Phrase(NamedTuple):
         return " ".join(word for word in (size, self.texture, self.colour, noun) if word)
 
     def parts(self) -> Iterator["Phrase"]:
-        """Every phrase that says less than this one."""
+        """Every phrase with a proper subset of these attributes."""
         named = [field for field in self._fields if getattr(self, field)]
         for count in range(1, len(named) + 1):
             for dropped in combinations(named, count):
@@ -35,7 +35,7 @@ class Facts:
     """A scene's objects and every phrase that describes at least one of them.
 
     Attributes:
-        phrases: what each phrase describes.
+        phrases: the objects that each phrase describes.
         unique: phrases of colour and shape that describe one object, with that object.
         shared: phrases of colour and shape, or neither, that describe several.
     """

@@ -17,7 +17,7 @@ _SIDES = {"left of": "left", "right of": "right", "above": "top", "below": "bott
 
 
 def _question(text: str, answer: str, family: str) -> Question:
-    """With one right answer, a word."""
+    """A question with one correct answer, a single word."""
     return Question(text, family, answer, (answer,), "accuracy")
 
 
@@ -26,7 +26,7 @@ def _yes(holds: bool) -> str:
 
 
 def _counting(facts: Facts, rng: StableRng) -> list[Question]:
-    """Two kinds that are in the scene, and at times one that need not be."""
+    """Counts of two kinds of objects in the scene, and sometimes of a random kind."""
     present = [phrase for phrase in facts.phrases if phrase.texture is None]
     missing = [Phrase(None, rng.pick(COLOURS), rng.pick(SHAPES))]
     phrases = dict.fromkeys([*rng.shuffled(present)[:2], *(missing if rng.percent(25) else [])])
@@ -37,7 +37,7 @@ def _counting(facts: Facts, rng: StableRng) -> list[Question]:
 
 
 def _existence(facts: Facts, rng: StableRng) -> list[Question]:
-    """One that is there and one that is not, the second made of words that occur in the scene where possible."""
+    """One question with the answer yes and one with no; the latter uses words that occur in the scene if possible."""
     appearances = [one.appearance for one in facts.objects]
     present = [phrase for phrase in facts.phrases if phrase.texture is None and phrase.colour and phrase.shape]
     mixed = [Phrase(None, a.colour, b.shape) for a, b in product(appearances, appearances)]
@@ -50,7 +50,7 @@ def _existence(facts: Facts, rng: StableRng) -> list[Question]:
 
 
 def _attribute(facts: Facts, rng: StableRng) -> list[Question]:
-    """What an object that is named beyond doubt looks like."""
+    """Attributes of unambiguously described objects."""
     found = []
     for phrase, one in facts.unique:
         if phrase.colour is None:
@@ -62,7 +62,7 @@ def _attribute(facts: Facts, rng: StableRng) -> list[Question]:
 
 
 def _comparison(facts: Facts, rng: StableRng) -> list[Question]:
-    """Numbers of two kinds, and sizes and places of two objects; only where the difference is clear."""
+    """Counts of two kinds, and sizes and positions of two objects; only if the difference is clear."""
     kinds = [Phrase(None, None, shape) for shape in sorted({one.appearance.shape for one in facts.objects})]
     kinds += [Phrase(None, colour, None) for colour in sorted({one.appearance.colour for one in facts.objects})]
     more = [
@@ -88,7 +88,7 @@ def _comparison(facts: Facts, rng: StableRng) -> list[Question]:
 
 
 def _balanced(found: list[Question], rng: StableRng) -> list[Question]:
-    """The questions in random order, with an even chance that the first one's answer is yes, where there is one."""
+    """The questions in random order; the first has the answer yes with a probability of one half, if there is one."""
     first = _yes(rng.percent(50))
     return sorted(rng.shuffled(found), key=lambda question: question.answer != first)
 
@@ -97,19 +97,19 @@ _KINDS: tuple[Callable[[Facts, StableRng], list[Question]], ...] = (_counting, _
 
 
 def questions(scene: Scene, rng: StableRng) -> tuple[Question, ...]:
-    """About two questions of each kind; fewer where a scene does not allow a clear one."""
+    """About two questions of each kind, fewer if a scene has no unambiguous one."""
     facts = Facts(scene)
     return tuple(question for kind in _KINDS for question in kind(facts, rng))
 
 
-def wish_for_caption(scene: Scene) -> Question:
-    """The wish for a caption, and the one that the scene graph gives."""
+def caption_request(scene: Scene) -> Question:
+    """The request for a caption, with the caption from the scene graph."""
     text = caption(scene)
     return Question("describe the image", CAPTION_FAMILY, text, (text,), "cider")
 
 
 def caption(scene: Scene) -> str:
-    """What the scene shows, objects that look alike counted together, nearest first."""
+    """A description of the scene, nearest objects first; objects of equal appearance are counted together."""
     counts: dict[Phrase, int] = {}
     for one in reversed(scene.objects):
         phrase = Phrase(one.appearance.texture, one.appearance.colour, one.appearance.shape)

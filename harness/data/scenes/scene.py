@@ -1,4 +1,4 @@
-"""The scene graph: which objects a picture shows, where they stand, and what hides what."""
+"""The scene graph: objects, their positions and occlusions."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from harness.data.scenes.stable_rng import StableRng
 
 SIDE = 224
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
-_BORDER = 1  # px kept free along the edge of the image
+_BORDER = 1  # free pixels along the edge of the image
 _ATTEMPTS = 40
-_NARROW = ("ring", "cross", "star")  # their arms show a texture only from a larger extent on
+_NARROW = ("ring", "cross", "star")  # too narrow for a texture below a larger extent
 
 
 class Box(NamedTuple):
@@ -32,17 +32,17 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SceneObject:
-    """One object of a scene, as placed and as seen.
+    """One object of a scene.
 
     Attributes:
         id: its value in the id map, 1 for the farthest object.
-        x: centre of the outline in pixels; with y, whether or not anything hides it.
+        x, y: centre of the outline in pixels, visible or not.
         area: pixels of the whole outline.
-        visible: pixels that nothing hides.
+        visible: pixels that are not occluded.
         centroid: (x, y) of the visible pixels, rounded down.
         box: bounds of the visible pixels.
-        hidden_by: (id, pixels) of every nearer object whose outline overlaps this one; the pixels are those where it
-            is the nearest of all, and may be none.
+        hidden_by: (id, pixels) of every nearer object whose outline overlaps this one; pixels are counted where it
+            is the nearest object, and may be 0.
     """
 
     id: int
@@ -57,7 +57,7 @@ class SceneObject:
 
     @property
     def occlusion(self) -> float:
-        """Share of the outline that is hidden."""
+        """Share of the outline that is occluded."""
         return 1 - self.visible / self.area
 
 
@@ -91,19 +91,19 @@ class _Placed:
         return slice(self.box.top, self.box.bottom), slice(self.box.left, self.box.right)
 
     @property
-    def needed(self) -> int:
+    def min_visible(self) -> int:
         """Pixels that must stay visible: two fifths, at least 60, and nearly all of an object that is tiny."""
         return max(self.area * 2 // 5, min(60, self.area * 9 // 10))
 
 
 def _extent(rng: StableRng) -> int:
-    """How many pixels an object measures across: mostly 30 to 70, at times less than a patch or most of the image."""
+    """Extent of an object in pixels: mostly 30 to 70, sometimes less than a patch or most of the image."""
     low, high = rng.weighted(((10, 14), (15, 28), (30, 70), (75, 128)), (9, 21, 62, 8))
     return rng.between(low, high)
 
 
 def _appearance(rng: StableRng, shapes: Sequence[str], colours: Sequence[str], textures: Sequence[str]) -> Appearance:
-    """An object in the scene's palette; one too small to show a texture is plain."""
+    """An appearance from the scene's palette; an object too small for a texture is plain."""
     shape, colour, texture = rng.pick(shapes), rng.pick(colours), rng.pick(textures)
     width = height = _extent(rng)
     angle = rng.between(-18, 18) % 360
@@ -124,7 +124,7 @@ def _appearance(rng: StableRng, shapes: Sequence[str], colours: Sequence[str], t
 def _candidates(
     rng: StableRng, appearance: Appearance, radius: int, placed: list[_Placed]
 ) -> Iterator[tuple[int, int, bool]]:
-    """Places to try for a new object, (x, y, whether it must stand free): often beside another, then anywhere."""
+    """Candidate positions (x, y, whether occlusion is forbidden): often beside another object, then anywhere."""
     low, high = radius + _BORDER, SIDE - radius - _BORDER
     neighbours = [old for old in placed if old.appearance.colour != appearance.colour]
     if neighbours and rng.percent(40):
@@ -138,19 +138,19 @@ def _candidates(
 
 
 def _try_to_place(rng: StableRng, appearance: Appearance, placed: list[_Placed], ids: np.ndarray) -> bool:
-    """Put the object on top, at the first place tried that leaves everything recognisable; False if there is none."""
+    """Place the object on top at the first position that keeps all objects recognisable; False if there is none."""
     first, second = coverage(appearance)
     stamp = first + second >= 2
     area = int(stamp.sum())
-    for x, y, stands_free in _candidates(rng, appearance, len(stamp) // 2, placed):
+    for x, y, must_not_occlude in _candidates(rng, appearance, len(stamp) // 2, placed):
         new = _Placed(appearance, x, y, stamp, area, area)
         touched = [(k, old) for k, old in enumerate(placed, start=1) if new.box.meets(old.box)]
         if any(old.appearance.colour == appearance.colour for _, old in touched):
             continue
         lost = np.bincount(ids[new.window][stamp], minlength=len(placed) + 1)
-        if stands_free and lost[1:].any():
+        if must_not_occlude and lost[1:].any():
             continue
-        if any(lost[k] and old.visible - lost[k] < old.needed for k, old in touched):
+        if any(lost[k] and old.visible - lost[k] < old.min_visible for k, old in touched):
             continue
         for k, old in touched:
             old.visible -= int(lost[k])
@@ -161,7 +161,7 @@ def _try_to_place(rng: StableRng, appearance: Appearance, placed: list[_Placed],
 
 
 def _overlap(a: _Placed, b: _Placed) -> bool:
-    """Whether two outlines share a pixel, seen or not."""
+    """Whether two outlines share a pixel, visible or not."""
     if not a.box.meets(b.box):
         return False
     both = np.zeros((SIDE, SIDE), dtype=bool)
@@ -169,7 +169,7 @@ def _overlap(a: _Placed, b: _Placed) -> bool:
     return bool((both[b.window] & b.stamp).any())
 
 
-def _seen(number: int, placed: Sequence[_Placed], ids: np.ndarray) -> SceneObject:
+def _measured(number: int, placed: Sequence[_Placed], ids: np.ndarray) -> SceneObject:
     """Measure a placed object in the finished id map."""
     one = placed[number - 1]
     rows, columns = np.nonzero(ids[one.window] == number)
@@ -192,7 +192,7 @@ def _seen(number: int, placed: Sequence[_Placed], ids: np.ndarray) -> SceneObjec
 
 
 def sample(rng: StableRng) -> Scene:
-    """Draw a scene of three to nine objects that share a few shapes, colours and textures."""
+    """Sample a scene of three to nine objects that share a few shapes, colours and textures."""
     count = rng.weighted((3, 4, 5, 6, 7, 8, 9), (6, 18, 24, 22, 16, 9, 5))
     shapes = rng.shuffled(SHAPES)[: rng.between(2, 4)]
     colours = rng.shuffled(COLOURS)[: rng.between(2, 4)]
@@ -206,4 +206,4 @@ def sample(rng: StableRng) -> Scene:
         _try_to_place(rng, appearance, placed, ids)
     if len(placed) < 3:
         return sample(rng)
-    return Scene(tuple(_seen(number, placed, ids) for number in range(1, len(placed) + 1)), ids)
+    return Scene(tuple(_measured(number, placed, ids) for number in range(1, len(placed) + 1)), ids)

@@ -1,7 +1,7 @@
 """Outlines and textures as integer predicates on a grid of 2 x 2 points per pixel.
 
-No float takes part, so masks and edge colours cannot differ in a last bit between machines. Lengths are in quarter
-pixels: with the origin on a pixel corner, the points of a pixel lie at odd quarters.
+All arithmetic is on integers, so masks and edge colours are identical on all machines. Lengths are in quarter pixels:
+with the origin on a pixel corner, the points of a pixel are at odd quarters.
 """
 
 import math
@@ -35,14 +35,14 @@ TEXTURES = ("plain", "striped", "dotted", "checkered")
 
 @dataclass(frozen=True, slots=True)
 class Appearance:
-    """How one object looks, wherever it stands.
+    """The appearance of one object, independent of its position.
 
     Attributes:
         width: extent along the object's own x axis, in pixels.
         height: extent along its own y axis, in pixels.
-        angle: clockwise turn of the outline, in degrees.
-        grain: turn of the texture, in degrees.
-        period: length after which the texture repeats, in pixels.
+        angle: clockwise rotation of the outline, in degrees.
+        grain: rotation of the texture, in degrees.
+        period: of the texture, in pixels.
     """
 
     shape: str
@@ -60,14 +60,14 @@ class Appearance:
         return max(self.width, self.height) / min(self.width, self.height)
 
 
-def _turned(x: np.ndarray, y: np.ndarray, degrees: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates of the points in axes turned by `degrees`."""
+def _rotated(x: np.ndarray, y: np.ndarray, degrees: int) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates of the points in axes rotated by `degrees`."""
     cosine, sine = _SINE[(degrees + 90) % 360], _SINE[degrees % 360]
     return (x * cosine + y * sine) // _SCALE, (y * cosine - x * sine) // _SCALE
 
 
 def _vertices(appearance: Appearance) -> list[tuple[int, int]]:
-    """Corners of the turned polygon, in quarter pixels."""
+    """Corners of the rotated polygon, in quarter pixels."""
     cosine, sine = _SINE[(appearance.angle + 90) % 360], _SINE[appearance.angle % 360]
     half_width, half_height = appearance.width * QUARTERS // 2, appearance.height * QUARTERS // 2
     scale = 1000 * _SCALE
@@ -81,7 +81,7 @@ def _vertices(appearance: Appearance) -> list[tuple[int, int]]:
 
 
 def _inside_polygon(vertices: list[tuple[int, int]], axis: np.ndarray) -> np.ndarray:
-    """Even-odd rule: a point is inside when a ray to its left crosses an odd number of edges."""
+    """Even-odd rule: a point is inside if a ray to its left crosses an odd number of edges."""
     inside = np.zeros((len(axis), len(axis)), dtype=bool)
     for (x0, y0), (x1, y1) in zip(vertices, [*vertices[1:], vertices[0]], strict=True):
         if y0 == y1:
@@ -98,7 +98,7 @@ def _axis(reach: int) -> np.ndarray:
 
 
 def _outline(appearance: Appearance) -> tuple[np.ndarray, np.ndarray]:
-    """The grid axis, symmetric about the object's centre, and which of its points are inside."""
+    """The grid axis, symmetric about the object's centre, and a mask of its points inside the outline."""
     if appearance.shape in _POLYGONS:
         vertices = _vertices(appearance)
         reach = max(max(abs(x), abs(y)) for x, y in vertices) // QUARTERS + 2
@@ -115,8 +115,8 @@ def _outline(appearance: Appearance) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _second_tone(appearance: Appearance, axis: np.ndarray) -> np.ndarray:
-    """Which points of the grid carry the texture's second tone."""
-    u, v = _turned(axis[None, :], axis[:, None], appearance.grain)
+    """The points of the grid in the texture's second tone."""
+    u, v = _rotated(axis[None, :], axis[:, None], appearance.grain)
     period = appearance.period * QUARTERS
     if appearance.texture == "striped":
         return u % period < period // 2
@@ -133,13 +133,13 @@ def _count(points: np.ndarray) -> np.ndarray:
     return (rows[:, 0::2] + rows[:, 1::2]).astype(np.int32)
 
 
-@lru_cache(maxsize=32)  # an object is drawn soon after it is placed
+@lru_cache(maxsize=32)  # an object is rendered soon after it is placed
 def coverage(appearance: Appearance) -> tuple[np.ndarray, np.ndarray]:
     """Points of each pixel in the first and in the second tone.
 
     Returns:
         Two (2r, 2r) int32 arrays with values 0 to 4, centred on the object's centre, a pixel corner. A pixel belongs
-        to the object when the two sum to at least 2.
+        to the object if the two sum to at least 2.
     """
     axis, inside = _outline(appearance)
     tone = _second_tone(appearance, axis) if appearance.texture != "plain" else np.zeros_like(inside)

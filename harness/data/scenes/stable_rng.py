@@ -1,7 +1,7 @@
-"""Random draws that are the same on every machine and in every release of numpy.
+"""Random numbers that are the same on every machine and in every release of numpy.
 
-numpy promises the stream of a bit generator for ever but not that of `Generator`'s methods, so only raw words are
-taken from it and everything else is integer arithmetic on them.
+numpy guarantees the stream of a bit generator but not that of `Generator`'s methods, so everything is integer
+arithmetic on raw words of the bit generator.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 class StableRng:
-    """A stream of integers fixed by a key.
+    """A stream of integers that is determined by a key.
 
     Args:
-        key: non-negative integers; different keys give unrelated streams.
+        key: non-negative integers; different keys give independent streams.
     """
 
     def __init__(self, key: Sequence[int]) -> None:
@@ -28,7 +28,7 @@ class StableRng:
         return low + int(self._bits.random_raw()) % (high - low + 1)
 
     def percent(self, chance: int) -> bool:
-        """True in `chance` of 100 cases."""
+        """True with a probability of `chance` percent."""
         return self.between(0, 99) < chance
 
     def pick(self, options: Sequence[T]) -> T:
@@ -36,7 +36,7 @@ class StableRng:
         return options[self.between(0, len(options) - 1)]
 
     def weighted(self, options: Sequence[T], weights: Sequence[int]) -> T:
-        """One of the options, with chances in proportion to the weights."""
+        """One of the options, with probabilities proportional to the weights."""
         draw = self.between(0, sum(weights) - 1)
         for option, weight in zip(options, weights, strict=True):
             if draw < weight:

@@ -1,11 +1,12 @@
-"""Felzenszwalb: graph-based regions of even appearance, of any shape and size, merged down to a budget.
+"""Felzenszwalb: graph-based regions of uniform appearance, of any shape and size, merged down to `count`.
 
 Source: Felzenszwalb and Huttenlocher 2004, https://doi.org/10.1023/B:VISI.0000022288.19776.77; scikit-image's
 implementation.
-Differs from the paper: the number of regions is not left to `scale`. The image is cut finely once, and the pairs of
-neighbours that lose least (Ward) are joined until `count` are left. Over the objects of 24 test images of `scenes`, all
-domains, at 24 superpixels, the best union of superpixels has a mean IoU of .88 so, against .78 when `scale` is bisected
-for each image until at least `count` regions come out and the excess is joined; and it is one cut instead of several.
+Differs from the paper: `scale` does not determine the number of regions. The image is segmented finely once, and the
+pairs of neighbours of lowest cost (Ward) are merged until `count` are left. On the objects of 24 test images of
+`scenes`, all domains, at 24 superpixels, the best union of superpixels has a mean IoU of .88 this way. It is .78 if
+`scale` is bisected per image until there are at least `count` regions and the excess is merged, which also segments
+several times.
 """
 
 import numpy as np
@@ -18,11 +19,11 @@ from harness.superpixels.source import SourceConfig
 
 
 class Config(SourceConfig):
-    """An image that is cut into fewer than `count` regions to begin with keeps those."""
+    """If the fine segmentation has fewer than `count` regions, these are the superpixels."""
 
-    scale: float = Field(default=100.0, gt=0, description="of the fine cut; larger values give larger regions")
-    sigma: float = Field(default=0.6, ge=0, le=10, description="blur before the fine cut, in pixels")
-    min_size: int = Field(default=30, ge=1, description="smallest region of the fine cut, in pixels")
+    scale: float = Field(default=100.0, gt=0, description="of the fine segmentation; larger values give larger regions")
+    sigma: float = Field(default=0.6, ge=0, le=10, description="blur before the fine segmentation, in pixels")
+    min_size: int = Field(default=30, ge=1, description="smallest region of the fine segmentation, in pixels")
 
 
 def segment(config: Config, example: Example) -> np.ndarray:

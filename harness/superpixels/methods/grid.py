@@ -1,4 +1,4 @@
-"""Grid: equal rectangles, whatever the image shows; the control that tells shape from budget."""
+"""Grid: equal rectangles, independent of the image; a control for the effect of superpixel shape."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from harness.superpixels.source import SourceConfig
 
 
 class Config(SourceConfig):
-    """Rows times columns come as near to `count` as nearly square rectangles allow, and never exceed it."""
+    """Rows times columns are as close to `count` as nearly square rectangles allow, and never exceed it."""
 
 
 def segment(config: Config, example: Example) -> np.ndarray:

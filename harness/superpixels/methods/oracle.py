@@ -1,4 +1,4 @@
-"""Oracle: the objects' own visible masks, and what is left of the background; the upper bound of any source."""
+"""Oracle: the visible masks of the objects, and the parts of the background; the upper bound of any source."""
 
 import numpy as np
 from scipy import ndimage
@@ -10,7 +10,7 @@ from harness.superpixels.source import SourceConfig
 
 
 class Config(SourceConfig):
-    """`count` only bounds; the smallest parts of the background become one superpixel where there are too many."""
+    """`count` is only a maximum; if there are too many parts of background, the smallest become one superpixel."""
 
 
 def segment(config: Config, example: Example) -> np.ndarray:

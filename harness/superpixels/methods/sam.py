@@ -1,11 +1,11 @@
-"""SAM: automatic masks of a frozen SAM, filtered to the granularity that a study asks for.
+"""SAM: automatic masks of a frozen SAM, filtered to a granularity.
 
 Source: SVP, https://arxiv.org/abs/2509.13676; the filter is FMA-WSSS's, https://arxiv.org/abs/2312.03585.
-Differs from the paper: superpixels are a partition. What masks leave uncovered becomes superpixels too, fragments go to
-their nearest neighbour, and what masks share belongs to one of them (see `filter.py`).
+Differs from the paper: superpixels are a partition. Uncovered regions become superpixels too, small fragments are
+merged into their nearest neighbour, and pixels of several masks belong to one of them (refer to `filter.py`).
 
-SAM is asked once per image; every setting but `model`, `pool_points_per_side` and `stability_offset` is a filter over
-its candidates.
+SAM runs once per image; all settings except `model`, `pool_points_per_side` and `stability_offset` filter its
+candidates.
 """
 
 from typing import Any, Literal
@@ -27,40 +27,45 @@ from harness.superpixels.source import SourceConfig
 _DEFAULT_MODEL = "sam-scenes"
 _DEFAULT = settings(_DEFAULT_MODEL, "default")
 FEATURES = 8
-"""Principal components of SAM's embedding that tell complex regions from plain ones."""
+"""Number of principal components of SAM's embedding that measure the complexity of a region."""
 CELLS = 14
-"""Cells a side of the grid along which `adaptive` splits where no mask does."""
+"""Cells per side of the grid along which `adaptive` splits, in addition to masks."""
 
 
 class Config(SourceConfig):
-    """A granularity by name, and any of its settings in place of the name's."""
+    """A named granularity, with optional overrides of its settings."""
 
     model: str = Field(default=_DEFAULT_MODEL, description="weight name of the SAM that proposes masks")
     granularity: Literal["coarse", "default", "fine", "finest", "adaptive"] = Field(
         default="default",
-        description="adaptive: the default's, then split where SAM's embedding varies most until there are `count`",
+        description="adaptive: as default, then split where SAM's embedding varies most until there are `count`",
     )
-    pool_points_per_side: int = Field(default=16, ge=1, le=64, description="grid of points that SAM is asked about")
+    pool_points_per_side: int = Field(default=16, ge=1, le=64, description="grid of points that prompt SAM")
     points_per_side: int = Field(
-        default=_DEFAULT["points_per_side"], ge=1, le=64, description="of these, the coarser grid whose masks are used"
+        default=_DEFAULT["points_per_side"],
+        ge=1,
+        le=64,
+        description="coarser grid among these points whose masks are used",
     )
     pred_iou_threshold: float = Field(
         default=_DEFAULT["pred_iou_threshold"],
         ge=0,
         le=1,
-        description="predicted IoU must be above; for wholes, above 0.1 less",
+        description="predicted IoU must be above this; for wholes, above this minus 0.1",
     )
     stability_threshold: float = Field(
         default=_DEFAULT["stability_threshold"], ge=0, le=1, description="stability score must reach this"
     )
     stability_offset: float = Field(
-        default=_DEFAULT["stability_offset"], gt=0, description="by how much the cut-off moves for it, in logits"
+        default=_DEFAULT["stability_offset"],
+        gt=0,
+        description="shift of the mask threshold when stability is measured, in logits",
     )
     rock_sand_water: float = Field(
         default=_DEFAULT["rock_sand_water"],
         ge=0,
         le=2,
-        description="a part is added where a smaller share of it lies inside any mask already there; above 1, always",
+        description="a part is kept if its share inside every mask kept before is below this; above 1, always",
     )
     min_area: float = Field(
         default=_DEFAULT["min_area"], ge=0, le=0.5, description="smallest mask and fragment, as a share of the image"
@@ -69,35 +74,38 @@ class Config(SourceConfig):
         default=0.0,
         ge=0,
         le=1,
-        description="adaptive only: no split that explains less than this share of the embedding's variance",
+        description="adaptive only: a split must explain at least this share of the embedding's variance",
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """The granularity's settings where none are given; an unknown name is left to its field to refuse."""
-        name = given.get("granularity", "default")
-        return {**settings(given.get("model", _DEFAULT_MODEL), name if name in NAMES else "default"), **given}
+    def _fill_in(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Fills in the settings of the granularity; an unknown name is refused by its field."""
+        name = values.get("granularity", "default")
+        return {**settings(values.get("model", _DEFAULT_MODEL), name if name in NAMES else "default"), **values}
 
     @model_validator(mode="after")
     def _settings_take_effect(self) -> "Config":
         if self.points_per_side > self.pool_points_per_side:
             raise ValueError(
                 f"points_per_side={self.points_per_side} exceeds pool_points_per_side={self.pool_points_per_side}; "
-                "SAM is asked at the pool's points only"
+                "use at most the points of the pool"
             )
         finest = settings(self.model, "finest")
         for key in ("pred_iou_threshold", "stability_threshold"):
             if getattr(self, key) < finest[key]:
                 raise ValueError(
-                    f"{key}={getattr(self, key)}, but candidates of {self.model} have {finest[key]} or more"
+                    f"{key}={getattr(self, key)}, but candidates of {self.model} have at least {finest[key]}; "
+                    "use that or more"
                 )
         if self.detail > 0 and self.granularity != "adaptive":
-            raise ValueError(f"detail={self.detail} cannot take effect with granularity {self.granularity!r}")
+            raise ValueError(
+                f"detail={self.detail} cannot take effect with granularity {self.granularity!r}; use adaptive"
+            )
         return self
 
     def filter_settings(self, num_pixels: int) -> FilterSettings:
-        """For an image of that size."""
+        """The filter's settings for an image of that size."""
         return FilterSettings(
             points_per_side=self.points_per_side,
             min_iou=self.pred_iou_threshold,
@@ -108,23 +116,23 @@ class Config(SourceConfig):
 
 
 def weights(config: Config) -> tuple[WeightsRecord, ...]:
-    """The frozen model that decides, with the image and the settings, what comes out."""
+    """The frozen model on which the result depends."""
     return (resolve(config.model),)
 
 
 def request(config: Config) -> CandidateRequest:
-    """The candidates that these settings choose from."""
-    kept = pool_settings(config.model, config.pool_points_per_side, config.stability_offset)
-    return CandidateRequest(config.model, kept, with_embedding=config.granularity == "adaptive")
+    """The candidates from which these settings select."""
+    pool = pool_settings(config.model, config.pool_points_per_side, config.stability_offset)
+    return CandidateRequest(config.model, pool, with_embedding=config.granularity == "adaptive")
 
 
 def segment(config: Config, example: Example, proposal: Proposal) -> np.ndarray:
     """(h, w) int16 labels.
 
     Args:
-        config: which of the masks become superpixels.
+        config: decides which masks become superpixels.
         example: the image.
-        proposal: the SAM's masks of it, and its embedding for the granularity `adaptive`.
+        proposal: the SAM's masks of the image, and its embedding for the granularity `adaptive`.
     """
     labels = merge(_partition(proposal.candidates, config, example.size), example.image, config.count)
     if config.granularity != "adaptive":
@@ -144,14 +152,14 @@ def segment(config: Config, example: Example, proposal: Proposal) -> np.ndarray:
 def _partition(candidates: Candidates, config: Config, size: tuple[int, int]) -> np.ndarray:
     height, width = size
     settings = config.filter_settings(height * width)
-    chosen = choose(candidates, settings, config.pool_points_per_side)
-    return fill_uncovered(absorb_fragments(label_map(chosen, height, width), settings.min_area))
+    selected = choose(candidates, settings, config.pool_points_per_side)
+    return fill_uncovered(absorb_fragments(label_map(selected, height, width), settings.min_area))
 
 
 def _split(labels: np.ndarray, finest: np.ndarray, features: np.ndarray, config: Config) -> np.ndarray:
     """Splits superpixels along finer masks and a grid of cells, where that explains most of the features' variance.
 
-    It is done from below: all are cut to pieces, and the pieces of each are joined again, the most similar first.
+    It works bottom-up: all superpixels are split, and the pieces of each are merged again, the most similar first.
     """
     height, width = labels.shape
     cells = (np.arange(height) * CELLS // height)[:, None] * CELLS + np.arange(width) * CELLS // width
@@ -162,15 +170,15 @@ def _split(labels: np.ndarray, finest: np.ndarray, features: np.ndarray, config:
 
 
 def _features(embedding: torch.Tensor, frame: Frame) -> np.ndarray:
-    """(h, w, F) principal components of SAM's embedding (P, g, g), brought to the image's size."""
+    """(h, w, F) principal components of SAM's embedding (P, g, g), resized to the image."""
     at_pixels = frame.restore(principal_components(embedding, frame))
     return rearrange(at_pixels, "f h w -> h w f").numpy().astype(np.float64)
 
 
 def principal_components(embedding: torch.Tensor, frame: Frame) -> torch.Tensor:
-    """(P, g, g) -> (F, g, g), of the cells that hold a part of the image."""
+    """(P, g, g) -> (F, g, g), over the cells that contain a part of the image."""
     cells = embedding.flatten(1)
-    inside = torch.from_numpy(frame.patch_mask((embedding.shape[-2], embedding.shape[-1])))
-    centred = cells - cells[:, inside].mean(dim=1, keepdim=True)
-    directions, _, _ = torch.linalg.svd(centred[:, inside], full_matrices=False)
+    is_image = torch.from_numpy(frame.patch_mask((embedding.shape[-2], embedding.shape[-1])))
+    centred = cells - cells[:, is_image].mean(dim=1, keepdim=True)
+    directions, _, _ = torch.linalg.svd(centred[:, is_image], full_matrices=False)
     return (directions[:, :FEATURES].T @ centred).unflatten(1, embedding.shape[1:])

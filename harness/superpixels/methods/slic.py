@@ -1,4 +1,4 @@
-"""SLIC: clusters of colour and place, compact and of similar size.
+"""SLIC: clusters of colour and position, compact and of similar size.
 
 Source: Achanta et al. 2012, https://doi.org/10.1109/TPAMI.2012.120; scikit-image's implementation.
 """
@@ -13,9 +13,9 @@ from harness.superpixels.source import SourceConfig
 
 
 class Config(SourceConfig):
-    """`count` clusters are seeded; what falls apart or dries up changes the number a little, never above `count`."""
+    """`count` clusters are initialized; the result may have a few less, never more than `count`."""
 
-    compactness: float = Field(default=10.0, gt=0, le=1000, description="weight of place against colour (CIELAB)")
+    compactness: float = Field(default=10.0, gt=0, le=1000, description="weight of position against colour (CIELAB)")
     min_size: float = Field(default=0.05, gt=0, le=1, description="smallest fragment kept, as a share of h * w / count")
 
 
