@@ -8,7 +8,7 @@ import pandas as pd
 from PIL import Image
 from pycocotools import mask as rle
 
-from harness.evaluation.metrics import score
+from harness.results.metrics import score
 
 FAMILIES = ("attribute", "texture", "absolute", "relation", "ordinal", "group", "absent")
 SIDE = 96

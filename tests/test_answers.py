@@ -7,7 +7,7 @@ import pytest
 
 from harness.data.example import Question
 from harness.evaluation.text_metrics import SCORINGS, accuracy, caption_words, cider, score, vqa_accuracy, vqa_words
-from harness.results.run_folder import ANSWER_METRICS
+from harness.results.metrics import ANSWER_METRICS
 
 
 def ten(*answers: str) -> list[str]:

@@ -15,8 +15,9 @@ from harness.assembly.batches import BatchMaker
 from harness.data.example import ImageFile
 from harness.evaluation.cost import count_flops
 from harness.evaluation.latency import time_in_turns
-from harness.evaluation.pipeline import STAGES, Pipeline
+from harness.evaluation.pipeline import Pipeline
 from harness.model.config import MaskDecoderConfig
+from harness.results.metrics import PIPELINE_STAGES
 from harness.training.trainer import autocast
 from tests import datasets
 
@@ -45,7 +46,7 @@ def test_flops_do_not_depend_on_the_precision(cells, name):
     pipeline = Pipeline(parts.segmenter, parts.batches, example)
     in_float32, in_bfloat16 = (count_flops(pipeline, precision) for precision in ("float32", "bfloat16"))
     assert in_float32 == in_bfloat16
-    assert list(in_float32) == list(STAGES)
+    assert list(in_float32) == list(PIPELINE_STAGES)
     assert min(in_float32[stage] for stage in ("vision", "projector", "llm", "mask")) > 0
     assert (in_float32["sam"] > 0) == ("name" in given)
 
@@ -70,7 +71,7 @@ def test_one_model_alone_is_measured_by_stage(cells, precision):
     parts, example = _assembled(cells["sspe"])
     pipeline = Pipeline(parts.segmenter, parts.batches, example)
     (latency,) = time_in_turns([[pipeline]], 2, [precision], max_factor=1)
-    assert list(latency.stage_ms) == list(count_flops(pipeline, precision)) == list(STAGES)
+    assert list(latency.stage_ms) == list(count_flops(pipeline, precision)) == list(PIPELINE_STAGES)
     assert 0 < max(latency.stage_ms.values()) < latency.median_ms
     assert latency.num_runs == 2
 

@@ -11,7 +11,8 @@ import torch
 
 from harness.evaluation import latency
 from harness.evaluation.latency import MAX_FACTOR, time_in_turns
-from harness.evaluation.pipeline import STAGES, Pipeline
+from harness.evaluation.pipeline import Pipeline
+from harness.results.metrics import PIPELINE_STAGES
 from tests.tiny import FixedBatches, tiny_segmenter
 
 
@@ -42,7 +43,7 @@ class Watched(Pipeline):
         self.watch = run
 
     def run(self, lap: Callable[[str], None]) -> None:
-        for stage in STAGES:
+        for stage in PIPELINE_STAGES:
             self.watch(stage)
             lap(stage)
 
@@ -82,7 +83,9 @@ def test_quantiles_are_of_timed_runs_only(clock):
     assert found.median_ms == pytest.approx(1005)
     assert found.p90_ms == pytest.approx(1009)
     assert found.num_runs == 11
-    assert found.stage_ms == pytest.approx({**dict.fromkeys(STAGES, 0), "vision": 1005 / 4, "llm": 3 * 1005 / 4})
+    assert found.stage_ms == pytest.approx(
+        {**dict.fromkeys(PIPELINE_STAGES, 0), "vision": 1005 / 4, "llm": 3 * 1005 / 4}
+    )
 
 
 def test_rounds_go_on_while_any_median_is_uncertain(clock):

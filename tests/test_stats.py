@@ -7,9 +7,8 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from harness.evaluation.metrics import score
-from harness.results.run_folder import ANSWER_METRICS
-from harness.results.score_table import METRICS, ScoreTable, variant_name
+from harness.results.metrics import ANSWER_METRICS, SCORES, score
+from harness.results.score_table import ScoreTable, variant_name
 from harness.results.statistics import NOT_COMPARED, Difference, Sums, Verdict, holm, is_on_front, judge, swap_test
 from tests.report_tables import tables
 
@@ -130,7 +129,7 @@ def test_scores_equal_the_means_over_seeds_of_what_a_cell_records():
     results, samples = tables(num_images=10)
     score_table = ScoreTable(results, samples)
     cells = [score(rows) for _, rows in samples[samples["arm"] == "pooling"].groupby("seed")]
-    for metric in set(METRICS) - set(ANSWER_METRICS):
+    for metric in set(SCORES) - set(ANSWER_METRICS):
         assert score_table.estimate("pooling", metric).value == pytest.approx(
             np.mean([cell[metric] for cell in cells])
         ), metric

@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.evaluation.pipeline import STAGES, Pipeline
+from harness.evaluation.pipeline import Pipeline
+from harness.results.metrics import PIPELINE_STAGES
 from harness.system.precision import autocast
 
 
@@ -25,8 +26,8 @@ def count_flops(pipeline: Pipeline, precision: str) -> dict[str, int]:
     marks: dict[str, int] = {}
     with counting_flops(pipeline.segmenter) as counter, autocast(precision, pipeline.device):
         pipeline.run(lambda name: marks.update({name: counter.get_total_flops()}))
-    before = [0, *[marks[name] for name in STAGES]]
-    flops = {name: marks[name] - earlier for name, earlier in zip(STAGES, before, strict=False)}
+    before = [0, *[marks[name] for name in PIPELINE_STAGES]]
+    flops = {name: marks[name] - earlier for name, earlier in zip(PIPELINE_STAGES, before, strict=False)}
     return {**flops, "superpixels": 0}  # of methods with matrix products, some run in threads that the counter misses
 
 

@@ -21,7 +21,8 @@ from harness.evaluation.metrics import count, iou
 from harness.evaluation.text_metrics import score as score_answers
 from harness.model.llm.language_model import SEG
 from harness.model.segmenter import Answer, Query, Segmenter
-from harness.results.run_folder import SAMPLE_COLUMNS
+from harness.results.columns import SAMPLE_COLUMNS
+from harness.results.metrics import shuffled
 from harness.system.precision import autocast
 
 
@@ -140,16 +141,16 @@ class Evaluator:
             [*other.expressions[: len(example.expressions)], *other.questions]
             for example, other in zip(examples, others, strict=True)
         ]
-        shuffled = list(self.predict(examples, queries))
+        mismatched = list(self.predict(examples, queries))
         questions = [question for other in others for question in other.questions]
         scores = pd.Series(
-            score_answers([generated_text for one in shuffled for generated_text in one.generated_text], questions),
+            score_answers([generated_text for one in mismatched for generated_text in one.generated_text], questions),
             dtype=float,
         )
         by_scoring = scores.groupby([question.scoring for question in questions]).mean()
-        found = {f"{scoring}_shuffled": float(value) for scoring, value in by_scoring.items()}
+        found = {shuffled(str(scoring)): float(value) for scoring, value in by_scoring.items()}
         if any(example.expressions for example in examples):
-            found["giou_shuffled"] = _giou(examples, shuffled)
+            found[shuffled("giou")] = _giou(examples, mismatched)
             expressions = [example.expressions for example in examples]
             found["giou_swapped_tokens"] = _giou(examples, self.predict(examples, expressions, token_sources=others))
         return found
@@ -166,7 +167,7 @@ def _giou(examples: Sequence[Example], predictions: Iterable[Prediction]) -> flo
 
 
 def sample_rows(example: Example, prediction: Prediction) -> Iterator[dict[str, Any]]:
-    """What one image was asked and what came of it, in the columns of `harness.results.run_folder.SAMPLE_COLUMNS`."""
+    """What one image was asked and what came of it, in the columns of `harness.results.columns.SAMPLE_COLUMNS`."""
     (height, width), valid_mask = example.size, example.valid_mask()
     for number, expression in enumerate(example.expressions):
         target = example.mask(expression)

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from harness.evaluation.pipeline import STAGES, Pipeline
+from harness.evaluation.pipeline import Pipeline
+from harness.results.metrics import PIPELINE_STAGES
 from harness.system.device import synchronize
 from harness.system.precision import autocast
 
@@ -137,6 +138,8 @@ def _summaries(rounds: Sequence[Sequence[Sequence[float]]]) -> list[Latency]:
     medians, stages = np.median(adjusted.sum(axis=2), axis=0), np.median(adjusted, axis=0)
     p90 = np.percentile(times.sum(axis=2), 90, axis=0)
     return [
-        Latency(float(medians[model]), float(p90[model]), len(rounds), dict(zip(STAGES, row.tolist(), strict=True)))
+        Latency(
+            float(medians[model]), float(p90[model]), len(rounds), dict(zip(PIPELINE_STAGES, row.tolist(), strict=True))
+        )
         for model, row in enumerate(stages)
     ]

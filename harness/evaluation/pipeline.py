@@ -11,8 +11,6 @@ from harness.data.example import Example
 from harness.data.frame import Frame, to_tensor
 from harness.model.segmenter import Segmenter
 
-STAGES = ("vision", "sam", "superpixels", "projector", "llm", "mask")
-
 
 class Pipeline:
     """From the decoded pixels of one image to the answer to its first expression or question.
@@ -44,7 +42,7 @@ class Pipeline:
         return self.batches.device
 
     def run(self, lap: Callable[[str], None]) -> None:
-        """One run; calls `lap(name)` as each of `STAGES` ends, in their order.
+        """One run; calls `lap(name)` as each of `PIPELINE_STAGES` ends, in their order.
 
         Gradients and autocast are the caller's choice. Superpixels are computed without autocast, as for the cache.
         """

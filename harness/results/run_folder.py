@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,116 +17,15 @@ import numpy as np
 import pandas as pd
 
 from harness.errors import HarnessError
+from harness.results.columns import COLUMNS, SAMPLE_COLUMNS
+from harness.results.metrics import METRICS
 from harness.system.files import replace_file
-
-__all__ = ["ANSWER_METRICS", "COLUMNS", "FAMILIES", "METRICS", "SAMPLE_COLUMNS", "STAGES", "Metric", "Row", "RunFolder"]
 
 Row = dict[str, Any]
 """A row of results.parquet; a column that was not measured is None or left out."""
 
 STAGES = ("trained", "scored", "costed", "illustrated")
 """The stages of a cell, in order; the row of a cell is written after each, with all that is known by then."""
-
-FAMILIES = (
-    *("attribute", "texture", "absolute", "relation", "ordinal", "group", "absent"),
-    *("single", "multi", "no_target", "short", "long"),
-)
-"""Kinds of expressions: those of scenes, those of gRefCOCO and its like, those of ReasonSeg."""
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """How a measured column is shown and compared.
-
-    Args:
-        label: as a table's head says it.
-        unit: empty for shares and counts.
-        higher_is_better: None where neither end is good by itself.
-        decimals: shown in tables.
-    """
-
-    label: str
-    unit: str = ""
-    higher_is_better: bool | None = True
-    decimals: int = 3
-
-
-ANSWER_METRICS = {"accuracy": "accuracy", "vqa_accuracy": "VQA accuracy", "cider": "CIDEr"}
-"""How answers in words are scored, and what a table calls it."""
-
-
-def _metrics() -> dict[str, Metric]:
-    stages = ("vision", "sam", "superpixels", "projector", "llm", "mask")
-    quality = {
-        "giou": Metric("gIoU"),
-        "giou_teacher_forced": Metric("gIoU, [SEG] given"),
-        "ciou": Metric("cIoU"),
-        "fp_rate": Metric("FP rate", higher_is_better=False),
-        "fn_rate": Metric("FN rate", higher_is_better=False),
-        "wrong_object_rate": Metric("wrong object", higher_is_better=False),
-        "no_target_accuracy": Metric("no-target accuracy"),
-        "target_accuracy": Metric("target accuracy"),
-        **{f"precision_at_{percent}": Metric(f"P@0.{percent // 10}") for percent in (50, 60, 70, 80, 90)},
-        "giou_shuffled": Metric("gIoU, expressions shuffled", higher_is_better=None),
-        "giou_swapped_tokens": Metric("gIoU, tokens of another image", higher_is_better=None),
-        "giou_random_object": Metric("gIoU, random object", higher_is_better=None),
-    }
-    for scoring, label in ANSWER_METRICS.items():
-        quality[scoring] = Metric(label)
-        quality[f"{scoring}_shuffled"] = Metric(f"{label}, images shuffled", higher_is_better=None)
-    families = {f"giou_{family}": Metric(f"gIoU {family}") for family in FAMILIES}
-    families |= {f"fp_rate_{family}": Metric(f"FP rate {family}", higher_is_better=False) for family in FAMILIES}
-    cost = {
-        "tokens": Metric("visual tokens", "per image", False, 1),
-        "tokens_p95": Metric("visual tokens, p95", "per image", False, 1),
-        "max_tokens": Metric("visual tokens, at most", "per image", False, 0),
-        "projector_parameters": Metric("projector parameters", "", False, 0),
-        "trainable_parameters": Metric("trainable parameters", "", False, 0),
-        "flops": Metric("FLOPs", "per image", False, 0),
-        **{f"flops_{stage}": Metric(f"FLOPs {stage}", "per image", False, 0) for stage in stages},
-        "latency_ms": Metric("latency", "ms", False, 1),
-        "latency_p90_ms": Metric("latency, p90", "ms", False, 1),
-        **{f"latency_{stage}_ms": Metric(f"latency {stage}", "ms", False, 1) for stage in stages},
-        "peak_memory_mib": Metric("peak memory", "MiB", False, 0),
-        "train_seconds": Metric("training", "s", False, 1),
-        "eval_seconds": Metric("evaluation", "s", False, 1),
-        "wall_seconds": Metric("cell", "s", False, 1),
-    }
-    return {**quality, **families, **cost}
-
-
-METRICS = _metrics()
-"""Every number of a row, by column."""
-
-IDENTITY = (
-    *("study", "cell", "arm", "point", "seed", "status", "stage", "failed_stage", "reason"),
-    *("projector", "superpixels", "vision_encoder"),
-)
-"""`status` is done, skipped, failed or unfinished; `stage` is the last of `STAGES` that is kept, `failed_stage` the one
-that raised."""
-PROVENANCE = (
-    *("llm", "num_images", "num_expressions", "num_control_images", "latency_runs", "latency_round"),
-    *("started_at", "command", "trial", "code"),
-)
-"""`latency_round` is the same for cells that were timed in turns; `code` holds the fingerprints of the
-code that trained and of that which scored."""
-DOCUMENTS = ("spec", "weights", "environment", "curve")
-COLUMNS = (*IDENTITY, *PROVENANCE, *METRICS, *DOCUMENTS)
-"""Order of the columns of results.parquet; what a cell adds beyond them comes last."""
-
-SAMPLE_COLUMNS = (
-    *("cell", "arm", "seed", "image_id", "expression_id", "text", "family", "domain", "split"),
-    *("iou", "iou_teacher_forced", "intersection", "union", "predicted_area", "target_area", "predicted_seg"),
-    *("intersection_teacher_forced", "predicted_area_teacher_forced"),
-    *("elongation", "occlusion", "height", "width", "prediction_rle", "target_rle"),
-    *("scoring", "score", "generated_text", "references"),
-)
-
-
-def aggregate_seeds(cells: pd.DataFrame) -> dict[str, float]:
-    """Means over the finished cells of one variant of all that was measured."""
-    values = cells[[metric for metric in METRICS if metric in cells]].astype(float)
-    return values.mean().to_dict()
 
 
 def round_name(cells: Iterable[str]) -> str:

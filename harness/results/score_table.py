@@ -10,9 +10,9 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from harness.errors import DataError
+from harness.results.columns import SAMPLE_COLUMNS
 from harness.results.labels import point_label
-from harness.results.run_folder import ANSWER_METRICS, SAMPLE_COLUMNS
+from harness.results.metrics import METRICS
 from harness.results.statistics import (
     NOT_COMPARED,
     RESAMPLES,
@@ -25,58 +25,8 @@ from harness.results.statistics import (
     swap_test,
 )
 
-METRICS = (
-    "giou",
-    "giou_teacher_forced",
-    "ciou",
-    "fp_rate",
-    "fn_rate",
-    "wrong_object_rate",
-    "no_target_accuracy",
-    "target_accuracy",
-    *(f"precision_at_{percent}" for percent in (50, 60, 70, 80, 90)),
-    *ANSWER_METRICS,
-)
-LOWER_IS_BETTER = frozenset({"fp_rate", "fn_rate", "wrong_object_rate"})
-_UNREAD = {
-    "giou": ("giou_random_object", "giou_swapped_tokens"),
-    **{metric: (f"{metric}_shuffled",) for metric in ANSWER_METRICS},
-}
-"""What is scored without reading the image, of which the most is chance. Who learns no more than how often nothing is
-meant scores above an object picked at random, and the same before another image's tokens. Where a dataset lists no
-objects to pick from, `giou_random_object` is NaN, and chance is `giou_swapped_tokens` alone."""
+_CONTROLS = tuple(dict.fromkeys(column for metric in METRICS.values() for column in metric.chance))
 _KEYS = ["seed", "image_id", "expression_id"]
-
-
-def _spoken_to(samples: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The rows that a metric is about: questions that are scored so, or expressions."""
-    return samples[samples["scoring"] == metric if metric in ANSWER_METRICS else samples["scoring"].isna()]
-
-
-def _parts(samples: pd.DataFrame, metric: str) -> tuple[pd.Series, pd.Series]:
-    """Numerator and denominator of one metric for every row that it is about; the definitions of `metrics.score`."""
-    every = pd.Series(1.0, index=samples.index)
-    if metric in ANSWER_METRICS:
-        return samples["score"], every
-    has_target = samples["target_area"] > 0
-    has_prediction = samples["predicted_area"] > 0
-    if metric.startswith("precision_at_"):
-        threshold = int(metric.removeprefix("precision_at_")) / 100
-        return has_target & (samples["iou"] >= threshold), has_target
-    parts = {
-        "giou": ("iou", every),
-        "giou_teacher_forced": ("iou_teacher_forced", every),
-        "ciou": ("intersection", "union"),
-        "fp_rate": (samples["predicted_area"] - samples["intersection"], "predicted_area"),
-        "fn_rate": (samples["target_area"] - samples["intersection"], "target_area"),
-        "wrong_object_rate": (has_target & has_prediction & (samples["iou"] < 0.5), has_target),
-        "no_target_accuracy": (~has_target & ~has_prediction, ~has_target),
-        "target_accuracy": (has_target & has_prediction, has_target),
-    }
-    if metric not in parts:
-        raise DataError(f"no per-expression scores for metric {metric!r}; those that can be compared: {METRICS}")
-    numerator, denominator = (samples[part] if isinstance(part, str) else part for part in parts[metric])
-    return numerator, denominator
 
 
 def variant_name(arm: str, point: str) -> str:
@@ -118,14 +68,14 @@ class ScoreTable:
         self._samples = dict(tuple(samples.groupby("variant", sort=False)))
         self._points = {variant_name(arm, point): (arm, json.loads(point or "{}")) for arm, point in _points(done)}
         self.variants = [variant for variant in dict.fromkeys(names.values()) if variant in self._samples]
-        unread = done.reindex(columns=[column for columns in _UNREAD.values() for column in columns]).astype(float)
-        self._unread = unread.groupby(done["cell"].map(names)).mean()
+        controls = done.reindex(columns=list(_CONTROLS)).astype(float)
+        self._controls = controls.groupby(done["cell"].map(names)).mean()
         self.domains = sorted({*samples["domain"]} - {""})
 
     def families_of(self, metric: str) -> list[str]:
         """The families of what a metric is about, as they come."""
         found = dict.fromkeys(
-            family for samples in self._samples.values() for family in _spoken_to(samples, metric)["family"]
+            family for samples in self._samples.values() for family in METRICS[metric].select(samples)["family"]
         )
         return [family for family in found if isinstance(family, str)]
 
@@ -162,8 +112,8 @@ class ScoreTable:
 
         What is no score of answers is about masks, and those are held to it by gIoU.
         """
-        metric = metric if metric in ANSWER_METRICS else "giou"
-        chance = self._unread.loc[variant, list(_UNREAD[metric])].max()
+        metric = metric if METRICS[metric].chance else "giou"
+        chance = self._controls.loc[variant, list(METRICS[metric].chance)].max()
         return not self.estimate(variant, metric).low <= chance
 
     def estimate(
@@ -203,7 +153,7 @@ class ScoreTable:
         if not variants:
             return {}
         quality = np.stack([self.replicates(variant, metric) for variant in variants], axis=1)
-        sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+        sign = 1.0 if METRICS[metric].higher_is_better else -1.0
         cost = np.broadcast_to([costs[variant] for variant in variants], quality.shape)
         front = is_on_front(np.stack([sign * quality, -cost], axis=-1))
         return dict(zip(variants, front.mean(axis=0).tolist(), strict=True))
@@ -240,12 +190,12 @@ class ScoreTable:
         )
 
     def _scores(self, variant: str, metric: str, family: str | None = None, domain: str | None = None) -> pd.DataFrame:
-        samples = _spoken_to(self._samples[variant], metric)
+        samples = METRICS[metric].select(self._samples[variant])
         if family is not None:
             samples = samples[samples["family"] == family]
         if domain is not None:
             samples = samples[samples["domain"] == domain]
-        numerator, denominator = _parts(samples, metric)
+        numerator, denominator = METRICS[metric].parts(samples)
         return samples[_KEYS].assign(numerator=numerator.astype(float), denominator=denominator.astype(float))
 
     def _sums(self, scores: pd.DataFrame) -> Sums:
