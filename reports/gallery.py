@@ -130,7 +130,7 @@ def _extremes(scores: pd.DataFrame, best: str, reference: str) -> Iterator[tuple
     for ordered, word in ((gains[::-1], "largest gain"), (gains, "largest loss")):
         first = ordered[~ordered.index.get_level_values("image_id").duplicated()].head(NUM_EXTREMES)
         for rank, key in enumerate(first.index, start=1):
-            yield f"{word} {rank} of {best} compared with {reference}", key
+            yield f"{word} of {best} compared with {reference}, rank {rank}", key
 
 
 def _expression_item(findings: Findings, folder: Path, rule: str, image_id: str, expression_id: int) -> GalleryItem:

@@ -1,7 +1,7 @@
-"""What is measured of a cell, and where it is kept: one file a cell, gathered into the two tables of a study.
+"""The files of a run: one row per cell, gathered into the two tables of a study.
 
-`results.parquet` has a row a cell, `samples.parquet` a row an expression or question. They are the source of truth;
-what MLflow, Optuna and reports show is made from them.
+`results.parquet` has one row per cell, `samples.parquet` one row per expression or question. They are the source of
+truth for MLflow, Optuna and reports.
 """
 
 import fcntl
@@ -22,19 +22,19 @@ from harness.results.metrics import METRICS
 from harness.system.files import replace_file
 
 Row = dict[str, Any]
-"""A row of results.parquet; a column that was not measured is None or left out."""
+"""A row of results.parquet; a missing column is None or left out."""
 
 STAGES = ("trained", "scored", "costed", "illustrated")
-"""The stages of a cell, in order; the row of a cell is written after each, with all that is known by then."""
+"""The stages of a cell, in order; the row of a cell is written after each stage."""
 
 
 def round_name(cells: Iterable[str]) -> str:
-    """Names a round in which these cells are timed in turns; the same for the same cells."""
+    """The name of a round in which these cells are timed in turns; equal for equal cells."""
     return hashlib.sha256(" ".join(sorted(cells)).encode()).hexdigest()[:8]
 
 
 class RunFolder:
-    """The folder of one study's results. Whatever is in it is whole: files are moved into place, never grown there."""
+    """The folder of one study's results. Files are moved into place after they are written, so none is partial."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -48,46 +48,46 @@ class RunFolder:
         self.report = path / "report" / "index.html"
 
     def checkpoint(self, cell: str) -> Path:
-        """Where a trained cell is kept."""
+        """The checkpoint of a trained cell."""
         return self.cells / f"{cell}.safetensors"
 
     def training_checkpoint(self, cell: str) -> Path:
-        """Where a training that is under way is kept, so that it goes on after the process has died."""
+        """The checkpoint from which an interrupted training continues."""
         return self.cells / f"{cell}.training.pt"
 
     def write_cell(self, row: Row, samples: pd.DataFrame | None = None) -> None:
-        """Keeps what a cell produced; its row comes last, so that a row is a cell that lost nothing."""
+        """Write the samples and the row of a cell; the row comes last, so that a cell with a row has its samples."""
         if samples is not None:
             replace_file(self.cells / f"{row['cell']}.samples.parquet", lambda path: samples.to_parquet(path))
         text = json.dumps({key: _plain(value) for key, value in row.items()}, indent=1, allow_nan=False)
         replace_file(self.cells / f"{row['cell']}.json", lambda path: path.write_text(text, encoding="utf-8"))
 
     def row(self, cell: str) -> Row:
-        """The row of a cell, as it was written.
+        """Load the row of a cell.
 
         Raises:
-            HarnessError: something else has written there since.
+            HarnessError: the file is not the row of a cell.
         """
         path = self.cells / f"{cell}.json"
         try:
             row: Row = json.loads(path.read_text(encoding="utf-8"))
-            is_whole = {"status", "spec"} <= row.keys()
+            is_valid = {"status", "spec"} <= row.keys()
         except (ValueError, AttributeError):
-            is_whole = False
-        if not is_whole:
+            is_valid = False
+        if not is_valid:
             raise HarnessError(f"{path} is not the row of a cell; delete it, and the study runs that cell again")
         return row
 
     def rows(self) -> dict[str, Row]:
-        """Every row that is there, by cell, whatever its status."""
+        """Every row by cell, of any status."""
         return {path.stem: self.row(path.stem) for path in sorted(self.cells.glob("*.json"))}
 
     def finished(self) -> dict[str, Row]:
-        """Rows of the cells that need not run again: done, or skipped for a reason that stays."""
+        """Rows of the cells that are done or skipped and do not run again."""
         return {cell: row for cell, row in self.rows().items() if row["status"] in {"done", "skipped"}}
 
     def kept_row(self, cell: str) -> Row:
-        """The row that earlier stages of an unfinished or failed cell left; empty where there is none to go on from."""
+        """The row of an unfinished or failed cell that can continue after its last stage; empty if it cannot."""
         if not (self.cells / f"{cell}.json").exists():
             return {}
         row = self.row(cell)
@@ -95,7 +95,7 @@ class RunFolder:
         return row if is_kept and row["status"] in {"unfinished", "failed"} else {}
 
     def untimed(self, cells: Iterable[str]) -> list[str]:
-        """Those of these cells that have a model, if they were not all timed in one round; else none."""
+        """The cells among these that have a model, if they were not timed in one round; otherwise none."""
         rows = self.finished()
         done = [
             cell for cell in cells if cell in rows and rows[cell]["status"] == "done" and self.checkpoint(cell).exists()
@@ -105,16 +105,16 @@ class RunFolder:
         return [] if is_timed else done
 
     def set_aside(self, row: Row) -> None:
-        """Moves what a cell left to `cells/superseded`, so that the cell runs again; the row is kept there."""
-        place = self.cells / "superseded"
-        place.mkdir(exist_ok=True)
+        """Move the files of a cell to `cells/superseded`, so that the cell runs again."""
+        superseded = self.cells / "superseded"
+        superseded.mkdir(exist_ok=True)
         cell, code = row["cell"], row.get("code") or "unknown"
         for path in (self.cells / f"{cell}.samples.parquet", self.checkpoint(cell), self.cells / f"{cell}.json"):
             if path.exists():
-                path.replace(place / path.name.replace(cell, f"{cell}-{code}", 1))
+                path.replace(superseded / path.name.replace(cell, f"{cell}-{code}", 1))
 
     def gather(self, cells: Collection[str]) -> pd.DataFrame:
-        """Writes the two tables from these cells, in this order; returns the results."""
+        """Write the two tables from these cells, in this order, and return the results."""
         rows = self.rows()
         present = [cell for cell in cells if cell in rows]
         results = _results([rows[cell] for cell in present])
@@ -126,24 +126,24 @@ class RunFolder:
         return results
 
     def tabled(self) -> list[str]:
-        """The cells of results.parquet, in order; none where there is no such table."""
+        """The cells of results.parquet, in order; none if there is no table."""
         if not self.results.exists():
             return []
         return pd.read_parquet(self.results, columns=["cell"])["cell"].tolist()
 
     def write_if_changed(self, path: Path, text: str) -> None:
-        """Writes a text file of this folder; one that says the same keeps its time, so that nothing seems stale."""
+        """Write a text file unless it has this text already, so that its modification time shows a change."""
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
 
     def outputs(self) -> list[Path]:
-        """The tables, what they were made with, and the report: those that are there."""
+        """The tables, the resolved study, the environment, the importance and the report, if they exist."""
         files = (self.results, self.samples, self.study, self.environment, self.importance, self.report.parent)
         return [path for path in files if path.exists()]
 
     @property
     def is_reported(self) -> bool:
-        """Whether the report is there and newer than what it is made from."""
+        """Whether the report exists and is newer than its sources."""
         sources = [self.results, self.samples, self.study]
         if not all(path.exists() for path in [*sources, self.report]):
             return False
@@ -151,10 +151,10 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps a second run out of this folder; the lock goes with the process, however that ends.
+        """Lock the folder against other runs; the lock ends with the process.
 
         Raises:
-            HarnessError: another process has it.
+            HarnessError: another process holds the lock.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as lock:
@@ -168,7 +168,7 @@ class RunFolder:
 
 
 def in_short(reason: str | None) -> str:
-    """Why a cell has no result, in one line: of a crash the last, which names the error; of what can be mended all."""
+    """The reason why a cell has no result, in one line: the last line of a traceback, otherwise the whole text."""
     lines = [line.strip() for line in (reason or "").splitlines() if line.strip()]
     is_crash = bool(lines) and lines[0].startswith("Traceback")
     return " ".join(lines[-1:] if is_crash else lines)
@@ -185,14 +185,14 @@ def _read_samples(path: Path) -> pd.DataFrame:
 
 
 def _results(rows: list[Row]) -> pd.DataFrame:
-    """Rows as a table with all columns, numbers as numbers also where every cell lacks them."""
+    """Rows as a table with all columns; metrics are floats even if no cell has them."""
     extra = sorted({key for row in rows for key in row} - set(COLUMNS))
     table = pd.DataFrame(rows, columns=[*COLUMNS, *extra])
     return table.astype(dict.fromkeys(METRICS, "float64"))
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it: NumPy's scalars as Python's, and None for a number that could not be had."""
+    """A value for JSON: NumPy scalars become Python scalars, and numbers that are not finite None."""
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,6 +1,6 @@
-"""The finished cells of a study as one panel: seeds x images for every variant, ready to be scored and compared.
+"""Scores and comparisons of the finished cells of a study, over seeds and images for every variant.
 
-Scores are made per seed and averaged over seeds; `stats` says what is done with them.
+A score is computed per seed and averaged over seeds; `harness.results.statistics` documents intervals and tests.
 """
 
 import json
@@ -30,7 +30,7 @@ _KEYS = ["seed", "image_id", "expression_id"]
 
 
 def variant_name(arm: str, point: str) -> str:
-    """An arm's name with the search point it was run at: `sspe (blocks=3, queries=4)`."""
+    """The name of an arm with its search point: `sspe (blocks=3, queries=4)`."""
     settings = json.loads(point or "{}")
     if not settings:
         return arm
@@ -48,12 +48,12 @@ def seeds_in_words(seeds: Sequence[int]) -> str:
 
 
 class ScoreTable:
-    """The finished cells of a study, ready to be scored and compared; a *variant* is an arm at one search point.
+    """Scores and compares the finished cells of a study; a *variant* is an arm at one search point.
 
     Args:
         results: the result table.
-        samples: the table of scored expressions.
-        seed: of the resampling; the same panel always gives the same numbers.
+        samples: the samples table.
+        seed: seed of the resampling; equal tables and seeds give equal numbers.
     """
 
     def __init__(self, results: pd.DataFrame, samples: pd.DataFrame, seed: int = 0) -> None:
@@ -73,18 +73,18 @@ class ScoreTable:
         self.domains = sorted({*samples["domain"]} - {""})
 
     def families_of(self, metric: str) -> list[str]:
-        """The families of what a metric is about, as they come."""
+        """The families of the samples that a metric applies to, in order of appearance."""
         found = dict.fromkeys(
             family for samples in self._samples.values() for family in METRICS[metric].select(samples)["family"]
         )
         return [family for family in found if isinstance(family, str)]
 
     def arm_of(self, variant: str) -> str:
-        """The arm of which a variant is one search point."""
+        """The arm of a variant."""
         return self._points[variant][0]
 
     def variants_of(self, arm: str, at: Mapping[str, object] | None = None) -> list[str]:
-        """The variants of an arm; `at` keeps the search points that have these settings, where the arm was searched."""
+        """The variants of an arm; `at` selects the search points with these settings if the arm has a search."""
         kept = []
         for variant in self.variants:
             name, point = self._points[variant]
@@ -93,24 +93,24 @@ class ScoreTable:
         return kept
 
     def seeds_of(self, variant: str) -> list[int]:
-        """The seeds that a variant was scored with."""
+        """The seeds with which a variant was scored."""
         return sorted(self._samples[variant]["seed"].unique().tolist())
 
     def common_seeds(self, variant: str, baseline: str) -> list[int]:
-        """The seeds that both were scored with."""
+        """The seeds with which both variants were scored."""
         return sorted({*self.seeds_of(variant)} & {*self.seeds_of(baseline)})
 
     def why_not_compared(self, variant: str, baseline: str) -> str:
-        """The reason that `compare` has nothing to compare."""
+        """The reason why two variants cannot be compared."""
         if self.common_seeds(variant, baseline):
             return f"no expression was scored by both {variant} and {baseline}"
         ours, theirs = (f"{name} has {seeds_in_words(self.seeds_of(name))}" for name in (variant, baseline))
         return f"no seed in common: {ours}, {theirs}"
 
     def is_above_chance(self, variant: str, metric: str = "giou") -> bool:
-        """Whether a variant's interval lies above what is scored without reading the image; so too if that is unknown.
+        """Whether a variant's interval lies above the score of a model that ignores the image; True if that is unknown.
 
-        What is no score of answers is about masks, and those are held to it by gIoU.
+        Chance is the highest of the metric's controls. Metrics without controls are judged by gIoU.
         """
         metric = metric if METRICS[metric].chance else "giou"
         chance = self._controls.loc[variant, list(METRICS[metric].chance)].max()
@@ -119,7 +119,7 @@ class ScoreTable:
     def estimate(
         self, variant: str, metric: str = "giou", family: str | None = None, domain: str | None = None
     ) -> Estimate:
-        """The score of one variant with its interval, on all expressions or on those of a family or a domain."""
+        """The score of one variant with its interval, over all samples or those of a family or a domain."""
         key = (variant, metric, family, domain)
         if key not in self._estimates:
             self._estimates[key] = self._estimate(*key)
@@ -144,7 +144,7 @@ class ScoreTable:
         )
 
     def replicates(self, variant: str, metric: str = "giou") -> np.ndarray:
-        """Bootstrap replicates of a score, (RESAMPLES,); the same draws for every variant with as many seeds."""
+        """Bootstrap replicates of a score, (RESAMPLES,); variants with equally many seeds share the resamples."""
         return self._replicates(self._sums(self._scores(variant, metric)))
 
     def front_share(self, costs: dict[str, float], metric: str = "giou") -> dict[str, float]:
@@ -166,9 +166,10 @@ class ScoreTable:
         family: str | None = None,
         domain: str | None = None,
     ) -> Difference:
-        """Variant minus baseline over the seeds and expressions that both have scored, all or of a family or domain.
+        """Variant minus baseline over the seeds and samples that both have, all or those of a family or domain.
 
-        `NOT_COMPARED` where there are none.
+        Returns:
+            The difference; `NOT_COMPARED` if they have no sample in common.
         """
         ours, theirs = (self._scores(name, metric, family, domain) for name in (variant, baseline))
         both = ours.merge(theirs, on=_KEYS, suffixes=("", "_theirs"))
@@ -210,20 +211,20 @@ class ScoreTable:
         return Sums(numerators, denominators, num_expressions=len(scores[_KEYS[1:]].drop_duplicates()))
 
     def _replicates(self, sums: Sums) -> np.ndarray:
-        images, seeds = self._image_draws, self._seed_draws(sums.num_seeds)
+        images, seeds = self._image_counts, self._seed_weights(sums.num_seeds)
         ratios = ratio(images @ sums.numerators.T, images @ sums.denominators.T)
         return (ratios * seeds).mean(axis=1)
 
     @cached_property
-    def _image_draws(self) -> np.ndarray:
-        """How often each image is drawn in each resample, (RESAMPLES, I)."""
+    def _image_counts(self) -> np.ndarray:
+        """How often each image occurs in each resample, (RESAMPLES, I)."""
         num = len(self.images)
         generator = np.random.default_rng([self._seed, num])
         return generator.multinomial(num, np.full(num, 1 / num), size=RESAMPLES).astype(float)
 
-    def _seed_draws(self, num: int) -> np.ndarray:
-        """How much each seed weighs in each resample, (RESAMPLES, S); the weights of a resample sum to S."""
+    def _seed_weights(self, num: int) -> np.ndarray:
+        """The weight of each seed in each resample, (RESAMPLES, S); the weights of a resample sum to S."""
         if num == 1:
             return np.ones((RESAMPLES, 1))
-        draws = np.random.default_rng([self._seed, num, 1]).multinomial(num, np.full(num, 1 / num), size=RESAMPLES)
-        return 1 + (draws - 1) * np.sqrt(num / (num - 1))
+        counts = np.random.default_rng([self._seed, num, 1]).multinomial(num, np.full(num, 1 / num), size=RESAMPLES)
+        return 1 + (counts - 1) * np.sqrt(num / (num - 1))
