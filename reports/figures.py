@@ -109,10 +109,10 @@ def families(findings: Findings) -> Figure:
         axes.set_title(f"{family}  (n = {max(estimate.num_expressions for estimate in estimates)})", fontsize=11)
         axes.set_yticks(positions, [variant.name for variant in findings.variants])
         axes.grid(axis="y", visible=False)
-    for place, axes in enumerate(subplots):
-        is_lowest = len(names) - num_columns <= place < len(names)
+    for index, axes in enumerate(subplots):
+        is_lowest = len(names) - num_columns <= index < len(names)
         axes.tick_params(labelbottom=is_lowest)
-        axes.set_visible(place < len(names))
+        axes.set_visible(index < len(names))
     subplots[0].invert_yaxis()
     subplots[0].set_xlim(0, None)
     figure.supxlabel(findings.label, fontsize=11)

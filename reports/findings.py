@@ -103,7 +103,7 @@ class Findings:
 
     @property
     def families(self) -> list[str]:
-        """The families that were scored; the known ones come first, in their order."""
+        """The families that were scored; the families of the harness come first, in its order."""
         present = self.score_table.families_of(self.metric)
         known = [family for family in FAMILIES if family in present]
         return [*known, *(family for family in present if family not in known)]

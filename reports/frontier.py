@@ -63,7 +63,7 @@ def quality_against(findings: Findings, cost: str) -> Figure:
             color=style.color,
             marker=style.marker,
         )
-    corners = sorted((costs[place], scores[place]) for place in front)
+    corners = sorted((costs[index], scores[index]) for index in front)
     axes.step(
         [*(x for x, _ in corners), end], [*(y for _, y in corners), corners[-1][1]],
         where="post", ls="--", lw=1.2, color=mpl.rcParams["axes.edgecolor"], zorder=1,
@@ -94,7 +94,7 @@ def quality_by_budget(findings: Findings) -> Figure:
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     axes = figure.add_subplot()
     styles_shown = {
-        findings.score_table.arm_of(v.name): look for v, look in zip(findings.variants, styles(findings), strict=True)
+        findings.score_table.arm_of(v.name): style for v, style in zip(findings.variants, styles(findings), strict=True)
     }
     palette = cycle(sns.color_palette("colorblind", 10))
     for arm, found in curves.items():
@@ -138,8 +138,8 @@ def _shifts(positions: np.ndarray, lows: np.ndarray, highs: np.ndarray) -> np.nd
     """Smallest shifts in points (1/72 inch) that keep intervals at these positions from overlapping."""
     shifts = np.zeros(len(positions))
     order = np.argsort(positions, kind="stable")
-    for turn, one in enumerate(order):
-        before = order[:turn]
+    for rank, one in enumerate(order):
+        before = order[:rank]
         near = before[(lows[before] <= highs[one]) & (highs[before] >= lows[one])]
         for step in count():
             shifts[one] = GAP * ((step + 1) // 2) * (1 if step % 2 else -1)
@@ -151,12 +151,12 @@ def _shifts(positions: np.ndarray, lows: np.ndarray, highs: np.ndarray) -> np.nd
 def _label_beside(axes: Axes, shown: list[Variant], styles_shown: list[Style], front: set[int]) -> None:
     """A legend at the right of the axes, with each name near the height of its score."""
     bottom, top = axes.get_ylim()
-    order = sorted(range(len(shown)), key=lambda place: shown[place].score.value)
-    wanted = np.array([(shown[place].score.value - bottom) / (top - bottom) for place in order])
-    for place, start, height in zip(
-        order, wanted, _push_shifts(wanted, min(0.064, 1 / max(len(order) - 1, 1))), strict=True
+    order = sorted(range(len(shown)), key=lambda index: shown[index].score.value)
+    wanted = np.array([(shown[index].score.value - bottom) / (top - bottom) for index in order])
+    for index, start, height in zip(
+        order, wanted, _spread_heights(wanted, min(0.064, 1 / max(len(order) - 1, 1))), strict=True
     ):
-        style, variant = styles_shown[place], shown[place]
+        style, variant = styles_shown[index], shown[index]
         lines: Any = {"transform": axes.transAxes, "clip_on": False, "color": style.color}
         axes.plot([1.0, 1.03], [start, height], lw=0.9, **lines)
         axes.plot(1.045, height, ls="none", ms=7, mec="none", marker=style.marker, **lines)
@@ -167,11 +167,11 @@ def _label_beside(axes: Axes, shown: list[Variant], styles_shown: list[Style], f
             transform=axes.transAxes,
             va="center",
             fontsize=10,
-            fontweight="bold" if place in front else "normal",
+            fontweight="bold" if index in front else "normal",
         )
 
 
-def _push_shifts(heights: np.ndarray, gap: float) -> np.ndarray:
+def _spread_heights(heights: np.ndarray, gap: float) -> np.ndarray:
     """Ascending heights, moved as little as possible to keep a gap, within 0..1 if they fit."""
     placed = heights.copy()
     for _ in range(200):

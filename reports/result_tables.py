@@ -217,8 +217,8 @@ def _about_random_object(findings: Findings) -> str:
 def _random_object_control(findings: Findings) -> str:
     if _random_object_score(findings) is not None:
         return (
-            "Random-object gIoU: the expected score of choosing one object of the image at random. Chance is the higher "
-            "of the swapped-token and the random-object gIoU."
+            "Random-object gIoU: the expected score of choosing one object of the image at random. Chance is the "
+            "higher of the swapped-token and the random-object gIoU."
         )
     return (
         "Random-object gIoU was not measured, because the dataset annotates only the objects that expressions refer "

@@ -81,8 +81,8 @@ class Table:
     def csv(self) -> str:
         """The unrounded numbers; intervals have their own columns."""
         columns: dict[str, list[object]] = {}
-        for place, column in enumerate(self.columns):
-            cells = [row[place] for row in self.rows]
+        for index, column in enumerate(self.columns):
+            cells = [row[index] for row in self.rows]
             columns[column.key] = [cell.text if column.is_text else cell.value for cell in cells]
             if any(cell.low is not None for cell in cells):
                 columns[f"{column.key}_low"] = [cell.low for cell in cells]
@@ -100,15 +100,15 @@ class Table:
 def mark_best(columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> tuple[tuple[Cell, ...], ...]:
     """The same rows, with the best cell and cells of equal text marked in every column that has a direction."""
     marked = [list(row) for row in rows]
-    for place, column in enumerate(columns):
-        values = [row[place].value for row in marked]
+    for index, column in enumerate(columns):
+        values = [row[index].value for row in marked]
         known = [value for value in values if value is not None and not is_missing(value)]
         if column.higher_is_better is None or len(known) < 2:
             continue
         choose: Callable[[list[float]], float] = max if column.higher_is_better else min
-        best = next(row[place].text for row in marked if row[place].value == choose(known))
+        best = next(row[index].text for row in marked if row[index].value == choose(known))
         for row in marked:
-            row[place] = replace(row[place], is_best=row[place].text == best)
+            row[index] = replace(row[index], is_best=row[index].text == best)
     return tuple(tuple(row) for row in marked)
 
 

@@ -5,7 +5,7 @@
   lmms-eval always normalises. Source: GT-Vision-Lab/VQA@a013f00, vqaEval.py, including its peculiarities.
 - `accuracy`: 1 if the answer equals a reference, otherwise 0. GQA's eval.py compares the text unchanged; here case and
   the spaces and punctuation around an answer are ignored, as in lmms-eval, because LLMs generate them.
-- `cider`: CIDEr-D of each caption, by pycocoevalcap; 1.0 is printed as 100 in papers. Document frequencies come from all
+- `cider`: CIDEr-D of each caption, by pycocoevalcap; papers print 1.0 as 100. Document frequencies come from the
   references that are scored together. The Penn Treebank tokenizer of papers requires Java. Here words are separated by
   spaces after its punctuation is removed, which differs for apostrophes (it splits man 's and do n't), numbers and
   abbreviations with punctuation (it keeps 10:30 and u.s.) and brackets (it keeps -lrb-). Scores therefore differ
