@@ -1,4 +1,4 @@
-"""A result table in, files out: tables, figures, a gallery, and a page that answers the study's question."""
+"""Reports: tables, figures, a gallery and a page that answers a study's question, made from its result tables."""
 
 from reports.page import build
 

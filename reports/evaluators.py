@@ -1,10 +1,11 @@
-"""The scores as published evaluators would print them, to be put beside published numbers."""
+"""The scores by the formulas of published evaluators, for comparison with published numbers."""
 
 from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
 
+from harness.results.metrics import METRICS
 from harness.results.published_metrics import PRESETS, Counts, gsva
 from reports.findings import Findings
 from reports.numbers import DASH, fixed, is_missing
@@ -16,17 +17,19 @@ _SHOWN = {
     "gsva": ("giou", "ciou"),
     "lavt": ("giou", "ciou"),
 }
-_PROPER = {"lisa": "LISA", "rela": "ReLA", "gsva": "GSVA", "lavt": "LAVT"}
-_LABELS = {"giou": "gIoU", "ciou": "cIoU", "no_target_accuracy": "N-acc", "target_accuracy": "T-acc"}
+_NAMES = {"lisa": "LISA", "rela": "ReLA", "gsva": "GSVA", "lavt": "LAVT"}
 
 
 def evaluator_table(findings: Findings) -> Table:
-    """A row a variant, means over seeds."""
+    """One row per variant, means over seeds."""
     shown = [(preset, score) for preset, scores in _SHOWN.items() for score in scores]
     columns = (
         Column("arm", "arm", is_text=True),
-        *(Column(f"{preset}_{score}", f"{_PROPER[preset]} {_LABELS[score]}", True) for preset, score in shown),
-        Column("without_seg", "no [SEG]", False),
+        *(
+            Column(f"{preset}_{score}", f"{_NAMES[preset]} {METRICS[score].label}", METRICS[score].higher_is_better)
+            for preset, score in shown
+        ),
+        Column("without_seg", "without [SEG]", False),
     )
     rows = []
     for variant in findings.variants:
@@ -34,11 +37,12 @@ def evaluator_table(findings: Findings) -> Table:
         scores = (_cell(means[preset][score]) for preset, score in shown)
         rows.append((Cell(variant.name), *scores, _cell(_without_seg(findings, variant.name))))
     caption = (
-        "The same predictions through the arithmetic of four published evaluators. LISA and LAVT are given [SEG]; ReLA "
-        "(IoUs in percent) and GSVA take no [SEG] as a rejection. no [SEG]: share of expressions with a target that "
-        "were answered without it, for which ReLA counts no mask. Main result and claims use none."
+        "The same predictions, scored by the formulas of four published evaluators. LISA and LAVT score the "
+        "teacher-forced mask of every expression. ReLA (IoUs in percent) and GSVA count a missing [SEG] as a rejection "
+        "of the expression. Without [SEG]: share of expressions with a target for which the model generated no [SEG]; "
+        "ReLA counts an empty mask for them. The main result and the claims do not use these scores."
     )
-    return Table("evaluators", "As published evaluators count", caption, columns, mark_best(columns, rows))
+    return Table("evaluators", "Scores of published evaluators", caption, columns, mark_best(columns, rows))
 
 
 def _means(findings: Findings, variant: str) -> Mapping[str, Mapping[str, float]]:
@@ -53,7 +57,7 @@ def _means(findings: Findings, variant: str) -> Mapping[str, Mapping[str, float]
 
 
 def _without_seg(findings: Findings, variant: str) -> float:
-    """Share of the expressions with a target to which the model itself did not say [SEG]."""
+    """Share of the expressions with a target for which the model generated no [SEG]."""
     samples = findings.samples
     targeted = samples[samples["cell"].isin(findings.cells(variant)["cell"]) & (samples["target_area"] > 0)]
     return float(1 - targeted["predicted_seg"].astype(float).mean())

@@ -12,6 +12,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from harness.results.labels import short_names
+from harness.results.metrics import METRICS
 from reports.findings import Findings
 from reports.frontier import COSTS, budgets, quality_against, quality_by_budget
 from reports.numbers import is_missing
@@ -20,7 +21,7 @@ from reports.style import Draw, render, styles
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A figure that was drawn: its file's stem, its caption, and it as PNG on light and on dark paper."""
+    """A rendered figure: the stem of its file, its caption, and its PNG for the light and the dark theme."""
 
     name: str
     caption: str
@@ -29,7 +30,7 @@ class Drawing:
 
 
 def draw_all(findings: Findings, folder: Path) -> list[Drawing]:
-    """Every figure that the data can fill, as PNG and PDF in a folder."""
+    """Render every figure for which there is data, as PNG and PDF in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     drawings = []
     for name, caption, draw in _figures(findings):
@@ -37,48 +38,61 @@ def draw_all(findings: Findings, folder: Path) -> list[Drawing]:
     return drawings
 
 
+def captions(findings: Findings) -> list[str]:
+    """The captions of the figures for which there is data."""
+    return [caption for _, caption, _ in _figures(findings)]
+
+
 def _figures(findings: Findings) -> Iterator[tuple[str, str, Draw]]:
     if not findings.variants:
         return
     has_budgets = len(budgets(findings)) > 1
-    for cost, label in COSTS.items():
+    for cost in COSTS:
         if cost == "tokens" and has_budgets:
             continue
         if any(not is_missing(variant.means.get(cost)) for variant in findings.variants):
             caption = (
-                f"{findings.label} against {label}. Bars are 95% intervals; what would hide another is set "
-                "beside it; the dashed line joins the Pareto front, whose arms are in bold."
+                f"{findings.label} against {METRICS[cost].heading} with 95% intervals. Overlapping intervals are "
+                "shifted sideways. The dashed line is the Pareto front; the names of its arms are in bold."
             )
             yield f"{findings.metric}_{cost}", caption, lambda found, cost=cost: quality_against(found, cost)  # type: ignore[misc]
     if has_budgets:
         caption = (
-            f"{findings.label} by visual tokens, a line for each arm that was run at several budgets; bands and bars "
-            "are 95%."
+            f"{findings.label} by number of visual tokens, with one line per arm that ran with three or more budgets. "
+            "Bands and bars are 95% intervals."
         )
         yield "budget", caption, quality_by_budget
     if findings.families:
-        caption = f"{findings.label} by family with 95% intervals; the dotted line is the baseline."
+        caption = f"{findings.label} by family with 95% intervals. The dotted line is the baseline."
         yield "families", caption, families
     if findings.importance:
         method = findings.importance.get("method", "Optuna")
-        yield "importance", f"Share of each searched parameter in the outcome, by {method}.", importance
+        yield (
+            "importance",
+            f"Importance of each searched parameter for each objective, computed by {method}.",
+            importance,
+        )
     if searched_grid(findings) is not None:
-        yield "grid", f"{findings.label} over the two searched parameters, means over seeds.", grid
+        yield (
+            "grid",
+            f"{findings.label} for each combination of the two searched parameters, averaged over seeds.",
+            grid,
+        )
     if findings.done["curve"].notna().any():
-        caption = "Training loss and its parts; a line is the mean over seeds, its band their range."
+        caption = "Training loss and its terms. Lines are means over seeds, bands are the ranges over seeds."
         yield "training", caption, training
 
 
 def families(findings: Findings) -> Figure:
-    """One panel a family, one bar a variant."""
+    """One subplot per family, one bar per variant."""
     names = findings.families
     num_columns = min(4, len(names))
     num_rows = -(-len(names) // num_columns)
     height = 0.6 + num_rows * (0.62 + 0.27 * len(findings.variants))
     figure = Figure(figsize=(10, height), layout="constrained")
-    panels = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False).ravel()
+    subplots = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False).ravel()
     positions = np.arange(len(findings.variants))
-    for axes, family in zip(panels, names, strict=False):
+    for axes, family in zip(subplots, names, strict=False):
         estimates = [
             findings.score_table.estimate(variant.name, findings.metric, family) for variant in findings.variants
         ]
@@ -95,19 +109,19 @@ def families(findings: Findings) -> Figure:
         axes.set_title(f"{family}  (n = {max(estimate.num_expressions for estimate in estimates)})", fontsize=11)
         axes.set_yticks(positions, [variant.name for variant in findings.variants])
         axes.grid(axis="y", visible=False)
-    for place, axes in enumerate(panels):
-        is_lowest = len(names) - num_columns <= place < len(names)
+    for index, axes in enumerate(subplots):
+        is_lowest = len(names) - num_columns <= index < len(names)
         axes.tick_params(labelbottom=is_lowest)
-        axes.set_visible(place < len(names))
-    panels[0].invert_yaxis()
-    panels[0].set_xlim(0, None)
+        axes.set_visible(index < len(names))
+    subplots[0].invert_yaxis()
+    subplots[0].set_xlim(0, None)
     figure.supxlabel(findings.label, fontsize=11)
     figure.get_layout_engine().set(hspace=0.08)  # type: ignore[union-attr, call-arg]
     return figure
 
 
 def importance(findings: Findings) -> Figure:
-    """Bars of each searched parameter's share, a panel an objective."""
+    """Bars of the importance of each searched parameter, one subplot per objective."""
     shares = (findings.importance or {})["importance"]
     num_parameters = max(len(values) for values in shares.values())
     figure = Figure(figsize=(9, 0.9 + 0.45 * num_parameters), layout="constrained")
@@ -137,7 +151,7 @@ def searched_grid(findings: Findings) -> pd.DataFrame | None:
 
 
 def grid(findings: Findings) -> Figure:
-    """The searched grid as a heatmap with its values written in."""
+    """The searched grid as a heatmap with its values."""
     table = searched_grid(findings)
     assert table is not None
     figure = Figure(figsize=(2.6 + 1.3 * table.shape[1], 1.4 + 0.8 * table.shape[0]), layout="constrained")
@@ -152,13 +166,13 @@ def grid(findings: Findings) -> Figure:
 
 
 def training(findings: Findings) -> Figure:
-    """Training curves, a panel each part of the loss that any cell has."""
+    """Training curves, one subplot per loss term that any cell has."""
     curves = {variant.name: _curve(findings, variant.name) for variant in findings.variants}
     every = pd.concat(curves.values()).drop(columns=["step", "seed"])
     parts = [part for part in every.columns if every[part].any()]
     figure = Figure(figsize=(10, 3.1 if len(parts) <= 4 else 5.6), layout="constrained")
-    panels = figure.subplots(-(-len(parts) // 4), min(4, len(parts)), squeeze=False, sharex=True).ravel()
-    for axes, part in zip(panels, parts, strict=False):
+    subplots = figure.subplots(-(-len(parts) // 4), min(4, len(parts)), squeeze=False, sharex=True).ravel()
+    for axes, part in zip(subplots, parts, strict=False):
         for (name, curve), style in zip(curves.items(), styles(findings), strict=True):
             if part not in curve:
                 continue
@@ -169,15 +183,15 @@ def training(findings: Findings) -> Figure:
         axes.set_title(part, fontsize=11)
         axes.set_xlabel("step")
         axes.set_ylim(bottom=0)
-    for axes in panels[len(parts) :]:
+    for axes in subplots[len(parts) :]:
         axes.remove()
-    handles, labels = panels[0].get_legend_handles_labels()
+    handles, labels = subplots[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=10)
     return figure
 
 
 def _curve(findings: Findings, variant: str) -> pd.DataFrame:
-    """The losses of a variant's cells by step and seed; without rows where none kept its curve."""
+    """The losses of a variant's cells by step and seed; without rows if no cell has a curve."""
     cells = findings.cells(variant).dropna(subset="curve")
     curves = [
         pd.DataFrame(json.loads(curve)).assign(seed=seed)

@@ -1,4 +1,4 @@
-"""Everything a report says about a run, worked out once: scores, differences, the front, and the claims' verdicts."""
+"""The results behind a report: scores, differences, the Pareto front, and the verdicts on claims."""
 
 import json
 from collections.abc import Mapping
@@ -12,19 +12,19 @@ from ruamel.yaml import YAML
 
 from harness.errors import RENAMED, DataError
 from harness.results.claims import Claim, Judgement, judge_claims
-from harness.results.run_folder import ANSWER_METRICS, COLUMNS, FAMILIES, METRICS, SAMPLE_COLUMNS, aggregate_seeds
-from harness.results.score_table import LOWER_IS_BETTER, ScoreTable, variant_name
-from harness.results.score_table import METRICS as SCORES
+from harness.results.columns import COLUMNS, SAMPLE_COLUMNS
+from harness.results.metrics import FAMILIES, METRICS, SCORES, aggregate_seeds
+from harness.results.score_table import ScoreTable, variant_name
 from harness.results.statistics import Difference, Estimate, Verdict, holm, is_on_front, judge
 
 DEFAULT_MARGIN = 0.01
 _OPTIONAL = ("stage", "failed_stage", "code", "latency_p90_ms", "latency_runs", "latency_round")
-"""Columns that tables of earlier runs lack."""
+"""Columns that tables of earlier runs may lack."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A variant against a baseline; `num_comparisons` is the size of the Holm family."""
+    """A variant compared with a baseline; `num_comparisons` is the size of the Holm family."""
 
     difference: Difference
     adjusted_p: float
@@ -33,17 +33,17 @@ class Comparison:
 
     @property
     def minimum_detectable(self) -> float:
-        """Smallest true difference that this comparison finds with 80% power."""
+        """Smallest true difference that this comparison detects with 80% power."""
         return self.difference.minimum_detectable(self.num_comparisons)
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """An arm at one search point: its score, what it costs, and how it compares with baselines.
+    """An arm at one search point: its score, its costs, and its comparisons with baselines.
 
     Args:
-        means: what was measured, see `aggregate_seeds`.
-        against: by baseline; without those that share no seed with it.
+        means: of every measured column; refer to `aggregate_seeds`.
+        against: comparisons by baseline; without baselines that have no common seed.
     """
 
     name: str
@@ -56,10 +56,10 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """A run, read and judged; `variants` are in the study's order.
+    """The results of a run; `variants` are in the order of the study.
 
     Args:
-        metric: what variants are ranked and compared by: the first score among the study's objectives.
+        metric: the score that ranks and compares variants, which is the first score among the study's objectives.
     """
 
     folder: Path
@@ -77,12 +77,12 @@ class Findings:
 
     @property
     def baseline(self) -> str | None:
-        """The first baseline, which figures and the gallery show; None where none has a finished cell."""
+        """The first baseline, which figures and the gallery show; None if no baseline has a finished cell."""
         return next(iter(self.baselines), None)
 
     @property
     def missing_baselines(self) -> list[str]:
-        """The baselines that the study names and that have no finished cell."""
+        """The baselines of the study without a finished cell."""
         return [arm for arm in _named_baselines(self.study) if not self.score_table.variants_of(arm)]
 
     @property
@@ -103,29 +103,29 @@ class Findings:
 
     @property
     def families(self) -> list[str]:
-        """The families that the score speaks of, those of `scenes` in their own order and first."""
+        """The families that were scored; the families of the harness come first, in its order."""
         present = self.score_table.families_of(self.metric)
         known = [family for family in FAMILIES if family in present]
         return [*known, *(family for family in present if family not in known)]
 
     @property
     def label(self) -> str:
-        """What the score is called."""
+        """The label of the score."""
         return METRICS[self.metric].label
 
     @property
     def query_noun(self) -> str:
-        """What the score is of: an expression or a question."""
-        return "question" if self.metric in ANSWER_METRICS else "expression"
+        """The kind of samples that are scored: expression or question."""
+        return METRICS[self.metric].applies_to or "expression"
 
     @property
-    def is_drawn(self) -> bool:
-        """Whether any expression was scored, so that masks can be spoken of."""
+    def has_masks(self) -> bool:
+        """Whether any expression was scored."""
         return bool(self.samples["scoring"].isna().any())
 
     @property
     def unfinished(self) -> pd.DataFrame:
-        """The cells that failed, were skipped, or are not finished yet."""
+        """The cells that failed, were skipped or have not finished."""
         return self.results[self.results["status"] != "done"]
 
     def cells(self, variant: str) -> pd.DataFrame:
@@ -135,24 +135,24 @@ class Findings:
         return done[[name == variant for name in names]].sort_values("seed")
 
     def spec(self, variant: str) -> dict[str, Any]:
-        """The specification of a variant's first finished cell; empty where the table has none."""
+        """The specification of a variant's first finished cell; empty if the table has none."""
         text = self.cells(variant)["spec"].iloc[0]
         return json.loads(text) if isinstance(text, str) else {}
 
 
 def load(folder: Path) -> Findings:
-    """Read a run's folder and judge what is in it.
+    """Load the tables of a run and compute its results.
 
     Raises:
-        DataError: the folder holds no result table, or one of an earlier version with other column names.
+        DataError: the folder has no result table, or one of an earlier version with other column names.
     """
     if not (folder / "results.parquet").exists():
-        raise DataError(f"{folder} holds no results.parquet; run the study before asking for its report")
+        raise DataError(f"found no results.parquet in {folder}; run the study before its report")
     results, samples = (pd.read_parquet(folder / f"{name}.parquet") for name in ("results", "samples"))
     _refuse_renamed(folder, {*results.columns, *samples.columns})
     study = YAML(typ="safe").load(folder / "study.resolved.yaml")
     results = results.reindex(columns=list(dict.fromkeys([*results.columns, *COLUMNS, *_OPTIONAL])))
-    samples = samples.reindex(columns=list(SAMPLE_COLUMNS))  # one of before questions were asked has no answers
+    samples = samples.reindex(columns=list(SAMPLE_COLUMNS))  # tables of earlier runs lack the columns of questions
     score_table = ScoreTable(results, samples)
     metric = _ranked_by(study.get("objectives") or {})
     margin = float(study.get("margin") or DEFAULT_MARGIN)
@@ -181,7 +181,7 @@ def _named_baselines(study: Mapping[str, Any]) -> list[str]:
 
 
 def _ranked_by(objectives: Mapping[str, str]) -> str:
-    scores = [name for name in objectives if name in SCORES and name not in LOWER_IS_BETTER]
+    scores = [name for name in objectives if name in SCORES and METRICS[name].higher_is_better]
     return next(iter(scores), "giou")
 
 
@@ -220,7 +220,7 @@ def _variants(
 def _comparisons(
     score_table: ScoreTable, metric: str, baselines: tuple[str, ...], margin: float
 ) -> dict[str, dict[str, Comparison]]:
-    """Every variant against every baseline, by both names; each pair is one test of the study's family.
+    """Every variant compared with every baseline, by both names; each pair is one test of the Holm family.
 
     Pairs without a common seed are left out.
     """

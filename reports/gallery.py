@@ -1,9 +1,11 @@
-"""Test images with what each arm predicted or answered, chosen by a rule that is printed, never by hand.
+"""Test images with the prediction or the answer of each arm, chosen by fixed rules that the report prints.
 
-Rules: of the expressions with a target, those at fixed quantiles of the baseline's IoU, then those where the best arm
-gains and loses most against the baseline; of those without, the first that the baseline gets right and the first that
-it gets wrong; of each family of questions, the first that the baseline answers best and the first that it answers
-worst. A rule uses an image once. The pictures show the first seed of each arm.
+- Expressions with a target: those at fixed quantiles of the baseline's IoU, then those with the largest gain and the
+  largest loss of the best arm compared with the baseline.
+- Expressions without a target: the first that the baseline rejects, and the first that it does not.
+- Questions: the first of each family with the baseline's best score, and the first with its worst score.
+
+A rule uses an image once. The pictures show the first seed of each arm.
 """
 
 import base64
@@ -32,7 +34,7 @@ PADDING = 65535
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One picture with its title and a line under it."""
+    """One picture with its title and the line below it."""
 
     title: str
     score: str
@@ -41,7 +43,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedText:
-    """What an arm answers, and its score."""
+    """The answer of an arm and its score."""
 
     arm: str
     words: str
@@ -52,7 +54,7 @@ class GeneratedText:
 class GalleryItem:
     """One expression on one image: the image, its superpixels, the target, and each arm's prediction.
 
-    Or one question on one image, and each arm's answer, beginning with the right one.
+    For a question: the image, its superpixels, the reference answer, and each arm's answer.
     """
 
     rule: str
@@ -64,16 +66,16 @@ class GalleryItem:
 
 
 def gallery_items(findings: Findings) -> list[GalleryItem]:
-    """What the rules choose among the images kept for the gallery; empty without such images."""
+    """The items that the rules choose among the images saved for the gallery; empty without such images."""
     folder, best = findings.folder / "gallery", findings.best
     if not folder.is_dir() or best is None:
         return []
     reference = findings.baseline or best.name
-    return [*_drawn(findings, folder, best, reference), *_answered(findings, folder, reference)]
+    return [*_expressions(findings, folder, best, reference), *_questions(findings, folder, reference)]
 
 
-def _drawn(findings: Findings, folder: Path, best: Variant, reference: str) -> list[GalleryItem]:
-    """The expressions."""
+def _expressions(findings: Findings, folder: Path, best: Variant, reference: str) -> list[GalleryItem]:
+    """Items of expressions."""
     scores = _scores(findings)
     scores = scores[[_picture(folder, image_id).exists() for image_id in scores.index.get_level_values("image_id")]]
     if scores.empty:
@@ -84,11 +86,11 @@ def _drawn(findings: Findings, folder: Path, best: Variant, reference: str) -> l
         *_extremes(scores[has_target], best.name, reference),
         *_without_target(scores.loc[~has_target, reference], reference),
     ]
-    return [_exhibit(findings, folder, rule, *key) for rule, key in chosen]
+    return [_expression_item(findings, folder, rule, *key) for rule, key in chosen]
 
 
 def _scores(findings: Findings) -> pd.DataFrame:
-    """IoU of the first seed of every variant, a row an expression that all have scored."""
+    """IoU of the first seed of every variant, one row per expression that all of them scored."""
     columns = {}
     for variant in findings.variants:
         columns[variant.name] = _first_seed(findings, variant).set_index(["image_id", "expression_id"])["iou"]
@@ -105,10 +107,10 @@ def _has_target(findings: Findings, scores: pd.DataFrame) -> pd.Series:
 
 
 def _without_target(scores: pd.Series, arm: str) -> Iterator[tuple[str, tuple[str, int]]]:
-    for is_right, word in ((True, "right"), (False, "wrong")):
-        such = scores[(scores == 1) == is_right]
-        if len(such):
-            yield f"first expression without a target that {arm} gets {word}", such.index[0]
+    for is_rejected, verb in ((True, "rejects"), (False, "does not reject")):
+        found = scores[(scores == 1) == is_rejected]
+        if len(found):
+            yield f"first expression without a target that {arm} {verb}", found.index[0]
 
 
 def _quantiles(scores: pd.Series, arm: str) -> Iterator[tuple[str, tuple[str, int]]]:
@@ -125,13 +127,13 @@ def _extremes(scores: pd.DataFrame, best: str, reference: str) -> Iterator[tuple
     if best == reference:
         return
     gains = (scores[best] - scores[reference]).rename("gain").sort_values(kind="stable")
-    for ordered, word in ((gains[::-1], "gain"), (gains, "loss")):
+    for ordered, word in ((gains[::-1], "largest gain"), (gains, "largest loss")):
         first = ordered[~ordered.index.get_level_values("image_id").duplicated()].head(NUM_EXTREMES)
-        for place, key in enumerate(first.index, start=1):
-            yield f"{word} {place} of {best} against {reference}", key
+        for rank, key in enumerate(first.index, start=1):
+            yield f"{word} of {best} compared with {reference}, rank {rank}", key
 
 
-def _exhibit(findings: Findings, folder: Path, rule: str, image_id: str, expression_id: int) -> GalleryItem:
+def _expression_item(findings: Findings, folder: Path, rule: str, image_id: str, expression_id: int) -> GalleryItem:
     picture = np.asarray(Image.open(_picture(folder, image_id)).convert("RGB"))
     tiles = [
         Tile(*title, _encode(_outline_labels(picture, labels))) for title, labels in _superpixels(folder, image_id)
@@ -152,26 +154,24 @@ def _exhibit(findings: Findings, folder: Path, rule: str, image_id: str, express
     return GalleryItem(rule, first["text"], first["family"], image_id, tuple(tiles))
 
 
-def _answered(findings: Findings, folder: Path, reference: str) -> Iterator[GalleryItem]:
-    """The questions."""
+def _questions(findings: Findings, folder: Path, reference: str) -> Iterator[GalleryItem]:
+    """Items of questions."""
     keys = ["image_id", "expression_id"]
     tables = {each.name: _first_seed(findings, each).set_index(keys).sort_index() for each in findings.variants}
-    answered_rows = tables[reference].dropna(subset="generated_text")
-    answered_rows = answered_rows[
-        np.array([_picture(folder, image_id).exists() for image_id, _ in answered_rows.index], bool)
-    ]
+    answered = tables[reference].dropna(subset="generated_text")
+    answered = answered[np.array([_picture(folder, image_id).exists() for image_id, _ in answered.index], bool)]
     shown: set[str] = set()
-    for family, rows in answered_rows.groupby("family", sort=False):
+    for family, rows in answered.groupby("family", sort=False):
         for word, extreme in {"best": rows["score"].max(), "worst": rows["score"].min()}.items():
-            such = rows[(rows["score"] == extreme) & (rows["score"].nunique() > 1)]
-            fresh = such[~such.index.get_level_values("image_id").isin(shown)]
-            if len(fresh):
-                shown.add(fresh.index[0][0])
-                rule = f"first {family} question that {reference} answers {word}"
-                yield _conversation(folder, rule, fresh.index[0], tables)
+            extreme_rows = rows[(rows["score"] == extreme) & (rows["score"].nunique() > 1)]
+            unused = extreme_rows[~extreme_rows.index.get_level_values("image_id").isin(shown)]
+            if len(unused):
+                shown.add(unused.index[0][0])
+                rule = f"first {family} question with the {word} score of {reference}"
+                yield _question_item(folder, rule, unused.index[0], tables)
 
 
-def _conversation(folder: Path, rule: str, key: tuple[str, int], tables: dict[str, pd.DataFrame]) -> GalleryItem:
+def _question_item(folder: Path, rule: str, key: tuple[str, int], tables: dict[str, pd.DataFrame]) -> GalleryItem:
     rows = {name: table.loc[key] for name, table in tables.items() if key in table.index}
     first, (image_id, _) = next(iter(rows.values())), key
     picture = np.asarray(Image.open(_picture(folder, image_id)).convert("RGB"))
@@ -180,9 +180,9 @@ def _conversation(folder: Path, rule: str, key: tuple[str, int], tables: dict[st
         Tile(*title, _encode(_outline_labels(picture, label_map)))
         for title, label_map in _superpixels(folder, image_id)
     ]
-    generated_text = [GeneratedText("right answer", json.loads(first["references"])[0], "")]
-    generated_text += [GeneratedText(name, row["generated_text"], fixed(row["score"], 2)) for name, row in rows.items()]
-    return GalleryItem(rule, first["text"], first["family"], image_id, tuple(tiles), tuple(generated_text))
+    texts = [GeneratedText("reference answer", json.loads(first["references"])[0], "")]
+    texts += [GeneratedText(name, row["generated_text"], fixed(row["score"], 2)) for name, row in rows.items()]
+    return GalleryItem(rule, first["text"], first["family"], image_id, tuple(tiles), tuple(texts))
 
 
 def _picture(folder: Path, image_id: str) -> Path:
@@ -190,12 +190,12 @@ def _picture(folder: Path, image_id: str) -> Path:
 
 
 def _superpixels(folder: Path, image_id: str) -> Iterator[tuple[tuple[str, str], np.ndarray]]:
-    """Every label map kept for an image, without the frame's padding."""
+    """Every label map saved for an image, without the padding of the frame."""
     stem = _picture(folder, image_id).stem
     for path in sorted(folder.glob(f"{stem}.*.png")):
         labels = np.asarray(Image.open(path)).astype(int)
-        inside = labels != PADDING
-        labels = labels[inside.any(axis=1)][:, inside.any(axis=0)]
+        is_image = labels != PADDING
+        labels = labels[is_image.any(axis=1)][:, is_image.any(axis=0)]
         yield (f"{len(np.unique(labels))} superpixels", ""), labels
 
 
@@ -205,7 +205,7 @@ def _mask(row: pd.Series, column: str) -> np.ndarray:
 
 
 def _enlarge(array: np.ndarray) -> np.ndarray:
-    """To SIDE pixels on the longest side, by nearest neighbour for what is not a picture."""
+    """Resize to SIDE pixels on the longest side: bicubic for pictures, nearest neighbour for masks and labels."""
     height, width = array.shape[:2]
     scale = SIDE / max(height, width)
     size = (round(width * scale), round(height * scale))
@@ -215,7 +215,7 @@ def _enlarge(array: np.ndarray) -> np.ndarray:
 
 
 def _draw(picture: np.ndarray, target: np.ndarray, prediction: np.ndarray | None) -> np.ndarray:
-    """The prediction tinted, what is outside it faded, the target outlined."""
+    """The picture with the prediction tinted, the rest faded, and the target outlined."""
     canvas = _enlarge(picture).astype(float)
     if prediction is not None:
         mask = _enlarge(prediction).astype(bool)
@@ -237,18 +237,18 @@ def _outline_labels(picture: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _boundaries(labels: np.ndarray, radius: int) -> np.ndarray:
-    """(H, W) bool: pixels with another label within `radius` rows or columns; the image's border is no boundary."""
+    """(H, W) bool: pixels with another label within `radius` rows or columns; the image border is not a boundary."""
     edges = np.zeros(labels.shape, dtype=bool)
     for step in range(1, radius + 1):
-        for view, seen in ((edges, labels), (edges.T, labels.T)):
-            differs = seen[step:] != seen[:-step]
-            view[step:] |= differs
-            view[:-step] |= differs
+        for marked, shifted in ((edges, labels), (edges.T, labels.T)):
+            differs = shifted[step:] != shifted[:-step]
+            marked[step:] |= differs
+            marked[:-step] |= differs
     return edges
 
 
 def _encode(canvas: np.ndarray) -> str:
-    """A data URI."""
+    """The picture as a data URI."""
     buffer = io.BytesIO()
     Image.fromarray(canvas).save(buffer, format="WEBP", quality=80)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

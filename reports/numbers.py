@@ -1,4 +1,4 @@
-"""How numbers and lists read: fixed decimals for scores, k/M/G for counts, a dash for what does not exist."""
+"""Numbers and lists as text: fixed decimals for scores, k/M/G for counts, a dash for a missing number."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def is_missing(value: float | None) -> bool:
-    """No number, or not a finite one."""
+    """Whether a number is None or not finite."""
     return value is None or not math.isfinite(value)
 
 
@@ -32,7 +32,7 @@ def count(value: float | None) -> str:
 
 
 def between(low: float | None, high: float | None, decimals: int = 3, signed: bool = False) -> str:
-    """[0.100, 0.200], or nothing where there is no interval."""
+    """[0.100, 0.200]; empty without an interval."""
     if is_missing(low) or is_missing(high):
         return ""
     return f"[{fixed(low, decimals, signed)}, {fixed(high, decimals, signed)}]"
@@ -50,6 +50,11 @@ def listed(names: Sequence[str]) -> str:
     if len(names) < 2:
         return "".join(names)
     return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def plural(number: int, noun: str) -> str:
+    """`1 seed`, or `3 seeds`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def percent(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""A run's report: one self-contained HTML page, its Markdown twin, and every table and figure as a file."""
+"""A run's report: one self-contained HTML page, the same report in Markdown, and every table and figure as a file."""
 
 import base64
 import json
@@ -7,10 +7,11 @@ from typing import Any
 
 import jinja2
 
+from reports.caveats import caveats
 from reports.figures import Drawing, draw_all
 from reports.findings import Findings, load
 from reports.gallery import gallery_items
-from reports.narrative import answers, caveats, finding_sentence
+from reports.narrative import answers, finding_sentence
 from reports.numbers import DASH
 from reports.result_tables import all_tables
 
@@ -24,7 +25,7 @@ _TEMPLATES = jinja2.Environment(
 
 
 def build(run_folder: Path) -> Path:
-    """Write a run's report from its tables alone; returns the page, RUN/report/index.html.
+    """Write a run's report from its tables alone and return the page, RUN/report/index.html.
 
     Raises:
         DataError: the folder holds no result table.
@@ -78,7 +79,7 @@ def _tracebacks(findings: Findings) -> list[tuple[str, str]]:
 
 
 def _provenance(findings: Findings) -> list[tuple[str, str]]:
-    """What it takes to get these numbers again, as pairs of a name and a value."""
+    """Pairs of a name and a value that document how to reproduce the numbers."""
     done = findings.done
     rows = done if len(done) else findings.results
     pairs: list[tuple[str, Any]] = [
@@ -87,8 +88,8 @@ def _provenance(findings: Findings) -> list[tuple[str, str]]:
         ("cells", f"{len(done)} finished of {len(findings.results)}"),
         ("seeds", ", ".join(f"{seed:.0f}" for seed in sorted(rows["seed"].unique()))),
         ("images scored", _unique(rows, "num_images")),
-        ("answers scored", _unique(rows, "num_expressions")),
-        ("images of the controls", _unique(rows, "num_control_images")),
+        ("samples scored", _unique(rows, "num_expressions")),
+        ("images in the controls", _unique(rows, "num_control_images")),
         ("vision encoder", _unique(rows, "vision_encoder")),
         ("LLM", _unique(rows, "llm")),
         ("superpixels", _unique(rows, "superpixels")),
@@ -116,7 +117,7 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _weights(findings: Findings) -> list[dict[str, str]]:
-    """Every weight that a finished cell used, once."""
+    """Every weight file that a finished cell used, without duplicates."""
     texts = findings.done["weights"].dropna()
     known = {json.dumps(weight, sort_keys=True): weight for text in texts for weight in json.loads(text)}
     keys = ("name", "source", "revision", "sha256")

@@ -2,18 +2,23 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
-from harness.results.run_folder import ANSWER_METRICS, METRICS
+from harness.results.metrics import ANSWER_METRICS, METRICS, PIPELINE_STAGES, shuffled
 from harness.results.statistics import Estimate
-from reports.cells import unfinished_table
 from reports.evaluators import evaluator_table
-from reports.findings import Findings, Variant
-from reports.numbers import DASH, between, count, fixed, is_missing, p_value, percent
-from reports.tables import Cell, Column, Table, mark_best
-
-ARM = Column("arm", "arm", is_text=True)
-_Make = Callable[[Variant], Cell]
+from reports.findings import Findings
+from reports.numbers import DASH, fixed, is_missing, listed, plural
+from reports.tables import Table
+from reports.unfinished import unfinished_table
+from reports.variant_columns import (
+    brief_comparison_columns,
+    comparison_columns,
+    group_columns,
+    mean_column,
+    ranking_column,
+    score_column,
+    variant_table,
+)
 
 
 def all_tables(findings: Findings) -> list[Table]:
@@ -27,279 +32,195 @@ def all_tables(findings: Findings) -> list[Table]:
         *([domain_table(findings)] if len(findings.score_table.domains) > 1 else []),
         *(comparison_table(findings, baseline) for baseline in findings.baselines),
         control_table(findings),
-        *([evaluator_table(findings)] if findings.is_drawn else []),
+        *([evaluator_table(findings)] if findings.has_masks else []),
         cost_table(findings),
         *unfinished,
     ]
 
 
 def main_table(findings: Findings) -> Table:
-    """What a paper would print: cost, quality with its controls, and the difference from each baseline."""
-    score = partial(_estimate, findings, is_brief=True)
-    columns: list[tuple[Column, _Make]] = [
-        (Column("tokens", "tokens"), _mean("tokens", 1)),
-        (Column("projector_parameters", "projector params"), _mean("projector_parameters")),
-        (Column("flops", "FLOPs"), _mean("flops")),
-        (Column("latency_ms", "latency, ms"), _mean("latency_ms", 1)),
-        _score_column(findings),
-        (Column(f"{findings.metric}_shuffled", "shuffled"), _mean(f"{findings.metric}_shuffled", 3)),
-        (Column("giou_swapped_tokens", "other tokens"), _mean("giou_swapped_tokens", 3)),
-        *(
-            (Column(metric, METRICS[metric].label, METRICS[metric].higher_is_better), score(metric))
-            for metric in ("giou", "ciou", "precision_at_50", "fp_rate", *ANSWER_METRICS)
-            if metric != findings.metric
-        ),
-        *(column for baseline in findings.baselines for column in _compared(findings, baseline)),
+    """The table that a paper prints: cost, quality with its controls, and the difference from each baseline."""
+    others = [
+        name for name in ("giou", "ciou", "precision_at_50", "fp_rate", *ANSWER_METRICS) if name != findings.metric
     ]
-    baselines = " and ".join(findings.baselines) or "no baseline"
-    caption = (
-        f"Means over seeds; 95% intervals by bootstrap over images and seeds. Δ and the verdict compare "
-        f"{findings.label} with {baselines} (margin {findings.margin:g}). shuffled: {findings.label} with "
-        f"{findings.query_noun}s swapped between images. {_chance(findings)}{_other_tokens(findings)}"
-        "FLOPs and latency are of one image, asked once. Intervals of all scores are in the CSV."
-        f"{_footnote(findings, findings.baselines)}"
-    )
-    return _table("main", "Main result", caption, columns, findings)
-
-
-def _score_column(findings: Findings) -> tuple[Column, _Make]:
-    """The score that variants are ranked by."""
-    return Column(findings.metric, findings.label, True), lambda variant: _scored(variant.score)
-
-
-def _compared(findings: Findings, baseline: str) -> list[tuple[Column, _Make]]:
-    """The difference from one baseline in brief; its name is in the headings where there are several."""
-    is_alone = len(findings.baselines) == 1
-    key, heading = ("", f"Δ {findings.label}") if is_alone else (f"_{baseline}", f"Δ to {baseline}")
-    return [
-        (Column(f"difference{key}", heading), partial(_difference, baseline)),
-        (Column(f"holm_p{key}", "Holm p"), partial(_adjusted_p, baseline)),
-        (Column(f"verdict{key}", "verdict", is_text=True), partial(_verdict, baseline)),
+    columns = [
+        *(mean_column(name) for name in ("tokens", "projector_parameters", "flops", "latency_ms")),
+        ranking_column(findings),
+        *(mean_column(name) for name in (shuffled(findings.metric), "giou_swapped_tokens") if name in METRICS),
+        *(score_column(findings, name, is_brief=True) for name in others),
+        *(column for baseline in findings.baselines for column in brief_comparison_columns(findings, baseline)),
     ]
+    noun = findings.query_noun
+    sentences = [
+        "Means over seeds with 95% intervals from a bootstrap over images and seeds.",
+        _about_differences(findings),
+        f"Shuffled {findings.label}: images are paired with the {noun}s of other images."
+        if shuffled(findings.metric) in METRICS
+        else "",
+        "Swapped-token gIoU: the LLM receives the visual tokens of another image." if findings.has_masks else "",
+        _about_random_object(findings),
+        f"FLOPs and latency are for one image with one {noun}.",
+        "The CSV file has the intervals of all scores.",
+        _about_dashes(findings, findings.baselines),
+    ]
+    return variant_table("main", "Main result", _caption(sentences), columns, findings)
 
 
 def family_table(findings: Findings) -> Table:
-    """The score by family of what was asked."""
-    metric, what = findings.metric, findings.query_noun
-    columns, sizes = _by_group(findings, findings.families, lambda variant, family: (variant, metric, family))
-    caption = f"{findings.label} by family of {what} with 95% intervals. {what.title()}s per family: {sizes}."
-    return _table("families", f"By family of {what}", caption, columns, findings)
+    """The score by family of expressions or questions."""
+    noun, metric = findings.query_noun, findings.metric
+    estimates = _by_group(findings, findings.families, lambda variant, family: (variant, metric, family))
+    caption = (
+        f"{findings.label} by family of {noun} with 95% intervals. "
+        f"Number of {noun}s per family: {_group_sizes(estimates)}."
+    )
+    return variant_table("families", f"By family of {noun}", caption, group_columns(estimates), findings)
 
 
 def domain_table(findings: Findings) -> Table:
-    """The score by what the image looks like."""
+    """The score by visual domain of the image."""
     domains, metric = findings.score_table.domains, findings.metric
-    columns, sizes = _by_group(findings, domains, lambda variant, domain: (variant, metric, None, domain))
-    caption = f"{findings.label} by visual domain of the image with 95% intervals. Scored per domain: {sizes}."
-    return _table("domains", "By visual domain", caption, columns, findings)
-
-
-def _by_group(
-    findings: Findings, groups: Sequence[str], keys_of: Callable[[str, str], tuple[str | None, ...]]
-) -> tuple[list[tuple[Column, _Make]], str]:
-    """A column a group, and how many expressions each has; `asked` says what of the panel is estimated."""
-    columns: list[tuple[Column, _Make]] = []
-    sizes = []
-    for group in groups:
-        known = {each.name: findings.score_table.estimate(*keys_of(each.name, group)) for each in findings.variants}  # type: ignore[arg-type]
-        sizes.append(f"{group} {max(estimate.num_expressions for estimate in known.values())}")
-        columns.append((Column(group, group, True), partial(_of, known)))
-    return columns, ", ".join(sizes)
-
-
-def _of(known: Mapping[str, Estimate], variant: Variant) -> Cell:
-    return _scored(known[variant.name])
+    estimates = _by_group(findings, domains, lambda variant, domain: (variant, metric, None, domain))
+    caption = (
+        f"{findings.label} by visual domain of the image with 95% intervals. "
+        f"Number of {findings.query_noun}s per domain: {_group_sizes(estimates)}."
+    )
+    return variant_table("domains", "By visual domain", caption, group_columns(estimates), findings)
 
 
 def comparison_table(findings: Findings, baseline: str) -> Table:
     """The statistics behind the verdicts against one baseline."""
-    columns: list[tuple[Column, _Make]] = [
-        (Column("seeds", "seeds"), lambda variant: _count(variant.score.num_seeds)),
-        (Column("compared_seeds", "seeds compared"), partial(_compared_seeds, findings, baseline)),
-        (Column("scored", "scored"), lambda variant: _count(variant.score.num_expressions)),
-        _score_column(findings),
-        (Column("seed_sd", "sd over seeds"), lambda variant: _number(variant.score.seed_sd, 4)),
-        (Column("difference", f"Δ {findings.label}"), partial(_difference, baseline)),
-        (Column("p", "p"), partial(_plain_p, baseline)),
-        (Column("holm_p", "Holm p"), partial(_adjusted_p, baseline)),
-        (Column("minimum_detectable", "MDE"), partial(_minimum_detectable, baseline)),
-        (Column("front_share", "on the front"), _front_share),
-        (Column("verdict", "verdict", is_text=True), partial(_verdict, baseline)),
-    ]
-    caption = (
-        f"p: paired permutation over images; Holm over all {findings.num_comparisons} comparisons of the study; MDE: "
-        "smallest true difference found with 80% power at the family's level; on the front: share of resamples in "
-        f"which nothing has both a higher {findings.label} and no more tokens.{_footnote(findings, [baseline])}"
+    caption = _caption(
+        [
+            "p: paired permutation test over images.",
+            f"Holm p: adjusted for the study's {plural(findings.num_comparisons, 'comparison')} by Holm's method.",
+            "MDE: minimum detectable effect, the smallest true difference that is found with 80% power at the adjusted "
+            "level.",
+            f"On the front: share of bootstrap resamples in which the arm is on the Pareto front of {findings.label} "
+            "and visual tokens.",
+            _about_dashes(findings, [baseline]),
+        ]
     )
     name = "comparisons" if len(findings.baselines) == 1 else f"comparisons_{_file_name(baseline, findings.baselines)}"
-    return _table(name, f"Against {baseline}", caption, columns, findings)
-
-
-def _file_name(baseline: str, baselines: Sequence[str]) -> str:
-    """A baseline's name without the characters that paths, links and LaTeX labels do not take; unique among them."""
-    names = [re.sub(r"[^\w.-]+", "-", each).strip("-") for each in baselines]
-    place = baselines.index(baseline)
-    before = names[:place].count(names[place])
-    return f"{names[place]}-{before + 1}" if before else names[place]
+    columns = comparison_columns(findings, baseline)
+    return variant_table(name, f"Comparison with {baseline}", caption, columns, findings)
 
 
 def control_table(findings: Findings) -> Table:
-    """Scores beside the controls that a model which ignores the expression would also reach."""
-    score = partial(_estimate, findings)
-    columns: list[tuple[Column, _Make]] = [
-        (Column("giou", "gIoU", True), score("giou")),
-        (Column("giou_shuffled", "shuffled expressions"), _mean("giou_shuffled", 3)),
-        (Column("giou_swapped_tokens", "tokens of another image"), _mean("giou_swapped_tokens", 3)),
-        (Column("giou_random_object", "random object"), _mean("giou_random_object", 3)),
-        (Column("giou_teacher_forced", "teacher-forced gIoU"), score("giou_teacher_forced")),
-        (Column("wrong_object_rate", "wrong object", False), score("wrong_object_rate")),
-        (Column("fn_rate", "FN rate", False), score("fn_rate")),
-        (Column("target_accuracy", "target accuracy", True), score("target_accuracy")),
-        (Column("no_target_accuracy", "no-target accuracy", True), score("no_target_accuracy")),
+    """Scores beside the controls, which show how much of a score does not depend on the image or the text."""
+    columns = [
+        score_column(findings, "giou"),
+        *(mean_column(name) for name in (shuffled("giou"), "giou_swapped_tokens", "giou_random_object")),
+        *(
+            score_column(findings, name)
+            for name in (
+                "giou_teacher_forced",
+                "wrong_object_rate",
+                "fn_rate",
+                "target_accuracy",
+                "no_target_accuracy",
+            )
+        ),
     ]
-    for metric, label in ANSWER_METRICS.items():
-        columns.append((Column(metric, label, True), score(metric)))
-        columns.append((Column(f"{metric}_shuffled", f"{label}, images shuffled"), _mean(f"{metric}_shuffled", 3)))
-    random_object = (
-        "gIoU of picking one object at random, which is chance"
-        if _chance(findings)
-        else "not measured, as the dataset annotates only the objects that expressions refer to; chance is the gIoU "
-        "with tokens of another image"
-    )
-    about_masks = (
-        "shuffled expressions: the model answers another image's expression; tokens of another image: the LLM reads "
-        "them, while the expression and the mask decoder keep the image, so the remaining score does not come from "
-        "visual tokens; random "
-        f"object: {random_object}; teacher-forced: [SEG] is given instead of generated. "
-    )
-    about_answers = "images shuffled: the model answers while it looks at another image, so from the words alone."
-    is_answered = bool(findings.samples["generated_text"].notna().any())
-    caption = f"{about_masks if findings.is_drawn else ''}{about_answers if is_answered else ''}".strip()
-    return _table("controls", "Controls", caption, columns, findings)
+    for name in ANSWER_METRICS:
+        columns += [score_column(findings, name), mean_column(shuffled(name))]
+    sentences = []
+    if findings.has_masks:
+        sentences += [
+            "Shuffled gIoU: the model segments the expression of another image.",
+            "Swapped-token gIoU: the LLM receives the visual tokens of another image, while the expression and the "
+            "input of the mask decoder stay the same. The remaining score does not come from visual tokens.",
+            _random_object_control(findings),
+            "Teacher-forced gIoU: [SEG] is inserted instead of generated, so that every expression gets a mask.",
+        ]
+    if findings.samples["generated_text"].notna().any():
+        sentences.append(
+            "Shuffled scores of answers: the model answers the question for another image, so the score comes from the "
+            "text alone."
+        )
+    return variant_table("controls", "Controls", _caption(sentences), columns, findings)
 
 
 def cost_table(findings: Findings) -> Table:
-    """Where the time, the arithmetic and the memory go."""
-    stages = ("vision", "sam", "superpixels", "projector", "llm", "mask")
-    columns: list[tuple[Column, _Make]] = [
-        (Column("tokens", "tokens, mean"), _mean("tokens", 1)),
-        (Column("tokens_p95", "tokens, p95"), _mean("tokens_p95", 1)),
-        (Column("trainable_parameters", "trainable params"), _mean("trainable_parameters")),
-        (Column("flops", "FLOPs"), _mean("flops")),
-        (Column("latency_ms", "latency, ms"), _mean("latency_ms", 1)),
-        (Column("latency_p90_ms", "latency p90, ms"), partial(_latency_p90, findings)),
-        *((Column(f"latency_{stage}_ms", f"{stage}, ms"), _mean(f"latency_{stage}_ms", 1)) for stage in stages),
-        (Column("peak_memory_mib", "peak memory, MiB"), _mean("peak_memory_mib", 0)),
-        (Column("train_seconds", "training, s"), _mean("train_seconds", 0)),
-    ]
-    caption = (
-        "Means over seeds. Latency is the median of repeated runs of one image, asked once; the caveats say how the "
-        "models were timed."
+    """Tokens, parameters, FLOPs, latency by stage, memory and training time."""
+    names = (
+        *("tokens", "tokens_p95", "trainable_parameters", "flops", "latency_ms", "latency_p90_ms"),
+        *(f"latency_{stage}_ms" for stage in PIPELINE_STAGES),
+        *("peak_memory_mib", "train_seconds"),
     )
-    return _table("costs", "What it costs", caption, columns, findings)
+    caption = (
+        f"Means over seeds. Latency is the median over repeated runs on one image with one {findings.query_noun}; the "
+        "caveats describe how the models were timed."
+    )
+    return variant_table("costs", "Costs", caption, [mean_column(name) for name in names], findings)
 
 
-def _table(name: str, title: str, caption: str, columns: list[tuple[Column, _Make]], findings: Findings) -> Table:
-    """A row a variant; a column that no variant has anything in is left out."""
-    made = [(column, [make(variant) for variant in findings.variants]) for column, make in columns]
-    kept = [(column, cells) for column, cells in made if any(cell.text != DASH for cell in cells)]
-    headings = (ARM, *(column for column, _ in kept))
-    names = [Cell(variant.name) for variant in findings.variants]
-    rows = list(zip(names, *(cells for _, cells in kept), strict=True))
-    return Table(name, title, caption, headings, mark_best(headings, rows))
+def _caption(sentences: Sequence[str]) -> str:
+    return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _estimate(findings: Findings, metric: str, is_brief: bool = False) -> _Make:
-    return lambda variant: _scored(findings.score_table.estimate(variant.name, metric), is_brief)
+def _by_group(
+    findings: Findings, groups: Sequence[str], arguments: Callable[[str, str], tuple[str | None, ...]]
+) -> dict[str, dict[str, Estimate]]:
+    """Estimates by group and variant; `arguments` makes those of `ScoreTable.estimate` from both."""
+    return {
+        group: {
+            variant.name: findings.score_table.estimate(*arguments(variant.name, group))  # type: ignore[arg-type]
+            for variant in findings.variants
+        }
+        for group in groups
+    }
 
 
-def _scored(estimate: Estimate, is_brief: bool = False) -> Cell:
-    """A score with its interval; in brief, the interval is left to the CSV."""
-    if is_missing(estimate.value):
-        return Cell(DASH)
-    note = "" if is_brief else between(estimate.low, estimate.high)
-    return Cell(fixed(estimate.value), estimate.value, estimate.low, estimate.high, note)
+def _group_sizes(estimates: Mapping[str, Mapping[str, Estimate]]) -> str:
+    sizes = {group: max(one.num_expressions for one in found.values()) for group, found in estimates.items()}
+    return ", ".join(f"{group} {size}" for group, size in sizes.items())
 
 
-def _number(value: float | None, decimals: int | None) -> Cell:
-    if is_missing(value):
-        return Cell(DASH)
-    return Cell(count(value) if decimals is None else fixed(value, decimals), value)
+def _file_name(baseline: str, baselines: Sequence[str]) -> str:
+    """A baseline's name without characters that paths, links and LaTeX labels do not allow; unique among them."""
+    names = [re.sub(r"[^\w.-]+", "-", each).strip("-") for each in baselines]
+    index = baselines.index(baseline)
+    before = names[:index].count(names[index])
+    return f"{names[index]}-{before + 1}" if before else names[index]
 
 
-def _mean(key: str, decimals: int | None = None) -> _Make:
-    return lambda variant: _number(variant.means.get(key), decimals)
+def _about_differences(findings: Findings) -> str:
+    if not findings.baselines:
+        return "There is no baseline to compare with."
+    return (
+        f"Δ and the verdict compare {findings.label} with {listed(findings.baselines)} "
+        f"(margin {findings.margin:g}); Holm p is the adjusted p-value."
+    )
 
 
-def _latency_p90(findings: Findings, variant: Variant) -> Cell:
-    return _number(findings.cells(variant.name)["latency_p90_ms"].astype(float).mean(), 1)
-
-
-def _compared_seeds(findings: Findings, baseline: str, variant: Variant) -> Cell:
-    """How many seeds a difference is over, where for any arm it is not all of its seeds."""
-    others = [each for each in findings.variants if each.name != baseline]
-    counts = {each.name: len(findings.score_table.common_seeds(each.name, baseline)) for each in others}
-    if variant.name == baseline or all(counts[each.name] == each.score.num_seeds for each in others):
-        return Cell(DASH)
-    return _count(counts[variant.name])
-
-
-def _footnote(findings: Findings, baselines: Sequence[str]) -> str:
-    """What a dash in the place of a difference means, where there is one."""
-    others = [(variant, baseline) for baseline in baselines for variant in findings.variants]
-    if all(baseline in variant.against for variant, baseline in others if variant.name != baseline):
+def _about_dashes(findings: Findings, baselines: Sequence[str]) -> str:
+    """The meaning of a dash in place of a verdict, if there is one."""
+    pairs = [(variant, baseline) for baseline in baselines for variant in findings.variants]
+    if all(baseline in variant.against for variant, baseline in pairs if variant.name != baseline):
         return ""
-    return f" {DASH} as the verdict: not compared, see the answer."
+    return f"A verdict of {DASH} means that the arms were not compared; the answer gives the reason."
 
 
-def _count(value: int) -> Cell:
-    return Cell(f"{value:,}", value)
+def _random_object_score(findings: Findings) -> float | None:
+    """Mean over variants of the score of choosing an object at random; None if it was not measured."""
+    values = [variant.means.get("giou_random_object") for variant in findings.variants]
+    known = [value for value in values if value is not None and not is_missing(value)]
+    return sum(known) / len(known) if known else None
 
 
-def _p(value: float | None) -> Cell:
-    return Cell(p_value(value), value)
+def _about_random_object(findings: Findings) -> str:
+    chance = _random_object_score(findings)
+    return "" if chance is None else f"Choosing an object at random has a gIoU of {fixed(chance)}."
 
 
-def _difference(baseline: str, variant: Variant) -> Cell:
-    comparison = variant.against.get(baseline)
-    if comparison is None or is_missing(comparison.difference.delta):
-        return Cell(DASH)
-    apart = comparison.difference
-    note = between(apart.low, apart.high, signed=True)
-    return Cell(fixed(apart.delta, signed=True), apart.delta, apart.low, apart.high, note)
-
-
-def _plain_p(baseline: str, variant: Variant) -> Cell:
-    comparison = variant.against.get(baseline)
-    return _p(comparison.difference.p if comparison else None)
-
-
-def _adjusted_p(baseline: str, variant: Variant) -> Cell:
-    comparison = variant.against.get(baseline)
-    return _p(comparison.adjusted_p if comparison else None)
-
-
-def _minimum_detectable(baseline: str, variant: Variant) -> Cell:
-    comparison = variant.against.get(baseline)
-    return _number(comparison.minimum_detectable if comparison else None, 3)
-
-
-def _front_share(variant: Variant) -> Cell:
-    return Cell(percent(variant.front_share), None if is_missing(variant.front_share) else variant.front_share)
-
-
-def _verdict(baseline: str, variant: Variant) -> Cell:
-    comparison = variant.against.get(baseline)
-    if comparison is None:
-        return Cell("baseline" if variant.name == baseline else DASH)
-    return Cell(str(comparison.verdict))
-
-
-def _other_tokens(findings: Findings) -> str:
-    return "other tokens: gIoU where the LLM reads another image. " if findings.is_drawn else ""
-
-
-def _chance(findings: Findings) -> str:
-    chances = [variant.means.get("giou_random_object") for variant in findings.variants]
-    known = [value for value in chances if value is not None and not is_missing(value)]
-    return f"Picking an object at random scores {fixed(sum(known) / len(known))}. " if known else ""
+def _random_object_control(findings: Findings) -> str:
+    if _random_object_score(findings) is not None:
+        return (
+            "Random-object gIoU: the expected score of choosing one object of the image at random. Chance is the "
+            "higher of the swapped-token and the random-object gIoU."
+        )
+    return (
+        "Random-object gIoU was not measured, because the dataset annotates only the objects that expressions refer "
+        "to; chance is the swapped-token gIoU."
+    )

@@ -1,4 +1,4 @@
-"""How figures look: light and dark paper, a palette the colour-blind can tell apart, a marker for everyone else."""
+"""The style of figures: a light and a dark theme, a colour-blind palette, and a marker per variant."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -33,13 +33,13 @@ Draw = Callable[[Findings], Figure]
 
 
 def styles(findings: Findings) -> list[Style]:
-    """One for each variant, in order."""
+    """One style per variant, in order."""
     palette = sns.color_palette("colorblind", 10)
     return [Style(palette[i % 10], MARKERS[(i + i // 10) % len(MARKERS)]) for i in range(len(findings.variants))]
 
 
 def render(draw: Draw, findings: Findings, path: Path) -> tuple[bytes, bytes]:
-    """The figure as PNG on light and on dark paper; PATH.png and PATH.pdf are written as well."""
+    """The figure as PNG in the light and the dark theme; writes PATH.png and PATH.pdf too."""
     pngs = []
     for theme in THEMES:
         with _theme(theme):

@@ -1,4 +1,4 @@
-"""One table object, three renderings: Markdown, LaTeX (booktabs, best in bold) and CSV; the page renders a fourth."""
+"""A table and its renderings as Markdown, LaTeX (booktabs, best in bold) and CSV; the page template renders HTML."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ _LATEX = {
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What is shown, the number behind it, and its interval; `note` is small print such as that interval."""
+    """The text of a cell, its number and interval; `note` is shown in small print, such as the interval."""
 
     text: str
     value: float | None = None
@@ -30,7 +30,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A heading with its unit in it; `key` names the column in CSV; `higher_is_better` decides what is bold."""
+    """A column: `key` is its name in CSV, `label` includes the unit, `higher_is_better` decides which cell is bold."""
 
     key: str
     label: str
@@ -39,14 +39,14 @@ class Column:
 
     @property
     def heading(self) -> str:
-        """The label with an arrow to where better lies."""
+        """The label with an arrow in the better direction."""
         arrow = {True: " ↑", False: " ↓", None: ""}[self.higher_is_better]
         return f"{self.label}{arrow}"
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of cells under columns; the last `num_reference` rows are no contestants and never best."""
+    """Rows of cells under columns."""
 
     name: str
     title: str
@@ -65,7 +65,7 @@ class Table:
         """A booktabs table; best in bold."""
         texts = pd.DataFrame([[_latex(cell) for cell in row] for row in self.rows])
         bold = [["bfseries: ;" if cell.is_best else "" for cell in row] for row in self.rows]
-        # relabel_index takes format strings, in which a brace is written twice.
+        # relabel_index takes format strings, in which braces are doubled.
         headings = [_escape(column.heading).replace("{", "{{").replace("}", "}}") for column in self.columns]
         styler = texts.style.hide(axis="index").relabel_index(headings, axis="columns")
         if bold:
@@ -79,10 +79,10 @@ class Table:
         )
 
     def csv(self) -> str:
-        """The numbers themselves, unrounded, intervals in columns of their own."""
+        """The unrounded numbers; intervals have their own columns."""
         columns: dict[str, list[object]] = {}
-        for place, column in enumerate(self.columns):
-            cells = [row[place] for row in self.rows]
+        for index, column in enumerate(self.columns):
+            cells = [row[index] for row in self.rows]
             columns[column.key] = [cell.text if column.is_text else cell.value for cell in cells]
             if any(cell.low is not None for cell in cells):
                 columns[f"{column.key}_low"] = [cell.low for cell in cells]
@@ -98,17 +98,17 @@ class Table:
 
 
 def mark_best(columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> tuple[tuple[Cell, ...], ...]:
-    """The same rows with the best cell, and what reads the same, marked in every column that has a direction."""
+    """The same rows, with the best cell and cells of equal text marked in every column that has a direction."""
     marked = [list(row) for row in rows]
-    for place, column in enumerate(columns):
-        values = [row[place].value for row in marked]
+    for index, column in enumerate(columns):
+        values = [row[index].value for row in marked]
         known = [value for value in values if value is not None and not is_missing(value)]
         if column.higher_is_better is None or len(known) < 2:
             continue
         choose: Callable[[list[float]], float] = max if column.higher_is_better else min
-        best = next(row[place].text for row in marked if row[place].value == choose(known))
+        best = next(row[index].text for row in marked if row[index].value == choose(known))
         for row in marked:
-            row[place] = replace(row[place], is_best=row[place].text == best)
+            row[index] = replace(row[index], is_best=row[index].text == best)
     return tuple(tuple(row) for row in marked)
 
 

@@ -1,4 +1,4 @@
-"""A synthetic study that looks like a real one: tables, YAML and gallery files for tests of statistics and reports."""
+"""A synthetic study: tables, YAML and gallery files for tests of statistics and reports."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,12 @@ import pandas as pd
 from PIL import Image
 from pycocotools import mask as rle
 
-from harness.evaluation.metrics import score
+from harness.results.metrics import score
 
 FAMILIES = ("attribute", "texture", "absolute", "relation", "ordinal", "group", "absent")
 SIDE = 96
 LOSSES = {"loss": 3.0, "answer": 1.0, "bce": 1.2, "dice": 0.8, "location": 0.0}
-#: arm: (search point, mean gIoU, what it loses on relations, tokens, projector parameters, superpixel source)
+#: arm: (search point, mean gIoU, loss of gIoU on relations, tokens, projector parameters, superpixel source)
 ARMS = {
     "pooling": ({}, 0.62, 0.05, 36.0, 180_000, None),
     "no_position": ({}, 0.50, 0.25, 24.6, 150_000, "felzenszwalb"),
@@ -37,7 +37,7 @@ claims:
 
 
 def tables(num_images: int = 60, num_seeds: int = 3, per_image: int = 7) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """results and samples of 6 arms (two of them search points of `sspe`), the same expressions for all."""
+    """Results and samples of 6 arms (two of them search points of `sspe`) over the same expressions."""
     generator = np.random.default_rng(7)
     difficulty = generator.normal(0, 0.16, size=(num_images, per_image))
     boxes = generator.integers(8, SIDE - 40, size=(num_images, per_image, 2))
@@ -67,7 +67,7 @@ def with_failures(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_run(folder: Path, results: pd.DataFrame, samples: pd.DataFrame, num_gallery: int = 12) -> Path:
-    """A run folder with everything that a report reads."""
+    """Write a run folder with all files of a report."""
     folder.mkdir(parents=True, exist_ok=True)
     results.to_parquet(folder / "results.parquet")
     samples.to_parquet(folder / "samples.parquet")
@@ -161,7 +161,7 @@ def _result(name: str, seed: int, samples: pd.DataFrame, generator: np.random.Ge
         "projector_parameters": parameters, "trainable_parameters": parameters + 2_000_000,
         "flops": 12.3e9 + tokens * 1e7, "latency_ms": wiggle * sum(stages.values()),
         **{f"latency_{stage}_ms": value * wiggle for stage, value in stages.items()},
-        "peak_memory_mib": 812.0, "spec": json.dumps({"init_from": {"name": "some-start"}}),
+        "peak_memory_mib": 812.0, "spec": json.dumps({"init_from": {"name": "some-checkpoint"}}),
         "weights": json.dumps([vision, decoder]),
         "environment": json.dumps({"device": "cpu", "torch": "2.15.0"}), "curve": json.dumps(curve),
     }  # fmt: skip

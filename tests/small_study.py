@@ -18,7 +18,8 @@ from rich.console import Console
 from harness.execution.run_study import execute
 from harness.monitoring.progress import LineProgress, Progress
 from harness.monitoring.tracker import tracking_uri
-from harness.results.run_folder import SAMPLE_COLUMNS, Row, RunFolder
+from harness.results.columns import SAMPLE_COLUMNS
+from harness.results.run_folder import Row, RunFolder
 from harness.study.study import Cell, Study, load
 
 PRESET = """\

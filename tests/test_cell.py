@@ -16,7 +16,8 @@ from harness.errors import DataError
 from harness.execution.cell import run_cell
 from harness.execution.stages import seed_everything
 from harness.model.config import LLMConfig, VisionConfig
-from harness.results.run_folder import ANSWER_METRICS, METRICS, SAMPLE_COLUMNS
+from harness.results.columns import SAMPLE_COLUMNS
+from harness.results.metrics import ANSWER_METRICS, METRICS
 from harness.study.study import load
 from tests import checkpoints, datasets
 from tests.small_study import quiet

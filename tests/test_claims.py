@@ -1,4 +1,4 @@
-"""Claims stated in a study and what the data says about them."""
+"""Verdicts on the claims of a study."""
 
 import pytest
 from pydantic import ValidationError
@@ -26,13 +26,13 @@ def test_fewer_false_positives_support_better(score_table: ScoreTable):
     assert verdict(score_table, better="pooling", than="no_position", metric="fp_rate") is ClaimVerdict.SUPPORTED
 
 
-def test_keeping_up_depends_on_the_margin_stated(score_table: ScoreTable):
+def test_non_inferiority_depends_on_the_margin(score_table: ScoreTable):
     assert verdict(score_table, no_worse="decoder_pe", than="pooling", within=0.2) is ClaimVerdict.SUPPORTED
     assert verdict(score_table, no_worse="no_position", than="pooling", within=0.02) is ClaimVerdict.REFUTED
     assert verdict(score_table, no_worse="decoder_pe", than="pooling", within=0.001) is ClaimVerdict.INCONCLUSIVE
 
 
-def test_that_arms_at_chance_are_alike_shows_nothing():
+def test_non_inferiority_of_arms_at_chance_is_inconclusive():
     results, samples = tables()
     claim = Claim(claim="stated", no_worse="pooling", than="no_position", within=0.2)
     for chance, above in ((0.1, ["pooling", "no_position"]), (0.55, ["pooling"]), (0.9, [])):
@@ -43,26 +43,26 @@ def test_that_arms_at_chance_are_alike_shows_nothing():
         assert judgement.reason == ("" if above else "both arms are no better than chance")
 
 
-def test_chance_is_another_images_tokens_where_no_object_can_be_drawn():
+def test_chance_is_the_swapped_token_giou_if_no_random_object_was_scored():
     results, samples = tables()
     for chance, above in ((0.1, ["pooling", "no_position"]), (0.55, ["pooling"])):
         score_table = ScoreTable(results.assign(giou_random_object=float("nan"), giou_swapped_tokens=chance), samples)
         assert [arm for arm in ("pooling", "no_position") if score_table.is_above_chance(arm)] == above
 
 
-def test_what_is_better_keeps_up(score_table: ScoreTable):
+def test_a_better_arm_is_no_worse(score_table: ScoreTable):
     for metric in ("giou", "fp_rate"):
-        asked = {"within": 0.001, "metric": metric}
-        assert verdict(score_table, no_worse="pooling", than="no_position", **asked) is ClaimVerdict.SUPPORTED
-        assert verdict(score_table, no_worse="no_position", than="pooling", **asked) is ClaimVerdict.REFUTED
+        settings = {"within": 0.001, "metric": metric}
+        assert verdict(score_table, no_worse="pooling", than="no_position", **settings) is ClaimVerdict.SUPPORTED
+        assert verdict(score_table, no_worse="no_position", than="pooling", **settings) is ClaimVerdict.REFUTED
 
 
-def test_every_search_point_is_judged_and_none_is_picked(score_table: ScoreTable):
+def test_every_search_point_is_tested(score_table: ScoreTable):
     judgement = judge_claims([Claim(claim="stated", better="pooling", than="sspe")], score_table, margin=0.01)[0]
     assert [finding.other for finding in judgement.findings] == ["sspe (blocks=1)", "sspe (blocks=3)"]
 
 
-def test_points_that_disagree_resolve_nothing(score_table: ScoreTable):
+def test_a_claim_is_inconclusive_if_search_points_disagree(score_table: ScoreTable):
     judgement = judge_claims([Claim(claim="stated", no_worse="sspe", than="pooling", within=0.036)], score_table, 0.01)[
         0
     ]
@@ -72,7 +72,7 @@ def test_points_that_disagree_resolve_nothing(score_table: ScoreTable):
     assert "disagree" in judgement.reason
 
 
-def test_at_names_the_point_meant(score_table: ScoreTable):
+def test_at_selects_a_search_point(score_table: ScoreTable):
     claim = Claim(claim="stated", better="pooling", than="sspe", at={"projector.position.blocks": 3})
     (finding,) = judge_claims([claim], score_table, margin=0.01)[0].findings
     assert (finding.variant, finding.other) == ("pooling", "sspe (blocks=3)")
@@ -85,28 +85,28 @@ def test_claims_share_one_holm_family(score_table: ScoreTable):
     assert one.adjusted_p == other.adjusted_p == pytest.approx(2 * alone.adjusted_p)
 
 
-def test_an_arm_that_never_finished_resolves_nothing(score_table: ScoreTable):
+def test_a_claim_about_an_unfinished_arm_is_inconclusive(score_table: ScoreTable):
     judgement = judge_claims([Claim(claim="stated", better="qformer", than="pooling")], score_table, margin=0.01)[0]
     assert judgement.verdict is ClaimVerdict.INCONCLUSIVE
-    assert judgement.reason == "no finished cell has scored arm qformer"
+    assert judgement.reason == "no cell of qformer has finished"
 
 
-def test_a_family_without_expressions_resolves_nothing(score_table: ScoreTable):
+def test_a_claim_about_a_family_without_expressions_is_inconclusive(score_table: ScoreTable):
     claim = Claim(claim="stated", better="sspe", than="pooling", family="colour")
-    assert judge_claims([claim], score_table, margin=0.01)[0].reason == "no finished cell has scored family colour"
+    assert judge_claims([claim], score_table, margin=0.01)[0].reason == "no expression of family colour was scored"
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"better": "a"}, "Field required"),
-        ({"better": "a", "than": "b", "no_worse": "c"}, "a claim says either"),
-        ({"than": "b"}, "a claim says either"),
-        ({"better": "a", "than": "b", "within": 0.1}, "within belongs to no_worse"),
+        ({"better": "a", "than": "b", "no_worse": "c"}, "a claim must have either"),
+        ({"than": "b"}, "a claim must have either"),
+        ({"better": "a", "than": "b", "within": 0.1}, "within is allowed only with no_worse"),
         ({"better": "a", "than": "b", "metric": "gious"}, "did you mean giou"),
         ({"better": "a", "than": "b", "famly": "relation"}, "Extra inputs"),
     ],
 )
-def test_a_claim_that_cannot_be_judged_is_refused(fields: dict[str, object], message: str):
+def test_an_invalid_claim_is_refused(fields: dict[str, object], message: str):
     with pytest.raises(ValidationError, match=message):
         Claim(claim="stated", **fields)

@@ -1,4 +1,4 @@
-"""FLOPs and the timed pipeline: one count in any precision, and no file read while the clock runs."""
+"""FLOPs and the timed pipeline: equal counts in every precision, and no file access in timed runs."""
 
 import builtins
 import io
@@ -15,13 +15,14 @@ from harness.assembly.batches import BatchMaker
 from harness.data.example import ImageFile
 from harness.evaluation.cost import count_flops
 from harness.evaluation.latency import time_in_turns
-from harness.evaluation.pipeline import STAGES, Pipeline
+from harness.evaluation.pipeline import Pipeline
 from harness.model.config import MaskDecoderConfig
+from harness.results.metrics import PIPELINE_STAGES
 from harness.system.precision import autocast
 from tests import datasets
 
 CPU = torch.device("cpu")
-MASK_HEADS = {
+MASK_DECODERS = {
     "scratch": {},
     "scratch whose image attends to prompts": {"image_update": True},
     "SAM prompted by states": {"name": "sam-scenes"},
@@ -30,24 +31,24 @@ MASK_HEADS = {
 
 
 def _assembled(cell, **sections):
-    """The parts of a cell, and the first image that it is scored on."""
+    """The parts of a cell, and the first scored image."""
     spec = cell.spec.model_copy(update=sections)
     words = assembly.build_vocabulary(assembly.load_examples(spec, "train"))
     return assembly.assemble(spec, words, CPU), assembly.load_examples(spec, "test")[0]
 
 
-@pytest.mark.parametrize("name", MASK_HEADS)
+@pytest.mark.parametrize("name", MASK_DECODERS)
 def test_flops_do_not_depend_on_the_precision(cells, name):
-    given = MASK_HEADS[name]
+    decoder = MASK_DECODERS[name]
     plain = cells["pooling"].spec.mask_decoder.model_dump()
-    head = MaskDecoderConfig(**(given if "name" in given else plain | given))
+    head = MaskDecoderConfig(**(decoder if "name" in decoder else plain | decoder))
     parts, example = _assembled(cells["pooling"], mask_decoder=head)
     pipeline = Pipeline(parts.segmenter, parts.batches, example)
     in_float32, in_bfloat16 = (count_flops(pipeline, precision) for precision in ("float32", "bfloat16"))
     assert in_float32 == in_bfloat16
-    assert list(in_float32) == list(STAGES)
+    assert list(in_float32) == list(PIPELINE_STAGES)
     assert min(in_float32[stage] for stage in ("vision", "projector", "llm", "mask")) > 0
-    assert (in_float32["sam"] > 0) == ("name" in given)
+    assert (in_float32["sam"] > 0) == ("name" in decoder)
 
 
 def test_flops_are_counted_inside_inference_mode_too(cells):
@@ -58,7 +59,7 @@ def test_flops_are_counted_inside_inference_mode_too(cells):
         assert count_flops(pipeline, "bfloat16") == outside
 
 
-def test_counting_leaves_what_learns_as_it_was(cells):
+def test_counting_keeps_trainable_parameters_trainable(cells):
     parts, example = _assembled(cells["sspe"])
     before = {name: one.requires_grad for name, one in parts.segmenter.named_parameters()}
     count_flops(Pipeline(parts.segmenter, parts.batches, example), "float32")
@@ -66,11 +67,11 @@ def test_counting_leaves_what_learns_as_it_was(cells):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_one_model_alone_is_measured_by_stage(cells, precision):
+def test_a_single_model_is_measured_by_stage(cells, precision):
     parts, example = _assembled(cells["sspe"])
     pipeline = Pipeline(parts.segmenter, parts.batches, example)
     (latency,) = time_in_turns([[pipeline]], 2, [precision], max_factor=1)
-    assert list(latency.stage_ms) == list(count_flops(pipeline, precision)) == list(STAGES)
+    assert list(latency.stage_ms) == list(count_flops(pipeline, precision)) == list(PIPELINE_STAGES)
     assert 0 < max(latency.stage_ms.values()) < latency.median_ms
     assert latency.num_runs == 2
 
@@ -81,7 +82,7 @@ def _refuse(*arguments, **_):
 
 @pytest.mark.parametrize("superpixels", [{}, {"granularity": "adaptive", "count": 45, "detail": 0.0}])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_run_on_an_image_file_opens_no_file_and_cuts_it_as_the_cache_does(
+def test_a_run_on_an_image_file_opens_no_file_and_segments_as_the_cache_does(
     cells, tmp_path, monkeypatch, superpixels, precision
 ):
     (example,) = datasets.made(1)
@@ -109,7 +110,7 @@ def test_a_run_on_an_image_file_opens_no_file_and_cuts_it_as_the_cache_does(
     assert torch.equal(used[0], kept)
 
 
-def test_an_embedding_that_is_computed_is_the_one_that_is_kept(cells):
+def test_a_computed_embedding_equals_the_cached_one(cells):
     parts, example = _assembled(cells["sam"])
     cache = parts.batches.sam
     cache.ensure([example], lambda *_: None)
@@ -121,6 +122,6 @@ def test_one_sam_embedding_serves_mask_decoder_and_superpixels(cells, monkeypatc
     parts, example = _assembled(cells["sam"])
     model, calls = parts.batches.sam.model, []
     embed = type(model).embed
-    monkeypatch.setattr(type(model), "embed", lambda *given: calls.append(1) or embed(*given))
+    monkeypatch.setattr(type(model), "embed", lambda *inputs: calls.append(1) or embed(*inputs))
     Pipeline(parts.segmenter, parts.batches, example).run(lambda _: None)
     assert len(calls) == 1

@@ -1,4 +1,4 @@
-"""Scoring: counts by hand, answers that decide, and one image at a time against a batch."""
+"""Scoring: counts by hand, the effect of [SEG], and single images compared with batches."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from tests.tiny import FixedBatches, tiny_segmenter, two_objects
 
 @pytest.fixture(scope="module")
 def trained() -> FixedBatches:
-    """Batches whose segmenter has learnt the two images by heart."""
+    """Batches whose segmenter overfits two images."""
     torch.manual_seed(0)
     segmenter = tiny_segmenter()
     batches = FixedBatches(segmenter.llm)
@@ -30,7 +30,7 @@ def _evaluator(batches: FixedBatches, batch_images: int = 2) -> Evaluator:
     return Evaluator(batches.segmenter, batches, batch_images, "float32")
 
 
-def test_what_was_learnt_scores_high_and_shuffled_words_do_not(trained):
+def test_an_overfitted_model_scores_high_and_shuffled_expressions_do_not(trained):
     samples, tokens = _evaluator(trained).score(trained.examples)
     assert samples.iou.mean() > 0.8
     assert samples.predicted_seg.all()
@@ -40,22 +40,22 @@ def test_what_was_learnt_scores_high_and_shuffled_words_do_not(trained):
     assert _evaluator(trained).controls(mixed)["giou_shuffled"] < 0.2
 
 
-def test_the_llm_reads_the_tokens_of_the_next_image_and_the_mask_decoder_its_own(trained, monkeypatch):
+def test_swapped_tokens_change_the_input_of_the_llm_and_not_of_the_mask_decoder(trained, monkeypatch):
     segmenter, own = trained.segmenter, trained.visual.patches
-    project, segment, seen = segmenter.projector.forward, segmenter.segment, []
+    project, segment, inputs = segmenter.projector.forward, segmenter.segment, []
     monkeypatch.setattr(
-        segmenter.projector, "forward", lambda features: project(seen.append(features.patches) or features)
+        segmenter.projector, "forward", lambda features: project(inputs.append(features.patches) or features)
     )
-    monkeypatch.setattr(segmenter, "segment", lambda patches, *rest: segment(seen.append(patches) or patches, *rest))
+    monkeypatch.setattr(segmenter, "segment", lambda patches, *rest: segment(inputs.append(patches) or patches, *rest))
     found = _evaluator(trained).controls(trained.examples)
     assert set(found) == {"giou_shuffled", "giou_swapped_tokens"}
-    shuffled, other_tokens = seen[:2], seen[2:]
+    shuffled, other_tokens = inputs[:2], inputs[2:]
     assert all(torch.equal(patches, own) for patches in shuffled)
     assert torch.equal(other_tokens[0], own.flip(0))
     assert torch.equal(other_tokens[1], own)
 
 
-def test_rows_count_pixels_and_hold_the_masks(trained):
+def test_rows_have_the_pixel_counts_of_their_masks(trained):
     samples, _ = _evaluator(trained).score(trained.examples)
     assert list(samples.expression_id) == [0, 1, 0, 1]
     for row in samples.itertuples():
@@ -74,8 +74,8 @@ def test_a_batch_scores_like_its_images_alone(trained):
     assert np.abs(together.iou - alone.iou).max() < 1e-4
 
 
-def test_an_expression_scores_the_same_with_and_without_its_neighbours(trained):
-    """Packed evaluation against one expression at a time."""
+def test_packed_expressions_score_like_single_ones(trained):
+    """Packed evaluation compared with one expression at a time."""
     packed, _ = _evaluator(trained).score(trained.examples)
     single = [replace(e, expressions=(x,)) for e in trained.examples for x in e.expressions]
     alone, _ = _evaluator(trained).score(single)
@@ -83,14 +83,14 @@ def test_an_expression_scores_the_same_with_and_without_its_neighbours(trained):
 
 
 def test_without_seg_the_mask_is_empty_unless_teacher_forced():
-    """A refused target scores 0 but keeps its teacher-forced score; a refused nothing is right."""
+    """A rejected target scores 0 but keeps its teacher-forced score; a rejected absent expression scores 1."""
     example = two_objects(0)
     example = replace(example, expressions=(example.expressions[0], Expression("the star", "absent", ())))
     forced = np.stack([example.mask(example.expressions[0])] * 2)
-    output, refused = np.array([True, True]), np.array([False, False])
+    output, rejected = np.array([True, True]), np.array([False, False])
     found, hallucinated = sample_rows(example, Prediction(forced, output, tokens=4))
     assert (found["iou"], found["iou_teacher_forced"]) == (1.0, 1.0)
     assert (hallucinated["iou"], hallucinated["intersection"], hallucinated["union"]) == (0.0, 0, forced[1].sum())
-    missed, right = sample_rows(example, Prediction(forced, refused, tokens=4))
+    missed, right = sample_rows(example, Prediction(forced, rejected, tokens=4))
     assert (missed["iou"], missed["iou_teacher_forced"], missed["predicted_area"]) == (0.0, 1.0, 0)
     assert (right["iou"], right["iou_teacher_forced"]) == (1.0, 0.0)

@@ -1,4 +1,4 @@
-"""What a report says of a source that was run at several granularities, against numbers that are known."""
+"""Granularity sweeps: which arms form one, its knee, and the direction of the FP rate."""
 
 import json
 from pathlib import Path
@@ -10,17 +10,17 @@ from reports import granularity
 from reports.findings import Findings, load
 from tests.report_tables import tables, write_run
 
-RUNGS = {"no_position": ("coarse", 8.0), "bbox_mlp": ("default", 16.0), "decoder_pe": ("fine", 24.0)}
+LEVELS = {"no_position": ("coarse", 8.0), "bbox_mlp": ("default", 16.0), "decoder_pe": ("fine", 24.0)}
 
 
 @pytest.fixture(scope="module")
 def frames() -> tuple[pd.DataFrame, pd.DataFrame]:
     """Quality rises from coarse (.50) over default (.56) to fine (.625), in the synthetic tables."""
     results, samples = tables(num_images=40, num_seeds=2)
-    for arm, (name, tokens) in RUNGS.items():
-        rung = results["arm"] == arm
-        results.loc[rung, "spec"] = json.dumps({"superpixels": {"name": "sam", "granularity": name}, "seed": "all"})
-        results.loc[rung, "tokens"] = tokens
+    for arm, (name, tokens) in LEVELS.items():
+        is_arm = results["arm"] == arm
+        results.loc[is_arm, "spec"] = json.dumps({"superpixels": {"name": "sam", "granularity": name}, "seed": "all"})
+        results.loc[is_arm, "tokens"] = tokens
     return results, samples
 
 
@@ -28,12 +28,12 @@ def _findings(folder: Path, results: pd.DataFrame, samples: pd.DataFrame) -> Fin
     return load(write_run(folder, results, samples))
 
 
-def test_a_ladder_is_one_source_from_the_fewest_tokens_on(tmp_path, frames):
+def test_a_sweep_is_one_source_in_order_of_tokens(tmp_path, frames):
     found = granularity.granularity_sweeps(_findings(tmp_path, *frames))
-    assert [(one.source, [rung.name for rung in one.levels]) for one in found] == [("sam", list(RUNGS))]
+    assert [(sweep.source, [level.name for level in sweep.levels]) for sweep in found] == [("sam", list(LEVELS))]
 
 
-def test_arms_that_differ_in_more_than_superpixels_are_no_ladder(tmp_path, frames):
+def test_arms_that_differ_in_more_than_superpixels_are_no_sweep(tmp_path, frames):
     results, samples = frames
     other = results.copy()
     spec = json.dumps({"superpixels": {"name": "sam"}, "seed": "other"})
@@ -41,22 +41,15 @@ def test_arms_that_differ_in_more_than_superpixels_are_no_ladder(tmp_path, frame
     assert granularity.granularity_sweeps(_findings(tmp_path, other, samples)) == []
 
 
-def test_the_sentences_say_what_the_numbers_say(tmp_path, frames):
-    results, samples = frames
-    samples = samples.assign(elongation=samples["expression_id"].map(lambda number: 3.0 if number % 2 else 1.0))
-    findings = _findings(tmp_path, results, samples)
-    knee, false_positives, families, elongated, cost = granularity.answers(findings)
-    assert "no knee within the sweep; the finest, decoder_pe (24.0 tokens" in knee
-    apart = findings.score_table.compare("decoder_pe", "no_position", "fp_rate")
-    assert apart.high < 0, "the synthetic masks miss less where quality is higher"
-    assert "finer granularity lowers the FP rate" in false_positives
-    assert f"{abs(apart.delta):.3f}" in false_positives
-    assert "relation" in families
-    assert "2.5 times as long" in elongated
-    assert "tokens go from 8.0 to 24.0" in cost
+def test_the_fp_rate_is_compared_between_the_finest_and_the_coarsest(tmp_path, frames):
+    findings = _findings(tmp_path, *frames)
+    sentence = next(each for each in granularity.answers(findings) if "lowers the FP rate" in each)
+    difference = findings.score_table.compare("decoder_pe", "no_position", "fp_rate")
+    assert difference.high < 0, "false positives are fewer where quality is higher"
+    assert f"{abs(difference.delta):.3f}" in sentence
 
 
-def test_the_knee_is_the_cheapest_within_the_margin(tmp_path, frames):
+def test_the_knee_has_the_fewest_tokens_within_the_margin(tmp_path, frames):
     results, samples = frames
     copied = samples[samples["arm"] == "decoder_pe"].assign(arm="bbox_mlp")
     seeds = results[results["arm"] == "bbox_mlp"].set_index("seed")["cell"]

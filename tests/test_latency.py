@@ -1,4 +1,4 @@
-"""Models that are timed in turns: the order and the end of the rounds, and that load elsewhere moves no comparison."""
+"""Models that are timed in turns: order and number of rounds, and independence of the load of the machine."""
 
 import gc
 import subprocess
@@ -11,12 +11,13 @@ import torch
 
 from harness.evaluation import latency
 from harness.evaluation.latency import MAX_FACTOR, time_in_turns
-from harness.evaluation.pipeline import STAGES, Pipeline
+from harness.evaluation.pipeline import Pipeline
+from harness.results.metrics import PIPELINE_STAGES
 from tests.tiny import FixedBatches, tiny_segmenter
 
 
 class Clock:
-    """Seconds that pass only when a run says so."""
+    """A clock that a run advances."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -33,7 +34,7 @@ def clock(monkeypatch) -> Clock:
 
 
 class Watched(Pipeline):
-    """A pipeline whose run does something else, stage by stage."""
+    """A pipeline whose run calls a function in every stage."""
 
     def __init__(self, number: int, run: Callable[[str], None]) -> None:
         segmenter = tiny_segmenter()
@@ -42,7 +43,7 @@ class Watched(Pipeline):
         self.watch = run
 
     def run(self, lap: Callable[[str], None]) -> None:
-        for stage in STAGES:
+        for stage in PIPELINE_STAGES:
             self.watch(stage)
             lap(stage)
 
@@ -82,10 +83,12 @@ def test_quantiles_are_of_timed_runs_only(clock):
     assert found.median_ms == pytest.approx(1005)
     assert found.p90_ms == pytest.approx(1009)
     assert found.num_runs == 11
-    assert found.stage_ms == pytest.approx({**dict.fromkeys(STAGES, 0), "vision": 1005 / 4, "llm": 3 * 1005 / 4})
+    assert found.stage_ms == pytest.approx(
+        {**dict.fromkeys(PIPELINE_STAGES, 0), "vision": 1005 / 4, "llm": 3 * 1005 / 4}
+    )
 
 
-def test_rounds_go_on_while_any_median_is_uncertain(clock):
+def test_rounds_continue_while_any_median_is_uncertain(clock):
     steady, varying, wild = [50.0], [50.0, 55.0, 45.0, 52.0, 50.0, 48.0, 50.0], [10.0, 100.0]
     assert _num_rounds(clock, steady) == 10
     assert 10 < _num_rounds(clock, varying) < MAX_FACTOR * 10
@@ -99,8 +102,8 @@ def _num_rounds(clock: Clock, *models: list[float]) -> int:
     return found[0].num_runs
 
 
-def test_what_slows_a_whole_round_moves_no_comparison(clock):
-    """One model takes twice as long as the other, in rounds of which most are slow."""
+def test_a_slow_round_changes_no_comparison(clock):
+    """One model takes twice as long as the other, and most rounds are slow."""
     slowness = [1.0, 3.0, 2.0, 2.0, 7.0, 5.0, 2.0, 1.5, 4.0, 2.0]
     rounds = [1.0] * latency.WARM_UP + slowness
     pipelines = [[_taking(clock, cycle([each * own for each in rounds]))] for own in (20.0, 40.0)]
@@ -111,7 +114,7 @@ def test_what_slows_a_whole_round_moves_no_comparison(clock):
     assert slow.p90_ms == pytest.approx(40 * 5.2)
 
 
-def test_runs_have_one_thread_and_no_garbage_collection_and_both_come_back(set_threads):
+def test_runs_use_one_thread_without_garbage_collection_and_both_are_restored(set_threads):
     set_threads(2)
     states = []
     (found,) = time_in_turns(
@@ -130,14 +133,14 @@ def test_runs_have_one_thread_and_no_garbage_collection_and_both_come_back(set_t
 
 
 def test_each_model_runs_in_its_own_precision():
-    seen: list[list[bool]] = [[], []]
-    pipelines = [[Watched(0, lambda _, own=own: own.append(torch.is_autocast_enabled("cpu")))] for own in seen]
+    casts: list[list[bool]] = [[], []]
+    pipelines = [[Watched(0, lambda _, own=own: own.append(torch.is_autocast_enabled("cpu")))] for own in casts]
     time_in_turns(pipelines, 1, ["float32", "bfloat16"])
-    assert [set(own) for own in seen] == [{False}, {True}]
+    assert [set(own) for own in casts] == [{False}, {True}]
 
 
 @pytest.mark.slow
-def test_a_busy_core_makes_no_difference_between_a_model_and_itself():
+def test_a_busy_core_causes_no_difference_between_two_copies_of_a_model():
     models = [_tiny(), _tiny()]
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
         try:

@@ -1,4 +1,4 @@
-"""Metrics against values worked by hand, golden vectors, and properties that any such score must have."""
+"""Metrics: values computed by hand, golden vectors, and general properties."""
 
 import math
 from dataclasses import replace
@@ -8,15 +8,16 @@ import pandas as pd
 import pytest
 
 from harness.data.example import Example, Expression, encode_ids
-from harness.evaluation.metrics import count, iou, mean_best_overlap, random_object_giou, score
+from harness.evaluation.metrics import count, iou, mean_best_overlap, random_object_giou
+from harness.results.metrics import score
 
 
 def mask(*boxes: tuple[int, int, int, int], side: int = 8) -> np.ndarray:
-    """Boxes (top, bottom, left, right) drawn into an empty mask."""
-    drawn = np.zeros((side, side), bool)
+    """A mask of boxes (top, bottom, left, right)."""
+    filled = np.zeros((side, side), bool)
     for top, bottom, left, right in boxes:
-        drawn[top:bottom, left:right] = True
-    return drawn
+        filled[top:bottom, left:right] = True
+    return filled
 
 
 EMPTY = mask()
@@ -26,7 +27,7 @@ GOLDEN = {
     "s2": (mask((0, 2, 0, 5)), EMPTY),
     "s3": (EMPTY, mask((0, 3, 0, 3))),
 }
-"""(prediction, target) of four expressions that four published evaluators were run on."""
+"""(prediction, target) of four expressions, for which four published evaluators have been run."""
 
 
 def table(pairs: list[tuple[np.ndarray, np.ndarray]], families: list[str] | None = None) -> pd.DataFrame:
@@ -46,7 +47,7 @@ def random_table(rows: int = 60) -> pd.DataFrame:
     return table(list(zip(masks[0], masks[1], strict=True)), families)
 
 
-def test_iou_of_a_3x3_mask_is_what_the_hand_counts() -> None:
+def test_iou_of_a_3x3_mask_equals_the_count_by_hand() -> None:
     prediction = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 0]], bool)
     target = np.array([[0, 1, 0], [0, 1, 1], [0, 0, 1]], bool)
     counts = count(prediction, target)
@@ -59,7 +60,7 @@ def test_iou_of_a_3x3_mask_is_what_the_hand_counts() -> None:
     assert iou(counts["intersection"], counts["union"]) == 0.4
 
 
-def test_both_masks_empty_is_1_and_one_of_them_empty_is_0() -> None:
+def test_iou_is_1_for_two_empty_masks_and_0_for_one() -> None:
     np.testing.assert_array_equal(iou([0, 0, 0], [0, 10, 9]), [1.0, 0.0, 0.0])
 
 
@@ -70,13 +71,13 @@ def test_golden_vectors_agree_with_published_evaluators() -> None:
     assert scores["ciou"] == pytest.approx(12 / 39, abs=1e-12)
     assert scores["no_target_accuracy"] == 0.5
     assert scores["target_accuracy"] == 0.5
-    # 16 + 10 pixels predicted of which 12 are right; 16 + 9 wanted.
+    # 16 + 10 pixels are predicted, of which 12 are in the target; the targets have 16 + 9.
     assert scores["fp_rate"] == pytest.approx(14 / 26, abs=1e-12)
     assert scores["fn_rate"] == pytest.approx(13 / 25, abs=1e-12)
     assert scores["giou_teacher_forced"] == pytest.approx(0.2, abs=1e-12)
 
 
-def test_precision_counts_targeted_expressions_and_is_reached_at_equality() -> None:
+def test_precision_counts_expressions_with_a_target_and_includes_the_threshold() -> None:
     half = (mask((0, 2, 0, 2)), mask((0, 2, 0, 4)))
     scores = score(table([*GOLDEN.values(), half]))
     # Targeted: s0 with .6, s3 with 0, half with exactly .5.
@@ -85,10 +86,10 @@ def test_precision_counts_targeted_expressions_and_is_reached_at_equality() -> N
     assert scores["precision_at_70"] == 0.0
 
 
-def test_wrong_object_rate_leaves_out_empty_predictions_and_missing_targets() -> None:
+def test_wrong_object_rate_excludes_empty_predictions_and_missing_targets() -> None:
     other = (mask((5, 8, 5, 8)), mask((0, 3, 0, 3)))
     scores = score(table([*GOLDEN.values(), other]))
-    # Of s0 (right), s3 (empty) and other, only the last names another object; s2 has no target to be confused with.
+    # Of s0 (correct), s3 (empty) and other, only the last is a wrong object; s2 has no target.
     assert scores["wrong_object_rate"] == pytest.approx(1 / 3)
 
 
@@ -113,7 +114,7 @@ def test_the_order_of_expressions_does_not_matter() -> None:
     assert score(shuffled) == pytest.approx(score(samples), rel=1e-12, nan_ok=True)
 
 
-def test_families_put_together_give_the_whole() -> None:
+def test_the_weighted_mean_of_families_is_the_total() -> None:
     samples = random_table()
     scores = score(samples)
     sizes = samples["family"].value_counts()
@@ -124,13 +125,13 @@ def test_families_put_together_give_the_whole() -> None:
     assert wrong == pytest.approx(scores["fp_rate"])
 
 
-def test_a_score_that_no_expression_speaks_to_is_nan() -> None:
+def test_a_metric_without_applicable_samples_is_nan() -> None:
     without_target = score(table([GOLDEN["s1"]]))
     for name in ("fp_rate", "fn_rate", "wrong_object_rate", "target_accuracy", "precision_at_50"):
         assert math.isnan(without_target[name]), name
     assert without_target["no_target_accuracy"] == 1.0
     assert math.isnan(score(table([GOLDEN["s0"]]))["no_target_accuracy"])
-    assert all(math.isnan(value) for value in score(table([GOLDEN["s0"]]).iloc[:0]).values())
+    assert score(table([GOLDEN["s0"]]).iloc[:0]) == {}
 
 
 def example(objects: np.ndarray, *targets: tuple[int, ...]) -> Example:
@@ -138,7 +139,7 @@ def example(objects: np.ndarray, *targets: tuple[int, ...]) -> Example:
     return Example("id", np.zeros((*objects.shape, 3), np.uint8), encode_ids(objects), expressions)
 
 
-def test_a_random_object_scores_what_a_loop_over_objects_scores() -> None:
+def test_random_object_giou_equals_a_loop_over_objects() -> None:
     generator = np.random.default_rng(0)
     examples = [
         example(generator.integers(0, count + 1, (8, 8)), (1,), (2,), (1, 2), (), (count,)) for count in (2, 3, 7)
@@ -159,8 +160,8 @@ def test_a_random_object_from_an_empty_image_is_the_empty_mask() -> None:
     assert math.isnan(random_object_giou([]))
 
 
-def test_no_random_object_is_drawn_where_the_targets_are_the_only_objects_listed() -> None:
-    """Else the only object of each image of ReasonSeg would be chance, and a perfect model no better."""
+def test_random_object_giou_is_nan_if_only_targets_are_annotated() -> None:
+    """Otherwise chance on ReasonSeg, with one object per image, would be a perfect score."""
     whole = example(np.array([[0, 1], [2, 2]]), (1,))
     targets_only = replace(example(np.array([[0, 1], [0, 0]]), (1,)), lists_all_objects=False)
     assert math.isnan(random_object_giou([targets_only]))
@@ -168,8 +169,8 @@ def test_no_random_object_is_drawn_where_the_targets_are_the_only_objects_listed
     assert random_object_giou([whole, replace(targets_only, expressions=())]) == random_object_giou([whole])
 
 
-def test_the_best_overlap_of_an_object_is_that_of_a_single_superpixel():
-    """Object 1 is one superpixel and a quarter more; object 3 is halved; there is no object 2."""
+def test_mean_best_overlap_uses_a_single_superpixel_per_object():
+    """Object 1 covers one superpixel and a quarter of another; object 3 covers two; there is no object 2."""
     labels = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]])
     objects = np.array([[1, 1, 1, 0], [1, 1, 0, 0], [3, 3, 3, 3], [3, 3, 3, 3]])
     assert mean_best_overlap(labels, objects) == pytest.approx((4 / 5 + 4 / 8) / 2)

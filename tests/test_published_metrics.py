@@ -1,4 +1,4 @@
-"""Published evaluators, on four expressions that their own code was run on."""
+"""Published evaluators, compared with the output of their code on four expressions."""
 
 import numpy as np
 import pandas as pd
@@ -36,8 +36,8 @@ class AverageMeter:
         self.sum, self.count = self.sum + value * n, self.count + n
 
 
-def test_lisa_adds_up_image_by_image_to_the_last_digit() -> None:
-    """Against a loop as in its `validate`."""
+def test_lisa_sums_image_by_image_with_equal_rounding() -> None:
+    """Compared with a loop as in its `validate`."""
     generator = np.random.default_rng(0)
     for _ in range(30):
         images = np.repeat(np.arange(100), generator.integers(1, 9, 100))
@@ -60,7 +60,7 @@ def test_lisa_adds_up_image_by_image_to_the_last_digit() -> None:
         assert found["ciou"] == intersections.sum / (unions.sum + 1e-10)
 
 
-def test_counts_of_samples_know_the_image_of_an_expression() -> None:
+def test_counts_of_samples_have_the_image_of_each_expression() -> None:
     columns = {
         "predicted_area_teacher_forced": 1,
         "target_area": 1,
@@ -72,7 +72,7 @@ def test_counts_of_samples_know_the_image_of_an_expression() -> None:
     assert Counts.of(PREDICTIONS, TARGETS, image=[3, 3, 1, 1]).image.tolist() == [3, 3, 1, 1]
 
 
-def test_lisa_of_no_expression() -> None:
+def test_lisa_without_expressions() -> None:
     assert lisa(Counts.of([], [])) == {"giou": 0, "ciou": 0}
 
 
@@ -110,7 +110,7 @@ def test_lavt() -> None:
     assert (scores["precision_at_50"], scores["precision_at_70"]) == (0.25, 0.0)
 
 
-def test_a_pixel_of_two_polygons_costs_a_perfect_mask_in_lisas_ground_truth() -> None:
+def test_overlapping_polygons_lower_the_score_of_a_perfect_mask_in_lisas_ground_truth() -> None:
     target = mask((0, 4, 0, 4)).astype(np.uint8)
     target[:2, :2] = 2
     perfect = [target > 0]
@@ -121,10 +121,10 @@ def test_a_pixel_of_two_polygons_costs_a_perfect_mask_in_lisas_ground_truth() ->
 def test_ignored_pixels_are_in_no_count() -> None:
     target = mask((0, 4, 0, 4)).astype(np.uint8)
     target[4:] = IGNORED
-    drawn = mask((0, 8, 0, 4))
-    assert lisa(Counts.of([drawn], [target]))["giou"] == pytest.approx(1, abs=1e-4)
+    predicted = mask((0, 8, 0, 4))
+    assert lisa(Counts.of([predicted], [target]))["giou"] == pytest.approx(1, abs=1e-4)
     everything = np.full_like(target, IGNORED)
-    assert lisa(Counts.of([drawn], [everything]))["giou"] == pytest.approx(1, abs=1e-4)
+    assert lisa(Counts.of([predicted], [everything]))["giou"] == pytest.approx(1, abs=1e-4)
 
 
 def test_rela_without_expressions_of_a_kind() -> None:

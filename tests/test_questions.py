@@ -11,8 +11,8 @@ from torch.testing import assert_close
 from harness.assembly.batches import BatchMaker
 from harness.data.example import Example, Expression, Question, TextQuery
 from harness.evaluation.evaluator import Evaluator
-from harness.evaluation.metrics import score
 from harness.model.segmenter import Segmenter
+from harness.results.metrics import score
 from harness.study.training_config import TrainingConfig
 from harness.training.losses import losses
 from harness.training.sampler import of_families

@@ -10,7 +10,9 @@ import pytest
 
 from harness.data.scenes import FAMILIES as SCENE_FAMILIES
 from harness.errors import HarnessError
-from harness.results.run_folder import COLUMNS, FAMILIES, METRICS, SAMPLE_COLUMNS, RunFolder, aggregate_seeds
+from harness.results.columns import COLUMNS, SAMPLE_COLUMNS
+from harness.results.metrics import FAMILIES, aggregate_seeds
+from harness.results.run_folder import RunFolder
 from harness.study.study import load
 from harness.system.files import replace_file
 from tests.small_study import row_of, samples_of, write_study
@@ -20,23 +22,18 @@ def test_every_family_of_the_scenes_has_its_columns():
     assert set(SCENE_FAMILIES) <= set(FAMILIES)
 
 
-def test_columns_are_unique_and_hold_every_metric():
-    assert len(set(COLUMNS)) == len(COLUMNS)
-    assert set(METRICS) <= set(COLUMNS)
-
-
 @pytest.fixture
 def cells(tmp_path):
     return load(write_study(tmp_path)).cells()
 
 
-def test_a_variant_has_the_means_over_its_seeds():
+def test_seeds_are_aggregated_by_their_mean():
     cells = pd.DataFrame({"giou": [0.4, 0.6], "latency_ms": [90.0, 80.0], "latency_llm_ms": [10.0, 20.0]})
     assert aggregate_seeds(cells) == pytest.approx({"giou": 0.5, "latency_ms": 85.0, "latency_llm_ms": 15.0})
     assert math.isnan(aggregate_seeds(cells.assign(latency_ms=None))["latency_ms"])
 
 
-def test_tables_come_back_as_they_were_written(tmp_path, cells):
+def test_gathered_tables_equal_what_was_written(tmp_path, cells):
     folder = RunFolder(tmp_path / "run")
     for cell in reversed(cells):
         folder.write_cell({**row_of(cell), "ciou": np.float32(0.25), "fp_rate": float("nan")}, samples_of(cell))
@@ -52,7 +49,7 @@ def test_tables_come_back_as_they_were_written(tmp_path, cells):
     assert samples["cell"].tolist() == [cell.id for cell in cells for _ in range(2)]
 
 
-def test_failed_and_skipped_cells_keep_their_rows_and_only_failed_ones_run_again(tmp_path, cells):
+def test_failed_and_skipped_cells_have_rows_and_only_failed_ones_run_again(tmp_path, cells):
     folder = RunFolder(tmp_path / "run")
     for cell, status in zip(cells, ("done", "failed", "skipped"), strict=False):
         folder.write_cell(row_of(cell, status, "why"), samples_of(cell) if status == "done" else None)
@@ -67,7 +64,7 @@ def test_tables_without_any_cell_can_be_read(tmp_path):
     assert len(pd.read_parquet(folder.results)) == len(pd.read_parquet(folder.samples)) == 0
 
 
-def test_rows_outside_the_study_stay_out_of_its_tables(tmp_path, cells):
+def test_rows_of_other_cells_are_not_gathered(tmp_path, cells):
     folder = RunFolder(tmp_path / "run")
     for cell in cells:
         folder.write_cell(row_of(cell), samples_of(cell))
@@ -75,7 +72,7 @@ def test_rows_outside_the_study_stay_out_of_its_tables(tmp_path, cells):
     assert len(folder.rows()) == len(cells)
 
 
-def test_a_write_that_breaks_leaves_what_was_there(tmp_path):
+def test_a_failed_write_keeps_the_file(tmp_path):
     path = tmp_path / "table"
     replace_file(path, lambda part: part.write_text("whole"))
 
@@ -89,14 +86,14 @@ def test_a_write_that_breaks_leaves_what_was_there(tmp_path):
     assert [found.name for found in tmp_path.iterdir()] == ["table"]
 
 
-def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):
+def test_a_folder_is_locked_by_one_run_at_a_time(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    hold = (
+    lock_command = (
         f"import fcntl, time; f = open({str(tmp_path / 'run/.lock')!r}, 'w'); fcntl.flock(f, 2); print(1, flush=True); "
     )
     with folder.lock():
         pass
-    with subprocess.Popen([sys.executable, "-c", hold + "time.sleep(60)"], stdout=subprocess.PIPE) as other:
+    with subprocess.Popen([sys.executable, "-c", lock_command + "time.sleep(60)"], stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         with pytest.raises(HarnessError, match="another run is writing"), folder.lock():
             pass
@@ -114,6 +111,6 @@ def test_a_report_is_stale_when_its_tables_are_newer(tmp_path):
     folder.report.write_text("page")
     assert folder.is_reported
     folder.write_if_changed(folder.study, "a")
-    assert folder.is_reported, "a file that says the same is not touched"
+    assert folder.is_reported, "a file with equal text is not written"
     folder.write_if_changed(folder.study, "b")
     assert not folder.is_reported

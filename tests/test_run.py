@@ -13,7 +13,7 @@ from harness.execution import commands
 from harness.execution.run_study import execute
 from harness.monitoring.tracker import Tracker
 from harness.planning.plan import estimate, make_plan
-from harness.results.run_folder import METRICS
+from harness.results.metrics import METRICS
 from harness.study.study import load
 from harness.system.environment import describe_environment
 from tests.small_study import Cells, NoReports, quiet, run_folder, write_study
@@ -102,7 +102,7 @@ def test_a_finished_study_runs_nothing_and_shows_its_results(tmp_path, capsys, m
     printed = capsys.readouterr().out
     assert "nothing to run: all 12 cells have finished" in printed
     assert f"report: {folder.report}" in printed
-    assert METRICS["giou_shuffled"].label.split(",")[0] in printed
+    assert METRICS["giou_shuffled"].label.split()[0] in printed
     assert folder.report.read_text() == "page", "a report that is up to date is left alone"
 
 

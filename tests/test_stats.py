@@ -1,4 +1,4 @@
-"""What a difference is worth: hand-worked values, parity with scipy, and coverage."""
+"""Statistics: values computed by hand, parity with scipy, and coverage of intervals."""
 
 import math
 
@@ -7,15 +7,14 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from harness.evaluation.metrics import score
-from harness.results.run_folder import ANSWER_METRICS
-from harness.results.score_table import METRICS, ScoreTable, variant_name
+from harness.results.metrics import ANSWER_METRICS, SCORES, score
+from harness.results.score_table import ScoreTable, variant_name
 from harness.results.statistics import NOT_COMPARED, Difference, Sums, Verdict, holm, is_on_front, judge, swap_test
 from tests.report_tables import tables
 
 
 def table(scores: dict[str, np.ndarray]) -> ScoreTable:
-    """A panel from IoUs (S, I, E) by arm; every target has 100 pixels."""
+    """A score table from IoUs (S, I, E) by arm; every target has 100 pixels."""
     results, samples = [], []
     for arm, values in scores.items():
         for (seed, image, number), iou in np.ndenumerate(values):
@@ -38,7 +37,7 @@ def difference(delta: float, low: float, high: float) -> Difference:
     return Difference(delta, low, high, 0.01, 0.001, num_seeds=3, num_images=60, num_expressions=420)
 
 
-def test_holm_matches_the_values_worked_by_hand():
+def test_holm_equals_values_computed_by_hand():
     # sorted .005 .01 .03 .04 times 4 3 2 1 = .02 .03 .06 .04, then never falling: .02 .03 .06 .06
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
@@ -75,7 +74,7 @@ def test_identical_arms_have_p_one_and_no_difference():
     assert judge(compared, 1.0, margin=0.01) is Verdict.EQUIVALENT
 
 
-def test_pairing_finds_what_the_single_intervals_hide():
+def test_a_paired_difference_is_found_although_single_intervals_overlap():
     generator = np.random.default_rng(3)
     theirs = np.broadcast_to(generator.uniform(0.1, 0.8, size=(1, 40, 1)), (1, 40, 4))
     score_table = table({"better": theirs + generator.normal(0.02, 0.01, size=theirs.shape), "base": theirs})
@@ -105,7 +104,7 @@ def test_seeds_that_disagree_widen_the_interval():
 
 
 @pytest.mark.parametrize(("num_seeds", "seed_sd"), [(1, 0.0), (5, 0.05)])
-def test_the_interval_covers_the_truth_about_as_often_as_it_says(num_seeds: int, seed_sd: float):
+def test_the_coverage_of_intervals_is_close_to_nominal(num_seeds: int, seed_sd: float):
     generator, num_covered, num_trials = np.random.default_rng(6), 0, 60
     for _ in range(num_trials):
         images = generator.normal(0, 0.1, size=(1, 40, 1)) + generator.normal(0, 0.1, size=(num_seeds, 40, 2))
@@ -126,17 +125,17 @@ def test_a_ratio_is_resampled_as_a_ratio_of_sums():
     assert estimate.low < estimate.value < estimate.high
 
 
-def test_scores_equal_the_means_over_seeds_of_what_a_cell_records():
+def test_scores_equal_the_means_over_seeds_of_cell_scores():
     results, samples = tables(num_images=10)
     score_table = ScoreTable(results, samples)
     cells = [score(rows) for _, rows in samples[samples["arm"] == "pooling"].groupby("seed")]
-    for metric in set(METRICS) - set(ANSWER_METRICS):
+    for metric in set(SCORES) - set(ANSWER_METRICS):
         assert score_table.estimate("pooling", metric).value == pytest.approx(
             np.mean([cell[metric] for cell in cells])
         ), metric
 
 
-def test_questions_are_scored_beside_expressions_and_apart_from_them():
+def test_questions_and_expressions_are_scored_separately():
     results, samples = tables(num_images=10)
     alone = ScoreTable(results, samples)
     questions = samples.assign(
@@ -147,9 +146,9 @@ def test_questions_are_scored_beside_expressions_and_apart_from_them():
     )
     both = ScoreTable(results, pd.concat([samples, questions]))
     assert both.estimate("pooling") == alone.estimate("pooling")
-    asked = questions[(questions["arm"] == "pooling") & (questions["scoring"] == "accuracy")]
+    of_accuracy = questions[(questions["arm"] == "pooling") & (questions["scoring"] == "accuracy")]
     estimate = both.estimate("pooling", "accuracy")
-    assert estimate.value == pytest.approx(asked.groupby("seed")["score"].mean().mean())
+    assert estimate.value == pytest.approx(of_accuracy.groupby("seed")["score"].mean().mean())
     assert estimate.num_expressions == 10
     assert both.families_of("accuracy") == ["texture"]
     assert both.compare("bbox_mlp", "pooling", "cider").num_expressions == 60
@@ -157,7 +156,7 @@ def test_questions_are_scored_beside_expressions_and_apart_from_them():
     assert set(score(questions)) == {"accuracy", "cider"}
 
 
-def test_the_same_panel_gives_the_same_numbers():
+def test_equal_tables_give_equal_numbers():
     first, second = (ScoreTable(*tables(num_images=15)) for _ in range(2))
     assert first.estimate("bbox_mlp") == second.estimate("bbox_mlp")
     assert first.compare("bbox_mlp", "pooling") == second.compare("bbox_mlp", "pooling")
@@ -173,7 +172,7 @@ def test_a_metric_without_a_denominator_is_nan_and_never_better():
     assert judge(compared, compared.p, margin=0.01) is Verdict.INCONCLUSIVE
 
 
-def test_an_unscored_expression_is_not_silently_left_out():
+def test_a_missing_score_is_not_ignored():
     results, samples = tables(num_images=5)
     samples.loc[samples.index[0], "iou"] = np.nan
     assert math.isnan(ScoreTable(results, samples).estimate("pooling").value)
@@ -209,7 +208,7 @@ def test_arms_without_a_common_seed_are_not_compared():
         (difference(0.0, -0.02, 0.02), 1.0, Verdict.INCONCLUSIVE),
     ],
 )
-def test_verdicts_follow_the_stated_rules(compared: Difference, p: float, verdict: Verdict):
+def test_verdicts_follow_the_rules(compared: Difference, p: float, verdict: Verdict):
     assert judge(compared, p, margin=0.01) is verdict
 
 
@@ -217,18 +216,18 @@ def test_fewer_false_positives_are_better():
     assert judge(difference(-0.03, -0.05, -0.01), 0.01, margin=0.01, higher_is_better=False) is Verdict.BETTER
 
 
-def test_the_minimum_detectable_effect_is_the_textbook_one():
+def test_the_minimum_detectable_effect_equals_the_textbook_formula():
     # (1.95996 + 0.84162) standard errors of 0.01
     assert difference(0, 0, 0).minimum_detectable() == pytest.approx(0.0280158, abs=1e-6)
     assert difference(0, 0, 0).minimum_detectable(comparisons=5) > difference(0, 0, 0).minimum_detectable()
 
 
-def test_the_front_holds_what_nothing_dominates():
+def test_points_on_the_front_are_not_dominated():
     points = np.array([[0.6, -36.0], [0.5, -24.0], [0.5, -36.0], [0.6, -36.0], [np.nan, -1.0]])
     assert is_on_front(points).tolist() == [True, True, False, True, False]
 
 
-def test_front_shares_say_how_sure_the_front_is():
+def test_front_shares_follow_the_quality_of_arms():
     results, samples = tables(num_images=20)
     score_table = ScoreTable(results, samples)
     costs = dict.fromkeys(score_table.variants, 24.0) | {"pooling": 36.0}
@@ -238,7 +237,7 @@ def test_front_shares_say_how_sure_the_front_is():
     assert shares["pooling"] < 0.5  # it costs more and is hardly ever better
 
 
-def test_a_variant_is_named_by_the_settings_searched():
+def test_the_name_of_a_variant_has_its_search_point():
     assert variant_name("sspe", '{"projector.position.blocks": 3, "projector.position.queries": 4}') == (
         "sspe (blocks=3, queries=4)"
     )

@@ -97,7 +97,8 @@ def test_another_preset_is_chosen_on_the_command_line(tmp_path):
 
 
 def test_what_is_scored_is_a_split_of_the_data_and_not_the_one_trained_on(tmp_path):
-    assert {cell.spec.evaluation.split for cell in load(write_study(tmp_path), ["evaluation.split=validation"]).cells()}
+    cells = load(write_study(tmp_path), ["evaluation.split=validation"]).cells()
+    assert {cell.spec.evaluation.split for cell in cells} == {"validation"}
     for split in ("train", "testA"):
         [problem] = problems(tmp_path, STUDY, overrides=(f"evaluation.split={split}",))
         assert problem.startswith(f"--set evaluation.split={split}: scenes has no split '{split}' to score; ")

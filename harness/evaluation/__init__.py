@@ -1,5 +1,5 @@
-"""Scores and measures a trained segmenter: masks, answers, controls, FLOPs, latency.
+"""Evaluation of a trained segmenter: masks, answers, controls, FLOPs, latency and images for the gallery.
 
-A segmenter and examples come in; samples, metrics and costs go out. It imports `assembly`, `model`, `data`, `results`
+Input: a segmenter and examples. Output: samples, controls and costs. It imports `assembly`, `model`, `data`, `results`
 and `system`.
 """

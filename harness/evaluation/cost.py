@@ -1,8 +1,8 @@
-"""What a trained segmenter costs beside time: parameters, FLOPs by stage, peak memory.
+"""Costs of a trained segmenter other than time: parameters, FLOPs by stage, peak memory.
 
-FLOPs are multiply-adds times two, of matrix products and convolutions only; pooling, normalisation and superpixel
-generation count as zero, and latency shows them. Attention is counted by running it in its plain form, because the
-fused kernels for CPUs are unknown to the counter.
+FLOPs are two per multiply-add of matrix products and convolutions. Pooling, normalisation and superpixel generation
+count as zero; latency includes them. Attention runs in its unfused form while FLOPs are counted, because the counter
+does not support the fused kernels for CPUs.
 """
 
 import resource
@@ -16,32 +16,33 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.evaluation.pipeline import STAGES, Pipeline
+from harness.evaluation.pipeline import Pipeline
+from harness.results.metrics import PIPELINE_STAGES
 from harness.system.precision import autocast
 
 
 def count_flops(pipeline: Pipeline, precision: str) -> dict[str, int]:
-    """FLOPs of each stage of one run, which do not depend on the precision."""
+    """FLOPs of each stage of one run; they do not depend on the precision."""
     marks: dict[str, int] = {}
     with counting_flops(pipeline.segmenter) as counter, autocast(precision, pipeline.device):
         pipeline.run(lambda name: marks.update({name: counter.get_total_flops()}))
-    before = [0, *[marks[name] for name in STAGES]]
-    flops = {name: marks[name] - earlier for name, earlier in zip(STAGES, before, strict=False)}
-    return {**flops, "superpixels": 0}  # of methods with matrix products, some run in threads that the counter misses
+    before = [0, *[marks[name] for name in PIPELINE_STAGES]]
+    flops = {name: marks[name] - earlier for name, earlier in zip(PIPELINE_STAGES, before, strict=False)}
+    return {**flops, "superpixels": 0}  # some methods compute matrix products in threads that the counter misses
 
 
 @contextmanager
 def counting_flops(module: nn.Module) -> Iterator[FlopCounterMode]:
-    """Counts what runs inside, of matrix products and convolutions; attention as the products that it is made of.
+    """Count the FLOPs of matrix products and convolutions in this context, including those of attention.
 
-    It runs without gradients, but never in inference mode: there the counter splits an operation such as einsum into
-    matrix products after autocast has been passed, so that these meet operands of two dtypes.
+    The context disables gradients but not by inference mode, in which the counter splits operations such as einsum into
+    matrix products after autocast, so that their operands have different dtypes.
     """
-    learning = [p for p in module.parameters() if p.requires_grad]
+    trainable = [p for p in module.parameters() if p.requires_grad]
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    for parameter in learning:
-        parameter.requires_grad_(False)  # the counter hooks the backward of whatever could have one
+    for parameter in trainable:
+        parameter.requires_grad_(False)  # the counter adds hooks to everything with gradients
     try:
         with (
             torch.inference_mode(False),
@@ -52,28 +53,28 @@ def counting_flops(module: nn.Module) -> Iterator[FlopCounterMode]:
             yield counter
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        for parameter in learning:
+        for parameter in trainable:
             parameter.requires_grad_(True)
 
 
 def num_parameters(module: nn.Module, *, learning_only: bool = False) -> int:
-    """How many numbers a module holds, or only those that learn."""
+    """The number of parameters of a module, or of its trainable ones."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not learning_only)
 
 
 class PeakMemory:
-    """Peak memory from its making to `mib()`: of the allocator on CUDA, of the whole process elsewhere."""
+    """Peak memory between construction and `mib()`: of the allocator on CUDA, otherwise of the process."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         elif sys.platform == "linux":
-            # Linux keeps the high-water mark for the life of a process unless it is told to start again.
+            # Resets the peak of the process, which Linux otherwise keeps for its lifetime.
             Path("/proc/self/clear_refs").write_text("5")
 
     def mib(self) -> float:
-        """MiB (2^20 bytes)."""
+        """Peak memory in MiB (2^20 bytes)."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         if sys.platform == "linux":

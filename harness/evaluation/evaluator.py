@@ -1,8 +1,8 @@
-"""Scores a trained segmenter: everything asked of a split, one row each, with the controls that must fail.
+"""Scores a trained segmenter: one row per expression or question of a split, and the controls.
 
-Two readings of an expression in one run: *generated*, where the mask counts only if the model's own next word is [SEG]
-(else the mask is empty), and *teacher forced*, where [SEG] is given, as LISA and its descendants score. A question is
-answered in the model's likeliest words.
+An expression is scored in two modes in one run. *Generated*: the mask is empty unless the most likely next token is
+[SEG]. *Teacher-forced*: [SEG] is inserted, as in the evaluation of LISA and models based on it. Answers to questions
+are generated greedily.
 """
 
 import json
@@ -21,19 +21,20 @@ from harness.evaluation.metrics import count, iou
 from harness.evaluation.text_metrics import score as score_answers
 from harness.model.llm.language_model import SEG
 from harness.model.segmenter import Answer, Query, Segmenter
-from harness.results.run_folder import SAMPLE_COLUMNS
+from harness.results.columns import SAMPLE_COLUMNS
+from harness.results.metrics import shuffled
 from harness.system.precision import autocast
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the model says of one image.
+    """The output of the model for one image.
 
     Args:
-        masks: (E, h, w) bool at the image's own size, a mask an expression, as if [SEG] had been given.
-        predicted_seg: (E,) bool, whether the model itself says [SEG].
-        tokens: visual tokens read.
-        said: the answer to each question.
+        masks: (E, h, w) bool at the size of the image, the teacher-forced mask of each expression.
+        predicted_seg: (E,) bool, whether the model generates [SEG].
+        tokens: number of visual tokens.
+        generated_text: the answer to each question.
     """
 
     masks: np.ndarray
@@ -51,7 +52,7 @@ class Evaluator:
     Args:
         segmenter: put into evaluation mode.
         batches: turns examples into tensors on the segmenter's device.
-        batch_images: images at a time.
+        batch_images: number of images per batch.
         precision: as in training.
     """
 
@@ -68,10 +69,12 @@ class Evaluator:
         queries: Sequence[Sequence[TextQuery]],
         token_sources: Sequence[Example] | None = None,
     ) -> Iterator[Prediction]:
-        """One prediction an image for what is asked of it, all packed into one sequence.
+        """Yield one prediction per image; all queries of an image are packed into one sequence.
 
         Args:
-            read: the images whose visual tokens the LLM reads, each in place of its own; None for their own.
+            examples: the images.
+            queries: the expressions and questions of each image, expressions first.
+            token_sources: images that provide the visual tokens instead of `examples`; None for their own.
         """
         llm = self.segmenter.llm
         for start in range(0, len(examples), self.batch_images):
@@ -85,14 +88,14 @@ class Evaluator:
                 tokens = self.segmenter.projector(features if others is None else self.batches.features(others))
                 mask_inputs = self.batches.mask_inputs(chunk)
                 answer = self.segmenter.answer(tokens, features.patches, mask_inputs, query)
-                words = self._say(answer, query)
-            num_drawn = query.is_expression.sum(1).tolist()
-            says_seg = answer.answer_logits[query.is_expression[query.is_valid]].argmax(-1) == SEG + llm.vocabulary
-            drawn = [Frame.of(example.size, self.batches.mask_frame) for example in chunk]
+                words = self._generate(answer, query)
+            num_masks = query.is_expression.sum(1).tolist()
+            predicts_seg = answer.answer_logits[query.is_expression[query.is_valid]].argmax(-1) == SEG + llm.vocabulary
+            frames = [Frame.of(example.size, self.batches.mask_frame) for example in chunk]
             for frame, logits, predicted_seg, num_tokens, row in zip(
-                drawn,
-                answer.mask_logits.split(num_drawn),
-                says_seg.split(num_drawn),
+                frames,
+                answer.mask_logits.split(num_masks),
+                predicts_seg.split(num_masks),
                 answer.tokens.mask.sum(1).tolist(),
                 chosen,
                 strict=True,
@@ -101,14 +104,14 @@ class Evaluator:
                 masks = (frame.restore(logits) > 0).cpu().numpy()
                 yield Prediction(masks, predicted_seg.cpu().numpy(), num_tokens, generated_text)
 
-    def _say(self, answer: Answer, query: Query) -> Iterator[str]:
+    def _generate(self, answer: Answer, query: Query) -> Iterator[str]:
         """The answers to the questions of a batch, in order."""
         questions = query.questions()
         ids = self.segmenter.generate(answer.tokens, questions).tolist() if questions.is_valid.any() else []
         return iter([self.segmenter.llm.words(row) for row in ids])
 
     def score(self, examples: Sequence[Example]) -> tuple[pd.DataFrame, list[int]]:
-        """A row per expression or question (columns: `SAMPLE_COLUMNS`), and the visual tokens of each image."""
+        """One row per expression or question (columns: `SAMPLE_COLUMNS`), and the visual tokens of each image."""
         rows: list[dict[str, Any]] = []
         tokens = []
         queries = [example.queries for example in examples]
@@ -116,22 +119,22 @@ class Evaluator:
             tokens.append(prediction.tokens)
             rows.extend(sample_rows(example, prediction))
         questions = [question for example in examples for question in example.questions]
-        answered = [row for row in rows if "generated_text" in row]
+        question_rows = [row for row in rows if "generated_text" in row]
         for row, value in zip(
-            answered, score_answers([row["generated_text"] for row in answered], questions), strict=True
+            question_rows, score_answers([row["generated_text"] for row in question_rows], questions), strict=True
         ):
             row["score"] = value
         return pd.DataFrame(rows, columns=MEASURED), tokens
 
     def controls(self, examples: Sequence[Example]) -> dict[str, float]:
-        """What is left without what the scores should come from, by the column it is reported in.
+        """Scores with mismatched inputs, by column; they show which part of a score does not come from these inputs.
 
-        - `*_shuffled`: words and image do not belong together. Each image is asked what the next one is asked: masks
-          are held against what its own expression means, answers against the question that was put.
-        - `giou_swapped_tokens`: the LLM reads the visual tokens of the next image. The expression and the mask decoder
-          keep the image, so the score that is left does not come from visual tokens.
+        - `*_shuffled`: each image is paired with the queries of the next one. Masks are compared with the targets of
+          the image's own expressions, answers with the references of the question.
+        - `giou_swapped_tokens`: the LLM receives the visual tokens of the next image. The expression and the input of
+          the mask decoder stay the same, so the remaining score does not come from visual tokens.
 
-        Of one image there is no next, so nothing is known.
+        With a single image there is no next one, and the result is empty.
         """
         if len(examples) < 2:
             return {}
@@ -140,23 +143,23 @@ class Evaluator:
             [*other.expressions[: len(example.expressions)], *other.questions]
             for example, other in zip(examples, others, strict=True)
         ]
-        shuffled = list(self.predict(examples, queries))
+        mismatched = list(self.predict(examples, queries))
         questions = [question for other in others for question in other.questions]
         scores = pd.Series(
-            score_answers([generated_text for one in shuffled for generated_text in one.generated_text], questions),
+            score_answers([generated_text for one in mismatched for generated_text in one.generated_text], questions),
             dtype=float,
         )
         by_scoring = scores.groupby([question.scoring for question in questions]).mean()
-        found = {f"{scoring}_shuffled": float(value) for scoring, value in by_scoring.items()}
+        found = {shuffled(str(scoring)): float(value) for scoring, value in by_scoring.items()}
         if any(example.expressions for example in examples):
-            found["giou_shuffled"] = _giou(examples, shuffled)
+            found[shuffled("giou")] = _giou(examples, mismatched)
             expressions = [example.expressions for example in examples]
             found["giou_swapped_tokens"] = _giou(examples, self.predict(examples, expressions, token_sources=others))
         return found
 
 
 def _giou(examples: Sequence[Example], predictions: Iterable[Prediction]) -> float:
-    """Mean IoU of the masks with what each image's own expressions mean."""
+    """Mean IoU of the masks with the targets of each image's own expressions."""
     overlaps = []
     for example, prediction in zip(examples, predictions, strict=True):
         masks, valid_mask = prediction.masks & prediction.predicted_seg[:, None, None], example.valid_mask()
@@ -166,7 +169,7 @@ def _giou(examples: Sequence[Example], predictions: Iterable[Prediction]) -> flo
 
 
 def sample_rows(example: Example, prediction: Prediction) -> Iterator[dict[str, Any]]:
-    """What one image was asked and what came of it, in the columns of `harness.results.run_folder.SAMPLE_COLUMNS`."""
+    """The rows of one image, with the columns of `harness.results.columns.SAMPLE_COLUMNS`."""
     (height, width), valid_mask = example.size, example.valid_mask()
     for number, expression in enumerate(example.expressions):
         target = example.mask(expression)
@@ -181,7 +184,7 @@ def sample_rows(example: Example, prediction: Prediction) -> Iterator[dict[str, 
             "predicted_seg": bool(prediction.predicted_seg[number]),
             "intersection_teacher_forced": int(forced_pixels["intersection"]),
             "predicted_area_teacher_forced": int(forced_pixels["predicted_area"]),
-            **_facts(example, expression),
+            **_target_attributes(example, expression),
             "height": height,
             "width": width,
             "prediction_rle": encode(mask)["counts"].decode(),
@@ -199,13 +202,13 @@ def sample_rows(example: Example, prediction: Prediction) -> Iterator[dict[str, 
         }
 
 
-def _identity(example: Example, number: int, queries: TextQuery) -> dict[str, Any]:
-    """The columns that say what was asked of which image."""
+def _identity(example: Example, number: int, query: TextQuery) -> dict[str, Any]:
+    """The columns that identify an expression or a question."""
     return {
         "image_id": example.image_id,
         "expression_id": number,
-        "text": queries.text,
-        "family": queries.family,
+        "text": query.text,
+        "family": query.family,
         "domain": example.domain,
     }
 
@@ -216,10 +219,10 @@ def _overlap(prediction: np.ndarray, target: np.ndarray) -> float:
     return float(iou(pixels["intersection"], pixels["union"]))
 
 
-def _facts(example: Example, expression: Expression) -> dict[str, float | None]:
-    """The most elongated and the most hidden of the targets; None where nothing is known or meant."""
-    facts = [example.attributes[k - 1] for k in expression.targets] if example.attributes else []
+def _target_attributes(example: Example, expression: Expression) -> dict[str, float | None]:
+    """The largest elongation and occlusion of the targets; None without attributes or targets."""
+    attributes = [example.attributes[k - 1] for k in expression.targets] if example.attributes else []
     return {
-        "elongation": max((fact.elongation for fact in facts), default=None),
-        "occlusion": max((fact.occlusion for fact in facts), default=None),
+        "elongation": max((each.elongation for each in attributes), default=None),
+        "occlusion": max((each.occlusion for each in attributes), default=None),
     }

@@ -1,9 +1,9 @@
-"""Latency of several models that can be compared: timed in one process, in turns, on the same images.
+"""Comparable latency of several models: timed in one process, in turns, on the same images.
 
-Other load on the machine slows neighbouring runs alike, and models that take turns share it; models that are timed
-minutes apart do not. On a GPU the clock is wall time. On a CPU it is the processor time of one thread, which is the
-wall time of that thread on an idle machine: it does not count the time that other processes hold the core, whereas in
-wall time several threads wait in every operation for whichever of them has been interrupted.
+Other load on the machine slows consecutive runs equally, so it affects all models that take turns. Models that are
+timed minutes apart are affected differently. On a GPU the clock is wall time. On a CPU it is the processor time of one
+thread, which equals wall time on an idle machine and excludes the time in which other processes use the core. With
+several threads, every operation would wait for any thread that is interrupted.
 """
 
 import gc
@@ -17,29 +17,30 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from harness.evaluation.pipeline import STAGES, Pipeline
+from harness.evaluation.pipeline import Pipeline
+from harness.results.metrics import PIPELINE_STAGES
 from harness.system.device import synchronize
 from harness.system.precision import autocast
 
 WARM_UP = 3
 MAX_STANDARD_ERROR = 0.015
-"""Rounds go on until the standard error of every median is below this share of the median."""
+"""Rounds continue until the standard error of every median is below this share of the median."""
 MAX_FACTOR = 3
-"""Rounds end in any case after this many times the repeats asked for."""
+"""Largest number of rounds, as a multiple of `repeats`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Time of one model's runs, each on one image that is asked one thing.
+    """Latency of one model, for one image with one expression or question.
 
-    Where several models were timed, the times of a round are divided by how much slower the round was than the median
-    round, by the geometric mean over all models, before medians are taken.
+    If several models were timed, the times of a round are divided by the slowness of the round before medians are
+    computed: its geometric mean over all models relative to the median round.
 
     Args:
-        median_ms: of whole runs.
-        p90_ms: ninth decile of whole runs, as they were timed.
-        num_runs: timed runs.
-        stage_ms: medians by stage; their sum need not be the median of whole runs.
+        median_ms: median of runs.
+        p90_ms: 90th percentile of runs, without that division.
+        num_runs: number of timed runs.
+        stage_ms: medians by stage; their sum may differ from the median of runs.
     """
 
     median_ms: float
@@ -55,14 +56,14 @@ def time_in_turns(
     max_factor: int = MAX_FACTOR,
     warm_up: int = WARM_UP,
 ) -> list[Latency]:
-    """Times models round by round: in a round every model runs once, on the same image, in an order drawn anew.
+    """Time models in rounds: in a round every model runs once on the same image, in random order.
 
     Args:
-        pipelines: for each model, its pipelines over the same images in the same order, on one device.
-        repeats: the least number of rounds; where times vary there are more.
-        precisions: for each model, the precision it runs in.
-        max_factor: at most so many times as many rounds.
-        warm_up: least number of untimed runs of each model; each also runs untimed on every image.
+        pipelines: of each model, over the same images in the same order, on one device.
+        repeats: minimum number of rounds; there are more if times vary.
+        precisions: of each model.
+        max_factor: maximum number of rounds, as a multiple of `repeats`.
+        warm_up: minimum number of untimed runs of each model; each model runs untimed on every image.
 
     Returns:
         The latency of each model.
@@ -84,13 +85,13 @@ def time_in_turns(
 
 @contextmanager
 def _without_interruptions(device: torch.device) -> Iterator[None]:
-    """One thread, no garbage collection, and weights that autocast casts once are cast in the warm-up only."""
+    """Use one thread, disable garbage collection, and keep the weights that autocast casts during warm-up."""
     num_threads, was_collecting = torch.get_num_threads(), gc.isenabled()
     gc.collect()
     gc.disable()
     torch.set_num_threads(1)
     try:
-        # Autocast forgets the weights that it has cast at the end of the outermost context.
+        # Autocast clears its cache of cast weights at the end of the outermost context.
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
@@ -100,7 +101,7 @@ def _without_interruptions(device: torch.device) -> Iterator[None]:
 
 
 def _timed(pipeline: Pipeline, precision: str) -> list[float]:
-    """Milliseconds that each stage of one run takes."""
+    """Milliseconds of each stage of one run."""
     clock = time.perf_counter if pipeline.device.type == "cuda" else time.process_time
     ends = []
 
@@ -116,7 +117,7 @@ def _timed(pipeline: Pipeline, precision: str) -> list[float]:
 
 
 def _adjusted(times: np.ndarray) -> np.ndarray:
-    """Times (rounds, models, stages) as if every round had been as slow as the median one; unchanged for one model."""
+    """Times (rounds, models, stages) divided by the slowness of the round; unchanged for one model."""
     if times.shape[1] == 1:
         return times
     slowness = np.exp(np.log(times.sum(axis=2)).mean(axis=1))
@@ -124,7 +125,7 @@ def _adjusted(times: np.ndarray) -> np.ndarray:
 
 
 def _are_precise(rounds: Sequence[Sequence[Sequence[float]]]) -> bool:
-    """Whether the standard errors of all medians are small, by the order statistics one of them below and above."""
+    """Whether the standard errors of all medians are small, estimated from order statistics around the median."""
     totals = np.sort(_adjusted(np.array(rounds)).sum(axis=2), axis=0)
     middle, spread = (len(totals) - 1) / 2, math.sqrt(len(totals)) / 2
     low, high = totals[max(0, math.floor(middle - spread))], totals[min(len(totals) - 1, math.ceil(middle + spread))]
@@ -137,6 +138,8 @@ def _summaries(rounds: Sequence[Sequence[Sequence[float]]]) -> list[Latency]:
     medians, stages = np.median(adjusted.sum(axis=2), axis=0), np.median(adjusted, axis=0)
     p90 = np.percentile(times.sum(axis=2), 90, axis=0)
     return [
-        Latency(float(medians[model]), float(p90[model]), len(rounds), dict(zip(STAGES, row.tolist(), strict=True)))
+        Latency(
+            float(medians[model]), float(p90[model]), len(rounds), dict(zip(PIPELINE_STAGES, row.tolist(), strict=True))
+        )
         for model, row in enumerate(stages)
     ]

@@ -1,4 +1,4 @@
-"""One image through a segmenter in stages that can be timed and counted one by one; nothing comes from a cache."""
+"""Inference on one image in stages, for timing and FLOP counts; without any cache."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,18 +11,15 @@ from harness.data.example import Example
 from harness.data.frame import Frame, to_tensor
 from harness.model.segmenter import Segmenter
 
-STAGES = ("vision", "sam", "superpixels", "projector", "llm", "mask")
-
 
 class Pipeline:
-    """From the decoded pixels of one image to the answer to its first expression or question.
+    """Inference from the decoded pixels of one image to the output for its first expression or question.
 
-    Construction does everything that touches a file: it decodes the image and loads the models. A run reads and writes
-    no file, so that models are charged for computation only.
+    The constructor decodes the image and loads the models. A run accesses no file: only computation is measured.
 
     Args:
         segmenter: put into evaluation mode.
-        batches: of the segmenter; says which encoders and superpixels it uses.
+        batches: of the segmenter; defines its encoders and superpixels.
         example: an image with at least one expression or question.
     """
 
@@ -40,20 +37,20 @@ class Pipeline:
 
     @property
     def device(self) -> torch.device:
-        """Where the segmenter runs."""
+        """The device of the segmenter."""
         return self.batches.device
 
     def run(self, lap: Callable[[str], None]) -> None:
-        """One run; calls `lap(name)` as each of `STAGES` ends, in their order.
+        """Run once, and call `lap(name)` after each of `PIPELINE_STAGES`, in order.
 
-        Gradients and autocast are the caller's choice. Superpixels are computed without autocast, as for the cache.
+        The caller sets gradients and autocast. Superpixels are computed without autocast, as for the cache.
         """
         frames = to_tensor([self._frame.place_image(self.example.image)]).to(self.device)
         encoding = self.batches.vision.compute(frames, [(self._frame.height, self._frame.width)])
         lap("vision")
-        drawing, proposing = self._embeddings()
+        mask_embedding, candidate_embedding = self._embeddings()
         lap("sam")
-        labels = self._superpixels(proposing)
+        labels = self._superpixels(candidate_embedding)
         lap("superpixels")
         features = self.batches.build_features(encoding, self._patch_mask, labels)
         tokens = self.segmenter.projector(features)
@@ -62,26 +59,26 @@ class Pipeline:
             self.segmenter.generate(tokens, self.query)
             lap("llm")
         else:
-            answering, seg = self.segmenter.run_llm(tokens, self.query)
-            self.segmenter.llm.answer_logits(answering)
+            answer_states, seg = self.segmenter.run_llm(tokens, self.query)
+            self.segmenter.llm.answer_logits(answer_states)
             lap("llm")
-            mask_inputs = frames if drawing is None else drawing
+            mask_inputs = frames if mask_embedding is None else mask_embedding
             prompts = self.segmenter.prompt(seg)
             self._mask_frame.restore(self.segmenter.segment(features.patches, mask_inputs, prompts, self._first))
         lap("mask")
 
     def _embeddings(self) -> tuple[Tensor | None, Tensor | None]:
-        """SAM's embeddings (1, P, g, g) for the mask decoder and for superpixels; computed once if they share a SAM."""
+        """SAM's embeddings (1, P, g, g) for the mask decoder and for superpixels; computed once if both use one SAM."""
         sam = self.batches.sam
-        drawing = None if sam is None else sam.compute(self.example)
+        mask_embedding = None if sam is None else sam.compute(self.example)
         if self._candidates is None:
-            return drawing, None
+            return mask_embedding, None
         of_candidates = self._candidates.embeddings
         is_shared = sam is not None and of_candidates.folder == sam.folder
-        return drawing, drawing if is_shared else of_candidates.compute(self.example)
+        return mask_embedding, mask_embedding if is_shared else of_candidates.compute(self.example)
 
     def _superpixels(self, embedding: Tensor | None) -> Tensor | None:
-        """(1, R, R) int64 labels; None where the projector reads no superpixels."""
+        """(1, R, R) int64 labels; None if the projector uses no superpixels."""
         if self.batches.superpixels is None or self._seen is None:
             return None
         proposal = None

@@ -1,15 +1,15 @@
-"""How good an answer in words is, by the rules of the dataset that the question is from.
+"""Scores of generated answers, by the rules of the dataset of the question.
 
-- `vqa_accuracy`: VQAv2's, with ten references. An answer is worth min(1, n / 3) for the n other annotators who gave it,
-  averaged over leaving out each of the ten. Only where the ten disagree are they and the answer normalised; lmms-eval
-  always does. Source: GT-Vision-Lab/VQA@a013f00, vqaEval.py, oddities included.
-- `accuracy`: 1 for the one right answer, else 0. GQA's own eval.py compares text as it is; here case and the space and
-  punctuation around an answer do not count, as in lmms-eval, since LLMs write them.
-- `cider`: CIDEr-D of each caption, by pycocoevalcap; 1.0 is what papers print as 100. Document frequencies are those of
-  the references scored together. Its tokenizer of the Penn Treebank needs Java; here words are what is between spaces
-  once the punctuation that it drops is gone. They are other words where a caption has an apostrophe (it splits man 's
-  and do n't), a number or a short form with a mark in it (it keeps 10:30 and u.s.) or brackets (it keeps -lrb-), so
-  that figures are not exactly those of papers. METEOR and SPICE need Java as well and are not computed.
+- `vqa_accuracy`: VQAv2's accuracy, with ten references. The score is min(1, n / 3) for n equal answers among nine
+  annotators, averaged over the ten ways to leave one out. Answers are normalised only if the ten disagree, whereas
+  lmms-eval always normalises. Source: GT-Vision-Lab/VQA@a013f00, vqaEval.py, including its peculiarities.
+- `accuracy`: 1 if the answer equals a reference, otherwise 0. GQA's eval.py compares the text unchanged; here case and
+  the spaces and punctuation around an answer are ignored, as in lmms-eval, because LLMs generate them.
+- `cider`: CIDEr-D of each caption, by pycocoevalcap; papers print 1.0 as 100. Document frequencies come from the
+  references that are scored together. The Penn Treebank tokenizer of papers requires Java. Here words are separated by
+  spaces after its punctuation is removed, which differs for apostrophes (it splits man 's and do n't), numbers and
+  abbreviations with punctuation (it keeps 10:30 and u.s.) and brackets (it keeps -lrb-). Scores therefore differ
+  slightly from those of papers. METEOR and SPICE require Java too and are not computed.
 """
 
 import re
@@ -24,7 +24,7 @@ _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_A_NUMBER = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"\.(?!\d)")
 _MOST_FULL_STOPS = 32
-"""The official script hands a flag over where the number of replacements belongs, and the flag is 32."""
+"""The official script passes a flag of value 32 as the maximum number of replacements."""
 _NUMBERS = {"none": "0"} | {
     word: str(number)
     for number, word in enumerate(
@@ -58,45 +58,45 @@ _CONTRACTIONS = {
     **dict.fromkeys(("yall'd've", "y'alld've", "y'all'dve"), "y'all'd've"),
     "somebody'd": "somebodyd",
 }
-"""The official table; without the words in it that begin with a capital, since it is asked for words in lower case."""
+"""The official table without its capitalised entries, because all words are in lower case."""
 _MARKS = re.compile(r"--|''|[.?!,:;`()\[\]{}\"]")
 _MARKS_BETWEEN_SPACES = frozenset({"'", "-"})
 
 
 def score(generated_text: Sequence[str], questions: Sequence[Question]) -> list[float]:
-    """The score of each answer; what is scored alike is scored together."""
+    """The score of each answer; answers with the same scoring are scored together."""
     scores = [0.0] * len(questions)
     for scoring in dict.fromkeys(question.scoring for question in questions):
-        positions = [place for place, question in enumerate(questions) if question.scoring == scoring]
+        indices = [index for index, question in enumerate(questions) if question.scoring == scoring]
         found = SCORINGS[scoring](
-            [generated_text[place] for place in positions], [questions[place].references for place in positions]
+            [generated_text[index] for index in indices], [questions[index].references for index in indices]
         )
-        for place, value in zip(positions, found, strict=True):
-            scores[place] = value
+        for index, value in zip(indices, found, strict=True):
+            scores[index] = value
     return scores
 
 
 def vqa_accuracy(generated_text: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """VQAv2's accuracy of each answer, against the answers of its annotators."""
-    return [_agreement(answer, given) for answer, given in zip(generated_text, references, strict=True)]
+    """VQAv2's accuracy of each answer, compared with the answers of its annotators."""
+    return [_agreement(answer, expected) for answer, expected in zip(generated_text, references, strict=True)]
 
 
 def accuracy(generated_text: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     """Whether each answer is one of its references."""
     return [
-        float(_plain(answer) in {_plain(right) for right in given})
-        for answer, given in zip(generated_text, references, strict=True)
+        float(_plain(answer) in {_plain(reference) for reference in expected})
+        for answer, expected in zip(generated_text, references, strict=True)
     ]
 
 
 def cider(generated_text: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """CIDEr-D of each caption against its references; 0 where no reference of any has a word."""
+    """CIDEr-D of each caption; 0 if all references are without words."""
     scorer = CiderScorer()
-    words = [[caption_words(one) for one in given] for given in references]
-    if not any(any(given) for given in words):
+    words = [[caption_words(reference) for reference in expected] for expected in references]
+    if not any(any(expected) for expected in words):
         return [0.0] * len(generated_text)
-    for caption, given in zip(generated_text, words, strict=True):
-        scorer += (caption_words(caption), given)
+    for caption, expected in zip(generated_text, words, strict=True):
+        scorer += (caption_words(caption), expected)
     _, scores = scorer.compute_score()
     return [float(value) for value in scores]
 
@@ -106,14 +106,14 @@ SCORINGS: Mapping[str, Callable[[Sequence[str], Sequence[Sequence[str]]], list[f
     "accuracy": accuracy,
     "cider": cider,
 }
-"""By the name that questions carry."""
+"""By name of the metric."""
 
 
-def _agreement(answer: str, given: Sequence[str]) -> float:
-    answer, given = _trimmed(answer), [_trimmed(one) for one in given]
-    if len(set(given)) > 1:
-        answer, given = vqa_words(answer), [vqa_words(one) for one in given]
-    matches = [one == answer for one in given]
+def _agreement(answer: str, expected: Sequence[str]) -> float:
+    answer, expected = _trimmed(answer), [_trimmed(one) for one in expected]
+    if len(set(expected)) > 1:
+        answer, expected = vqa_words(answer), [vqa_words(one) for one in expected]
+    matches = [one == answer for one in expected]
     return sum(min(1.0, (sum(matches) - own) / 3) for own in matches) / len(matches)
 
 
@@ -122,7 +122,7 @@ def _trimmed(text: str) -> str:
 
 
 def vqa_words(text: str) -> str:
-    """An answer without punctuation and articles, numbers as digits, contractions with their apostrophe."""
+    """An answer without punctuation and articles, with numbers as digits and apostrophes in contractions."""
     is_run_together = _COMMA_IN_A_NUMBER.search(text) is not None
     plain = text
     for mark in _PUNCTUATION:
@@ -138,6 +138,6 @@ def _plain(text: str) -> str:
 
 
 def caption_words(caption: str) -> str:
-    """A caption as words in lower case with single spaces between them, punctuation left out."""
+    """The words of a caption in lower case without punctuation, separated by single spaces."""
     words = _MARKS.sub(" ", caption.lower()).split()
     return " ".join(word for word in words if word not in _MARKS_BETWEEN_SPACES)

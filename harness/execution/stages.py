@@ -17,13 +17,14 @@ import torch
 from harness.assembly.assembly import Assembly, assemble, build_vocabulary, load_examples, prepare
 from harness.assembly.checkpoint import Initialization, load, save
 from harness.data.example import Example
-from harness.evaluation import metrics
 from harness.evaluation.cost import count_flops, num_parameters
 from harness.evaluation.evaluator import Evaluator
+from harness.evaluation.gallery import save_gallery
 from harness.evaluation.latency import Latency, time_in_turns
+from harness.evaluation.metrics import random_object_giou
 from harness.evaluation.pipeline import Pipeline
-from harness.execution.gallery import save_gallery
 from harness.monitoring.progress import Progress
+from harness.results.metrics import score
 from harness.results.run_folder import Row, RunFolder
 from harness.study.study import Cell
 from harness.system.device import default_device
@@ -122,9 +123,9 @@ class Stages:
             "num_images": len(testing),
             "num_expressions": len(samples),
             "num_control_images": len(chosen),
-            **metrics.score(samples),
+            **score(samples),
             **controls,
-            "giou_random_object": metrics.random_object_giou(testing),
+            "giou_random_object": random_object_giou(testing),
             "tokens": float(np.mean(tokens)),
             "tokens_p95": float(np.percentile(tokens, 95)),
         }

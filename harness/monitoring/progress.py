@@ -11,7 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 
 from harness.results.labels import point_label
-from harness.results.run_folder import ANSWER_METRICS, METRICS, Row, in_short
+from harness.results.metrics import ANSWER_METRICS, METRICS
+from harness.results.run_folder import Row, in_short
 from harness.study.study import Cell
 
 QUIET_SECONDS = 30.0

@@ -6,12 +6,12 @@ import pandas as pd
 from rich.table import Table
 
 from harness.results.labels import point_label
-from harness.results.run_folder import ANSWER_METRICS, METRICS, aggregate_seeds
+from harness.results.metrics import ANSWER_METRICS, METRICS, aggregate_seeds, shuffled
 
-_ANSWERS = [column for scoring in ANSWER_METRICS for column in (scoring, f"{scoring}_shuffled")]
+_ANSWERS = [column for scoring in ANSWER_METRICS for column in (scoring, shuffled(scoring))]
 RESULT_COLUMNS = (
     "giou",
-    "giou_shuffled",
+    shuffled("giou"),
     "giou_swapped_tokens",
     "giou_random_object",
     "fp_rate",
@@ -28,8 +28,7 @@ def result_table(results: pd.DataFrame) -> Table:
         table.add_column(column)
     measured = [name for name in RESULT_COLUMNS if results[name].notna().any()]
     for name in measured:
-        metric = METRICS[name]
-        table.add_column(f"{metric.label} ({metric.unit})" if metric.unit else metric.label, justify="right")
+        table.add_column(METRICS[name].heading, justify="right")
     for (arm, point), cells in results.groupby(["arm", "point"], sort=False):
         done = cells[cells["status"] == "done"]
         means = aggregate_seeds(done)

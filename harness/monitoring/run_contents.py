@@ -11,7 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness.results.run_folder import METRICS, Row, aggregate_seeds, in_short
+from harness.results.metrics import METRICS, aggregate_seeds
+from harness.results.run_folder import Row, in_short
 from harness.study.study import Cell, Study
 from harness.system.environment import command, describe_environment, git_commit
 

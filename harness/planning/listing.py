@@ -10,7 +10,7 @@ from rich.table import Table
 import projectors
 from harness import data, superpixels
 from harness.errors import HarnessError
-from harness.results.run_folder import METRICS
+from harness.results.metrics import METRICS
 
 Line = tuple[str, ...]
 """What stands in each column."""
@@ -61,10 +61,7 @@ def _datasets() -> list[Line]:
 
 def _metrics() -> list[Line]:
     ends = {True: "higher is better", False: "lower is better", None: ""}
-    return [
-        (name, " ".join(filter(None, (metric.label, metric.unit))), ends[metric.higher_is_better])
-        for name, metric in METRICS.items()
-    ]
+    return [(name, metric.heading, ends[metric.higher_is_better]) for name, metric in METRICS.items()]
 
 
 def _weights(kind: str) -> list[Line]:

@@ -1,5 +1,5 @@
-"""Rows and tables of a run, and the statistics, scores and verdicts computed from them.
+"""Metrics, tables of a run, and the scores, comparisons and verdicts computed from them.
 
-Rows of cells come in; two tables, comparisons with intervals and verdicts go out. It imports only `system` and
-`errors`, never torch.
+Input: rows of cells. Output: two tables, comparisons with intervals, verdicts. It imports only `system` and `errors`,
+never torch.
 """

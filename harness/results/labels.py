@@ -1,12 +1,12 @@
-"""Short names of the settings that a search varies, the same in the plan, the progress, the tables and the report."""
+"""Short names of the settings that a search varies, for the plan, the progress, the tables and the report."""
 
 from collections.abc import Iterable, Mapping
 
 
 def short_names(paths: Iterable[str]) -> dict[str, str]:
-    """Each dotted path -> its shortest ending that no other path has.
+    """Map each dotted path to its shortest unique ending.
 
-    That is `width` where one path ends so, and `position.width` beside `aggregation.width`.
+    For example `width`, or `position.width` if there is `aggregation.width` too.
     """
     parts = {path: path.split(".") for path in paths}
     return {path: _shortest(own, [other for other in parts.values() if other != own]) for path, own in parts.items()}
@@ -19,6 +19,6 @@ def _shortest(own: list[str], others: list[list[str]]) -> str:
 
 
 def point_label(point: Mapping[str, object]) -> str:
-    """The settings of a search point: `blocks=3, queries=4`; empty for an arm that is not searched."""
+    """The settings of a search point, such as `blocks=3, queries=4`; empty for an arm without a search."""
     names = short_names(point)
     return ", ".join(f"{names[path]}={value}" for path, value in point.items())

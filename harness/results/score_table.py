@@ -1,6 +1,6 @@
-"""The finished cells of a study as one panel: seeds x images for every variant, ready to be scored and compared.
+"""Scores and comparisons of the finished cells of a study, over seeds and images for every variant.
 
-Scores are made per seed and averaged over seeds; `stats` says what is done with them.
+A score is computed per seed and averaged over seeds; `harness.results.statistics` documents intervals and tests.
 """
 
 import json
@@ -10,9 +10,9 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from harness.errors import DataError
+from harness.results.columns import SAMPLE_COLUMNS
 from harness.results.labels import point_label
-from harness.results.run_folder import ANSWER_METRICS, SAMPLE_COLUMNS
+from harness.results.metrics import METRICS
 from harness.results.statistics import (
     NOT_COMPARED,
     RESAMPLES,
@@ -25,62 +25,12 @@ from harness.results.statistics import (
     swap_test,
 )
 
-METRICS = (
-    "giou",
-    "giou_teacher_forced",
-    "ciou",
-    "fp_rate",
-    "fn_rate",
-    "wrong_object_rate",
-    "no_target_accuracy",
-    "target_accuracy",
-    *(f"precision_at_{percent}" for percent in (50, 60, 70, 80, 90)),
-    *ANSWER_METRICS,
-)
-LOWER_IS_BETTER = frozenset({"fp_rate", "fn_rate", "wrong_object_rate"})
-_UNREAD = {
-    "giou": ("giou_random_object", "giou_swapped_tokens"),
-    **{metric: (f"{metric}_shuffled",) for metric in ANSWER_METRICS},
-}
-"""What is scored without reading the image, of which the most is chance. Who learns no more than how often nothing is
-meant scores above an object picked at random, and the same before another image's tokens. Where a dataset lists no
-objects to pick from, `giou_random_object` is NaN, and chance is `giou_swapped_tokens` alone."""
+_CONTROLS = tuple(dict.fromkeys(column for metric in METRICS.values() for column in metric.chance))
 _KEYS = ["seed", "image_id", "expression_id"]
 
 
-def _spoken_to(samples: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The rows that a metric is about: questions that are scored so, or expressions."""
-    return samples[samples["scoring"] == metric if metric in ANSWER_METRICS else samples["scoring"].isna()]
-
-
-def _parts(samples: pd.DataFrame, metric: str) -> tuple[pd.Series, pd.Series]:
-    """Numerator and denominator of one metric for every row that it is about; the definitions of `metrics.score`."""
-    every = pd.Series(1.0, index=samples.index)
-    if metric in ANSWER_METRICS:
-        return samples["score"], every
-    has_target = samples["target_area"] > 0
-    has_prediction = samples["predicted_area"] > 0
-    if metric.startswith("precision_at_"):
-        threshold = int(metric.removeprefix("precision_at_")) / 100
-        return has_target & (samples["iou"] >= threshold), has_target
-    parts = {
-        "giou": ("iou", every),
-        "giou_teacher_forced": ("iou_teacher_forced", every),
-        "ciou": ("intersection", "union"),
-        "fp_rate": (samples["predicted_area"] - samples["intersection"], "predicted_area"),
-        "fn_rate": (samples["target_area"] - samples["intersection"], "target_area"),
-        "wrong_object_rate": (has_target & has_prediction & (samples["iou"] < 0.5), has_target),
-        "no_target_accuracy": (~has_target & ~has_prediction, ~has_target),
-        "target_accuracy": (has_target & has_prediction, has_target),
-    }
-    if metric not in parts:
-        raise DataError(f"no per-expression scores for metric {metric!r}; those that can be compared: {METRICS}")
-    numerator, denominator = (samples[part] if isinstance(part, str) else part for part in parts[metric])
-    return numerator, denominator
-
-
 def variant_name(arm: str, point: str) -> str:
-    """An arm's name with the search point it was run at: `sspe (blocks=3, queries=4)`."""
+    """The name of an arm with its search point: `sspe (blocks=3, queries=4)`."""
     settings = json.loads(point or "{}")
     if not settings:
         return arm
@@ -98,12 +48,12 @@ def seeds_in_words(seeds: Sequence[int]) -> str:
 
 
 class ScoreTable:
-    """The finished cells of a study, ready to be scored and compared; a *variant* is an arm at one search point.
+    """Scores and compares the finished cells of a study; a *variant* is an arm at one search point.
 
     Args:
         results: the result table.
-        samples: the table of scored expressions.
-        seed: of the resampling; the same panel always gives the same numbers.
+        samples: the samples table.
+        seed: seed of the resampling; equal tables and seeds give equal numbers.
     """
 
     def __init__(self, results: pd.DataFrame, samples: pd.DataFrame, seed: int = 0) -> None:
@@ -118,23 +68,23 @@ class ScoreTable:
         self._samples = dict(tuple(samples.groupby("variant", sort=False)))
         self._points = {variant_name(arm, point): (arm, json.loads(point or "{}")) for arm, point in _points(done)}
         self.variants = [variant for variant in dict.fromkeys(names.values()) if variant in self._samples]
-        unread = done.reindex(columns=[column for columns in _UNREAD.values() for column in columns]).astype(float)
-        self._unread = unread.groupby(done["cell"].map(names)).mean()
+        controls = done.reindex(columns=list(_CONTROLS)).astype(float)
+        self._controls = controls.groupby(done["cell"].map(names)).mean()
         self.domains = sorted({*samples["domain"]} - {""})
 
     def families_of(self, metric: str) -> list[str]:
-        """The families of what a metric is about, as they come."""
+        """The families of the samples that a metric applies to, in order of appearance."""
         found = dict.fromkeys(
-            family for samples in self._samples.values() for family in _spoken_to(samples, metric)["family"]
+            family for samples in self._samples.values() for family in METRICS[metric].select(samples)["family"]
         )
         return [family for family in found if isinstance(family, str)]
 
     def arm_of(self, variant: str) -> str:
-        """The arm of which a variant is one search point."""
+        """The arm of a variant."""
         return self._points[variant][0]
 
     def variants_of(self, arm: str, at: Mapping[str, object] | None = None) -> list[str]:
-        """The variants of an arm; `at` keeps the search points that have these settings, where the arm was searched."""
+        """The variants of an arm; `at` selects the search points with these settings if the arm has a search."""
         kept = []
         for variant in self.variants:
             name, point = self._points[variant]
@@ -143,33 +93,33 @@ class ScoreTable:
         return kept
 
     def seeds_of(self, variant: str) -> list[int]:
-        """The seeds that a variant was scored with."""
+        """The seeds with which a variant was scored."""
         return sorted(self._samples[variant]["seed"].unique().tolist())
 
     def common_seeds(self, variant: str, baseline: str) -> list[int]:
-        """The seeds that both were scored with."""
+        """The seeds with which both variants were scored."""
         return sorted({*self.seeds_of(variant)} & {*self.seeds_of(baseline)})
 
     def why_not_compared(self, variant: str, baseline: str) -> str:
-        """The reason that `compare` has nothing to compare."""
+        """The reason why two variants cannot be compared."""
         if self.common_seeds(variant, baseline):
             return f"no expression was scored by both {variant} and {baseline}"
         ours, theirs = (f"{name} has {seeds_in_words(self.seeds_of(name))}" for name in (variant, baseline))
         return f"no seed in common: {ours}, {theirs}"
 
     def is_above_chance(self, variant: str, metric: str = "giou") -> bool:
-        """Whether a variant's interval lies above what is scored without reading the image; so too if that is unknown.
+        """Whether a variant's interval lies above the score of a model that ignores the image; True if that is unknown.
 
-        What is no score of answers is about masks, and those are held to it by gIoU.
+        Chance is the highest of the metric's controls. Metrics without controls are judged by gIoU.
         """
-        metric = metric if metric in ANSWER_METRICS else "giou"
-        chance = self._unread.loc[variant, list(_UNREAD[metric])].max()
+        metric = metric if METRICS[metric].chance else "giou"
+        chance = self._controls.loc[variant, list(METRICS[metric].chance)].max()
         return not self.estimate(variant, metric).low <= chance
 
     def estimate(
         self, variant: str, metric: str = "giou", family: str | None = None, domain: str | None = None
     ) -> Estimate:
-        """The score of one variant with its interval, on all expressions or on those of a family or a domain."""
+        """The score of one variant with its interval, over all samples or those of a family or a domain."""
         key = (variant, metric, family, domain)
         if key not in self._estimates:
             self._estimates[key] = self._estimate(*key)
@@ -194,7 +144,7 @@ class ScoreTable:
         )
 
     def replicates(self, variant: str, metric: str = "giou") -> np.ndarray:
-        """Bootstrap replicates of a score, (RESAMPLES,); the same draws for every variant with as many seeds."""
+        """Bootstrap replicates of a score, (RESAMPLES,); variants with equally many seeds share the resamples."""
         return self._replicates(self._sums(self._scores(variant, metric)))
 
     def front_share(self, costs: dict[str, float], metric: str = "giou") -> dict[str, float]:
@@ -203,7 +153,7 @@ class ScoreTable:
         if not variants:
             return {}
         quality = np.stack([self.replicates(variant, metric) for variant in variants], axis=1)
-        sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+        sign = 1.0 if METRICS[metric].higher_is_better else -1.0
         cost = np.broadcast_to([costs[variant] for variant in variants], quality.shape)
         front = is_on_front(np.stack([sign * quality, -cost], axis=-1))
         return dict(zip(variants, front.mean(axis=0).tolist(), strict=True))
@@ -216,9 +166,10 @@ class ScoreTable:
         family: str | None = None,
         domain: str | None = None,
     ) -> Difference:
-        """Variant minus baseline over the seeds and expressions that both have scored, all or of a family or domain.
+        """Variant minus baseline over the seeds and samples that both have, all or those of a family or domain.
 
-        `NOT_COMPARED` where there are none.
+        Returns:
+            The difference; `NOT_COMPARED` if they have no sample in common.
         """
         ours, theirs = (self._scores(name, metric, family, domain) for name in (variant, baseline))
         both = ours.merge(theirs, on=_KEYS, suffixes=("", "_theirs"))
@@ -240,12 +191,12 @@ class ScoreTable:
         )
 
     def _scores(self, variant: str, metric: str, family: str | None = None, domain: str | None = None) -> pd.DataFrame:
-        samples = _spoken_to(self._samples[variant], metric)
+        samples = METRICS[metric].select(self._samples[variant])
         if family is not None:
             samples = samples[samples["family"] == family]
         if domain is not None:
             samples = samples[samples["domain"] == domain]
-        numerator, denominator = _parts(samples, metric)
+        numerator, denominator = METRICS[metric].parts(samples)
         return samples[_KEYS].assign(numerator=numerator.astype(float), denominator=denominator.astype(float))
 
     def _sums(self, scores: pd.DataFrame) -> Sums:
@@ -260,20 +211,20 @@ class ScoreTable:
         return Sums(numerators, denominators, num_expressions=len(scores[_KEYS[1:]].drop_duplicates()))
 
     def _replicates(self, sums: Sums) -> np.ndarray:
-        images, seeds = self._image_draws, self._seed_draws(sums.num_seeds)
+        images, seeds = self._image_counts, self._seed_weights(sums.num_seeds)
         ratios = ratio(images @ sums.numerators.T, images @ sums.denominators.T)
         return (ratios * seeds).mean(axis=1)
 
     @cached_property
-    def _image_draws(self) -> np.ndarray:
-        """How often each image is drawn in each resample, (RESAMPLES, I)."""
+    def _image_counts(self) -> np.ndarray:
+        """How often each image occurs in each resample, (RESAMPLES, I)."""
         num = len(self.images)
         generator = np.random.default_rng([self._seed, num])
         return generator.multinomial(num, np.full(num, 1 / num), size=RESAMPLES).astype(float)
 
-    def _seed_draws(self, num: int) -> np.ndarray:
-        """How much each seed weighs in each resample, (RESAMPLES, S); the weights of a resample sum to S."""
+    def _seed_weights(self, num: int) -> np.ndarray:
+        """The weight of each seed in each resample, (RESAMPLES, S); the weights of a resample sum to S."""
         if num == 1:
             return np.ones((RESAMPLES, 1))
-        draws = np.random.default_rng([self._seed, num, 1]).multinomial(num, np.full(num, 1 / num), size=RESAMPLES)
-        return 1 + (draws - 1) * np.sqrt(num / (num - 1))
+        counts = np.random.default_rng([self._seed, num, 1]).multinomial(num, np.full(num, 1 / num), size=RESAMPLES)
+        return 1 + (counts - 1) * np.sqrt(num / (num - 1))

@@ -6,7 +6,7 @@ from harness.study.cell_spec import CellSpec
 from harness.system.fingerprint import fingerprint
 
 _TRAINING = ("harness.assembly.assembly", "harness.training.trainer")
-_EVALUATION = ("harness.evaluation.text_metrics", "harness.evaluation.evaluator", "harness.evaluation.metrics")
+_EVALUATION = ("harness.evaluation.text_metrics", "harness.evaluation.evaluator", "harness.results.metrics")
 
 
 def component_code(spec: CellSpec) -> str:

@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Any
 
 from harness.errors import shorten, suggest
-from harness.results.run_folder import METRICS
+from harness.results.metrics import METRICS
 from harness.study.cell_spec import CellSpec, data_config, resolve, set_values
 from harness.study.schema import Search, StudySettings, grid
 from harness.study.validation import validate

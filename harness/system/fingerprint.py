@@ -23,7 +23,7 @@ _INFRASTRUCTURE = (
     "system",
 )
 """Packages and modules of the harness that decide no number; the content of weights is identified by its hash."""
-_NUMERIC = ("system.precision", "study.training_config")
+_NUMERIC = ("results.metrics", "system.precision", "study.training_config")
 """Exceptions among them."""
 _DIGITS = 8
 
