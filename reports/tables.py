@@ -79,6 +79,10 @@ class Table:
         )
 
     def csv(self) -> str:
+        """`frame` as text."""
+        return self.frame().to_csv(index=False, lineterminator="\n")
+
+    def frame(self) -> pd.DataFrame:
         """The unrounded numbers; intervals have their own columns."""
         columns: dict[str, list[object]] = {}
         for index, column in enumerate(self.columns):
@@ -87,7 +91,7 @@ class Table:
             if any(cell.low is not None for cell in cells):
                 columns[f"{column.key}_low"] = [cell.low for cell in cells]
                 columns[f"{column.key}_high"] = [cell.high for cell in cells]
-        return pd.DataFrame(columns).to_csv(index=False, lineterminator="\n")
+        return pd.DataFrame(columns)
 
     def write(self, folder: Path) -> None:
         """NAME.md, NAME.tex and NAME.csv."""

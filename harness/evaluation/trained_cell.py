@@ -80,8 +80,8 @@ class TrainedCell:
         """The image with its expressions, without annotations."""
         if self.spec.superpixels is not None and self.spec.superpixels["name"] == "oracle":
             raise HarnessError(
-                f"arm {self.arm!r} uses superpixels made from ground truth, which this image does not have; load a cell "
-                "with another superpixel source"
+                f"arm {self.arm!r} uses superpixels made from ground truth, which this image does not have; load a "
+                "cell with another superpixel source"
             )
         expressions = tuple(Expression(as_sentence(text), "all", ()) for text in texts)
         if not expressions or not all(expression.text for expression in expressions):
