@@ -4,7 +4,6 @@
 what MLflow, Optuna and reports show is made from them.
 """
 
-import fcntl
 import hashlib
 import json
 import math
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from harness.errors import HarnessError
 from harness.system.files import replace_file
@@ -259,14 +259,17 @@ class RunFolder:
             HarnessError: another process has it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise HarnessError(
-                    f"another run is writing {self.path}; wait until it ends, or name another folder with --out"
-                ) from None
+        lock = FileLock(self.path / ".lock", blocking=False, fallback_to_soft=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise HarnessError(
+                f"another run is writing {self.path}; wait until it ends, or name another folder with --out"
+            ) from None
+        try:
             yield
+        finally:
+            lock.release()
 
 
 def in_short(reason: str | None) -> str:
