@@ -8,7 +8,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from harness.assembly import assembly
 from harness.results.run_folder import RunFolder
-from harness.study.study import load
+from harness.study.study import Study
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # There is a worker a core; threads of several workers on one core wait for one another.
@@ -67,7 +67,7 @@ def cells(tmp_path, monkeypatch):
     Dinov2Model(config).save_pretrained(tmp_path / "encoder")
     path = tmp_path / "study.yaml"
     path.write_text(STUDY.format(encoder=tmp_path / "encoder"))
-    yield {cell.arm: cell for cell in load(path).cells()}
+    yield {cell.arm: cell for cell in Study.from_yaml(path).cells()}
     assembly.vision_encoder.cache_clear()
 
 

@@ -19,7 +19,7 @@ from harness.execution.run_study import execute
 from harness.monitoring.progress import LineProgress, Progress
 from harness.monitoring.tracker import tracking_uri
 from harness.results.run_folder import SAMPLE_COLUMNS, Row, RunFolder
-from harness.study.study import Cell, Study, load
+from harness.study.study import Cell, Study
 
 PRESET = """\
 base:
@@ -83,7 +83,7 @@ def run_folder(folder: Path) -> RunFolder:
 def sampled_study(folder: Path) -> Study:
     """The same study with a sampled search."""
     start, end = STUDY.index("search:"), STUDY.index("seeds:")
-    return load(write_study(folder, STUDY[:start] + TPE + STUDY[end:]))
+    return Study.from_yaml(write_study(folder, STUDY[:start] + TPE + STUDY[end:]))
 
 
 def score(cell: Cell) -> float:
@@ -175,4 +175,4 @@ def quiet() -> Progress:
 if __name__ == "__main__":
     path, out, seconds = sys.argv[1:]
     cells = Cells(seconds=float(seconds), log=Path(out) / "started.log")
-    execute(load(Path(path)), RunFolder(Path(out)), None, cells, LineProgress(Console()))
+    execute(Study.from_yaml(Path(path)), RunFolder(Path(out)), None, cells, LineProgress(Console()))

@@ -17,7 +17,7 @@ from harness.execution.cell import run_cell
 from harness.execution.stages import seed_everything
 from harness.model.config import LLMConfig, VisionConfig
 from harness.results.run_folder import ANSWER_METRICS, METRICS, SAMPLE_COLUMNS
-from harness.study.study import load
+from harness.study.study import Study
 from tests import checkpoints, datasets
 from tests.small_study import quiet
 
@@ -85,7 +85,7 @@ def test_a_study_reads_files_of_its_own_and_mixes_them(folder, tmp_path, name):
     """Settings that hold others make the whole way from the study file; one image is scored, so no other is shown."""
     own = datasets.write_instances(tmp_path / "own", datasets.made(3))
     given = own if name == "coco_instances" else {"name": "mix", "train": [own, own], "score": own}
-    cell, *_ = load(tmp_path / "study.yaml", [f"base.data={json.dumps(given)}"]).cells()
+    cell, *_ = Study.from_yaml(tmp_path / "study.yaml", [f"base.data={json.dumps(given)}"]).cells()
     row = run_cell(cell, folder, quiet())
     assert row["status"] == "done", row["reason"]
     assert row["num_images"] == 1

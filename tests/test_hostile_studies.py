@@ -10,7 +10,8 @@ import pytest
 
 from harness import run
 from harness.study.checks import MAX_CELLS
-from harness.study.yaml_reader import MAX_DEPTH, MAX_FILE_BYTES, MAX_INT, MAX_KEY, MAX_TEXT
+from harness.study.limits import MAX_DEPTH, MAX_INT, MAX_KEY, MAX_TEXT
+from harness.study.yaml_reader import MAX_FILE_BYTES
 from tests import hostile
 from tests.small_study import PRESET, STUDY, write_study
 
@@ -92,43 +93,43 @@ def laughs(width: int = 9, depth: int = 9) -> str:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (STUDY + laughs(), "larger than a study may be: more than 50,000 values, each alias written out"),
-        (STUDY + "x: [" + "0, " * 3_000_000 + "0]", f"a study has at most {MAX_FILE_BYTES:,}"),
+        (STUDY + laughs(), "too large for a study: more than 50,000 values, counting each alias"),
+        (STUDY + "x: [" + "0, " * 3_000_000 + "0]", f"a study may have at most {MAX_FILE_BYTES:,}"),
         (ONE_ARM + f"seeds: {list(range(100_000))}", "more than 50,000 values"),
         (ONE_ARM + f"seeds: {list(range(MAX_CELLS))}", f"has {2 * MAX_CELLS:,} cells"),
         (STUDY.replace("[1, 3]", f"{[*range(2240)]}").replace("[1, 2]", f"{[*range(2240)]}"), "has 10,035,204 cells"),
         (STUDY.replace("  space:", "  sampler: tpe\n  trials: 1000000000\n  space:"), "has 2,000,000,004 cells"),
-        ("a: " + "[" * 500 + "]" * 500, f"more than {MAX_DEPTH} mappings and lists inside one another"),
-        ("{a: " * 100_000, f"more than {MAX_DEPTH} mappings"),
-        ("- " * 400_000, f"more than {MAX_DEPTH} mappings"),
-        (STUDY + "".join(f"k{i}: 1\n" for i in range(10_000)), "and more mistakes; mend these first"),
+        ("a: " + "[" * 500 + "]" * 500, f"mappings and lists are nested more than {MAX_DEPTH} deep"),
+        ("{a: " * 100_000, f"nested more than {MAX_DEPTH} deep"),
+        ("- " * 400_000, f"nested more than {MAX_DEPTH} deep"),
+        (STUDY + "".join(f"k{i}: 1\n" for i in range(10_000)), "has more problems; fix these first"),
         (STUDY.replace("Which one", "x" * (MAX_TEXT + 1)), f"at most {MAX_TEXT:,} are allowed"),
         (STUDY + "k" * (MAX_KEY + 1) + ": 1", f"at most {MAX_KEY} are allowed"),
-        (STUDY + "a: &a [*a]", "an alias stands inside the value that it repeats"),
-        ("&a {question: *a}", "an alias stands inside the value that it repeats"),
+        (STUDY + "a: &a [*a]", "an alias is inside the value that it repeats"),
+        ("&a {question: *a}", "an alias is inside the value that it repeats"),
         (STUDY.replace("Which one is best?", "2020-01-01"), "small.yaml:1: question: found the date 2020-01-01; "),
         (STUDY.replace("Which one is best?", "2020-13-45"), "the date 2020-13-45; no setting is a date; quote it"),
-        (STUDY.replace("[0, 1]", "[!!int abc]"), f"seeds.0: found abc; must be a whole number of at most {MAX_INT:,}"),
-        (STUDY.replace("[0, 1]", "[!!int '']"), "must be a whole number"),
-        (STUDY.replace("[0, 1]", f"[{'7' * 5000}]"), "(5,000 characters); must be a whole number"),
+        (STUDY.replace("[0, 1]", "[!!int abc]"), f"seeds.0: found abc; must be an integer of at most {MAX_INT:,}"),
+        (STUDY.replace("[0, 1]", "[!!int '']"), "must be an integer"),
+        (STUDY.replace("[0, 1]", f"[{'7' * 5000}]"), "(5,000 characters); must be an integer"),
         (STUDY.replace("count: 9", f"count: {2**63}"), "small.yaml:4: base.superpixels.count: found 922"),
         (STUDY.replace("tokens: 4", f"tokens: {2**63}"), "arms.pooling.projector.tokens: found 922"),
         (PRESET.replace("steps: 10", f"steps: {2**63}"), "training.steps: found 922"),
-        (STUDY.replace("[0, 1]", "[!!bool maybe]"), "found 'maybe', which is no bool"),
-        (STUDY.replace("sspe: {}", "sspe: !!null x"), "arms.sspe: found 'x', which is no null; remove the tag"),
+        (STUDY.replace("[0, 1]", "[!!bool maybe]"), "found 'maybe', which is not a valid bool"),
+        (STUDY.replace("sspe: {}", "sspe: !!null x"), "arms.sspe: found 'x', which is not a valid null; re"),
         (STUDY.replace("[0, 1]", "!!set {0, 1}"), "the tag set is not supported"),
         (STUDY.replace("[0, 1]", "!!python/object:os.system {}"), "python/object:os.system is not supported"),
         (STUDY.replace("[0, 1]", "!!binary aGk="), "the tag binary is not supported"),
         (STUDY.replace("sspe: {}", "sspe: {<<: {seeds: 1}}"), "merge keys (<<) are not supported"),
-        (STUDY.replace("sspe: {}", "1: {}"), "the key 1 is not text; quote it"),
-        (STUDY.replace("sspe: {}", "null: {}"), "the key null is not text"),
-        (STUDY.replace("sspe: {}", "2020-01-01: {}"), "the key 2020-01-01 is not text"),
+        (STUDY.replace("sspe: {}", "1: {}"), "the key 1 is not a string; quote it"),
+        (STUDY.replace("sspe: {}", "null: {}"), "the key null is not a string"),
+        (STUDY.replace("sspe: {}", "2020-01-01: {}"), "the key 2020-01-01 is not a string"),
         (STUDY.replace("sspe: {}", "? [a]\n  : {}"), "a key is a mapping or a list"),
         (STUDY.replace("giou: maximize", "giou: []"), "objectives.giou: found a list"),
-        (STUDY.replace("name: grid", "name: {a: 1}"), "base.superpixels.name: found {'a': 1}; must be a name"),
-        (STUDY.replace("Which one is best?", r'"\e[31m"'), "question: holds the control character U+001B"),
-        (STUDY.replace("Which one is best?", r'"\0"'), "holds the control character U+0000"),
-        (STUDY.replace("Which one is best?", r'"\ud800"'), "holds the control character U+D800"),
+        (STUDY.replace("name: grid", "name: {a: 1}"), "base.superpixels.name: found a mapping; must be a name"),
+        (STUDY.replace("Which one is best?", r'"\e[31m"'), "question: contains the control character U+001B"),
+        (STUDY.replace("Which one is best?", r'"\0"'), "contains the control character U+0000"),
+        (STUDY.replace("Which one is best?", r'"\ud800"'), "contains the control character U+D800"),
         (STUDY.replace("Which one is best?", r'"\UFFFFFFFF"'), "not valid YAML"),
         (STUDY + "\x00", "the character U+0000 is not allowed"),
         (STUDY + "---\n" + STUDY, "but found another document"),
@@ -136,8 +137,8 @@ def laughs(width: int = 9, depth: int = 9) -> str:
         (STUDY.replace("presets/small.yaml", "'~nobody/x'"), "extends: there is no file"),
         (STUDY.replace("presets/small.yaml", "."), "extends: there is no file"),
         (STUDY.replace("sspe: {}", f"{'a' * 101}: {{}}"), "at most 100 characters"),
-        ("", "holds nothing"),
-        ("&a [*a]", "an alias stands inside"),
+        ("", "contains nothing"),
+        ("&a [*a]", "an alias is inside"),
     ],
 )  # fmt: skip
 def test_a_hostile_text_is_one_sentence_in_time(text, expected, tmp_path, capsys):
@@ -223,7 +224,7 @@ def test_a_study_that_is_no_file_is_refused(tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "binary").write_bytes(bytes(range(256)))
     (tmp_path / "utf16").write_bytes(STUDY.encode("utf-16"))
-    unreadable = {"\0": "the control character U+0000", "x" * 300: "cannot be read", ".": "it is a folder"}
+    unreadable = {"\0": "the control character U+0000", "x" * 300: "cannot be loaded", ".": "it is a folder"}
     kinds = {"pipe": "not a regular file", "binary": "is not UTF-8", "utf16": "is not UTF-8"}
     for name, expected in {**unreadable, **kinds}.items():
         code, printed = plan(tmp_path / name, capsys)

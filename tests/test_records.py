@@ -11,7 +11,7 @@ import pytest
 from harness.data.scenes import FAMILIES as SCENE_FAMILIES
 from harness.errors import HarnessError
 from harness.results.run_folder import COLUMNS, FAMILIES, METRICS, SAMPLE_COLUMNS, RunFolder, aggregate_seeds
-from harness.study.study import load
+from harness.study.study import Study
 from harness.system.files import replace_file
 from tests.small_study import row_of, samples_of, write_study
 
@@ -27,7 +27,7 @@ def test_columns_are_unique_and_hold_every_metric():
 
 @pytest.fixture
 def cells(tmp_path):
-    return load(write_study(tmp_path)).cells()
+    return Study.from_yaml(write_study(tmp_path)).cells()
 
 
 def test_a_variant_has_the_means_over_its_seeds():
@@ -91,9 +91,8 @@ def test_a_write_that_breaks_leaves_what_was_there(tmp_path):
 
 def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    hold = (
-        f"import fcntl, time; f = open({str(tmp_path / 'run/.lock')!r}, 'w'); fcntl.flock(f, 2); print(1, flush=True); "
-    )
+    path = tmp_path / "run" / ".lock"
+    hold = f"import filelock, time; lock = filelock.FileLock({str(path)!r}); lock.acquire(); print(1, flush=True); "
     with folder.lock():
         pass
     with subprocess.Popen([sys.executable, "-c", hold + "time.sleep(60)"], stdout=subprocess.PIPE) as other:

@@ -7,13 +7,13 @@ import torch
 
 from harness.model.weights.resolution import CHECKPOINTS, PACKAGED, SHIPPED
 from harness.planning import requirements
-from harness.study.study import load
+from harness.study.study import Study
 
 STUDY = Path(__file__).parent.parent / "studies" / "refcoco_paper.yaml"
 
 
 def specs(preset: str):
-    return [cell.spec for cell in load(STUDY, [f"extends=presets/{preset}.yaml"]).cells()]
+    return [cell.spec for cell in Study.from_yaml(STUDY, [f"extends=presets/{preset}.yaml"]).cells()]
 
 
 @pytest.fixture

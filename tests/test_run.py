@@ -14,7 +14,7 @@ from harness.execution.run_study import execute
 from harness.monitoring.tracker import Tracker
 from harness.planning.plan import estimate, make_plan
 from harness.results.run_folder import METRICS
-from harness.study.study import load
+from harness.study.study import Study
 from harness.system.environment import describe_environment
 from tests.small_study import Cells, NoReports, quiet, run_folder, write_study
 
@@ -72,9 +72,9 @@ def test_the_plan_says_unknown_until_something_comparable_has_run(tmp_path, caps
 
 def test_the_plan_knows_what_ran_and_what_the_rest_will_take(tmp_path):
     folder = run_folder(tmp_path)
-    study = load(write_study(tmp_path))
+    study = Study.from_yaml(write_study(tmp_path))
     execute(study, folder, None, _Here(), quiet())
-    longer = load(write_study(tmp_path), ["arms.sspe.training.steps=40"])
+    longer = Study.from_yaml(write_study(tmp_path), ["arms.sspe.training.steps=40"])
     plan = make_plan(longer, folder)
     assert [planned.status for planned in plan[:4]] == ["done"] * 4
     assert [planned.seconds for planned in plan] == [0.0] * 4 + [20.0] * 8, "5 s for 10 steps are 20 s for 40"
@@ -94,7 +94,7 @@ class _Here(Cells):
 
 def test_a_finished_study_runs_nothing_and_shows_its_results(tmp_path, capsys, monkeypatch):
     path, folder = write_study(tmp_path), run_folder(tmp_path)
-    execute(load(path), folder, None, Cells(), quiet())
+    execute(Study.from_yaml(path), folder, None, Cells(), quiet())
     folder.report.parent.mkdir()
     folder.report.write_text("page")
     monkeypatch.setattr(commands, "_cells", lambda: Cells(fails=("pooling", "bbox_mlp", "sspe")))
@@ -126,8 +126,8 @@ def test_a_report_without_results_says_what_to_do(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_study_with_nothing_to_run_imports_neither_mlflow_nor_a_model(tmp_path):
     path, folder = write_study(tmp_path), run_folder(tmp_path)
-    tracker = Tracker(load(path), folder)
-    execute(load(path), folder, None, Cells(), quiet(), tracker)
+    tracker = Tracker(Study.from_yaml(path), folder)
+    execute(Study.from_yaml(path), folder, None, Cells(), quiet(), tracker)
     folder.report.parent.mkdir()
     folder.report.write_text("page")
     tracker.sync(list(folder.rows().values()), folder.outputs())
@@ -164,7 +164,7 @@ def test_weights_that_cannot_be_had_end_the_run_before_it_starts(tmp_path, capsy
 
 def test_a_row_that_is_none_is_one_sentence_and_stops_no_plan_beside_it(tmp_path, capsys):
     path, folder = write_study(tmp_path), run_folder(tmp_path)
-    execute(load(path), folder, None, Cells(), quiet())
+    execute(Study.from_yaml(path), folder, None, Cells(), quiet())
     spoilt = sorted(folder.cells.glob("*.json"))[0]
     for content in (b"{", b"{}", b"[]", b"\xff\xfe"):
         spoilt.write_bytes(content)
@@ -175,7 +175,7 @@ def test_a_row_that_is_none_is_one_sentence_and_stops_no_plan_beside_it(tmp_path
 
 def test_a_report_is_made_from_the_rows_as_they_are_and_without_rows_from_the_tables(tmp_path, monkeypatch):
     path, folder = write_study(tmp_path), run_folder(tmp_path)
-    execute(load(path), folder, None, Cells(), quiet())
+    execute(Study.from_yaml(path), folder, None, Cells(), quiet())
     monkeypatch.setattr(commands, "_report", lambda _: None)
     (cell, *_) = folder.tabled()
     folder.write_cell({**folder.row(cell), "giou": 0.75})

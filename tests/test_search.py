@@ -8,13 +8,13 @@ from optuna.trial import TrialState
 
 from harness.errors import HarnessError
 from harness.execution.search import Search, default_url
-from harness.study.study import Point, load
+from harness.study.study import Point, Study
 from tests.small_study import STUDY, row_of, sampled_study, write_study
 
 
 @pytest.fixture
 def study(tmp_path):
-    return load(write_study(tmp_path))
+    return Study.from_yaml(write_study(tmp_path))
 
 
 class Points:
@@ -132,7 +132,7 @@ def test_a_sampled_point_whose_result_was_removed_comes_again_as_it_was(tmp_path
 
 
 def test_a_changed_study_is_another_study_in_the_same_storage(tmp_path, study):
-    changed = load(write_study(tmp_path), ["training.steps=11"])
+    changed = Study.from_yaml(write_study(tmp_path), ["training.steps=11"])
     points = Points(changed)
     for one, worker in ((study, Points(study)), (changed, points)):
         with Search(one, default_url(tmp_path)) as search:
@@ -171,7 +171,7 @@ def test_a_resumed_sampler_draws_new_points_up_to_the_number_asked_for(tmp_path)
 def test_choices_may_be_mappings(tmp_path):
     space = "{projector.position: [none, {name: sspe, blocks: 2}]}"
     text = STUDY.replace("{projector.position.blocks: [1, 3], projector.position.queries: [1, 2]}", space)
-    study = load(write_study(tmp_path, text), ["seeds=[0]"])
+    study = Study.from_yaml(write_study(tmp_path, text), ["seeds=[0]"])
     positions = [cell.spec.projector["position"]["name"] for cell in study.cells() if cell.arm == "sspe"]
     assert positions == ["none", "sspe"]
 

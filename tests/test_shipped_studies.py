@@ -14,7 +14,7 @@ from harness.assembly import assembly
 from harness.cache.encodings import frozen_sam
 from harness.execution.preflight import preflight
 from harness.model.config import LLMConfig, MaskDecoderConfig, VisionConfig
-from harness.study.study import Cell, load
+from harness.study.study import Cell, Study
 from tests import checkpoints
 
 STUDIES = sorted((Path(__file__).parent.parent / "studies").glob("*.yaml"))
@@ -39,7 +39,7 @@ def kinds() -> dict[tuple[str, ...], tuple[Path, str]]:
     """Each kind once, with the study and the cell that have it."""
     found: dict[tuple[str, ...], tuple[Path, str]] = {}
     for path in STUDIES:
-        for cell in load(path).cells():
+        for cell in Study.from_yaml(path).cells():
             found.setdefault(kind(cell), (path, cell.id))
     return found
 
@@ -107,7 +107,7 @@ def _with(cell: Cell, changed: dict[str, object]) -> Cell:
 @pytest.mark.parametrize("key", KINDS, ids="-".join)
 def test_an_arm_of_a_shipped_study_passes_the_preflight(place, key, precision):
     path, cell_id = KINDS[key]
-    cell = shrunk(next(each for each in load(path).cells() if each.id == cell_id), place)
+    cell = shrunk(next(each for each in Study.from_yaml(path).cells() if each.id == cell_id), place)
     training = cell.spec.training.model_copy(update={"precision": precision})
     lines: list[str] = []
     assert preflight([_with(cell, {"training": training})], lines.append) == []

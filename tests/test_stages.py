@@ -16,7 +16,7 @@ from harness.execution.cells import Cells
 from harness.execution.run_study import execute
 from harness.monitoring.progress import Progress
 from harness.results.run_folder import STAGES, Row, RunFolder
-from harness.study.study import Cell, load
+from harness.study.study import Cell, Study
 from harness.training.trainer import Trainer
 from tests.small_study import quiet
 
@@ -60,7 +60,7 @@ def test_a_stage_that_raises_keeps_the_earlier_ones_and_the_next_run_goes_on(cel
 
 
 def test_an_interrupted_cell_is_unfinished_in_the_tables_and_goes_on(cells, study_file, folder, monkeypatch):
-    study = load(study_file)
+    study = Study.from_yaml(study_file)
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -130,7 +130,7 @@ class _InterruptedCells(Cells):
 @pytest.mark.slow
 def test_a_run_killed_in_each_stage_of_each_cell_trains_nothing_twice(study_file, folder, tmp_path):
     """Killed with SIGKILL when a stage has ended and its row is not yet written: the worst moment."""
-    study = load(study_file)
+    study = Study.from_yaml(study_file)
     planned = study.cells()
     assert [cell.arm for cell in planned] == list(ARMS)
     context = multiprocessing.get_context("forkserver")
@@ -173,4 +173,4 @@ def _die(study: Path, out: Path, log: Path, cell_id: str, stage: str) -> None:
         return curve
 
     RunFolder.write_cell, Trainer.run = write_or_die, logged  # type: ignore[method-assign, assignment]
-    execute(load(study), RunFolder(out), None, Cells(), quiet())
+    execute(Study.from_yaml(study), RunFolder(out), None, Cells(), quiet())

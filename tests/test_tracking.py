@@ -13,7 +13,7 @@ from harness.execution.run_study import execute
 from harness.monitoring.study_runs import LOSS
 from harness.monitoring.tracker import Tracker, tracking_uri
 from harness.results.run_folder import RunFolder
-from harness.study.study import load
+from harness.study.study import Study
 from harness.system.environment import command
 from harness.system.uris import choose_tracking_uri, redact, tracking_uri_problem
 from tests.small_study import CURVE, PRESET, STUDY, Cells, quiet, row_of, run_folder, score, write_study
@@ -25,7 +25,7 @@ SECRETS = "http://ann:se/cr@t@127.0.0.1:1/mlflow?token=tok"
 
 @pytest.fixture
 def study(tmp_path):
-    return load(write_study(tmp_path))
+    return Study.from_yaml(write_study(tmp_path))
 
 
 @pytest.fixture
@@ -246,13 +246,13 @@ def test_a_store_that_cannot_be_opened_ends_the_study_before_a_cell_runs(tmp_pat
 def test_a_study_or_its_preset_names_the_store_and_stays_the_same_study(tmp_path, study):
     given = "tracking: {uri: http://ann:secret@host:5000, experiment: shared}\n"
     for text, preset in ((STUDY + given, PRESET), (STUDY, PRESET + given)):
-        tracked = load(write_study(tmp_path, text, preset))
+        tracked = Study.from_yaml(write_study(tmp_path, text, preset))
         assert tracked.settings.tracking.uri == "http://ann:secret@host:5000"
         assert Tracker(tracked, RunFolder(tmp_path / "run")).experiment == "shared"
         assert tracked.fingerprint == study.fingerprint
         assert [cell.id for cell in tracked.cells()] == [cell.id for cell in study.cells()]
         assert tracked.resolved() == study.resolved(), "a report made from it is not stale when only the store changes"
-    overridden = load(write_study(tmp_path), ["tracking.uri=http://ann:secret@host:5000"])
+    overridden = Study.from_yaml(write_study(tmp_path), ["tracking.uri=http://ann:secret@host:5000"])
     assert overridden.resolved() == study.resolved()
 
 

@@ -26,7 +26,7 @@ from harness.monitoring import tracker as tracking
 from harness.monitoring.study_runs import LOSS
 from harness.monitoring.tracker import Tracker, tracking_uri
 from harness.results.run_folder import RunFolder
-from harness.study.study import load
+from harness.study.study import Study
 from tests.small_study import CURVE, Cells, NoReports, quiet, row_of, run_folder, write_study
 
 pytestmark = [
@@ -167,7 +167,7 @@ def test_a_server_that_is_away_ends_no_study_and_the_same_command_catches_up(tmp
 
 
 def test_points_that_a_server_missed_are_sent_with_the_next(server, tmp_path, monkeypatch):
-    study, folder = load(write_study(tmp_path), ["tracking.experiment=gap"]), RunFolder(tmp_path / "run")
+    study, folder = Study.from_yaml(write_study(tmp_path), ["tracking.experiment=gap"]), RunFolder(tmp_path / "run")
     cell = study.cells()[0]
     tracker = Tracker(study, folder, server)
     tracker.start(cell)
@@ -188,7 +188,7 @@ def test_a_server_that_never_answers_costs_seconds(tmp_path, monkeypatch):
     monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.0)
     monkeypatch.setattr(tracking, "MAX_LOST_SECONDS", 2.0)
     monkeypatch.setattr(tracking, "SYNC_PAUSE_SECONDS", 0.0)
-    study, folder = load(write_study(tmp_path)), RunFolder(tmp_path / "run")
+    study, folder = Study.from_yaml(write_study(tmp_path)), RunFolder(tmp_path / "run")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         tracker = Tracker(study, folder, f"http://127.0.0.1:{silent.getsockname()[1]}")
         cell = study.cells()[0]
@@ -215,7 +215,7 @@ def test_a_server_that_is_none_of_mlflows_ends_the_study_before_a_cell_runs(tmp_
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
-        study, cells = load(write_study(tmp_path)), Cells()
+        study, cells = Study.from_yaml(write_study(tmp_path)), Cells()
         tracker = Tracker(study, RunFolder(tmp_path / "run"), f"http://ann:secret@127.0.0.1:{other.server_port}")
         with pytest.raises(HarnessError, match=r"MLflow cannot use http://\*\*\*@127.*401") as caught:
             execute(study, RunFolder(tmp_path / "run"), None, cells, quiet(), tracker)

@@ -17,7 +17,7 @@ from harness.monitoring.progress import progress_on
 from harness.monitoring.result_table import result_table
 from harness.monitoring.run_log import run_log
 from harness.results.run_folder import RunFolder
-from harness.study.study import Cell, Study, load
+from harness.study.study import Cell, Study
 from harness.system.environment import command
 from harness.system.uris import choose_tracking_uri
 
@@ -39,7 +39,7 @@ def run_command(options: argparse.Namespace) -> int:
         return 0
     if options.study is None:
         raise HarnessError("name a study, as in: python -m harness.run studies/sspe_sweep.yaml")
-    study = load(options.study, options.set)
+    study = Study.from_yaml(options.study, options.set)
     folder = RunFolder(_folder(options.out or Path("runs") / study.name))
     if options.plan:
         from harness.planning.plan import make_plan, plan_table
