@@ -114,7 +114,7 @@ def test_failed_cells_are_told_by_the_exit_code(tmp_path, capsys, monkeypatch):
     assert run.main([str(path), "--out", str(folder.path)]) == 1
     printed = capsys.readouterr().out
     assert "2 cells failed" in printed
-    assert "[1/12] pooling seed 0: starts" in printed
+    assert "[1/12] pooling seed 0: started" in printed
     assert "bbox_mlp seed 1: failed after 0 s: as the test asks" in printed
 
 
