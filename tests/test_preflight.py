@@ -24,7 +24,7 @@ def test_a_configuration_runs_once_for_all_its_seeds_and_not_again(cells, lines)
     seeds = [replace(pooling, id=f"seed{seed}", seed=seed) for seed in range(3)]
     assert preflight([*seeds, cells["sspe"]], lines.append) == []
     assert len(lines) == 2
-    assert "preflight 1 of 2: pooling seed 0 passes" in lines[0]
+    assert "preflight 1 of 2: pooling seed 0 passed" in lines[0]
     longer = pooling.spec.training.model_copy(update={"steps": 70})
     other_length = replace(pooling, spec=pooling.spec.model_copy(update={"training": longer}))
     assert preflight([*seeds, cells["sspe"], other_length], lines.append) == []
@@ -80,7 +80,7 @@ def test_a_fault_in_a_late_stage_is_found(cells, lines, monkeypatch, stage):
     (failure,) = preflight([cells["pooling"]], lines.append)
     assert failure.stage in str(failure)
     assert failure.reason.endswith("RuntimeError: late\n")
-    with pytest.raises(HarnessError, match="1 configurations fail on 2 images"):
+    with pytest.raises(HarnessError, match="1 configurations failed the preflight on 2 images"):
         refuse_failures([failure])
 
 

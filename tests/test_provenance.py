@@ -67,16 +67,16 @@ def test_rows_of_other_code_are_reported_and_run_again_on_demand(tmp_path, monke
     execute(Study.from_yaml(path), folder, None, CodedCells(), quiet())
     plan = [str(path), "--plan", "--out", str(folder.path)]
     assert run.main(plan) == 0
-    assert "other code" not in capsys.readouterr().out
+    assert "another version" not in capsys.readouterr().out
     monkeypatch.setattr(provenance, "numeric_code", lambda _: "other-code")
     assert run.main(plan) == 0
-    assert "12 finished cells (pooling, bbox_mlp, sspe) were made by other code" in capsys.readouterr().out
+    assert "12 finished cells (pooling, bbox_mlp, sspe) were computed by another version" in capsys.readouterr().out
     cells = CodedCells()
     monkeypatch.setattr(commands, "_cells", lambda: cells)
     monkeypatch.setattr(commands, "ReportProcess", NoReports)
     monkeypatch.setattr(commands, "_report", lambda folder: folder.write_if_changed(folder.report, "page"))
     assert run.main([str(path), "--out", str(folder.path), "--rerun", "bbox_mlp"]) == 0
-    assert "2 cells run again; their old rows are kept" in capsys.readouterr().out.replace("\n", " ")
+    assert "2 cells will run again; their old rows are kept" in capsys.readouterr().out.replace("\n", " ")
     assert set(cells.ran) == {cell.id for cell in Study.from_yaml(path).cells() if cell.arm == "bbox_mlp"}
     kept = [json.loads(file.read_text()) for file in (folder.cells / "superseded").glob("*.json")]
     assert {row["arm"] for row in kept} == {"bbox_mlp"}

@@ -41,7 +41,7 @@ def test_mistakes_go_to_stderr_without_a_traceback_and_exit_with_2(tmp_path):
 def test_a_missing_study_is_told(tmp_path, capsys):
     assert run.main([str(tmp_path / "none.yaml")]) == 2
     assert run.main([]) == 2
-    assert "cannot be read" in capsys.readouterr().err
+    assert "cannot be loaded" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", run.LIST_KINDS)
@@ -66,7 +66,7 @@ def test_the_plan_says_unknown_until_something_comparable_has_run(tmp_path, caps
     out = tmp_path / "runs" / "small"
     assert run.main([str(path), "--plan", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "12 of 12 cells to run; how long is unknown" in printed
+    assert "12 of 12 cells to run; time unknown" in printed
     assert not out.exists(), "a plan leaves nothing behind"
 
 
@@ -159,7 +159,7 @@ def test_weights_that_cannot_be_had_end_the_run_before_it_starts(tmp_path, capsy
         assert run.main(arguments) == 2
         printed = capsys.readouterr()
         assert "no weights 'dinov2-smal': it is no known name (did you mean dinov2-small?)" in printed.err
-        assert "starts" not in printed.out
+        assert "started" not in printed.out
 
 
 def test_a_row_that_is_none_is_one_sentence_and_stops_no_plan_beside_it(tmp_path, capsys):

@@ -216,15 +216,15 @@ def test_the_flag_comes_before_the_study_and_the_study_before_the_environment(mo
     ("uri", "expected"),
     [
         ("htp://host", "unknown scheme 'htp', did you mean http or https?"),
-        ("localhost:5000", "give an MLflow server (http://HOST:5000)"),
-        ("http//host:5000", "give an MLflow server"),
-        ("", "give an MLflow server"),
-        ("http://", "names no host"),
-        ("http://host:port", "no valid URL"),
-        ("sqlite://x.db", "names no file"),
+        ("localhost:5000", "use an MLflow server (http://HOST:5000)"),
+        ("http//host:5000", "use an MLflow server"),
+        ("", "use an MLflow server"),
+        ("http://", "has no host"),
+        ("http://host:port", "not a valid URL"),
+        ("sqlite://x.db", "has no file name"),
         ("sqlite:////nosuch/x.db", "there is no folder /nosuch"),
-        ("postgresql://host", "names no database"),
-        (f"file:{__file__}", "it is a file"),
+        ("postgresql://host", "has no database name"),
+        (f"file:{__file__}", "is a file"),
     ],
 )
 def test_a_bad_uri_is_one_sentence(uri, expected, monkeypatch):
@@ -258,7 +258,7 @@ def test_a_study_or_its_preset_names_the_store_and_stays_the_same_study(tmp_path
 
 def test_mistakes_in_the_key_have_their_place_and_keep_the_password(tmp_path):
     assert problems(tmp_path, STUDY + "tracking: {uri: 'htp://ann:secret@host', name: x}\n") == [
-        "small.yaml:16: tracking.uri: found 'htp://***@host'; unknown scheme 'htp', did you mean http or https?; give "
+        "small.yaml:16: tracking.uri: found 'htp://***@host'; unknown scheme 'htp', did you mean http or https?; use "
         "an MLflow server (http://HOST:5000), a database (sqlite:///FILE, postgresql://USER@HOST/NAME) or the folder "
         "of a file store (file:DIR)",
         "small.yaml:16: tracking.name: unknown key; known: experiment, uri",

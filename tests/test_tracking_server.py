@@ -154,7 +154,7 @@ def test_a_server_that_is_away_ends_no_study_and_the_same_command_catches_up(tmp
     assert run.main(arguments) == 1
     printed = capsys.readouterr().out
     away = f"7 runs are not yet in MLflow at http://127.0.0.1:{port} (Connection refused)"
-    assert f"{away}; the same command sends what is missing" in printed
+    assert f"{away}; run the same command again to send the rest" in printed
     assert len(pd.read_parquet(folder.results)) == 6
     monkeypatch.setattr(commands, "_cells", lambda: Cells())
     with mlflow_server(tmp_path, port) as url:

@@ -1,4 +1,4 @@
-"""What the report's gallery needs of the images, left in the run folder as pictures; predictions are in the samples."""
+"""Saves the images of the report's gallery in the run folder; predictions are in the table of samples."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from harness.results.run_folder import RunFolder
 
 
 def save_gallery(folder: RunFolder, batches: BatchMaker, examples: Sequence[Example]) -> None:
-    """`<image>.png`, and `<image>.<source key>.png`, the superpixel labels in 16 bits (65535 in the padding)."""
+    """Saves `<image>.png`, and the superpixel labels as 16-bit `<image>.<source key>.png` (65535 in the padding)."""
     folder.gallery.mkdir(parents=True, exist_ok=True)
     for example in examples:
         stem = example.image_id.replace("/", "-")
