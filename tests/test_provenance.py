@@ -1,4 +1,4 @@
-"""Results record the code that made them: cells of changed code run again, others are kept, mixtures are reported."""
+"""Results record their code: cells with changed code run again, others are kept, mixtures are reported."""
 
 import json
 
@@ -30,7 +30,7 @@ class CodedCells(Cells):
 
 @pytest.fixture
 def edited(monkeypatch):
-    """As if the source of the projector `pooling` were another."""
+    """Simulates an edit of the projector `pooling`."""
     return lambda: monkeypatch.setattr(
         study_module,
         "component_code",
@@ -51,18 +51,18 @@ def test_an_edited_projector_runs_its_arms_again_and_no_others(tmp_path, edited)
     assert not before & set(pd.read_parquet(folder.results)["cell"])
 
 
-def test_sampled_points_of_edited_code_come_again_as_they_were(tmp_path, monkeypatch):
+def test_sampled_points_with_changed_code_run_again_unchanged(tmp_path, monkeypatch):
     study, folder = sampled_study(tmp_path), run_folder(tmp_path)
     execute(study, folder, None, CodedCells(), quiet())
-    drawn = sorted(row["point"] for row in folder.rows().values())
+    sampled = sorted(row["point"] for row in folder.rows().values())
     monkeypatch.setattr(study_module, "component_code", lambda _: "edited")
     again = CodedCells()
     outcome = execute(study, folder, None, again, quiet())
-    assert len(again.ran) == outcome.num_superseded == len(drawn)
-    assert sorted(pd.read_parquet(folder.results)["point"]) == drawn
+    assert len(again.ran) == outcome.num_superseded == len(sampled)
+    assert sorted(pd.read_parquet(folder.results)["point"]) == sampled
 
 
-def test_rows_of_other_code_are_reported_and_run_again_on_demand(tmp_path, monkeypatch, capsys):
+def test_outdated_rows_are_reported_and_run_again_on_demand(tmp_path, monkeypatch, capsys):
     path, folder = write_study(tmp_path), run_folder(tmp_path)
     execute(Study.from_yaml(path), folder, None, CodedCells(), quiet())
     plan = [str(path), "--plan", "--out", str(folder.path)]
@@ -83,13 +83,13 @@ def test_rows_of_other_code_are_reported_and_run_again_on_demand(tmp_path, monke
     assert len(pd.read_parquet(folder.results)) == 12
 
 
-def test_an_arm_that_is_not_there_is_told(tmp_path):
+def test_an_unknown_arm_is_reported(tmp_path):
     study = Study.from_yaml(write_study(tmp_path))
     with pytest.raises(StudyError, match=r"--rerun pooled: there is no such arm; did you mean pooling\?"):
         set_aside_outdated(study, run_folder(tmp_path), "pooled")
 
 
-def test_rows_that_do_not_say_their_code_count_as_outdated(tmp_path):
+def test_rows_without_a_code_fingerprint_are_outdated(tmp_path):
     study, folder = Study.from_yaml(write_study(tmp_path)), run_folder(tmp_path)
     execute(study, folder, None, Cells(), quiet())
     assert len(outdated(study.cells(), folder)) == 12

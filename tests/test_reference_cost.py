@@ -33,13 +33,13 @@ MEASURED_IN_THE_RELEASES = [
 """GFLOPs at the reference backbone, of the authors' own classes."""
 
 
-def test_the_mlp_costs_what_its_layers_multiply():
+def test_the_flops_of_the_mlp_are_those_of_its_layers():
     cost = measure("mlp")
     assert (cost.tokens, cost.parameters, cost.required_inputs) == (576, 20_979_712, ())
     assert cost.flops == 2 * 576 * (1024 * 4096 + 4096 * 4096)
 
 
-def test_prumerge_keeps_the_patches_that_cls_looks_at_and_one_token_for_the_rest():
+def test_prumerge_keeps_the_patches_that_cls_attends_to_and_one_token_for_the_rest():
     assert measure("prumerge").tokens == 30 + 1
 
 
@@ -54,7 +54,7 @@ def test_flops_are_those_of_the_release(name, settings, gflops):
 
 
 @pytest.mark.parametrize("name", projectors.names())
-def test_every_projector_is_measured_with_what_it_reads(name):
+def test_every_projector_is_measured_with_its_required_inputs(name):
     cost = measure(name)
     assert 1 <= cost.tokens <= REFERENCE_DIMS.num_patches + 1
     assert cost.flops > 0

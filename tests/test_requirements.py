@@ -1,4 +1,4 @@
-"""What a study's weights ask of a machine is told before anything is fetched."""
+"""Download size and memory of a study's weights are reported before anything is fetched."""
 
 from pathlib import Path
 
@@ -76,5 +76,5 @@ def test_cached_weights_and_unknown_sizes_are_reported(tmp_path):
     assert "without owner/model (size unknown)" in verdict
 
 
-def test_every_weight_that_has_a_name_of_ours_has_a_size():
+def test_all_named_weights_have_a_size():
     assert {*PACKAGED, *SHIPPED, *CHECKPOINTS} <= set(requirements.PUBLISHED)

@@ -1,4 +1,4 @@
-"""Every kind of arm in `studies/` goes through the whole life of a cell, in both precisions, on tiny data.
+"""Every kind of arm in `studies/` passes all stages of a cell, in both precisions, on tiny data.
 
 What cannot be had or is too large here is replaced by something of the same kind: official datasets by scenes, vision
 encoders and pretrained LLMs by small random ones of their families, Meta's SAMs by sam-scenes.
@@ -36,7 +36,7 @@ def kind(cell: Cell) -> tuple[str, ...]:
 
 
 def kinds() -> dict[tuple[str, ...], tuple[Path, str]]:
-    """Each kind once, with the study and the cell that have it."""
+    """Each kind once, with the study and the cell of that kind."""
     found: dict[tuple[str, ...], tuple[Path, str]] = {}
     for path in STUDIES:
         for cell in Study.from_yaml(path).cells():
@@ -63,7 +63,7 @@ def place(tmp_path_factory):
 
 
 def shrunk(cell: Cell, place: Path) -> Cell:
-    """The cell on parts of the same kinds that are here."""
+    """The cell with small components of the same kinds."""
     spec = cell.spec
     scenes = {**_scenes(), **({"asks": spec.data["asks"]} if "asks" in spec.data else {})}
     fitting = {"layers": [1, 2], "heads": 4}

@@ -1,4 +1,4 @@
-"""Studies: mistakes are all told at once and where they are; merging, overrides, cells and their ids."""
+"""Loading of studies: all problems with their locations; merging, overrides, cells and their ids."""
 
 import copy
 import json
@@ -20,13 +20,13 @@ ROOT = Path(__file__).parent.parent
 
 
 def problems(folder: Path, text: str, preset: str = PRESET, overrides: tuple[str, ...] = ()) -> list[str]:
-    """What is wrong with a study, places relative to its folder."""
+    """The problems of a study, with paths relative to its folder."""
     with pytest.raises(StudyError) as caught:
         Study.from_yaml(write_study(folder, text, preset), overrides)
     return [problem.removeprefix(f"{folder}/") for problem in caught.value.problems]
 
 
-def test_five_mistakes_are_five_messages_with_their_lines(tmp_path):
+def test_five_problems_are_five_messages_with_their_lines(tmp_path):
     text = (
         STUDY.replace("blocks: 3, queries: 4", "blocks: 3, queris: 4")
         .replace("name: pooling, tokens: 4", "name: poling, tokens: 4")
@@ -77,23 +77,23 @@ def test_five_mistakes_are_five_messages_with_their_lines(tmp_path):
         ("baseline: pooling", "baseline: pooling\nclaims: [{claim: c, better: ssp, than: mlp}]", "small.yaml:16: clai"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_told_with_its_place(tmp_path, old, new, expected):
+def test_a_problem_is_reported_with_its_location(tmp_path, old, new, expected):
     assert old in STUDY
     found = problems(tmp_path, STUDY.replace(old, new))
     assert any(problem.startswith(expected) for problem in found), found
 
 
-def test_a_mistake_is_told_once_though_every_arm_inherits_it(tmp_path):
+def test_a_problem_that_all_arms_inherit_is_reported_once(tmp_path):
     assert len(problems(tmp_path, STUDY, PRESET.replace("width: 32", "widht: 32"))) <= 2
     assert len(problems(tmp_path, STUDY, PRESET.replace("steps: 10", "steps: 0"))) == 1
 
 
-def test_a_missing_preset_is_one_mistake(tmp_path):
+def test_a_missing_preset_is_one_problem(tmp_path):
     [problem] = problems(tmp_path, STUDY.replace("presets/small", "presets/smal"))
     assert "did you mean presets/small.yaml?" in problem
 
 
-def test_another_preset_is_chosen_on_the_command_line(tmp_path):
+def test_an_override_selects_another_preset(tmp_path):
     path = write_study(tmp_path)
     (tmp_path / "presets" / "longer.yaml").write_text(PRESET.replace("steps: 10", "steps: 20"))
     study = Study.from_yaml(path, ["extends=presets/longer.yaml"])
@@ -102,7 +102,7 @@ def test_another_preset_is_chosen_on_the_command_line(tmp_path):
     assert problem.startswith("--set extends=presets/long.yaml: there is no file")
 
 
-def test_what_is_scored_is_a_split_of_the_data_and_not_the_one_trained_on(tmp_path):
+def test_the_evaluation_split_exists_and_is_not_the_training_split(tmp_path):
     assert {
         cell.spec.evaluation.split
         for cell in Study.from_yaml(write_study(tmp_path), ["evaluation.split=validation"]).cells()
@@ -112,7 +112,7 @@ def test_what_is_scored_is_a_split_of_the_data_and_not_the_one_trained_on(tmp_pa
         assert problem.startswith(f"--set evaluation.split={split}: scenes has no split '{split}' for evaluation; ")
 
 
-def test_a_preset_gives_no_arms(tmp_path):
+def test_a_preset_cannot_have_arms(tmp_path):
     [problem] = problems(tmp_path, STUDY, PRESET + "arms: {}\n")
     assert (
         problem == "presets/small.yaml:6: arms: not allowed in a preset (allowed: base, objectives, seeds, tracking); "
@@ -121,13 +121,13 @@ def test_a_preset_gives_no_arms(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "studies" / "presets").glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_preset_by_itself_is_a_study_of_all_patches_on_it(path):
+def test_a_preset_by_itself_is_a_study_of_the_mlp_on_all_patches(path):
     (cell,) = Study.from_yaml(path).cells()
     assert cell.arm == "mlp"
     assert cell.spec.projector["name"] == "mlp"
 
 
-def test_overrides_reach_every_arm_and_their_mistakes_are_told(tmp_path):
+def test_overrides_apply_to_every_arm_and_their_problems_are_reported(tmp_path):
     study = Study.from_yaml(write_study(tmp_path), ["training.steps=7", "seeds=[5]", "arms.sspe.training.steps=9"])
     steps = {cell.arm: cell.spec.training.steps for cell in study.cells()}
     assert steps == {"pooling": 7, "bbox_mlp": 7, "sspe": 9}
@@ -145,7 +145,7 @@ def test_overrides_reach_every_arm_and_their_mistakes_are_told(tmp_path):
     ]
 
 
-def test_a_new_name_drops_the_settings_of_the_old_one(tmp_path):
+def test_another_name_drops_the_settings_of_the_first(tmp_path):
     study = Study.from_yaml(write_study(tmp_path))
     specs = {cell.arm: cell.spec for cell in study.cells()}
     assert specs["pooling"].projector == {"name": "pooling", "tokens": 4, "weights": None}
@@ -153,7 +153,7 @@ def test_a_new_name_drops_the_settings_of_the_old_one(tmp_path):
     assert "blocks" not in specs["bbox_mlp"].projector["position"]
 
 
-def test_a_bare_name_takes_settings_as_a_mapping_would(tmp_path):
+def test_a_bare_name_is_shorthand_for_a_mapping(tmp_path):
     text = STUDY.replace("position: {name: sspe, blocks: 3, queries: 4}", "position: sspe")
     specs = [
         cell.spec.projector["position"]
@@ -163,7 +163,7 @@ def test_a_bare_name_takes_settings_as_a_mapping_would(tmp_path):
     assert {(position["blocks"], position["queries"]) for position in specs} == {(1, 1), (1, 2), (3, 1), (3, 2)}
 
 
-def test_superpixels_are_no_part_of_an_arm_that_reads_none(tmp_path):
+def test_superpixels_are_not_part_of_an_arm_that_does_not_use_them(tmp_path):
     before = {cell.arm: cell for cell in Study.from_yaml(write_study(tmp_path)).cells()}
     after = {cell.arm: cell for cell in Study.from_yaml(write_study(tmp_path), ["superpixels.count=16"]).cells()}
     assert before["pooling"].spec.superpixels is None
@@ -172,7 +172,7 @@ def test_superpixels_are_no_part_of_an_arm_that_reads_none(tmp_path):
     assert before["sspe"].id != after["sspe"].id
 
 
-def test_arms_that_say_the_same_are_still_two(tmp_path):
+def test_arms_with_equal_settings_have_different_cells(tmp_path):
     study = Study.from_yaml(
         write_study(tmp_path, STUDY.replace("sspe: {}", "sspe: {}\n  again: {projector: {position: bbox_mlp}}"))
     )
@@ -206,7 +206,7 @@ def test_the_resolved_study_has_the_same_cells(tmp_path):
     assert again.resolved().splitlines()[1:] == study.resolved().splitlines()[1:]
 
 
-def test_a_fingerprint_knows_what_changes_cells_from_what_does_not(tmp_path):
+def test_a_fingerprint_changes_only_if_cells_change(tmp_path):
     study = Study.from_yaml(write_study(tmp_path))
     assert (
         Study.from_yaml(write_study(tmp_path), ["question=why", "baseline=bbox_mlp"]).fingerprint == study.fingerprint
@@ -215,7 +215,7 @@ def test_a_fingerprint_knows_what_changes_cells_from_what_does_not(tmp_path):
     assert Study.from_yaml(write_study(tmp_path), ["seeds=[0]"]).fingerprint != study.fingerprint
 
 
-def test_sampled_points_are_not_known_before(tmp_path):
+def test_sampled_points_are_not_listed_before_the_run(tmp_path):
     study = sampled_study(tmp_path)
     assert [point.arm for point in study.points()] == ["pooling"]
     assert study.num_sampled == 4
@@ -223,7 +223,7 @@ def test_sampled_points_are_not_known_before(tmp_path):
     assert {cell.spec.training.steps for cell in cells} == {30}
 
 
-def test_every_projector_says_what_it_needs_before_it_is_built_for_real():
+def test_required_inputs_of_every_projector_are_known_on_the_meta_device():
     for name in projectors.names():
         settings = projectors.get(name).Config().model_dump(mode="json")
         assert sections.projector_inputs({"name": name, **settings}) is not None
@@ -233,7 +233,7 @@ def test_every_projector_says_what_it_needs_before_it_is_built_for_real():
 def test_every_study_of_the_repository_loads(path):
     study = Study.from_yaml(path)
     assert study.cells()
-    assert study.settings.claims or len(study.settings.arms) == 1, "a study that compares states its claims"
+    assert study.settings.claims or len(study.settings.arms) == 1, "a study that compares arms must state claims"
 
 
 def as_mapping() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A real MLflow server on the loopback: the same runs as in a file, also when the server is away at first."""
+"""An MLflow server on the loopback interface has the same runs as a file store, also if it is unreachable at first."""
 
 import json
 import os
@@ -96,7 +96,7 @@ def write_report(folder: RunFolder) -> None:
 
 
 class Watching(Cells):
-    """Cells that look at the server while they train."""
+    """Cells that query the server while they train."""
 
     def __init__(self, url: str, experiment: str) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ def test_a_server_has_every_cell_while_it_trains_and_the_report_at_the_end(serve
     assert not [text for text in texts if "se%40cret" in text or "se@cret" in text]
 
 
-def test_a_server_that_is_away_ends_no_study_and_the_same_command_catches_up(tmp_path, capsys, monkeypatch):
+def test_an_unreachable_server_ends_no_study_and_the_next_run_sends_the_rest(tmp_path, capsys, monkeypatch):
     port = free_port()
     monkeypatch.setattr(commands, "_cells", lambda: Cells(fails=("bbox_mlp",)))
     monkeypatch.setattr(commands, "ReportProcess", NoReports)
@@ -166,7 +166,7 @@ def test_a_server_that_is_away_ends_no_study_and_the_same_command_catches_up(tmp
         assert [each.info.status for each in runs(url, "small", "study")] == ["FINISHED"]
 
 
-def test_points_that_a_server_missed_are_sent_with_the_next(server, tmp_path, monkeypatch):
+def test_points_that_could_not_be_sent_are_sent_with_the_next(server, tmp_path, monkeypatch):
     study, folder = Study.from_yaml(write_study(tmp_path), ["tracking.experiment=gap"]), RunFolder(tmp_path / "run")
     cell = study.cells()[0]
     tracker = Tracker(study, folder, server)
@@ -183,7 +183,7 @@ def test_points_that_a_server_missed_are_sent_with_the_next(server, tmp_path, mo
     assert curve_of(found, server) == [(5, 2.0), (10, 1.0)]
 
 
-def test_a_server_that_never_answers_costs_seconds(tmp_path, monkeypatch):
+def test_a_server_that_never_responds_delays_a_study_by_seconds(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.0)
     monkeypatch.setattr(tracking, "MAX_LOST_SECONDS", 2.0)
@@ -201,7 +201,7 @@ def test_a_server_that_never_answers_costs_seconds(tmp_path, monkeypatch):
     assert tracker.shortfall().startswith("2 runs are not yet in MLflow")
 
 
-def test_a_server_that_is_none_of_mlflows_ends_the_study_before_a_cell_runs(tmp_path):
+def test_a_server_other_than_mlflow_ends_the_study_before_a_cell_runs(tmp_path):
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
     class Refusing(BaseHTTPRequestHandler):

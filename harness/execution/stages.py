@@ -85,7 +85,7 @@ class Stages:
         if initialization is not None:
             initialization.load_into(assembly)
         segmenter, batches = assembly.segmenter.eval(), assembly.batches
-        # A frozen mask decoder gives no gradient, so training needs no mask inputs.
+        # A frozen mask decoder gives no gradient, so training requires no mask inputs.
         prepare(batches, training, self.progress.note, with_mask_inputs=segmenter.mask_decoder.learns)
         prepare(batches, self.testing, self.progress.note)
         measured = _first(training, MEASURED_IMAGES)

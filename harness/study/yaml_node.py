@@ -81,7 +81,7 @@ class YamlNode:
         return self.value if isinstance(self.value, list) else []
 
     def without(self, *keys: str) -> "YamlNode":
-        """This mapping without the given keys."""
+        """This mapping without some keys."""
         return replace(self, value={key: value for key, value in self.items() if key not in keys})
 
     def plain(self) -> Any:
