@@ -30,7 +30,7 @@ from harness.data.example import Example, Expression
 from harness.execution.stages import seed_everything
 from harness.model.vision.encoder import Encoding
 from harness.monitoring.progress import progress_on
-from harness.study.study import CellSpec, load
+from harness.study.study import CellSpec, Study
 from harness.system.device import default_device, synchronize
 from harness.system.environment import describe_environment
 from harness.system.precision import autocast
@@ -142,7 +142,7 @@ class Bench:
     """One arm of a study, assembled for steps on a fixed set of expressions."""
 
     def __init__(self, study: str, arm: str | None, rounds: int) -> None:
-        loaded = load(Path(study))
+        loaded = Study.from_yaml(Path(study))
         self.arm = arm or loaded.settings.baseline[0]
         self.spec = next(cell.spec for cell in loaded.cells() if cell.arm == self.arm)
         self.rounds = rounds

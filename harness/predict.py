@@ -1,4 +1,4 @@
-"""`python -m harness.predict CELL --image FILE --expression TEXT`: the mask of a trained cell on any image file."""
+"""`python -m harness.predict CELL --image FILE --expression TEXT`: predicts a mask for any image file."""
 
 import argparse
 import sys
@@ -21,11 +21,11 @@ from harness.system.device import default_device
 from projectors import ProjectorError
 
 _OUTLINE = 20
-"""Nearly black, on a border whose outside is pale."""
+"""Grey level of the outline of a mask: nearly black."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 with a sentence that says what is wrong."""
+    """Returns the exit code: 0, or 2 for an error of the user, whose message is printed."""
     options = _parser().parse_args(arguments)
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     try:
@@ -45,48 +45,48 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m harness.predict", description=__doc__.partition(": ")[2])
     parser.add_argument("cell", type=Path, metavar="CELL", help="runs/<study>/cells/<cell>.safetensors")
     parser.add_argument("--image", type=Path, required=True, help="any image file")
+    parser.add_argument("--expression", action="append", required=True, help="what to segment; can be repeated")
     parser.add_argument(
-        "--expression", action="append", required=True, help="what to segment; may be given again for the same image"
+        "--out", type=Path, default=Path(), help="folder for masks and overlays; default: the current folder"
     )
-    parser.add_argument("--out", type=Path, default=Path(), help="folder for the masks and overlays; this one")
     return parser
 
 
 def _example(path: Path, texts: Sequence[str], trained: Trained) -> Example:
-    """The image with the expressions, of which nothing is known.
+    """The image and the expressions as an example without targets.
 
     Raises:
-        HarnessError: no image, words that the LLM never read, or superpixels that are cut from the ground truth.
+        HarnessError: the file is not an image, a word is unknown, or superpixels require the ground truth.
     """
     if trained.spec.superpixels is not None and trained.spec.superpixels["name"] == "oracle":
         raise HarnessError(
-            f"arm {trained.arm!r} reads superpixels cut from the ground truth, which an image file has not; name a "
-            "cell of another source"
+            f"arm {trained.arm!r} uses superpixels from the ground truth, which an image file does not have; choose a "
+            "cell with another superpixel source"
         )
     image = read_image(path)
     expressions = tuple(Expression(as_sentence(text), "all", ()) for text in texts)
     if not all(expression.text for expression in expressions):
-        raise HarnessError("--expression holds no word; say what is to be segmented")
+        raise HarnessError("--expression contains no word; describe what to segment")
     tokenizer = trained.assembly.batches.llm.tokenizer
     if trained.spec.llm.name == "tiny":
         known = tokenizer.get_vocab()
-        unread = sorted({word for each in expressions for word in each.text.split()} - known.keys())
-        if unread:
+        unknown = sorted({word for each in expressions for word in each.text.split()} - known.keys())
+        if unknown:
             words = ", ".join(sorted(word for word in known if word[0].isalpha()))
-            raise HarnessError(f"the LLM of this cell never read {', '.join(map(repr, unread))}; it knows: {words}")
+            raise HarnessError(
+                f"the vocabulary of this cell does not contain {', '.join(map(repr, unknown))}; known words: {words}"
+            )
     return Example(path.stem, image, (), expressions)
 
 
 def _predict(trained: Trained, example: Example, out: Path) -> list[str]:
-    """Writes mask and overlay of each expression; a line each of what was found and where it lies."""
+    """Writes mask and overlay of each expression; returns one line per expression with the result and the files."""
     assembly, precision = trained.assembly, trained.spec.training.precision
     texts = [expression.text for expression in example.expressions]
     evaluator = Evaluator(assembly.segmenter, assembly.batches, 1, precision)
     prediction = next(evaluator.predict([example], [example.expressions]))
     lines = []
-    for number, (text, mask, answered) in enumerate(
-        zip(texts, prediction.masks, prediction.predicted_seg, strict=True)
-    ):
+    for number, (text, mask, has_seg) in enumerate(zip(texts, prediction.masks, prediction.predicted_seg, strict=True)):
         stem = example.image_id if len(texts) == 1 else f"{example.image_id}-{number}"
         paths = out / f"{stem}.mask.png", out / f"{stem}.overlay.png"
         try:
@@ -94,17 +94,14 @@ def _predict(trained: Trained, example: Example, out: Path) -> list[str]:
             Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(paths[0])
             Image.fromarray(overlay(example.image, mask)).save(paths[1])
         except OSError as error:
-            raise HarnessError(f"--out {out} cannot hold what is found ({error}); name another folder") from None
-        answer = (
-            "answers [SEG]" if answered else "does not answer [SEG], which counts as no target; the mask is what it"
-        )
-        answer = answer if answered else f"{answer} would draw"
-        lines.append(f"{text!r}: {answer}, {mask.mean():.1%} of the image; {paths[0]}, {paths[1]}")
+            raise HarnessError(f"cannot write to --out {out} ({error}); choose another folder") from None
+        outcome = "[SEG] generated" if has_seg else "[SEG] not generated, which counts as no target"
+        lines.append(f"{text!r}: {outcome}; mask covers {mask.mean():.1%} of the image; {paths[0]}, {paths[1]}")
     return lines
 
 
 def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The image (h, w, 3) as it is under the mask (h, w), grey and pale elsewhere, whatever colours it has."""
+    """The image (h, w, 3), unchanged inside the mask (h, w) and pale grey outside, with an outline."""
     pale = 0.4 * image.mean(axis=-1, keepdims=True) + 0.6 * 255
     shown = np.where(mask[..., None], image, pale).astype(np.uint8)
     shown[find_boundaries(mask, mode="outer")] = _OUTLINE
@@ -112,20 +109,19 @@ def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def expectation(trained: Trained) -> str:
-    """What the prediction can and cannot be expected to be, from what the cell was trained on."""
+    """A sentence on the expected quality of predictions, from the cell's training data."""
     spec = trained.spec
-    learnt = f"Arm {trained.arm!r} was trained on {spec.data['name']}"
+    trained_on = f"Arm {trained.arm!r} was trained on {spec.data['name']}"
     if spec.data["name"] == "scenes":
         return (
-            f"{learnt}, drawings of coloured shapes, with an LLM {_origin(spec.llm.name)}: on such drawings its mask "
-            "means something; on a photograph it shows that the path from pixels to mask works, and nothing about "
-            "projectors."
+            f"{trained_on} (drawings of coloured shapes), with an LLM {_origin(spec.llm.name)}. Masks are meaningful "
+            "on such drawings only; a mask on a photograph says nothing about the projector."
         )
-    return f"{learnt}, with an LLM {_origin(spec.llm.name)}: expect little of images and words unlike those."
+    return f"{trained_on}, with an LLM {_origin(spec.llm.name)}. Expect poor masks for other kinds of images and words."
 
 
 def _origin(llm: str) -> str:
-    return "trained from scratch" if llm == "tiny" else f"that started as {llm}"
+    return "trained from scratch" if llm == "tiny" else f"initialized from {llm}"
 
 
 if __name__ == "__main__":

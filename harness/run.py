@@ -1,4 +1,4 @@
-"""Runs a study: `python -m harness.run studies/sspe_sweep.yaml`. The same command again continues where it stopped."""
+"""Runs a study: `python -m harness.run studies/sspe_sweep.yaml`. Running the command again resumes the study."""
 
 import argparse
 import errno
@@ -12,16 +12,16 @@ from pathlib import Path
 from harness.errors import HarnessError
 from harness.system.uris import redact
 
-_CONTINUE = "the same command continues"
+_RESUME = "run the same command again to resume"
 LIST_KINDS = ("projectors", "superpixels", "datasets", "metrics", "encoders", "llms", "mask_decoders", "checkpoints")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 1 when cells failed, 2 when the user has something to mend, 130 when interrupted."""
+    """Returns the exit code: 0, 1 if cells failed, 2 for an error of the user, 130 if interrupted."""
     options = _parser().parse_args(arguments)
     try:
         with _terminates_as_interrupt():
-            from harness.execution.commands import run_command  # so that --help starts at once
+            from harness.execution.commands import run_command  # imported here so that --help is fast
 
             return run_command(options)
     except HarnessError as error:
@@ -30,16 +30,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
-        sys.stderr.write(f"no space left on the disk ({error}); free some, finished stages are kept, {_CONTINUE}\n")
+        sys.stderr.write(
+            f"no space left on the disk ({error}); finished stages are kept; free some space, then {_RESUME}\n"
+        )
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write(f"interrupted; finished stages are kept, {_CONTINUE}\n")
+        sys.stderr.write(f"interrupted; finished stages are kept; {_RESUME}\n")
         return 130
 
 
 @contextmanager
 def _terminates_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does. Signals can be handled in the main thread only."""
+    """Handles SIGTERM as Ctrl-C. Signal handlers can be set in the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -53,7 +55,7 @@ def _terminates_as_interrupt() -> Iterator[None]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m harness.run", description=__doc__)
     parser.add_argument("study", nargs="?", type=Path, metavar="STUDY.yaml")
-    parser.add_argument("--plan", action="store_true", help="print the cells and what they will take; run nothing")
+    parser.add_argument("--plan", action="store_true", help="print the cells and their estimated time; run nothing")
     parser.add_argument(
         "--check", action="store_true", help="run every configuration once on two images; train nothing"
     )
@@ -62,25 +64,27 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const="",
         metavar="ARM",
-        help="run finished cells again that were made by other code of the harness; of one arm, or of all",
+        help="also run finished cells again whose results come from another version of the code; of one arm, or of all",
     )
-    parser.add_argument("--report-only", action="store_true", help="build the report again from the tables")
+    parser.add_argument("--report-only", action="store_true", help="only build the report again from the tables")
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override a setting, as in training.steps=100; may be given again",
+        help="override a setting, as in training.steps=100; can be repeated",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results, in place of runs/<study>")
-    parser.add_argument("--storage", metavar="URL", help="Optuna's storage, in place of SQLite in that folder")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results; default: runs/<study>")
+    parser.add_argument(
+        "--storage", metavar="URL", help="Optuna's storage; default: SQLite in the folder of the results"
+    )
     parser.add_argument(
         "--tracking-uri",
         metavar="URI",
-        help="MLflow server, database or file store, in place of the study's tracking.uri, of MLFLOW_TRACKING_URI and "
-        "of SQLite in that folder",
+        help="MLflow server, database or file store; default: the study's tracking.uri, then MLFLOW_TRACKING_URI, then "
+        "SQLite in the folder of the results",
     )
-    parser.add_argument("--list", choices=LIST_KINDS, help="list what a study can name")
+    parser.add_argument("--list", choices=LIST_KINDS, help="list the names that a study can use")
     return parser
 
 

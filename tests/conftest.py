@@ -1,4 +1,4 @@
-"""Cells small enough to train in a test; and one thread for each of several workers."""
+"""Cells that are small enough to train in a test; one thread per test worker."""
 
 import os
 
@@ -8,10 +8,10 @@ from transformers import Dinov2Config, Dinov2Model
 
 from harness.assembly import assembly
 from harness.results.run_folder import RunFolder
-from harness.study.study import load
+from harness.study.study import Study
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # There is a worker a core; threads of several workers on one core wait for one another.
+    # There is one worker per core; more threads would compete for the cores.
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
@@ -39,13 +39,13 @@ baseline: pooling
 
 @pytest.fixture(autouse=True)
 def _own_mlflow_store(monkeypatch):
-    """No test sends a run to the server of whoever runs it."""
+    """Tests send no runs to the user's MLflow server."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 @pytest.fixture
 def set_threads():
-    """`torch.set_num_threads`; afterwards there are as many as before."""
+    """`torch.set_num_threads`; the number of threads is restored afterwards."""
     usual = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(usual)
@@ -53,13 +53,13 @@ def set_threads():
 
 @pytest.fixture
 def one_thread(set_threads):
-    """Several threads add up a gradient in the order in which they finish, so that no two runs have the same bits."""
+    """With several threads the order of summation of a gradient varies, so results are not bit-identical."""
     set_threads(1)
 
 
 @pytest.fixture
 def cells(tmp_path, monkeypatch):
-    """The study's cells by arm, with an encoder of two layers written as transformers writes one."""
+    """The study's cells by arm, with an encoder of two layers in transformers' format."""
     monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path / "cache"))
     assembly.vision_encoder.cache_clear()
     torch.manual_seed(0)
@@ -67,7 +67,7 @@ def cells(tmp_path, monkeypatch):
     Dinov2Model(config).save_pretrained(tmp_path / "encoder")
     path = tmp_path / "study.yaml"
     path.write_text(STUDY.format(encoder=tmp_path / "encoder"))
-    yield {cell.arm: cell for cell in load(path).cells()}
+    yield {cell.arm: cell for cell in Study.from_yaml(path).cells()}
     assembly.vision_encoder.cache_clear()
 
 

@@ -1,4 +1,4 @@
-"""Mutations of studies: invalid values, removed, duplicate and unknown keys, and exchanged sections."""
+"""Mutates studies: invalid values, removed, duplicate and unknown keys, swapped sections."""
 
 import json
 import random
@@ -28,7 +28,7 @@ NASTY = (
     *("scratch", "random-x", "README.md", "[1, 1]", "[0, 1, 2]", "{name: {a: b}}", "{low: 1, high: 3}"),
     *("{low: .nan, high: 3}", "{low: 3, high: 1, log: true, step: 0}"),
 )
-"""Values as YAML writes them."""
+"""Values as YAML text."""
 KEYS = (
     *("name", "base", "arms", "search", "seeds", "objectives", "baseline", "claims", "margin", "extends", "question"),
     *(
@@ -48,16 +48,16 @@ KEYS = (
 
 
 class Raw(str):
-    """A value that is written to YAML unquoted."""
+    """YAML text that is written without quoting."""
 
 
 def plain(text: str) -> Any:
-    """A study as Python objects."""
+    """A study as plain Python values."""
     return YAML(typ="safe", pure=True).load(text)
 
 
 def written(value: Any) -> str:
-    """YAML in flow style; keys may occur twice."""
+    """A value in YAML's flow style."""
     if isinstance(value, Raw):
         return value
     if isinstance(value, dict):
@@ -72,7 +72,7 @@ def _key(key: str) -> str:
 
 
 def mutated(study: Any, chance: random.Random) -> Any:
-    """The study with one to three changes."""
+    """The study with one to three random changes."""
     study = json.loads(json.dumps(study))
     for _ in range(chance.choice((1, 1, 2, 3))):
         entries = list(_entries(study))
@@ -101,7 +101,7 @@ def _change(container: Any, key: Any, chance: random.Random, entries: list[tuple
     elif kind == 5:
         other, at = chance.choice(entries)
         if at in (other if isinstance(other, dict) else range(len(other))):
-            # A copy, so that no section contains itself.
+            # Copied, so that a section cannot contain itself.
             container[key], other[at] = _copy(other[at]), _copy(container[key])
     elif kind == 6:
         container[key] = [container[key]] if chance.random() < 0.5 else {"name": container[key]}

@@ -1,4 +1,4 @@
-"""A study of three arms and a cell that takes no time, for tests of everything around cells.
+"""A study of three arms and cells that take no time, for tests that need no training.
 
 As a command, `python -m tests.small_study STUDY OUT SECONDS` runs a study whose cells only sleep.
 """
@@ -20,7 +20,7 @@ from harness.monitoring.progress import LineProgress, Progress
 from harness.monitoring.tracker import tracking_uri
 from harness.results.columns import SAMPLE_COLUMNS
 from harness.results.run_folder import Row, RunFolder
-from harness.study.study import Cell, Study, load
+from harness.study.study import Cell, Study
 
 PRESET = """\
 base:
@@ -67,14 +67,14 @@ def write_study(folder: Path, text: str = STUDY, preset: str = PRESET) -> Path:
 
 @cache
 def _mlflow_store() -> bytes:
-    """A new MLflow store; making one takes seconds, so all tests start from copies of the same."""
+    """A new MLflow store, copied from one that is created once, because creating one takes seconds."""
     with TemporaryDirectory() as folder:
         MlflowClient(tracking_uri(Path(folder)))
         return (Path(folder) / "mlflow.db").read_bytes()
 
 
 def run_folder(folder: Path) -> RunFolder:
-    """A run folder with nothing in it but an empty MLflow store."""
+    """A run folder that contains only an empty MLflow store."""
     run = RunFolder(folder / "run")
     run.path.mkdir()
     (run.path / "mlflow.db").write_bytes(_mlflow_store())
@@ -84,16 +84,16 @@ def run_folder(folder: Path) -> RunFolder:
 def sampled_study(folder: Path) -> Study:
     """The same study with a sampled search."""
     start, end = STUDY.index("search:"), STUDY.index("seeds:")
-    return load(write_study(folder, STUDY[:start] + TPE + STUDY[end:]))
+    return Study.from_yaml(write_study(folder, STUDY[:start] + TPE + STUDY[end:]))
 
 
 def score(cell: Cell) -> float:
-    """The same whenever the cell runs, and larger with each searched number: importance has something to find."""
+    """A score that depends only on the cell and increases with each searched number."""
     return (sum(cell.point.values()) + len(cell.arm) / 10 + cell.seed / 100) / 100
 
 
 def row_of(cell: Cell, status: str = "done", reason: str = "") -> Row:
-    """What a cell reports."""
+    """The row of a cell."""
     measured = {"giou": score(cell), "tokens": 4.0 + len(cell.arm), "wall_seconds": 5.0}
     return {
         **cell.columns,
@@ -112,7 +112,7 @@ def samples_of(cell: Cell) -> pd.DataFrame:
 
 
 class Cells:
-    """Runs cells in no time and remembers which.
+    """Runs cells without training and records their ids.
 
     Args:
         fails: arms whose cells fail.
@@ -131,7 +131,7 @@ class Cells:
         """Every configuration passes."""
 
     def time(self, *_: object) -> bool:
-        """Nothing to time: there are no models."""
+        """There are no models to time."""
         return False
 
     def run(self, cell: Cell, folder: RunFolder, progress: Progress) -> Row:
@@ -153,10 +153,10 @@ class Cells:
 
 
 class NoReports:
-    """In the place of `ReportProcess`: rows of these cells are too poor for a report."""
+    """Replaces `ReportProcess`: rows of these cells lack columns that a report requires."""
 
     def __init__(self, *_: object) -> None:
-        """Takes what builds a report, and leaves it alone."""
+        """Ignores its arguments."""
 
     def __enter__(self) -> Self:
         return self
@@ -169,11 +169,11 @@ class NoReports:
 
 
 def quiet() -> Progress:
-    """Says nothing."""
+    """A progress that prints nothing."""
     return LineProgress(Console(quiet=True))
 
 
 if __name__ == "__main__":
     path, out, seconds = sys.argv[1:]
     cells = Cells(seconds=float(seconds), log=Path(out) / "started.log")
-    execute(load(Path(path)), RunFolder(Path(out)), None, cells, LineProgress(Console()))
+    execute(Study.from_yaml(Path(path)), RunFolder(Path(out)), None, cells, LineProgress(Console()))

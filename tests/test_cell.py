@@ -1,4 +1,4 @@
-"""One cell from a study file to its row: a real if tiny encoder, real scenes, everything measured."""
+"""One cell from a study file to its row, with a tiny encoder and all metrics."""
 
 import json
 import math
@@ -18,13 +18,13 @@ from harness.execution.stages import seed_everything
 from harness.model.config import LLMConfig, VisionConfig
 from harness.results.columns import SAMPLE_COLUMNS
 from harness.results.metrics import ANSWER_METRICS, METRICS
-from harness.study.study import load
+from harness.study.study import Study
 from tests import checkpoints, datasets
 from tests.small_study import quiet
 
 
-def test_a_sam_cuts_the_image_and_draws_the_masks(cells, folder):
-    """One SAM for both; its decoder learns, and the one that proposes superpixels does not."""
+def test_a_sam_provides_superpixels_and_masks(cells, folder):
+    """The mask decoder is trained; the SAM that proposes superpixels is not."""
     before = deepcopy(frozen_sam("sam-scenes").sam.state_dict())
     row = run_cell(cells["sam"], folder, quiet())
     assert row["status"] == "done", row["reason"]
@@ -34,7 +34,7 @@ def test_a_sam_cuts_the_image_and_draws_the_masks(cells, folder):
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-def test_a_mask_decoder_of_a_sam_starts_as_that_sam(cells):
+def test_a_sam_mask_decoder_is_initialized_from_that_sam(cells):
     spec = cells["sam"].spec
     words = assembly.build_vocabulary(assembly.load_examples(spec, "train"))
     parts = assembly.assemble(spec, words, torch.device("cpu"))
@@ -47,7 +47,7 @@ def test_a_mask_decoder_of_a_sam_starts_as_that_sam(cells):
     assert not any(value.requires_grad for value in sam.parameters())
 
 
-def test_what_begins_at_random_is_the_same_whether_or_not_the_pretrained_parts_were_there(cells):
+def test_random_initialization_does_not_depend_on_cached_weights(cells):
     spec = cells["sam"].spec
     assembly.vision_encoder.cache_clear()
     frozen_sam.cache_clear()
@@ -82,18 +82,18 @@ def test_a_cell_trains_and_scores_on_files_in_an_official_format(cells, folder, 
 
 @pytest.mark.usefixtures("cells")
 @pytest.mark.parametrize("name", ["coco_instances", "mix"])
-def test_a_study_reads_files_of_its_own_and_mixes_them(folder, tmp_path, name):
+def test_a_study_loads_question_files_and_mixes_datasets(folder, tmp_path, name):
     """Settings that hold others make the whole way from the study file; one image is scored, so no other is shown."""
     own = datasets.write_instances(tmp_path / "own", datasets.made(3))
     given = own if name == "coco_instances" else {"name": "mix", "train": [own, own], "score": own}
-    cell, *_ = load(tmp_path / "study.yaml", [f"base.data={json.dumps(given)}"]).cells()
+    cell, *_ = Study.from_yaml(tmp_path / "study.yaml", [f"base.data={json.dumps(given)}"]).cells()
     row = run_cell(cell, folder, quiet())
     assert row["status"] == "done", row["reason"]
     assert row["num_images"] == 1
     assert not {"giou_shuffled", "giou_swapped_tokens"} & row.keys()
 
 
-def test_a_split_that_holds_nothing_stops_the_study(cells, folder, tmp_path):
+def test_an_empty_split_stops_the_study(cells, folder, tmp_path):
     datasets.write_reasonseg(tmp_path, "1", datasets.made(1)[0].image, {"text": ["it"], "is_sentence": True})
     (tmp_path / "ReasonSeg" / "test").rename(tmp_path / "ReasonSeg" / "train")
     spec = cells["pooling"].spec.model_copy(update={"data": {"name": "reasonseg", "root": str(tmp_path)}})
@@ -218,7 +218,7 @@ def test_a_cell_trains_on_a_base_in_half_precision(cells, folder, tmp_path):
     _trains(replace(cells["pooling"], spec=spec), folder, llm={"name": str(tmp_path / "llama"), "lora": lora})
 
 
-def test_a_projector_that_asks_cls_is_skipped_where_there_is_none(cells, folder, tmp_path):
+def test_a_projector_that_requires_cls_is_skipped_without_cls(cells, folder, tmp_path):
     checkpoints.write_encoder("siglip_vision_model", tmp_path / "siglip")
     encoder = VisionConfig(name=str(tmp_path / "siglip"), frame=56)
     spec = cells["pooling"].spec.model_copy(update={"vision_encoder": encoder, "projector": {"name": "prumerge"}})
@@ -227,7 +227,7 @@ def test_a_projector_that_asks_cls_is_skipped_where_there_is_none(cells, folder,
     assert "has no CLS token" in row["reason"]
 
 
-def test_a_projector_begins_with_the_weights_that_its_authors_published(cells, folder, tmp_path):
+def test_a_projector_is_initialized_from_published_weights(cells, folder, tmp_path):
     """In half precision and under their names, as LLaVA's mm_projector.bin."""
     shapes = {"0.weight": (32, 24), "0.bias": (32,), "2.weight": (32, 32), "2.bias": (32,)}
     published = {f"model.mm_projector.{name}": torch.randn(shape).half() for name, shape in shapes.items()}

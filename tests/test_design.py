@@ -1,4 +1,4 @@
-"""The walk in docs/design.md names files and functions that are there."""
+"""The files and functions named in docs/design.md exist."""
 
 import re
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-STATIONS = re.findall(r"`([\w/*]+\.py)(?:: ([\w.]+))?`", (ROOT / "docs" / "design.md").read_text())
+STEPS = re.findall(r"`([\w/*]+\.py)(?:: ([\w.]+))?`", (ROOT / "docs" / "design.md").read_text())
 
 
-@pytest.mark.parametrize(("file", "name"), STATIONS)
-def test_a_station_is_where_the_walk_says(file, name):
+@pytest.mark.parametrize(("file", "name"), STEPS)
+def test_the_file_and_function_of_a_step_exist(file, name):
     folder = ROOT if file.startswith("reports/") else ROOT / "harness"
     found = sorted(path for path in folder.glob(file) if path.stem != "__init__")
     assert found
@@ -19,6 +19,6 @@ def test_a_station_is_where_the_walk_says(file, name):
         assert {*name.split(".")} <= {*names, path.stem}, path
 
 
-def test_no_station_is_visited_twice():
-    assert len(STATIONS) >= 20
-    assert len(set(STATIONS)) == len(STATIONS)
+def test_no_step_occurs_twice():
+    assert len(STEPS) >= 20
+    assert len(set(STEPS)) == len(STEPS)

@@ -1,4 +1,4 @@
-"""Fingerprints follow the code of a module and of what it imports within its package, and nothing else."""
+"""Fingerprints depend only on the code of a module and of its imports within its package."""
 
 import pytest
 
@@ -44,25 +44,25 @@ def package(tmp_path, monkeypatch):
     return fingerprint_with
 
 
-def test_code_changes_it(package):
+def test_code_changes_a_fingerprint(package):
     before = package()
     assert package(projector=FILES["projector.py"].replace("WIDTH * ", "WIDTH + ")) != before
     assert package() == before
 
 
 @pytest.mark.parametrize("imported", ["width", "lazy"])
-def test_code_that_is_imported_within_the_package_changes_it(package, imported):
+def test_imported_code_of_the_package_changes_a_fingerprint(package, imported):
     before = package()
     assert package(**{imported: FILES[f"{imported}.py"].replace("= ", "= 1")}) != before
 
 
 @pytest.mark.parametrize("other", ["unused", "typed"])
-def test_code_that_never_runs_with_it_does_not(package, other):
+def test_code_that_is_not_imported_does_not_change_a_fingerprint(package, other):
     before = package()
     assert package(**{other: FILES[f"{other}.py"] + "MORE = 1\n"}) == before
 
 
-def test_comments_docstrings_and_formatting_do_not(package):
+def test_comments_docstrings_and_formatting_do_not_change_a_fingerprint(package):
     text = FILES["projector.py"]
     edited = text.replace("# a product", "# another comment").replace("Says what it is.", "Says it again.")
     edited = (
@@ -74,14 +74,14 @@ def test_comments_docstrings_and_formatting_do_not(package):
     assert package(projector=edited) == before
 
 
-def test_one_of_our_projectors_depends_on_its_own_parts_only():
+def test_a_projector_depends_on_its_own_modules_only():
     closure = module._closure(("projectors.svp.svp",))
     assert {"projectors.svp.sspe", "projectors.svp.ssa", "projectors.layers"} <= closure
     assert not {"projectors.mlp", "projectors.qformer"} & closure
     assert not any(name.startswith("harness") for name in closure)
 
 
-def test_a_superpixel_source_depends_on_what_it_computes_with():
+def test_a_superpixel_source_depends_on_the_modules_it_computes_with():
     methods = "harness.superpixels.methods"
     slic, sam = (module._closure((f"{methods}.{name}",)) for name in ("slic", "sam"))
     assert "harness.superpixels.partition" in slic

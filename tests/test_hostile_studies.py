@@ -1,4 +1,4 @@
-"""However a study is written, `--plan` ends with a plan or with sentences that name the file: no traceback, no wait."""
+"""For any input file, `--plan` prints a plan or messages that name the file, in bounded time and without traceback."""
 
 import os
 import random
@@ -10,14 +10,15 @@ import pytest
 
 from harness import run
 from harness.study.checks import MAX_CELLS
-from harness.study.yaml_reader import MAX_DEPTH, MAX_FILE_BYTES, MAX_INT, MAX_KEY, MAX_TEXT
+from harness.study.limits import MAX_DEPTH, MAX_INT, MAX_KEY, MAX_TEXT
+from harness.study.yaml_reader import MAX_FILE_BYTES
 from tests import hostile
 from tests.small_study import PRESET, STUDY, write_study
 
 STUDIES = Path(__file__).parent.parent / "studies"
 NUM_MUTATED, CHUNKS = 2_000, 8
 LIMIT_S = 20
-"""For one study; the slowest takes a few seconds."""
+"""Time limit per study in seconds; the slowest takes a few seconds."""
 ONE_ARM = """\
 question: q
 extends: presets/small.yaml
@@ -29,7 +30,7 @@ baseline: base
 
 @pytest.fixture(autouse=True)
 def _in_time() -> Iterator[None]:
-    """Nothing here may take longer than `LIMIT_S`; a test that runs many studies sets the alarm anew for each."""
+    """Limits each test to `LIMIT_S`; a test that runs many studies resets the alarm for each."""
 
     def stop(*_: object) -> None:
         raise TimeoutError(f"took more than {LIMIT_S} s")
@@ -42,7 +43,7 @@ def _in_time() -> Iterator[None]:
 
 
 def plan(path: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """The exit code of `--plan`, and what was printed; mistakes are on stderr, each with the file it is in."""
+    """The exit code and the output of `--plan`; problems are on stderr, each with its file."""
     folder = path.parent
     code = run.main([str(path), "--plan", "--out", str(folder / "none"), *arguments])
     printed = capsys.readouterr()
@@ -54,8 +55,8 @@ def plan(path: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tup
     return code, printed.out + printed.err
 
 
-def told(folder: Path, capsys: pytest.CaptureFixture[str], text: str, *arguments: str) -> str:
-    """What is said of a study that is refused."""
+def messages(folder: Path, capsys: pytest.CaptureFixture[str], text: str, *arguments: str) -> str:
+    """The messages for a study that is refused."""
     path = write_study(folder)
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     code, printed = plan(path, capsys, *arguments)
@@ -83,8 +84,8 @@ def test_a_mutated_study_is_planned_or_refused_with_the_file_named(chunk, tmp_pa
         plan(path, capsys)
 
 
-def laughs(width: int = 9, depth: int = 9) -> str:
-    """Few lines that stand for width ** depth values."""
+def alias_bomb(width: int = 9, depth: int = 9) -> str:
+    """A few lines of YAML whose aliases expand to width ** depth values."""
     lines = [f"a0: &a0 [{', '.join(['x'] * width)}]"]
     return "\n".join([*lines, *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * width)}]" for i in range(1, depth))])
 
@@ -92,43 +93,43 @@ def laughs(width: int = 9, depth: int = 9) -> str:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (STUDY + laughs(), "larger than a study may be: more than 50,000 values, each alias written out"),
-        (STUDY + "x: [" + "0, " * 3_000_000 + "0]", f"a study has at most {MAX_FILE_BYTES:,}"),
+        (STUDY + alias_bomb(), "too large for a study: more than 50,000 values, counting each alias"),
+        (STUDY + "x: [" + "0, " * 3_000_000 + "0]", f"a study may have at most {MAX_FILE_BYTES:,}"),
         (ONE_ARM + f"seeds: {list(range(100_000))}", "more than 50,000 values"),
         (ONE_ARM + f"seeds: {list(range(MAX_CELLS))}", f"has {2 * MAX_CELLS:,} cells"),
         (STUDY.replace("[1, 3]", f"{[*range(2240)]}").replace("[1, 2]", f"{[*range(2240)]}"), "has 10,035,204 cells"),
         (STUDY.replace("  space:", "  sampler: tpe\n  trials: 1000000000\n  space:"), "has 2,000,000,004 cells"),
-        ("a: " + "[" * 500 + "]" * 500, f"more than {MAX_DEPTH} mappings and lists inside one another"),
-        ("{a: " * 100_000, f"more than {MAX_DEPTH} mappings"),
-        ("- " * 400_000, f"more than {MAX_DEPTH} mappings"),
-        (STUDY + "".join(f"k{i}: 1\n" for i in range(10_000)), "and more mistakes; mend these first"),
+        ("a: " + "[" * 500 + "]" * 500, f"mappings and lists are nested more than {MAX_DEPTH} deep"),
+        ("{a: " * 100_000, f"nested more than {MAX_DEPTH} deep"),
+        ("- " * 400_000, f"nested more than {MAX_DEPTH} deep"),
+        (STUDY + "".join(f"k{i}: 1\n" for i in range(10_000)), "has more problems; fix these first"),
         (STUDY.replace("Which one", "x" * (MAX_TEXT + 1)), f"at most {MAX_TEXT:,} are allowed"),
         (STUDY + "k" * (MAX_KEY + 1) + ": 1", f"at most {MAX_KEY} are allowed"),
-        (STUDY + "a: &a [*a]", "an alias stands inside the value that it repeats"),
-        ("&a {question: *a}", "an alias stands inside the value that it repeats"),
+        (STUDY + "a: &a [*a]", "an alias is inside the value that it repeats"),
+        ("&a {question: *a}", "an alias is inside the value that it repeats"),
         (STUDY.replace("Which one is best?", "2020-01-01"), "small.yaml:1: question: found the date 2020-01-01; "),
         (STUDY.replace("Which one is best?", "2020-13-45"), "the date 2020-13-45; no setting is a date; quote it"),
-        (STUDY.replace("[0, 1]", "[!!int abc]"), f"seeds.0: found abc; must be a whole number of at most {MAX_INT:,}"),
-        (STUDY.replace("[0, 1]", "[!!int '']"), "must be a whole number"),
-        (STUDY.replace("[0, 1]", f"[{'7' * 5000}]"), "(5,000 characters); must be a whole number"),
+        (STUDY.replace("[0, 1]", "[!!int abc]"), f"seeds.0: found abc; must be an integer of at most {MAX_INT:,}"),
+        (STUDY.replace("[0, 1]", "[!!int '']"), "must be an integer"),
+        (STUDY.replace("[0, 1]", f"[{'7' * 5000}]"), "(5,000 characters); must be an integer"),
         (STUDY.replace("count: 9", f"count: {2**63}"), "small.yaml:4: base.superpixels.count: found 922"),
         (STUDY.replace("tokens: 4", f"tokens: {2**63}"), "arms.pooling.projector.tokens: found 922"),
         (PRESET.replace("steps: 10", f"steps: {2**63}"), "training.steps: found 922"),
-        (STUDY.replace("[0, 1]", "[!!bool maybe]"), "found 'maybe', which is no bool"),
-        (STUDY.replace("sspe: {}", "sspe: !!null x"), "arms.sspe: found 'x', which is no null; remove the tag"),
+        (STUDY.replace("[0, 1]", "[!!bool maybe]"), "found 'maybe', which is not a valid bool"),
+        (STUDY.replace("sspe: {}", "sspe: !!null x"), "arms.sspe: found 'x', which is not a valid null; re"),
         (STUDY.replace("[0, 1]", "!!set {0, 1}"), "the tag set is not supported"),
         (STUDY.replace("[0, 1]", "!!python/object:os.system {}"), "python/object:os.system is not supported"),
         (STUDY.replace("[0, 1]", "!!binary aGk="), "the tag binary is not supported"),
         (STUDY.replace("sspe: {}", "sspe: {<<: {seeds: 1}}"), "merge keys (<<) are not supported"),
-        (STUDY.replace("sspe: {}", "1: {}"), "the key 1 is not text; quote it"),
-        (STUDY.replace("sspe: {}", "null: {}"), "the key null is not text"),
-        (STUDY.replace("sspe: {}", "2020-01-01: {}"), "the key 2020-01-01 is not text"),
+        (STUDY.replace("sspe: {}", "1: {}"), "the key 1 is not a string; quote it"),
+        (STUDY.replace("sspe: {}", "null: {}"), "the key null is not a string"),
+        (STUDY.replace("sspe: {}", "2020-01-01: {}"), "the key 2020-01-01 is not a string"),
         (STUDY.replace("sspe: {}", "? [a]\n  : {}"), "a key is a mapping or a list"),
         (STUDY.replace("giou: maximize", "giou: []"), "objectives.giou: found a list"),
-        (STUDY.replace("name: grid", "name: {a: 1}"), "base.superpixels.name: found {'a': 1}; must be a name"),
-        (STUDY.replace("Which one is best?", r'"\e[31m"'), "question: holds the control character U+001B"),
-        (STUDY.replace("Which one is best?", r'"\0"'), "holds the control character U+0000"),
-        (STUDY.replace("Which one is best?", r'"\ud800"'), "holds the control character U+D800"),
+        (STUDY.replace("name: grid", "name: {a: 1}"), "base.superpixels.name: found a mapping; must be a name"),
+        (STUDY.replace("Which one is best?", r'"\e[31m"'), "question: contains the control character U+001B"),
+        (STUDY.replace("Which one is best?", r'"\0"'), "contains the control character U+0000"),
+        (STUDY.replace("Which one is best?", r'"\ud800"'), "contains the control character U+D800"),
         (STUDY.replace("Which one is best?", r'"\UFFFFFFFF"'), "not valid YAML"),
         (STUDY + "\x00", "the character U+0000 is not allowed"),
         (STUDY + "---\n" + STUDY, "but found another document"),
@@ -136,12 +137,12 @@ def laughs(width: int = 9, depth: int = 9) -> str:
         (STUDY.replace("presets/small.yaml", "'~nobody/x'"), "extends: there is no file"),
         (STUDY.replace("presets/small.yaml", "."), "extends: there is no file"),
         (STUDY.replace("sspe: {}", f"{'a' * 101}: {{}}"), "at most 100 characters"),
-        ("", "holds nothing"),
-        ("&a [*a]", "an alias stands inside"),
+        ("", "contains nothing"),
+        ("&a [*a]", "an alias is inside"),
     ],
 )  # fmt: skip
-def test_a_hostile_text_is_one_sentence_in_time(text, expected, tmp_path, capsys):
-    assert expected in told(tmp_path, capsys, text)
+def test_a_hostile_text_is_refused_with_a_message_in_time(text, expected, tmp_path, capsys):
+    assert expected in messages(tmp_path, capsys, text)
 
 
 TEXTS = [
@@ -163,7 +164,7 @@ def test_no_text_ends_in_a_traceback(number, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("text", [f"\ufeff{STUDY}", STUDY.replace("\n", "\r\n"), f"%YAML 1.2\n---\n{STUDY}...\n"])
-def test_marks_of_other_editors_change_nothing(text, tmp_path, capsys):
+def test_byte_order_marks_line_endings_and_directives_are_accepted(text, tmp_path, capsys):
     path = write_study(tmp_path)
     path.write_bytes(text.encode())
     assert plan(path, capsys)[0] == 0
@@ -186,7 +187,7 @@ def test_ten_thousand_cells_are_planned(more, tmp_path, capsys):
     assert "more cells" in printed
 
 
-def test_what_a_user_writes_is_printed_as_it_is(tmp_path, capsys):
+def test_markup_in_a_study_is_printed_literally(tmp_path, capsys):
     question = "Does [/bold] or [seg] or :skull: vanish?"
     path = write_study(tmp_path, STUDY.replace("Which one is best?", f'"{question}"'))
     out = tmp_path / "[/red]"
@@ -195,35 +196,35 @@ def test_what_a_user_writes_is_printed_as_it_is(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["", "\0", "x" * 300, "~nobody/x", "file/inside", "file"])
-def test_a_folder_that_cannot_be_is_refused_before_anything_runs(name, tmp_path, capsys):
+def test_an_impossible_output_folder_is_refused(name, tmp_path, capsys):
     path = write_study(tmp_path)
     (tmp_path / "file").write_text("")
     code = run.main([str(path), "--plan", "--out", str(tmp_path / name)])
     printed = capsys.readouterr()
     is_fine = name in {"", "~nobody/x"}
     assert code == (0 if is_fine else 2)
-    assert is_fine or ("name" in printed.err and str(tmp_path) in printed.err)
+    assert is_fine or ("choose another with --out" in printed.err and str(tmp_path) in printed.err)
 
 
 @pytest.mark.parametrize(
-    "given",
+    "override",
     ["", "=", "a=", "training.steps", ".=1", "a" * 100_000 + "=1", ".".join(["training"] * 3_000) + "=1",
      "training.steps=" + "[" * 500, "training.steps=" + "9" * 5_000, "training.steps=2020-01-01", "extends=\0",
      "extends=" + "x" * 5_000, "extends=~nobody/x", "training.steps=&a [*a]", "question=" + "y" * 100_000,
      "arms." + "a" * 5_000 + ".data=1", "seeds=" + str(list(range(60_000))), "training={a: {b: [}}"],
-    ids=lambda given: given[:20],
+    ids=lambda override: override[:20],
 )  # fmt: skip
-def test_an_odd_override_is_refused(given, tmp_path, capsys):
-    code, printed = plan(write_study(tmp_path), capsys, "--set", given)
+def test_an_invalid_override_is_refused(override, tmp_path, capsys):
+    code, printed = plan(write_study(tmp_path), capsys, "--set", override)
     assert code == 2
     assert max(map(len, printed.splitlines())) < 1_000
 
 
-def test_a_study_that_is_no_file_is_refused(tmp_path, capsys):
+def test_a_path_that_is_not_a_text_file_is_refused(tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "binary").write_bytes(bytes(range(256)))
     (tmp_path / "utf16").write_bytes(STUDY.encode("utf-16"))
-    unreadable = {"\0": "the control character U+0000", "x" * 300: "cannot be read", ".": "it is a folder"}
+    unreadable = {"\0": "the control character U+0000", "x" * 300: "cannot be loaded", ".": "it is a folder"}
     kinds = {"pipe": "not a regular file", "binary": "is not UTF-8", "utf16": "is not UTF-8"}
     for name, expected in {**unreadable, **kinds}.items():
         code, printed = plan(tmp_path / name, capsys)

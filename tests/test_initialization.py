@@ -17,8 +17,7 @@ from harness.execution.cell import run_cell
 from harness.model.config import InitFromConfig, MaskDecoderConfig
 from harness.model.weights.resolution import SHIPPED, resolve, sha256_of
 from harness.results.run_folder import RunFolder
-from harness.study.study import Cell
-from harness.study.study import load as load_study
+from harness.study.study import Cell, Study
 from tests.small_study import quiet
 
 CPU = torch.device("cpu")
@@ -156,14 +155,14 @@ def test_a_sam_that_is_pointed_at_stays_as_it_came_and_nothing_is_drawn_in_train
 )
 def test_settings_without_effect_are_told(tmp_path, given, told):
     with pytest.raises(StudyError, match=told):
-        load_study(tmp_path / "study.yaml", [given])
+        Study.from_yaml(tmp_path / "study.yaml", [given])
 
 
 @pytest.mark.usefixtures("cells")
 def test_a_start_is_named_or_left_out(tmp_path):
-    named = load_study(tmp_path / "study.yaml", ["base.init_from=some/cell.safetensors"])
+    named = Study.from_yaml(tmp_path / "study.yaml", ["base.init_from=some/cell.safetensors"])
     assert {cell.spec.init_from for cell in named.cells()} == {InitFromConfig(name="some/cell.safetensors")}
-    left_out = load_study(tmp_path / "study.yaml", ["base.init_from=null"])
+    left_out = Study.from_yaml(tmp_path / "study.yaml", ["base.init_from=null"])
     assert {cell.spec.init_from for cell in left_out.cells()} == {None}
 
 
@@ -182,7 +181,7 @@ def test_every_study_that_begins_with_a_shipped_start_fits_it():
     begun = [
         cell.spec
         for path in sorted((ROOT / "studies").glob("*.yaml"))
-        for cell in load_study(path).cells()[:1]
+        for cell in Study.from_yaml(path).cells()[:1]
         if cell.spec.init_from is not None
     ]
     assert sum(spec.init_from.name == "mllm-scenes" for spec in begun) > 5

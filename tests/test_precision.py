@@ -1,4 +1,4 @@
-"""`auto` stands for one precision on each kind of hardware; both are forced here."""
+"""`auto` selects a precision by hardware; both kinds of hardware are simulated."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def test_auto_follows_the_hardware(monkeypatch, is_native, expected):
 
 
 @pytest.mark.parametrize("is_native", [True, False])
-@pytest.mark.parametrize("given", ["float32", "bfloat16"])
-def test_a_precision_that_is_given_stays(monkeypatch, given, is_native):
+@pytest.mark.parametrize("explicit", ["float32", "bfloat16"])
+def test_an_explicit_precision_is_kept(monkeypatch, explicit, is_native):
     monkeypatch.setattr(precision, "has_native_bfloat16", lambda _: is_native)
-    assert resolve_precision(given, CPU) == given
+    assert resolve_precision(explicit, CPU) == explicit

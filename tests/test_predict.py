@@ -1,4 +1,4 @@
-"""A trained cell is kept, read back as it was, and used on any image."""
+"""A trained cell is saved, loaded unchanged, and used on any image."""
 
 from dataclasses import replace
 
@@ -45,7 +45,7 @@ def photograph(tmp_path):
 
 
 @pytest.mark.parametrize("arm", ["pooling", "decoder_pe"])
-def test_a_cell_read_back_scores_what_it_scored(cells, folder, arm):
+def test_a_loaded_cell_has_the_same_scores(cells, folder, arm):
     checkpoint = _trained(cells[arm], folder)
     torch.manual_seed(12345)  # what is drawn at random must come from the file
     trained = load(checkpoint, CPU)
@@ -61,7 +61,7 @@ def test_a_cell_read_back_scores_what_it_scored(cells, folder, arm):
 
 @pytest.mark.parametrize("trained_in", ["float32", "bfloat16", "auto"])
 @pytest.mark.parametrize("read_in", ["float32", "bfloat16"])
-def test_a_cell_is_read_back_in_any_precision(cells, folder, tmp_path, trained_in, read_in):
+def test_a_cell_is_loaded_in_any_precision(cells, folder, tmp_path, trained_in, read_in):
     """The base of a pretrained LLM is held in the precision that the cell runs in, whatever it was trained in."""
     checkpoints.write_llm("llama", tmp_path / "llama")
     cell = cells["pooling"]
@@ -76,7 +76,7 @@ def test_a_cell_is_read_back_in_any_precision(cells, folder, tmp_path, trained_i
     assert samples["iou"].between(0, 1).all()
 
 
-def test_a_cell_read_back_is_the_same_in_every_tensor(checkpoint):
+def test_a_loaded_cell_has_equal_tensors(checkpoint):
     torch.manual_seed(12345)
     one, other = (load(checkpoint, CPU).assembly.segmenter.state_dict() for _ in range(2))
     assert one.keys() == other.keys()
@@ -113,7 +113,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(checkpoint, tmp_path):
         {"arm": None},
     ],
 )
-def test_a_checkpoint_that_says_nonsense_is_one_sentence(checkpoint, tmp_path, change):
+def test_an_invalid_checkpoint_is_one_message(checkpoint, tmp_path, change):
     with safe_open(checkpoint, "pt") as file:
         metadata = {**file.metadata(), **change}
     path = tmp_path / "other.safetensors"
@@ -140,10 +140,10 @@ def test_a_photograph_gets_a_mask_and_an_overlay(checkpoint, photograph, tmp_pat
     assert mask.shape == (200, 512)
     assert set(np.unique(mask)) <= {0, 255}
     assert overlay.shape == (200, 512, 3)
-    assert "on a photograph it shows that the path" in capsys.readouterr().out
+    assert "a mask on a photograph says nothing" in capsys.readouterr().out
 
 
-def test_an_overlay_keeps_the_colours_of_what_is_meant_and_of_nothing_else():
+def test_an_overlay_keeps_the_colours_inside_the_mask_only():
     image = skimage.data.astronaut()
     mask = np.zeros(image.shape[:2], bool)
     mask[100:200, 50:150] = True
@@ -154,17 +154,17 @@ def test_an_overlay_keeps_the_colours_of_what_is_meant_and_of_nothing_else():
     assert (shown[99, 50:150] < 30).all(), "an outline"
 
 
-def test_a_word_that_was_never_read_is_told_with_those_that_were(checkpoint, photograph, capsys):
+def test_an_unknown_word_is_reported_with_the_known_words(checkpoint, photograph, capsys):
     assert predict.main([str(checkpoint), "--image", str(photograph), "--expression", "the astronaut"]) == 2
-    assert "never read 'astronaut'; it knows: " in capsys.readouterr().err
+    assert "does not contain 'astronaut'; known words: " in capsys.readouterr().err
 
 
-def test_an_expression_without_a_word_is_told(checkpoint, photograph, capsys):
+def test_an_expression_without_a_word_is_refused(checkpoint, photograph, capsys):
     assert predict.main([str(checkpoint), "--image", str(photograph), "--expression", "  "]) == 2
-    assert "--expression holds no word; say what is to be segmented" in capsys.readouterr().err
+    assert "--expression contains no word; describe what to segment" in capsys.readouterr().err
 
 
-def test_a_file_that_is_no_image_is_told(checkpoint, tmp_path, capsys):
+def test_a_file_that_is_not_an_image_is_refused(checkpoint, tmp_path, capsys):
     (tmp_path / "no.png").write_text("nothing")
     assert predict.main([str(checkpoint), "--image", str(tmp_path / "no.png"), "--expression", "the red circle"]) == 2
     assert "cannot be read as an image" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Before anything is trained, every configuration goes once through the whole life of a cell."""
+"""The preflight runs every configuration once through all stages before training."""
 
 from dataclasses import replace
 
@@ -19,19 +19,19 @@ def lines():
     return []
 
 
-def test_a_configuration_runs_once_for_all_its_seeds_and_not_again(cells, lines):
+def test_a_configuration_runs_once_for_all_seeds_and_not_again(cells, lines):
     pooling = cells["pooling"]
     seeds = [replace(pooling, id=f"seed{seed}", seed=seed) for seed in range(3)]
     assert preflight([*seeds, cells["sspe"]], lines.append) == []
     assert len(lines) == 2
-    assert "preflight 1 of 2: pooling seed 0 passes" in lines[0]
+    assert "preflight 1 of 2: pooling seed 0 passed" in lines[0]
     longer = pooling.spec.training.model_copy(update={"steps": 70})
     other_length = replace(pooling, spec=pooling.spec.model_copy(update={"training": longer}))
     assert preflight([*seeds, cells["sspe"], other_length], lines.append) == []
     assert len(lines) == 2, "how long a cell trains makes no other configuration"
 
 
-def test_other_code_or_another_precision_is_checked_again(cells, lines):
+def test_changed_code_or_precision_is_checked_again(cells, lines):
     pooling = cells["pooling"]
     precision = {"float32": "bfloat16", "bfloat16": "float32"}[pooling.spec.training.precision]
     training = pooling.spec.training.model_copy(update={"precision": precision})
@@ -41,7 +41,7 @@ def test_other_code_or_another_precision_is_checked_again(cells, lines):
     assert len(lines) == 3
 
 
-def test_a_configuration_that_the_backbone_cannot_satisfy_passes(cells, lines):
+def test_an_incompatible_configuration_passes(cells, lines):
     assert preflight([cells["finer"]], lines.append) == []
     assert "finer seed 0 will be skipped" in lines[0]
 
@@ -72,7 +72,7 @@ class _NoRun(Cells):
 
 
 @pytest.mark.parametrize("stage", ["score", "cost", "illustrate"])
-def test_a_fault_in_a_late_stage_is_found(cells, lines, monkeypatch, stage):
+def test_a_failure_in_a_late_stage_is_found(cells, lines, monkeypatch, stage):
     def broken(*_):
         raise RuntimeError("late")
 
@@ -80,11 +80,11 @@ def test_a_fault_in_a_late_stage_is_found(cells, lines, monkeypatch, stage):
     (failure,) = preflight([cells["pooling"]], lines.append)
     assert failure.stage in str(failure)
     assert failure.reason.endswith("RuntimeError: late\n")
-    with pytest.raises(HarnessError, match="1 configurations fail on 2 images"):
+    with pytest.raises(HarnessError, match="1 configurations failed the preflight on 2 images"):
         refuse_failures([failure])
 
 
-def test_a_checkpoint_that_cannot_be_read_back_is_found(cells, lines, monkeypatch):
+def test_a_checkpoint_that_cannot_be_loaded_is_found(cells, lines, monkeypatch):
     def unreadable(*_):
         raise HarnessError("holds no such tensor")
 

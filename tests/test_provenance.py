@@ -1,4 +1,4 @@
-"""Results record the code that made them: cells of changed code run again, others are kept, mixtures are reported."""
+"""Results record their code: cells with changed code run again, others are kept, mixtures are reported."""
 
 import json
 
@@ -13,7 +13,7 @@ from harness.planning import provenance
 from harness.planning.provenance import outdated, set_aside_outdated
 from harness.study import study as study_module
 from harness.study.cell_code import component_code, numeric_code
-from harness.study.study import load
+from harness.study.study import Study
 from tests.small_study import Cells, NoReports, quiet, run_folder, sampled_study, write_study
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # in MLflow's own tables
@@ -30,7 +30,7 @@ class CodedCells(Cells):
 
 @pytest.fixture
 def edited(monkeypatch):
-    """As if the source of the projector `pooling` were another."""
+    """Simulates an edit of the projector `pooling`."""
     return lambda: monkeypatch.setattr(
         study_module,
         "component_code",
@@ -40,57 +40,57 @@ def edited(monkeypatch):
 
 def test_an_edited_projector_runs_its_arms_again_and_no_others(tmp_path, edited):
     path, folder, cells = write_study(tmp_path), run_folder(tmp_path), CodedCells()
-    before = {cell.id for cell in load(path).cells() if cell.arm == "pooling"}
-    execute(load(path), folder, None, cells, quiet())
+    before = {cell.id for cell in Study.from_yaml(path).cells() if cell.arm == "pooling"}
+    execute(Study.from_yaml(path), folder, None, cells, quiet())
     edited()
     again = CodedCells()
-    outcome = execute(load(path), folder, None, again, quiet())
-    assert set(again.ran) == {cell.id for cell in load(path).cells() if cell.arm == "pooling"}
+    outcome = execute(Study.from_yaml(path), folder, None, again, quiet())
+    assert set(again.ran) == {cell.id for cell in Study.from_yaml(path).cells() if cell.arm == "pooling"}
     assert (outcome.num_run, outcome.num_superseded, outcome.num_others) == (2, 2, 0)
     assert before <= folder.rows().keys(), "old rows are kept"
     assert not before & set(pd.read_parquet(folder.results)["cell"])
 
 
-def test_sampled_points_of_edited_code_come_again_as_they_were(tmp_path, monkeypatch):
+def test_sampled_points_with_changed_code_run_again_unchanged(tmp_path, monkeypatch):
     study, folder = sampled_study(tmp_path), run_folder(tmp_path)
     execute(study, folder, None, CodedCells(), quiet())
-    drawn = sorted(row["point"] for row in folder.rows().values())
+    sampled = sorted(row["point"] for row in folder.rows().values())
     monkeypatch.setattr(study_module, "component_code", lambda _: "edited")
     again = CodedCells()
     outcome = execute(study, folder, None, again, quiet())
-    assert len(again.ran) == outcome.num_superseded == len(drawn)
-    assert sorted(pd.read_parquet(folder.results)["point"]) == drawn
+    assert len(again.ran) == outcome.num_superseded == len(sampled)
+    assert sorted(pd.read_parquet(folder.results)["point"]) == sampled
 
 
-def test_rows_of_other_code_are_reported_and_run_again_on_demand(tmp_path, monkeypatch, capsys):
+def test_outdated_rows_are_reported_and_run_again_on_demand(tmp_path, monkeypatch, capsys):
     path, folder = write_study(tmp_path), run_folder(tmp_path)
-    execute(load(path), folder, None, CodedCells(), quiet())
+    execute(Study.from_yaml(path), folder, None, CodedCells(), quiet())
     plan = [str(path), "--plan", "--out", str(folder.path)]
     assert run.main(plan) == 0
-    assert "other code" not in capsys.readouterr().out
+    assert "another version" not in capsys.readouterr().out
     monkeypatch.setattr(provenance, "numeric_code", lambda _: "other-code")
     assert run.main(plan) == 0
-    assert "12 finished cells (pooling, bbox_mlp, sspe) were made by other code" in capsys.readouterr().out
+    assert "12 finished cells (pooling, bbox_mlp, sspe) were computed by another version" in capsys.readouterr().out
     cells = CodedCells()
     monkeypatch.setattr(commands, "_cells", lambda: cells)
     monkeypatch.setattr(commands, "ReportProcess", NoReports)
     monkeypatch.setattr(commands, "_report", lambda folder: folder.write_if_changed(folder.report, "page"))
     assert run.main([str(path), "--out", str(folder.path), "--rerun", "bbox_mlp"]) == 0
-    assert "2 cells run again; their old rows are kept" in capsys.readouterr().out.replace("\n", " ")
-    assert set(cells.ran) == {cell.id for cell in load(path).cells() if cell.arm == "bbox_mlp"}
+    assert "2 cells will run again; their old rows are kept" in capsys.readouterr().out.replace("\n", " ")
+    assert set(cells.ran) == {cell.id for cell in Study.from_yaml(path).cells() if cell.arm == "bbox_mlp"}
     kept = [json.loads(file.read_text()) for file in (folder.cells / "superseded").glob("*.json")]
     assert {row["arm"] for row in kept} == {"bbox_mlp"}
     assert len(pd.read_parquet(folder.results)) == 12
 
 
-def test_an_arm_that_is_not_there_is_told(tmp_path):
-    study = load(write_study(tmp_path))
+def test_an_unknown_arm_is_reported(tmp_path):
+    study = Study.from_yaml(write_study(tmp_path))
     with pytest.raises(StudyError, match=r"--rerun pooled: there is no such arm; did you mean pooling\?"):
         set_aside_outdated(study, run_folder(tmp_path), "pooled")
 
 
-def test_rows_that_do_not_say_their_code_count_as_outdated(tmp_path):
-    study, folder = load(write_study(tmp_path)), run_folder(tmp_path)
+def test_rows_without_a_code_fingerprint_are_outdated(tmp_path):
+    study, folder = Study.from_yaml(write_study(tmp_path)), run_folder(tmp_path)
     execute(study, folder, None, Cells(), quiet())
     assert len(outdated(study.cells(), folder)) == 12
 
@@ -99,7 +99,7 @@ def test_the_resolved_precision_is_part_of_a_cell(tmp_path, monkeypatch):
     ids = {}
     for is_native in (True, False):
         monkeypatch.setattr("harness.system.precision.has_native_bfloat16", lambda _, is_native=is_native: is_native)
-        cells = load(write_study(tmp_path)).cells()
+        cells = Study.from_yaml(write_study(tmp_path)).cells()
         assert {cell.spec.training.precision for cell in cells} == {"bfloat16" if is_native else "float32"}
         ids[is_native] = {cell.id for cell in cells}
     assert not ids[True] & ids[False]

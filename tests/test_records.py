@@ -13,7 +13,7 @@ from harness.errors import HarnessError
 from harness.results.columns import COLUMNS, SAMPLE_COLUMNS
 from harness.results.metrics import FAMILIES, aggregate_seeds
 from harness.results.run_folder import RunFolder
-from harness.study.study import load
+from harness.study.study import Study
 from harness.system.files import replace_file
 from tests.small_study import row_of, samples_of, write_study
 
@@ -24,7 +24,7 @@ def test_every_family_of_the_scenes_has_its_columns():
 
 @pytest.fixture
 def cells(tmp_path):
-    return load(write_study(tmp_path)).cells()
+    return Study.from_yaml(write_study(tmp_path)).cells()
 
 
 def test_seeds_are_aggregated_by_their_mean():
@@ -88,8 +88,9 @@ def test_a_failed_write_keeps_the_file(tmp_path):
 
 def test_a_folder_is_locked_by_one_run_at_a_time(tmp_path):
     folder = RunFolder(tmp_path / "run")
+    path = tmp_path / "run" / ".lock"
     lock_command = (
-        f"import fcntl, time; f = open({str(tmp_path / 'run/.lock')!r}, 'w'); fcntl.flock(f, 2); print(1, flush=True); "
+        f"import filelock, time; lock = filelock.FileLock({str(path)!r}); lock.acquire(); print(1, flush=True); "
     )
     with folder.lock():
         pass

@@ -1,11 +1,11 @@
-"""What a projector costs on the reference backbone."""
+"""The cost of a projector at reference dimensions."""
 
 import pytest
 import torch
 
 import projectors
 from harness.evaluation.cost import counting_flops
-from harness.planning.reference_cost import given, measured
+from harness.planning.reference_cost import measure, reference_features
 from projectors import REFERENCE_DIMS
 from tests.projector_cases import OPTIONAL
 
@@ -33,14 +33,14 @@ MEASURED_IN_THE_RELEASES = [
 """GFLOPs at the reference backbone, of the authors' own classes."""
 
 
-def test_the_mlp_costs_what_its_layers_multiply():
-    cost = measured("mlp")
+def test_the_flops_of_the_mlp_are_those_of_its_layers():
+    cost = measure("mlp")
     assert (cost.tokens, cost.parameters, cost.required_inputs) == (576, 20_979_712, ())
     assert cost.flops == 2 * 576 * (1024 * 4096 + 4096 * 4096)
 
 
-def test_prumerge_keeps_the_patches_that_cls_looks_at_and_one_token_for_the_rest():
-    assert measured("prumerge").tokens == 30 + 1
+def test_prumerge_keeps_the_patches_that_cls_attends_to_and_one_token_for_the_rest():
+    assert measure("prumerge").tokens == 30 + 1
 
 
 @pytest.mark.parametrize(("name", "settings", "gflops"), MEASURED_IN_THE_RELEASES)
@@ -48,16 +48,16 @@ def test_prumerge_keeps_the_patches_that_cls_looks_at_and_one_token_for_the_rest
 def test_flops_are_those_of_the_release(name, settings, gflops):
     projector = projectors.get(name)(projectors.get(name).Config(**settings), REFERENCE_DIMS).eval()
     with counting_flops(projector) as counter:
-        projector(given(projector))
+        projector(reference_features(projector))
     decimals = len(gflops.partition(".")[2])
     assert f"{counter.get_total_flops() / 1e9:.{decimals}f}" == gflops
 
 
 @pytest.mark.parametrize("name", projectors.names())
-def test_every_projector_is_measured_with_what_it_reads(name):
-    cost = measured(name)
+def test_every_projector_is_measured_with_its_required_inputs(name):
+    cost = measure(name)
     assert 1 <= cost.tokens <= REFERENCE_DIMS.num_patches + 1
     assert cost.flops > 0
     projector = projectors.get(name)(projectors.get(name).Config(), REFERENCE_DIMS)
-    features = given(projector)
+    features = reference_features(projector)
     assert {field for field in OPTIONAL if getattr(features, field) is not None} == projector.required_inputs

@@ -1,4 +1,4 @@
-"""Reports are built beside a run: one at a time, not more often than they are worth, and never ending it."""
+"""Reports are built during a run: one at a time, at a limited rate, and without ending the run on failure."""
 
 import time
 from pathlib import Path
@@ -25,7 +25,7 @@ def built(folder: RunFolder) -> int:
     return len((folder.path / "built.log").read_text().splitlines())
 
 
-def test_a_report_is_begun_once_and_waited_for(tmp_path):
+def test_a_report_is_started_once_and_waited_for(tmp_path):
     folder = RunFolder(tmp_path)
     with ReportProcess(build) as report:
         report.start(folder)
@@ -34,7 +34,7 @@ def test_a_report_is_begun_once_and_waited_for(tmp_path):
     assert folder.report.exists()
 
 
-def test_a_report_that_was_built_lately_is_not_built_again_until_it_is_worth_its_time(tmp_path, monkeypatch):
+def test_reports_take_a_limited_share_of_the_time(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path)
     with ReportProcess(build) as report:
         report.start(folder)

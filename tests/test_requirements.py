@@ -1,4 +1,4 @@
-"""What a study's weights ask of a machine is told before anything is fetched."""
+"""Download size and memory of a study's weights are reported before anything is fetched."""
 
 from pathlib import Path
 
@@ -7,13 +7,13 @@ import torch
 
 from harness.model.weights.resolution import CHECKPOINTS, PACKAGED, SHIPPED
 from harness.planning import requirements
-from harness.study.study import load
+from harness.study.study import Study
 
 STUDY = Path(__file__).parent.parent / "studies" / "refcoco_paper.yaml"
 
 
 def specs(preset: str):
-    return [cell.spec for cell in load(STUDY, [f"extends=presets/{preset}.yaml"]).cells()]
+    return [cell.spec for cell in Study.from_yaml(STUDY, [f"extends=presets/{preset}.yaml"]).cells()]
 
 
 @pytest.fixture
@@ -27,44 +27,44 @@ def _a_small_machine(monkeypatch, tmp_path):
 
 @pytest.mark.usefixtures("_a_small_machine")
 @pytest.mark.parametrize("preset", ["paper", "paper-clip", "qwen2-vl"])
-def test_the_papers_scale_is_more_than_a_laptop_has(preset):
+def test_the_papers_scale_exceeds_a_laptop(preset):
     verdict = requirements.verdict(specs(preset))
     assert "sam-vit-h (2.6 GB to fetch)" in verdict
-    assert verdict.endswith("the CPU has 16.0 GiB: this machine cannot run it")
+    assert verdict.endswith("the CPU has 16.0 GiB: this machine cannot run the study")
 
 
 @pytest.mark.usefixtures("_a_small_machine")
 @pytest.mark.parametrize(("precision", "llm_bytes"), [("float32", 4), ("bfloat16", 2)])
-def test_weights_are_counted_once_as_this_machine_holds_them(precision, llm_bytes, monkeypatch):
+def test_memory_counts_weights_once_in_the_precision_of_this_machine(precision, llm_bytes, monkeypatch):
     monkeypatch.setattr(requirements, "resolve_precision", lambda *_: precision)
     asked = 4 * (304_368_640 + 641_090_608) + llm_bytes * 6_738_415_616
-    assert f"a cell's take {asked / 2**30:.1f} GiB" in requirements.verdict(specs("paper"))
+    assert f"they take up to {asked / 2**30:.1f} GiB" in requirements.verdict(specs("paper"))
 
 
 @pytest.mark.usefixtures("_a_small_machine")
-def test_four_bits_take_half_a_byte_and_a_cuda_device():
+def test_4bit_requires_half_a_byte_and_a_cuda_device():
     (spec, *_) = specs("paper")
     llm = spec.llm.model_copy(update={"quantization": "4bit"})
     verdict = requirements.verdict([spec.model_copy(update={"llm": llm})])
-    assert f"a cell's take {(4 * (304_368_640 + 641_090_608) + 6_738_415_616 / 2) / 2**30:.1f} GiB" in verdict
+    assert f"they take up to {(4 * (304_368_640 + 641_090_608) + 6_738_415_616 / 2) / 2**30:.1f} GiB" in verdict
     if not torch.cuda.is_available():
         assert verdict.endswith(
-            "llm.quantization needs a CUDA device, and the CPU is what there is: this machine cannot run it"
+            "llm.quantization requires a CUDA device, found the CPU: this machine cannot run the study"
         )
 
 
 @pytest.mark.usefixtures("_a_small_machine")
-def test_an_accelerator_is_where_cells_run(monkeypatch):
+def test_the_memory_of_an_accelerator_is_compared(monkeypatch):
     monkeypatch.setattr(
         requirements, "accelerator", lambda: {"device": "H100", "cuda": "13", "device_memory_gib": 80.0}
     )
     assert requirements.verdict(specs("paper")).endswith(
-        "H100 has 80.0 GiB, of which training takes more than the weights"
+        "H100 has 80.0 GiB; training requires more memory than the weights"
     )
 
 
 @pytest.mark.usefixtures("_a_small_machine")
-def test_what_is_here_is_not_fetched_and_what_is_unknown_is_said(tmp_path):
+def test_cached_weights_and_unknown_sizes_are_reported(tmp_path):
     weights = tmp_path / "weights" / "dinov2-small"
     weights.mkdir(parents=True)
     (weights / Path(PACKAGED["dinov2-small"].member).name).touch()
@@ -72,9 +72,9 @@ def test_what_is_here_is_not_fetched_and_what_is_unknown_is_said(tmp_path):
         spec.model_copy(update={"llm": spec.llm.model_copy(update={"name": "owner/model"})}) for spec in specs("small")
     ]
     verdict = requirements.verdict(found)
-    assert "dinov2-small (here), owner/model (of unknown size to fetch)" in verdict
-    assert "beside owner/model, whose size is unknown" in verdict
+    assert "dinov2-small (cached), owner/model (unknown size to fetch)" in verdict
+    assert "without owner/model (size unknown)" in verdict
 
 
-def test_every_weight_that_has_a_name_of_ours_has_a_size():
+def test_all_named_weights_have_a_size():
     assert {*PACKAGED, *SHIPPED, *CHECKPOINTS} <= set(requirements.PUBLISHED)

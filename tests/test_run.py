@@ -1,4 +1,4 @@
-"""The command line: what it prints, where, and its exit codes."""
+"""The command line: its output and its exit codes."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ from harness.execution.run_study import execute
 from harness.monitoring.tracker import Tracker
 from harness.planning.plan import estimate, make_plan
 from harness.results.metrics import METRICS
-from harness.study.study import load
+from harness.study.study import Study
 from harness.system.environment import describe_environment
 from tests.small_study import Cells, NoReports, quiet, run_folder, write_study
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy i
 
 
 @pytest.mark.slow
-def test_mistakes_go_to_stderr_without_a_traceback_and_exit_with_2(tmp_path):
+def test_problems_go_to_stderr_without_a_traceback_and_exit_with_2(tmp_path):
     path = write_study(tmp_path)
     path.write_text(path.read_text().replace("baseline: pooling", "baseline: poling").replace("seeds:", "seds:"))
     command = [sys.executable, "-m", "harness.run", str(path)]
@@ -38,14 +38,14 @@ def test_mistakes_go_to_stderr_without_a_traceback_and_exit_with_2(tmp_path):
     ]
 
 
-def test_a_missing_study_is_told(tmp_path, capsys):
+def test_a_missing_study_is_reported(tmp_path, capsys):
     assert run.main([str(tmp_path / "none.yaml")]) == 2
     assert run.main([]) == 2
-    assert "cannot be read" in capsys.readouterr().err
+    assert "cannot be loaded" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", run.LIST_KINDS)
-def test_lists_name_what_there_is(kind, capsys):
+def test_lists_contain_the_registered_names(kind, capsys):
     assert run.main(["--list", kind]) == 0
     printed = capsys.readouterr().out
     known = {
@@ -61,20 +61,20 @@ def test_lists_name_what_there_is(kind, capsys):
     assert known[kind] in printed
 
 
-def test_the_plan_says_unknown_until_something_comparable_has_run(tmp_path, capsys):
+def test_the_time_of_a_plan_is_unknown_until_a_comparable_cell_has_finished(tmp_path, capsys):
     path = write_study(tmp_path)
     out = tmp_path / "runs" / "small"
     assert run.main([str(path), "--plan", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "12 of 12 cells to run; how long is unknown" in printed
+    assert "12 of 12 cells to run; time unknown" in printed
     assert not out.exists(), "a plan leaves nothing behind"
 
 
-def test_the_plan_knows_what_ran_and_what_the_rest_will_take(tmp_path):
+def test_the_plan_shows_finished_cells_and_estimates_the_others(tmp_path):
     folder = run_folder(tmp_path)
-    study = load(write_study(tmp_path))
+    study = Study.from_yaml(write_study(tmp_path))
     execute(study, folder, None, _Here(), quiet())
-    longer = load(write_study(tmp_path), ["arms.sspe.training.steps=40"])
+    longer = Study.from_yaml(write_study(tmp_path), ["arms.sspe.training.steps=40"])
     plan = make_plan(longer, folder)
     assert [planned.status for planned in plan[:4]] == ["done"] * 4
     assert [planned.seconds for planned in plan] == [0.0] * 4 + [20.0] * 8, "5 s for 10 steps are 20 s for 40"
@@ -94,7 +94,7 @@ class _Here(Cells):
 
 def test_a_finished_study_runs_nothing_and_shows_its_results(tmp_path, capsys, monkeypatch):
     path, folder = write_study(tmp_path), run_folder(tmp_path)
-    execute(load(path), folder, None, Cells(), quiet())
+    execute(Study.from_yaml(path), folder, None, Cells(), quiet())
     folder.report.parent.mkdir()
     folder.report.write_text("page")
     monkeypatch.setattr(commands, "_cells", lambda: Cells(fails=("pooling", "bbox_mlp", "sspe")))
@@ -106,7 +106,7 @@ def test_a_finished_study_runs_nothing_and_shows_its_results(tmp_path, capsys, m
     assert folder.report.read_text() == "page", "a report that is up to date is left alone"
 
 
-def test_failed_cells_are_told_by_the_exit_code(tmp_path, capsys, monkeypatch):
+def test_failed_cells_set_the_exit_code(tmp_path, capsys, monkeypatch):
     path, folder = write_study(tmp_path), run_folder(tmp_path)
     monkeypatch.setattr(commands, "_cells", lambda: Cells(fails=("bbox_mlp",)))
     monkeypatch.setattr(commands, "ReportProcess", NoReports)
@@ -114,7 +114,7 @@ def test_failed_cells_are_told_by_the_exit_code(tmp_path, capsys, monkeypatch):
     assert run.main([str(path), "--out", str(folder.path)]) == 1
     printed = capsys.readouterr().out
     assert "2 cells failed" in printed
-    assert "[1/12] pooling seed 0: starts" in printed
+    assert "[1/12] pooling seed 0: started" in printed
     assert "bbox_mlp seed 1: failed after 0 s: as the test asks" in printed
 
 
@@ -126,8 +126,8 @@ def test_a_report_without_results_says_what_to_do(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_study_with_nothing_to_run_imports_neither_mlflow_nor_a_model(tmp_path):
     path, folder = write_study(tmp_path), run_folder(tmp_path)
-    tracker = Tracker(load(path), folder)
-    execute(load(path), folder, None, Cells(), quiet(), tracker)
+    tracker = Tracker(Study.from_yaml(path), folder)
+    execute(Study.from_yaml(path), folder, None, Cells(), quiet(), tracker)
     folder.report.parent.mkdir()
     folder.report.write_text("page")
     tracker.sync(list(folder.rows().values()), folder.outputs())
@@ -141,7 +141,7 @@ def test_a_study_with_nothing_to_run_imports_neither_mlflow_nor_a_model(tmp_path
     assert done.stdout.splitlines()[-1] == "0 []"
 
 
-def test_the_environment_says_what_a_number_depends_on():
+def test_the_environment_has_hardware_and_versions():
     environment = describe_environment()
     assert environment["cores"] >= 1
     assert environment["torch"].startswith("2.")
@@ -151,7 +151,7 @@ def test_the_environment_says_what_a_number_depends_on():
         assert environment["git_dirty"] in {True, False}
 
 
-def test_weights_that_cannot_be_had_end_the_run_before_it_starts(tmp_path, capsys, monkeypatch):
+def test_missing_weights_end_the_run_before_it_starts(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(commands, "_cells", lambda: Cells())
     path, out = write_study(tmp_path), tmp_path / "run"
     misspelt = [str(path), "--set", "arms.sspe.vision_encoder.name=dinov2-smal", "--out", str(out)]
@@ -159,12 +159,12 @@ def test_weights_that_cannot_be_had_end_the_run_before_it_starts(tmp_path, capsy
         assert run.main(arguments) == 2
         printed = capsys.readouterr()
         assert "no weights 'dinov2-smal': it is no known name (did you mean dinov2-small?)" in printed.err
-        assert "starts" not in printed.out
+        assert "started" not in printed.out
 
 
-def test_a_row_that_is_none_is_one_sentence_and_stops_no_plan_beside_it(tmp_path, capsys):
+def test_an_invalid_row_is_one_message_and_does_not_affect_other_plans(tmp_path, capsys):
     path, folder = write_study(tmp_path), run_folder(tmp_path)
-    execute(load(path), folder, None, Cells(), quiet())
+    execute(Study.from_yaml(path), folder, None, Cells(), quiet())
     spoilt = sorted(folder.cells.glob("*.json"))[0]
     for content in (b"{", b"{}", b"[]", b"\xff\xfe"):
         spoilt.write_bytes(content)
@@ -173,9 +173,9 @@ def test_a_row_that_is_none_is_one_sentence_and_stops_no_plan_beside_it(tmp_path
     assert run.main([str(path), "--plan", "--out", str(folder.path.with_name("other"))]) == 0
 
 
-def test_a_report_is_made_from_the_rows_as_they_are_and_without_rows_from_the_tables(tmp_path, monkeypatch):
+def test_a_report_is_built_from_the_rows_or_else_from_the_tables(tmp_path, monkeypatch):
     path, folder = write_study(tmp_path), run_folder(tmp_path)
-    execute(load(path), folder, None, Cells(), quiet())
+    execute(Study.from_yaml(path), folder, None, Cells(), quiet())
     monkeypatch.setattr(commands, "_report", lambda _: None)
     (cell, *_) = folder.tabled()
     folder.write_cell({**folder.row(cell), "giou": 0.75})

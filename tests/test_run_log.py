@@ -1,4 +1,4 @@
-"""run.log holds one JSON object a line, of every run of a study."""
+"""run.log contains one JSON object per line, for every run of a study."""
 
 import json
 import logging

@@ -8,13 +8,13 @@ from optuna.trial import TrialState
 
 from harness.errors import HarnessError
 from harness.execution.search import Search, default_url
-from harness.study.study import Point, load
+from harness.study.study import Point, Study
 from tests.small_study import STUDY, row_of, sampled_study, write_study
 
 
 @pytest.fixture
 def study(tmp_path):
-    return load(write_study(tmp_path))
+    return Study.from_yaml(write_study(tmp_path))
 
 
 class Points:
@@ -70,7 +70,7 @@ def test_values_are_means_over_seeds(tmp_path, study):
     assert directions == ["MAXIMIZE", "MINIMIZE"]
 
 
-def test_an_interrupted_point_runs_again_and_the_others_do_not(tmp_path, study):
+def test_only_an_interrupted_point_runs_again(tmp_path, study):
     first = Points(study, stop_after=3)
     second = Points(study, after=first)
     with Search(study, default_url(tmp_path)) as search, pytest.raises(KeyboardInterrupt):
@@ -82,7 +82,7 @@ def test_an_interrupted_point_runs_again_and_the_others_do_not(tmp_path, study):
     assert sorted(first.keys[:3] + second.keys) == sorted((point.arm, point.to_json()) for point in study.points())
 
 
-def test_a_trial_that_a_kill_left_running_is_replaced(tmp_path, study):
+def test_a_running_trial_of_a_killed_process_is_replaced(tmp_path, study):
     with Search(study, default_url(tmp_path)) as search:
         search.optuna.enqueue_trial({"arm": "pooling"})
         search.optuna.ask()
@@ -107,7 +107,7 @@ def test_failed_points_run_again_and_skipped_ones_do_not(tmp_path, study):
     assert points.keys == [("bbox_mlp", "{}")]
 
 
-def test_a_point_runs_again_where_the_result_of_a_cell_was_removed(tmp_path, study):
+def test_a_point_runs_again_if_the_result_of_a_cell_was_removed(tmp_path, study):
     points = Points(study)
     with Search(study, default_url(tmp_path)) as search:
         search.run(points)
@@ -118,7 +118,7 @@ def test_a_point_runs_again_where_the_result_of_a_cell_was_removed(tmp_path, stu
     assert points.keys[6:] == [("pooling", "{}")]
 
 
-def test_a_sampled_point_whose_result_was_removed_comes_again_as_it_was(tmp_path):
+def test_a_sampled_point_whose_result_was_removed_runs_again_unchanged(tmp_path):
     study = sampled_study(tmp_path)
     points = Points(study)
     with Search(study, default_url(tmp_path)) as search:
@@ -132,7 +132,7 @@ def test_a_sampled_point_whose_result_was_removed_comes_again_as_it_was(tmp_path
 
 
 def test_a_changed_study_is_another_study_in_the_same_storage(tmp_path, study):
-    changed = load(write_study(tmp_path), ["training.steps=11"])
+    changed = Study.from_yaml(write_study(tmp_path), ["training.steps=11"])
     points = Points(changed)
     for one, worker in ((study, Points(study)), (changed, points)):
         with Search(one, default_url(tmp_path)) as search:
@@ -154,7 +154,7 @@ def test_sampled_points_share_the_arms_and_keep_to_the_space(tmp_path):
         assert point.values["training.steps"] in {10, 20, 30}
 
 
-def test_a_resumed_sampler_draws_new_points_up_to_the_number_asked_for(tmp_path):
+def test_a_resumed_sampler_adds_points_up_to_the_number_of_trials(tmp_path):
     study = sampled_study(tmp_path)
     first = Points(study, stop_after=2)
     second = Points(study, after=first)
@@ -171,12 +171,12 @@ def test_a_resumed_sampler_draws_new_points_up_to_the_number_asked_for(tmp_path)
 def test_choices_may_be_mappings(tmp_path):
     space = "{projector.position: [none, {name: sspe, blocks: 2}]}"
     text = STUDY.replace("{projector.position.blocks: [1, 3], projector.position.queries: [1, 2]}", space)
-    study = load(write_study(tmp_path, text), ["seeds=[0]"])
+    study = Study.from_yaml(write_study(tmp_path, text), ["seeds=[0]"])
     positions = [cell.spec.projector["position"]["name"] for cell in study.cells() if cell.arm == "sspe"]
     assert positions == ["none", "sspe"]
 
 
-def test_importance_names_its_method_and_finds_what_matters(tmp_path, study):
+def test_importance_names_its_method_and_finds_the_relevant_parameter(tmp_path, study):
     class Deeper(Points):
         def evaluate(self, point, trial):
             giou = point.values.get("projector.position.blocks", 0) / 3
@@ -195,7 +195,7 @@ def test_importance_names_its_method_and_finds_what_matters(tmp_path, study):
     assert "tokens" not in importance["importance"], "every point has as many"
 
 
-def test_a_storage_that_cannot_be_opened_is_the_users_to_mend(tmp_path, study):
+def test_a_storage_that_cannot_be_opened_is_an_error_of_the_user(tmp_path, study):
     for url in ("optuna.db", "nosuch://x", f"sqlite:///{tmp_path}/missing/optuna.db"):
         with pytest.raises(HarnessError, match="storage"):
             Search(study, url)
@@ -205,7 +205,7 @@ def test_a_storage_that_cannot_be_opened_is_the_users_to_mend(tmp_path, study):
         assert "secret" not in str(caught.value)
 
 
-def test_the_objectives_have_their_names_in_the_dashboard_and_keep_them(tmp_path, study):
+def test_objectives_keep_their_names_in_the_dashboard(tmp_path, study):
     for _ in range(2):
         with Search(study, default_url(tmp_path)) as search:
             assert search.optuna.metric_names == ["giou", "tokens"]

@@ -1,4 +1,4 @@
-"""Every kind of arm in `studies/` goes through the whole life of a cell, in both precisions, on tiny data.
+"""Every kind of arm in `studies/` passes all stages of a cell, in both precisions, on tiny data.
 
 What cannot be had or is too large here is replaced by something of the same kind: official datasets by scenes, vision
 encoders and pretrained LLMs by small random ones of their families, Meta's SAMs by sam-scenes.
@@ -14,7 +14,7 @@ from harness.assembly import assembly
 from harness.cache.encodings import frozen_sam
 from harness.execution.preflight import preflight
 from harness.model.config import LLMConfig, MaskDecoderConfig, VisionConfig
-from harness.study.study import Cell, load
+from harness.study.study import Cell, Study
 from tests import checkpoints
 
 STUDIES = sorted((Path(__file__).parent.parent / "studies").glob("*.yaml"))
@@ -36,10 +36,10 @@ def kind(cell: Cell) -> tuple[str, ...]:
 
 
 def kinds() -> dict[tuple[str, ...], tuple[Path, str]]:
-    """Each kind once, with the study and the cell that have it."""
+    """Each kind once, with the study and the cell of that kind."""
     found: dict[tuple[str, ...], tuple[Path, str]] = {}
     for path in STUDIES:
-        for cell in load(path).cells():
+        for cell in Study.from_yaml(path).cells():
             found.setdefault(kind(cell), (path, cell.id))
     return found
 
@@ -63,7 +63,7 @@ def place(tmp_path_factory):
 
 
 def shrunk(cell: Cell, place: Path) -> Cell:
-    """The cell on parts of the same kinds that are here."""
+    """The cell with small components of the same kinds."""
     spec = cell.spec
     scenes = {**_scenes(), **({"asks": spec.data["asks"]} if "asks" in spec.data else {})}
     fitting = {"layers": [1, 2], "heads": 4}
@@ -107,7 +107,7 @@ def _with(cell: Cell, changed: dict[str, object]) -> Cell:
 @pytest.mark.parametrize("key", KINDS, ids="-".join)
 def test_an_arm_of_a_shipped_study_passes_the_preflight(place, key, precision):
     path, cell_id = KINDS[key]
-    cell = shrunk(next(each for each in load(path).cells() if each.id == cell_id), place)
+    cell = shrunk(next(each for each in Study.from_yaml(path).cells() if each.id == cell_id), place)
     training = cell.spec.training.model_copy(update={"precision": precision})
     lines: list[str] = []
     assert preflight([_with(cell, {"training": training})], lines.append) == []

@@ -1,4 +1,4 @@
-"""Stages of a cell are kept as they end: a later failure, an interruption or a kill loses no earlier one."""
+"""Finished stages of a cell are kept after a later failure, an interruption or a kill."""
 
 import multiprocessing
 import os
@@ -16,7 +16,7 @@ from harness.execution.cells import Cells
 from harness.execution.run_study import execute
 from harness.monitoring.progress import Progress
 from harness.results.run_folder import STAGES, Row, RunFolder
-from harness.study.study import Cell, load
+from harness.study.study import Cell, Study
 from harness.training.trainer import Trainer
 from tests.small_study import quiet
 
@@ -40,7 +40,7 @@ def no_training(*_: object) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_that_raises_keeps_the_earlier_ones_and_the_next_run_goes_on(cells, folder, monkeypatch, stage):
+def test_a_failed_stage_keeps_the_earlier_ones_and_the_next_run_resumes(cells, folder, monkeypatch, stage):
     whole = run_cell(cells["sspe"], RunFolder(folder.path.with_name("whole")), quiet())
     with monkeypatch.context() as faulty:
         faulty.setattr(f"harness.execution.stages.Stages.{METHODS[stage]}", no_training)
@@ -59,8 +59,8 @@ def test_a_stage_that_raises_keeps_the_earlier_ones_and_the_next_run_goes_on(cel
     assert len(pd.read_parquet(folder.cells / f"{row['cell']}.samples.parquet")) == 12
 
 
-def test_an_interrupted_cell_is_unfinished_in_the_tables_and_goes_on(cells, study_file, folder, monkeypatch):
-    study = load(study_file)
+def test_an_interrupted_cell_is_unfinished_in_the_tables_and_resumes(cells, study_file, folder, monkeypatch):
+    study = Study.from_yaml(study_file)
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -85,7 +85,7 @@ def test_an_interrupted_run_leaves_tables_and_a_report_and_exits_with_130(study_
     command = [str(study_file), "--set", "evaluation.gallery_images=1", "--out", str(place)]
     monkeypatch.setattr(commands, "_cells", lambda: _InterruptedCells(after=1))
     assert run.main(command) == 130
-    assert "finished stages are kept, the same command continues" in capsys.readouterr().err
+    assert "finished stages are kept; free some space, then run the same command again" in capsys.readouterr().err
     folder = RunFolder(place)
     assert pd.read_parquet(folder.results)["status"].tolist() == ["done"]
     assert folder.report.exists()
@@ -96,7 +96,7 @@ def test_an_interrupted_run_leaves_tables_and_a_report_and_exits_with_130(study_
     assert len(pd.read_parquet(folder.results)) == 1
 
 
-def test_a_full_disk_is_one_sentence_and_keeps_finished_cells(study_file, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_one_message_and_keeps_finished_cells(study_file, tmp_path, monkeypatch, capsys):
     place = tmp_path / "run"
     monkeypatch.setattr(
         commands, "_cells", lambda: _InterruptedCells(after=1, error=OSError(28, "No space left on device"))
@@ -110,7 +110,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_finished_cells(study_file, tmp_pa
 
 
 class _InterruptedCells(Cells):
-    """Real cells, of which some run before an error ends the study."""
+    """Cells of which some run before an error ends the study."""
 
     def __init__(self, after: int, error: BaseException | None = None) -> None:
         self.left = after
@@ -120,7 +120,7 @@ class _InterruptedCells(Cells):
         """Passes."""
 
     def run(self, cell: Cell, folder: RunFolder, progress: Progress) -> Row:
-        """Raises where none is left."""
+        """Raises when no cell is left."""
         if not self.left:
             raise self.error
         self.left -= 1
@@ -129,8 +129,8 @@ class _InterruptedCells(Cells):
 
 @pytest.mark.slow
 def test_a_run_killed_in_each_stage_of_each_cell_trains_nothing_twice(study_file, folder, tmp_path):
-    """Killed with SIGKILL when a stage has ended and its row is not yet written: the worst moment."""
-    study = load(study_file)
+    """Sends SIGKILL after a stage has finished and before its row is written."""
+    study = Study.from_yaml(study_file)
     planned = study.cells()
     assert [cell.arm for cell in planned] == list(ARMS)
     context = multiprocessing.get_context("forkserver")
@@ -156,7 +156,7 @@ def test_a_run_killed_in_each_stage_of_each_cell_trains_nothing_twice(study_file
 
 
 def _die(study: Path, out: Path, log: Path, cell_id: str, stage: str) -> None:
-    """Runs the study, logs each training that makes steps, and dies before the row of a stage is written."""
+    """Runs the study, logs each training, and kills itself before the row of a stage is written."""
     write_cell, train = RunFolder.write_cell, Trainer.run
 
     def write_or_die(self: RunFolder, row: Row, samples: pd.DataFrame | None = None) -> None:
@@ -173,4 +173,4 @@ def _die(study: Path, out: Path, log: Path, cell_id: str, stage: str) -> None:
         return curve
 
     RunFolder.write_cell, Trainer.run = write_or_die, logged  # type: ignore[method-assign, assignment]
-    execute(load(study), RunFolder(out), None, Cells(), quiet())
+    execute(Study.from_yaml(study), RunFolder(out), None, Cells(), quiet())

@@ -1,11 +1,11 @@
-"""No study is accepted that cannot be meant: rates without end, claims about nothing, files that hold no weights."""
+"""Checks of values: infinite rates, claims about unknown families or points, files without weights."""
 
 import pytest
 
 from harness import run
 from harness.errors import StudyError, shorten
 from harness.results.labels import point_label, short_names
-from harness.study.study import load
+from harness.study.study import Study
 from tests.small_study import PRESET, STUDY, TPE, write_study
 
 CURRICULUM = "steps: 10, curriculum: {steps: 5, families: [%s]}"
@@ -18,7 +18,7 @@ def claim(text: str, study: str = STUDY) -> str:
 
 def refused(folder, study: str, preset: str = PRESET) -> str:
     with pytest.raises(StudyError) as caught:
-        load(write_study(folder, study, preset))
+        Study.from_yaml(write_study(folder, study, preset))
     return str(caught.value)
 
 
@@ -33,7 +33,7 @@ def refused(folder, study: str, preset: str = PRESET) -> str:
         ("name: tiny, width: 32, layers: 1, heads: 2", "name: smollm2-135m, lora: {{dropout: {}}}"),
     ],
 )
-def test_a_rate_of_the_preset_is_finite(old, new, value, tmp_path):
+def test_rates_in_a_preset_must_be_finite(old, new, value, tmp_path):
     assert old in PRESET
     assert "presets/small.yaml:" in refused(tmp_path, STUDY, PRESET.replace(old, new.format(value)))
 
@@ -50,7 +50,7 @@ def test_a_rate_of_the_preset_is_finite(old, new, value, tmp_path):
         ("baseline: pooling", "baseline: pooling\nclaims: [{{claim: c, no_worse: sspe, than: pooling, within: {}}}]"),
     ],
 )
-def test_a_number_of_the_study_is_finite(old, new, value, tmp_path):
+def test_numbers_in_a_study_must_be_finite(old, new, value, tmp_path):
     assert old in STUDY
     assert "small.yaml:" in refused(tmp_path, STUDY.replace(old, new.format(value)))
 
@@ -58,16 +58,16 @@ def test_a_number_of_the_study_is_finite(old, new, value, tmp_path):
 @pytest.mark.parametrize(
     "rate", ["learning_rate: 1e308", "weight_decay: 1e308", "clip_norm: 1e308", "location_loss: 1e308"]
 )
-def test_a_rate_is_of_a_size_that_trains(rate, tmp_path):
+def test_rates_have_an_upper_bound(rate, tmp_path):
     found = refused(tmp_path, STUDY, PRESET.replace("steps: 10", f"steps: 10, {rate}"))
     assert "found 1e+308; should be less than or equal to" in found
 
 
-@pytest.mark.parametrize("end", ["low: .nan", "low: -.inf", "high: .inf", "high: .nan"])
-def test_an_end_of_a_range_is_finite(end, tmp_path):
-    key = end.partition(":")[0]
+@pytest.mark.parametrize("bound", ["low: .nan", "low: -.inf", "high: .inf", "high: .nan"])
+def test_bounds_of_a_range_must_be_finite(bound, tmp_path):
+    key = bound.partition(":")[0]
     old = {"low": "low: 1e-4", "high": "high: 1e-2"}[key]
-    assert f"space.training.learning_rate.{key}: found" in refused(tmp_path, SAMPLED.replace(old, end))
+    assert f"space.training.learning_rate.{key}: found" in refused(tmp_path, SAMPLED.replace(old, bound))
 
 
 @pytest.mark.parametrize(
@@ -82,26 +82,34 @@ def test_an_end_of_a_range_is_finite(end, tmp_path):
         ("better: sspe, than: pooling, family: counting", "scenes has no family 'counting'"),
         ("better: sspe, than: pooling, domain: canvas", "scenes has no domain 'canvas'; known: studio"),
         ("better: sspe, than: pooling, at: {projector.position.block: 3}", "the search does not vary 'projector.posit"),
-        ("better: sspe, than: pooling, at: {projector.position.blocks: 2}", "found 2; the search tries 1, 3"),
-        ("better: sspe, than: pooling, at: {projector.position.blocks: true}", "found True; the search tries 1, 3"),
+        (
+            "better: sspe, than: pooling, at: {projector.position.blocks: 2}",
+            "found 2; the search space contains only 1",
+        ),
+        (
+            "better: sspe, than: pooling, at: {projector.position.blocks: true}",
+            "found True; the search space contains o",
+        ),
         ("better: bbox_mlp, than: pooling, at: {projector.position.blocks: 3}", "the search varies neither arm of the"),
     ],
 )
-def test_a_claim_is_about_what_there_is(text, expected, tmp_path):
+def test_a_claim_about_an_unknown_arm_family_domain_or_point_is_refused(text, expected, tmp_path):
     assert expected in refused(tmp_path, claim(text))
 
 
-def test_a_claim_names_points_inside_a_range(tmp_path):
-    inside = "better: sspe, than: pooling, at: {training.steps: 20}"
-    assert load(write_study(tmp_path, claim(inside, SAMPLED))).settings.claims
-    assert "found 40; the search tries 10 to 30" in refused(tmp_path, claim(inside.replace("20", "40"), SAMPLED))
+def test_a_claim_names_points_within_a_range(tmp_path):
+    within = "better: sspe, than: pooling, at: {training.steps: 20}"
+    assert Study.from_yaml(write_study(tmp_path, claim(within, SAMPLED))).settings.claims
+    assert "found 40; the search space ranges from 10 to 30" in refused(
+        tmp_path, claim(within.replace("20", "40"), SAMPLED)
+    )
 
 
-def test_a_claim_may_be_about_a_family_that_only_the_data_knows(tmp_path):
+def test_a_claim_may_name_any_family_if_the_configuration_lists_none(tmp_path):
     preset = PRESET.replace("{name: scenes, train_images: 4, test_images: 2}", "{name: gqa, root: data}")
     preset += "  evaluation: {split: testdev}\n"
     text = claim("better: sspe, than: pooling, family: query")
-    assert load(write_study(tmp_path, text, preset)).settings.claims
+    assert Study.from_yaml(write_study(tmp_path, text, preset)).settings.claims
 
 
 @pytest.mark.parametrize(
@@ -113,7 +121,7 @@ def test_a_claim_may_be_about_a_family_that_only_the_data_knows(tmp_path):
         ("{name: reasonseg, root: r}", "relation", "known: long, short"),
     ],
 )
-def test_a_curriculum_begins_with_families_of_the_data(data, family, others, tmp_path):
+def test_families_of_a_curriculum_must_exist_in_the_data(data, family, others, tmp_path):
     preset = PRESET.replace("{name: scenes, train_images: 4, test_images: 2}", data)
     preset = preset.replace("steps: 10", CURRICULUM % family)
     preset += "  evaluation: {split: testA}\n" if "refer" in data else ""
@@ -122,19 +130,21 @@ def test_a_curriculum_begins_with_families_of_the_data(data, family, others, tmp
     assert others in found
 
 
-def test_a_searched_arm_is_no_baseline(tmp_path):
-    for given in ("sspe", "[pooling, sspe]"):
-        found = refused(tmp_path, STUDY.replace("baseline: pooling", f"baseline: {given}"))
-        assert "arm 'sspe' is searched, and a baseline is one point; name an arm that is not searched" in found
+def test_a_searched_arm_cannot_be_a_baseline(tmp_path):
+    for baseline in ("sspe", "[pooling, sspe]"):
+        found = refused(tmp_path, STUDY.replace("baseline: pooling", f"baseline: {baseline}"))
+        assert "arm 'sspe' is searched, but a baseline must be a single point; name an arm that is not" in found
 
 
-def test_one_path_of_a_search_lies_outside_every_other(tmp_path):
+def test_paths_of_a_search_must_not_contain_each_other(tmp_path):
     found = refused(tmp_path, STUDY.replace("space: {", "space: {projector.position: [sspe], "))
-    assert "lies inside projector.position, which the search sets too" in found
+    assert "is part of projector.position, which the search sets too" in found
 
 
-def test_a_step_fits_into_its_range(tmp_path):
-    assert "a step of 30 leaves only low" in refused(tmp_path, SAMPLED.replace("step: 10", "step: 30"))
+def test_a_step_is_at_most_the_size_of_its_range(tmp_path):
+    assert "found step: 30; must be at most high - low = 20" in refused(
+        tmp_path, SAMPLED.replace("step: 10", "step: 30")
+    )
 
 
 @pytest.mark.parametrize(
@@ -157,7 +167,7 @@ def test_a_step_fits_into_its_range(tmp_path):
         ("mask_decoder.name=dinov2-small", "found 'dinov2-small', which is for vision_encoder.name"),
     ],
 )
-def test_a_name_that_stands_for_no_weights_of_the_part_is_told_by_the_plan(setting, expected, tmp_path, capsys):
+def test_the_plan_reports_names_without_weights(setting, expected, tmp_path, capsys):
     path, file = write_study(tmp_path), tmp_path / "presets" / "small.yaml"
     places = {"file": file, "short": shorten(str(file)), "folder": file.parent}
     assert run.main([str(path), "--plan", "--out", str(tmp_path / "none"), "--set", setting.format(**places)]) == 2
@@ -166,7 +176,7 @@ def test_a_name_that_stands_for_no_weights_of_the_part_is_told_by_the_plan(setti
     assert expected.format(**places) in printed
 
 
-def test_settings_are_named_by_their_shortest_ending_that_no_other_has():
+def test_settings_are_shortened_to_their_shortest_unique_suffix():
     paths = ["projector.position.width", "projector.aggregation.width", "training.steps", "llm.position.width"]
     assert short_names(paths) == {
         "projector.position.width": "projector.position.width",
@@ -179,7 +189,7 @@ def test_settings_are_named_by_their_shortest_ending_that_no_other_has():
     )
 
 
-def test_two_settings_with_one_ending_are_told_apart_by_the_plan(tmp_path, capsys):
+def test_the_plan_distinguishes_settings_with_the_same_last_key(tmp_path, capsys):
     text = STUDY.replace("projector.position.queries: [1, 2]", "training.steps: [5], training.curriculum.steps: [3]")
     preset = PRESET.replace("steps: 10", CURRICULUM % "attribute")
     assert run.main([str(write_study(tmp_path, text, preset)), "--plan", "--out", str(tmp_path / "none")]) == 0

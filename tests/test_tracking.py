@@ -1,4 +1,4 @@
-"""MLflow shows each cell once, with what its row says; the store is the one that the user names."""
+"""MLflow has one run per cell with the values of its row, in the store that the user selects."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from harness.execution.run_study import execute
 from harness.monitoring.study_runs import LOSS
 from harness.monitoring.tracker import Tracker, tracking_uri
 from harness.results.run_folder import RunFolder
-from harness.study.study import load
+from harness.study.study import Study
 from harness.system.environment import command
 from harness.system.uris import choose_tracking_uri, redact, tracking_uri_problem
 from tests.small_study import CURVE, PRESET, STUDY, Cells, quiet, row_of, run_folder, score, write_study
@@ -25,7 +25,7 @@ SECRETS = "http://ann:se/cr@t@127.0.0.1:1/mlflow?token=tok"
 
 @pytest.fixture
 def study(tmp_path):
-    return load(write_study(tmp_path))
+    return Study.from_yaml(write_study(tmp_path))
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_a_cell_is_tracked_once_with_its_settings_scores_and_curve(tmp_path, stu
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == [f"{cells[0].id}.safetensors"]
 
 
-def test_the_runs_say_what_mlflows_lists_show(tmp_path, study):
+def test_runs_have_the_tags_that_mlflows_lists_show(tmp_path, study):
     folder = run_folder(tmp_path)
     Tracker(study, folder).sync([row_of(cell) for cell in study.cells()])
     [parent] = runs(folder, "study")
@@ -119,7 +119,7 @@ def test_a_cell_is_shown_while_it_trains(tmp_path, study, cells):
     assert curve_of(run, tracking_uri(folder.path)) == [(5, 2.0), (10, 1.0)]
 
 
-def test_a_training_that_was_cut_off_goes_on_in_its_run_without_points_twice(tmp_path, study, cells):
+def test_a_resumed_training_continues_its_run_without_duplicate_points(tmp_path, study, cells):
     folder = run_folder(tmp_path)
     killed = Tracker(study, folder)
     killed.start(cells[0])
@@ -135,7 +135,7 @@ def test_a_training_that_was_cut_off_goes_on_in_its_run_without_points_twice(tmp
     assert curve_of(again, tracking_uri(folder.path)) == [(5, 2.0), (10, 1.0)]
 
 
-def test_a_run_whose_points_are_not_the_rows_is_made_again(tmp_path, study, cells):
+def test_a_run_whose_points_differ_from_the_row_is_replaced(tmp_path, study, cells):
     folder = run_folder(tmp_path)
     tracker = Tracker(study, folder)
     tracker.start(cells[0])
@@ -145,7 +145,7 @@ def test_a_run_whose_points_are_not_the_rows_is_made_again(tmp_path, study, cell
     assert curve_of(run, tracking_uri(folder.path)) == [(5, 2.0), (10, 1.0)]
 
 
-def test_an_interrupted_study_leaves_no_run_that_seems_to_run(tmp_path, study, cells):
+def test_an_interrupted_study_leaves_no_run_with_status_running(tmp_path, study, cells):
     folder = run_folder(tmp_path)
 
     class Interrupted(Cells):
@@ -196,14 +196,14 @@ def test_a_file_store_takes_the_same_runs(tmp_path, study):
     assert not (folder.path / "mlflow.db").exists()
 
 
-def test_mlflow_is_told_to_send_nothing_and_say_little(tmp_path, study, cells, monkeypatch):
+def test_mlflow_sends_no_telemetry_and_logs_little(tmp_path, study, cells, monkeypatch):
     monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
     Tracker(study, run_folder(tmp_path)).record(row_of(cells[0]))
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
     assert logging.getLogger("mlflow").level == logging.WARNING
 
 
-def test_the_flag_comes_before_the_study_and_the_study_before_the_environment(monkeypatch):
+def test_the_flag_overrides_the_study_and_the_study_overrides_the_environment(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert choose_tracking_uri(None, None) is None
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://environment")
@@ -216,18 +216,18 @@ def test_the_flag_comes_before_the_study_and_the_study_before_the_environment(mo
     ("uri", "expected"),
     [
         ("htp://host", "unknown scheme 'htp', did you mean http or https?"),
-        ("localhost:5000", "give an MLflow server (http://HOST:5000)"),
-        ("http//host:5000", "give an MLflow server"),
-        ("", "give an MLflow server"),
-        ("http://", "names no host"),
-        ("http://host:port", "no valid URL"),
-        ("sqlite://x.db", "names no file"),
+        ("localhost:5000", "use an MLflow server (http://HOST:5000)"),
+        ("http//host:5000", "use an MLflow server"),
+        ("", "use an MLflow server"),
+        ("http://", "has no host"),
+        ("http://host:port", "not a valid URL"),
+        ("sqlite://x.db", "has no file name"),
         ("sqlite:////nosuch/x.db", "there is no folder /nosuch"),
-        ("postgresql://host", "names no database"),
-        (f"file:{__file__}", "it is a file"),
+        ("postgresql://host", "has no database name"),
+        (f"file:{__file__}", "is a file"),
     ],
 )
-def test_a_bad_uri_is_one_sentence(uri, expected, monkeypatch):
+def test_an_invalid_uri_is_one_message(uri, expected, monkeypatch):
     assert expected in tracking_uri_problem(uri)
     with pytest.raises(HarnessError, match=r"^--tracking-uri: found "):
         choose_tracking_uri(uri, None)
@@ -243,29 +243,29 @@ def test_a_store_that_cannot_be_opened_ends_the_study_before_a_cell_runs(tmp_pat
         Tracker(study, RunFolder(tmp_path / "run"), tracking_uri(tmp_path)).start(cells[0])
 
 
-def test_a_study_or_its_preset_names_the_store_and_stays_the_same_study(tmp_path, study):
+def test_a_study_or_its_preset_selects_the_store_without_changing_cells(tmp_path, study):
     given = "tracking: {uri: http://ann:secret@host:5000, experiment: shared}\n"
     for text, preset in ((STUDY + given, PRESET), (STUDY, PRESET + given)):
-        tracked = load(write_study(tmp_path, text, preset))
+        tracked = Study.from_yaml(write_study(tmp_path, text, preset))
         assert tracked.settings.tracking.uri == "http://ann:secret@host:5000"
         assert Tracker(tracked, RunFolder(tmp_path / "run")).experiment == "shared"
         assert tracked.fingerprint == study.fingerprint
         assert [cell.id for cell in tracked.cells()] == [cell.id for cell in study.cells()]
         assert tracked.resolved() == study.resolved(), "a report made from it is not stale when only the store changes"
-    overridden = load(write_study(tmp_path), ["tracking.uri=http://ann:secret@host:5000"])
+    overridden = Study.from_yaml(write_study(tmp_path), ["tracking.uri=http://ann:secret@host:5000"])
     assert overridden.resolved() == study.resolved()
 
 
-def test_mistakes_in_the_key_have_their_place_and_keep_the_password(tmp_path):
+def test_problems_in_tracking_have_their_location_and_hide_the_password(tmp_path):
     assert problems(tmp_path, STUDY + "tracking: {uri: 'htp://ann:secret@host', name: x}\n") == [
-        "small.yaml:16: tracking.uri: found 'htp://***@host'; unknown scheme 'htp', did you mean http or https?; give "
+        "small.yaml:16: tracking.uri: found 'htp://***@host'; unknown scheme 'htp', did you mean http or https?; use "
         "an MLflow server (http://HOST:5000), a database (sqlite:///FILE, postgresql://USER@HOST/NAME) or the folder "
         "of a file store (file:DIR)",
         "small.yaml:16: tracking.name: unknown key; known: experiment, uri",
     ]
 
 
-def test_credentials_are_in_no_command_and_no_message(monkeypatch):
+def test_credentials_are_removed_from_commands_and_messages(monkeypatch):
     given = ["--storage", "postgresql://bob:hid'd en@db/optuna", f"--tracking-uri={SECRETS}", "--set", "a=b@c"]
     monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python", "-m", "harness.run", *given])
     assert command() == (

@@ -1,4 +1,4 @@
-"""A real MLflow server on the loopback: the same runs as in a file, also when the server is away at first."""
+"""An MLflow server on the loopback interface has the same runs as a file store, also if it is unreachable at first."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from harness.monitoring import tracker as tracking
 from harness.monitoring.study_runs import LOSS
 from harness.monitoring.tracker import Tracker, tracking_uri
 from harness.results.run_folder import RunFolder
-from harness.study.study import load
+from harness.study.study import Study
 from tests.small_study import CURVE, Cells, NoReports, quiet, row_of, run_folder, write_study
 
 pytestmark = [
@@ -96,7 +96,7 @@ def write_report(folder: RunFolder) -> None:
 
 
 class Watching(Cells):
-    """Cells that look at the server while they train."""
+    """Cells that query the server while they train."""
 
     def __init__(self, url: str, experiment: str) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ def test_a_server_has_every_cell_while_it_trains_and_the_report_at_the_end(serve
     assert not [text for text in texts if "se%40cret" in text or "se@cret" in text]
 
 
-def test_a_server_that_is_away_ends_no_study_and_the_same_command_catches_up(tmp_path, capsys, monkeypatch):
+def test_an_unreachable_server_ends_no_study_and_the_next_run_sends_the_rest(tmp_path, capsys, monkeypatch):
     port = free_port()
     monkeypatch.setattr(commands, "_cells", lambda: Cells(fails=("bbox_mlp",)))
     monkeypatch.setattr(commands, "ReportProcess", NoReports)
@@ -154,7 +154,7 @@ def test_a_server_that_is_away_ends_no_study_and_the_same_command_catches_up(tmp
     assert run.main(arguments) == 1
     printed = capsys.readouterr().out
     away = f"7 runs are not yet in MLflow at http://127.0.0.1:{port} (Connection refused)"
-    assert f"{away}; the same command sends what is missing" in printed
+    assert f"{away}; run the same command again to send the rest" in printed
     assert len(pd.read_parquet(folder.results)) == 6
     monkeypatch.setattr(commands, "_cells", lambda: Cells())
     with mlflow_server(tmp_path, port) as url:
@@ -166,8 +166,8 @@ def test_a_server_that_is_away_ends_no_study_and_the_same_command_catches_up(tmp
         assert [each.info.status for each in runs(url, "small", "study")] == ["FINISHED"]
 
 
-def test_points_that_a_server_missed_are_sent_with_the_next(server, tmp_path, monkeypatch):
-    study, folder = load(write_study(tmp_path), ["tracking.experiment=gap"]), RunFolder(tmp_path / "run")
+def test_points_that_could_not_be_sent_are_sent_with_the_next(server, tmp_path, monkeypatch):
+    study, folder = Study.from_yaml(write_study(tmp_path), ["tracking.experiment=gap"]), RunFolder(tmp_path / "run")
     cell = study.cells()[0]
     tracker = Tracker(study, folder, server)
     tracker.start(cell)
@@ -183,12 +183,12 @@ def test_points_that_a_server_missed_are_sent_with_the_next(server, tmp_path, mo
     assert curve_of(found, server) == [(5, 2.0), (10, 1.0)]
 
 
-def test_a_server_that_never_answers_costs_seconds(tmp_path, monkeypatch):
+def test_a_server_that_never_responds_delays_a_study_by_seconds(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.0)
     monkeypatch.setattr(tracking, "MAX_LOST_SECONDS", 2.0)
     monkeypatch.setattr(tracking, "SYNC_PAUSE_SECONDS", 0.0)
-    study, folder = load(write_study(tmp_path)), RunFolder(tmp_path / "run")
+    study, folder = Study.from_yaml(write_study(tmp_path)), RunFolder(tmp_path / "run")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         tracker = Tracker(study, folder, f"http://127.0.0.1:{silent.getsockname()[1]}")
         cell = study.cells()[0]
@@ -201,7 +201,7 @@ def test_a_server_that_never_answers_costs_seconds(tmp_path, monkeypatch):
     assert tracker.shortfall().startswith("2 runs are not yet in MLflow")
 
 
-def test_a_server_that_is_none_of_mlflows_ends_the_study_before_a_cell_runs(tmp_path):
+def test_a_server_other_than_mlflow_ends_the_study_before_a_cell_runs(tmp_path):
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
     class Refusing(BaseHTTPRequestHandler):
@@ -215,7 +215,7 @@ def test_a_server_that_is_none_of_mlflows_ends_the_study_before_a_cell_runs(tmp_
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
-        study, cells = load(write_study(tmp_path)), Cells()
+        study, cells = Study.from_yaml(write_study(tmp_path)), Cells()
         tracker = Tracker(study, RunFolder(tmp_path / "run"), f"http://ann:secret@127.0.0.1:{other.server_port}")
         with pytest.raises(HarnessError, match=r"MLflow cannot use http://\*\*\*@127.*401") as caught:
             execute(study, RunFolder(tmp_path / "run"), None, cells, quiet(), tracker)

@@ -15,7 +15,7 @@ import pytest
 from harness.execution.run_study import execute
 from harness.execution.search import default_url
 from harness.results.run_folder import RunFolder
-from harness.study.study import load
+from harness.study.study import Study
 from tests.small_study import Cells, quiet, run_folder, sampled_study, write_study
 
 ROOT = Path(__file__).parent.parent
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy i
 
 
 def test_every_cell_runs_once_and_the_tables_hold_them_in_order(tmp_path):
-    study, folder, cells = load(write_study(tmp_path)), run_folder(tmp_path), Cells()
+    study, folder, cells = Study.from_yaml(write_study(tmp_path)), run_folder(tmp_path), Cells()
     outcome = execute(study, folder, None, cells, quiet())
     planned = [cell.id for cell in study.cells()]
     assert Counter(cells.ran) == Counter(planned)
@@ -37,14 +37,14 @@ def test_every_cell_runs_once_and_the_tables_hold_them_in_order(tmp_path):
 
 
 def test_every_arm_has_its_first_seed_before_any_has_its_second(tmp_path):
-    study, cells = load(write_study(tmp_path)), Cells()
+    study, cells = Study.from_yaml(write_study(tmp_path)), Cells()
     execute(study, run_folder(tmp_path), None, cells, quiet())
     seeds = {cell.id: cell.seed for cell in study.cells()}
     assert [seeds[cell] for cell in cells.ran] == 6 * [0] + 6 * [1]
 
 
 def test_a_second_run_runs_nothing_and_leaves_the_tables(tmp_path):
-    study, folder = load(write_study(tmp_path)), run_folder(tmp_path)
+    study, folder = Study.from_yaml(write_study(tmp_path)), run_folder(tmp_path)
     execute(study, folder, None, Cells(), quiet())
     folder.report.parent.mkdir()
     folder.report.write_text("page")
@@ -58,7 +58,7 @@ def test_a_second_run_runs_nothing_and_leaves_the_tables(tmp_path):
 
 
 def test_failed_cells_run_again_and_skipped_ones_do_not(tmp_path):
-    study, folder = load(write_study(tmp_path)), run_folder(tmp_path)
+    study, folder = Study.from_yaml(write_study(tmp_path)), run_folder(tmp_path)
     outcome = execute(study, folder, None, Cells(fails=("bbox_mlp",), skips=("pooling",)), quiet())
     assert outcome.num_failed == 2
     results = pd.read_parquet(folder.results)
@@ -69,7 +69,7 @@ def test_failed_cells_run_again_and_skipped_ones_do_not(tmp_path):
 
 
 def test_rows_survive_the_loss_of_everything_made_from_them(tmp_path):
-    study, folder = load(write_study(tmp_path)), run_folder(tmp_path)
+    study, folder = Study.from_yaml(write_study(tmp_path)), run_folder(tmp_path)
     execute(study, folder, None, Cells(), quiet())
     for path in (folder.results, folder.samples, folder.importance, folder.path / "optuna.db"):
         path.unlink()
@@ -82,8 +82,8 @@ def test_rows_survive_the_loss_of_everything_made_from_them(tmp_path):
 
 def test_cells_of_another_version_are_kept_outside_the_tables(tmp_path):
     folder = run_folder(tmp_path)
-    execute(load(write_study(tmp_path)), folder, None, Cells(), quiet())
-    shorter = load(write_study(tmp_path), ["seeds=[1]", "arms.bbox_mlp.training.steps=3"])
+    execute(Study.from_yaml(write_study(tmp_path)), folder, None, Cells(), quiet())
+    shorter = Study.from_yaml(write_study(tmp_path), ["seeds=[1]", "arms.bbox_mlp.training.steps=3"])
     cells = Cells()
     outcome = execute(shorter, folder, None, cells, quiet())
     assert len(cells.ran) == 1
@@ -114,11 +114,11 @@ def test_a_run_killed_in_the_middle_finishes_with_every_cell_once(tmp_path):
     tabled = pd.read_parquet(folder.results)["cell"]
     assert 0 < len(tabled) <= len(kept), "tables follow after every cell"
     cells = Cells()
-    execute(load(study), folder, None, cells, quiet())
+    execute(Study.from_yaml(study), folder, None, cells, quiet())
     started = (out / "started.log").read_text().split()
-    assert Counter([*cells.ran, *kept]) == Counter(cell.id for cell in load(study).cells())
+    assert Counter([*cells.ran, *kept]) == Counter(cell.id for cell in Study.from_yaml(study).cells())
     assert len(started) - len(kept) <= 1, "at most the cell that was killed is lost"
-    assert sorted(pd.read_parquet(folder.results)["cell"]) == sorted(cell.id for cell in load(study).cells())
+    assert sorted(pd.read_parquet(folder.results)["cell"]) == sorted(cell.id for cell in Study.from_yaml(study).cells())
     samples = pd.read_parquet(folder.samples)
     assert samples.groupby("cell").size().eq(2).all()
     trials = optuna.load_study(study_name=None, storage=default_url(out)).get_trials()

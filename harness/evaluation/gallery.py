@@ -1,4 +1,4 @@
-"""Images and superpixels for the gallery of a report, saved in the run folder; predictions are in the samples table."""
+"""Saves the images of the report's gallery in the run folder; predictions are in the table of samples."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from harness.results.run_folder import RunFolder
 
 
 def save_gallery(folder: RunFolder, batches: BatchMaker, examples: Sequence[Example]) -> None:
-    """Save `<image>.png`, and `<image>.<source key>.png` with superpixel labels in 16 bits (65535 for padding)."""
+    """Saves `<image>.png`, and the superpixel labels as 16-bit `<image>.<source key>.png` (65535 in the padding)."""
     folder.gallery.mkdir(parents=True, exist_ok=True)
     for example in examples:
         stem = example.image_id.replace("/", "-")

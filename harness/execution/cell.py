@@ -1,4 +1,4 @@
-"""One cell in, one row out: runs the stages that are not kept yet. Holds the only broad `except` of the harness."""
+"""Runs the unfinished stages of a cell and writes its row. Contains the only broad `except` around a cell."""
 
 import json
 import time
@@ -21,16 +21,16 @@ from projectors import IncompatibleError, ProjectorError
 
 
 def run_cell(cell: Cell, folder: RunFolder, progress: Progress, max_images: int | None = None) -> Row:
-    """Runs the stages of a cell, from the one after the last that is kept, and writes its row after each.
+    """Runs the unfinished stages of a cell in order, and writes its row after each.
 
-    A stage that raises makes the row `failed`, with its reason; what earlier stages measured stays in the row, and the
-    next run goes on from there.
+    If a stage raises, the row gets the status `failed` and the reason. Columns of earlier stages are kept, and the next
+    run resumes after them.
 
     Args:
         max_images: only the first images of each split are used; None for all.
 
     Raises:
-        DataError: a file of the dataset is missing or damaged, which every other cell would meet too.
+        DataError: a file of the dataset is missing or damaged, so that other cells would fail too.
     """
     clock = time.perf_counter()
     row = _begin(cell, folder)
@@ -60,7 +60,7 @@ def run_cell(cell: Cell, folder: RunFolder, progress: Progress, max_images: int 
 
 
 def _begin(cell: Cell, folder: RunFolder) -> Row:
-    """The row as earlier stages left it, with the time and the environment of this attempt."""
+    """The row that earlier stages wrote, with the time and the environment of this attempt."""
     kept = folder.kept_row(cell.id)
     return {
         **kept,
@@ -74,7 +74,7 @@ def _begin(cell: Cell, folder: RunFolder) -> Row:
 
 
 def _environment(kept: Row) -> dict[str, Any]:
-    """This machine; under `trained_on` the one that trained the cell, where that was another."""
+    """This machine's environment; if the cell was trained in another one, that is added as `trained_on`."""
     here = describe_environment()
     trained = json.loads(kept.get("environment") or "{}")
     trained = trained.get("trained_on", trained)
@@ -87,7 +87,7 @@ def _num_kept(row: Row) -> int:
 
 
 def _run(stages: Stages, stage: str, row: Row) -> tuple[Row, pd.DataFrame | None]:
-    """Runs one stage; its columns, with the code that made them and the peak of memory so far, and its samples."""
+    """Runs one stage; returns its columns, with code fingerprint and peak memory, and its samples."""
     memory = PeakMemory(default_device())
     code = numeric_code(stages.spec)
     samples = None

@@ -1,4 +1,4 @@
-"""What a worker does with real cells; imports torch only when the first one runs."""
+"""Checks, runs and times cells; imports torch when the first one runs."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,10 +8,10 @@ from harness.study.study import Cell
 
 
 class Cells:
-    """Runs and times cells on this machine's device."""
+    """Checks, runs and times cells on this machine's device."""
 
     def check(self, cells: Sequence[Cell], log: Callable[[str], None]) -> None:
-        """See `harness.execution.preflight.preflight`.
+        """Refer to `harness.execution.preflight.preflight`.
 
         Raises:
             HarnessError: a configuration fails.
@@ -21,13 +21,13 @@ class Cells:
         refuse_failures(preflight(cells, log))
 
     def run(self, cell: Cell, folder: RunFolder, progress: Progress) -> Row:
-        """See `harness.execution.cell.run_cell`."""
+        """Refer to `harness.execution.cell.run_cell`."""
         from harness.execution.cell import run_cell
 
         return run_cell(cell, folder, progress)
 
     def time(self, cells: Sequence[Cell], folder: RunFolder, progress: Progress) -> bool:
-        """See `harness.execution.timing.time_cells`; cells that were all timed in one round are left alone."""
+        """Times these cells unless all of them were timed in one round; refer to `harness.execution.timing`."""
         waiting = folder.untimed(cell.id for cell in cells)
         if not waiting:
             return False

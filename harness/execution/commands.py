@@ -1,4 +1,4 @@
-"""What `python -m harness.run` does: list, plan, check, report, run."""
+"""The commands of `python -m harness.run`: list, plan, check, report, run."""
 
 import argparse
 import logging
@@ -17,7 +17,7 @@ from harness.monitoring.progress import progress_on
 from harness.monitoring.result_table import result_table
 from harness.monitoring.run_log import run_log
 from harness.results.run_folder import RunFolder
-from harness.study.study import Cell, Study, load
+from harness.study.study import Cell, Study
 from harness.system.environment import command
 from harness.system.uris import choose_tracking_uri
 
@@ -25,12 +25,12 @@ _log = logging.getLogger(__name__)
 
 
 def run_command(options: argparse.Namespace) -> int:
-    """Does what the options of `harness.run` say; returns the exit code.
+    """Runs the command selected by the options of `harness.run`; returns the exit code.
 
     Raises:
-        HarnessError: the user has something to mend.
+        HarnessError: an error that the user can fix.
     """
-    # What a study says is shown as it is written: no [tags] and no :emoji: of rich.
+    # Text of a study is printed literally: rich must not interpret [tags] and :emoji: in it.
     console = Console(width=None if sys.stdout.isatty() else 140, markup=False, emoji=False)
     if options.list:
         from harness.planning.listing import listing
@@ -38,8 +38,8 @@ def run_command(options: argparse.Namespace) -> int:
         console.print(listing(options.list))
         return 0
     if options.study is None:
-        raise HarnessError("name a study, as in: python -m harness.run studies/sspe_sweep.yaml")
-    study = load(options.study, options.set)
+        raise HarnessError("no study was passed; name one, as in: python -m harness.run studies/sspe_sweep.yaml")
+    study = Study.from_yaml(options.study, options.set)
     folder = RunFolder(_folder(options.out or Path("runs") / study.name))
     if options.plan:
         from harness.planning.plan import make_plan, plan_table
@@ -57,7 +57,7 @@ def run_command(options: argparse.Namespace) -> int:
         return 0
     if options.check:
         _check(study, study.cells_to_check(), console)
-        console.print("every configuration passes")
+        console.print("all configurations passed")
         return 0
     if options.report_only:
         folder.write_if_changed(folder.study, study.resolved())
@@ -74,29 +74,31 @@ def run_command(options: argparse.Namespace) -> int:
 
 
 def _folder(path: Path) -> Path:
-    """The folder of the results, which need not be there yet.
+    """The folder of the results, which may not exist yet.
 
     Raises:
-        HarnessError: there can be no folder of this name.
+        HarnessError: no folder of this name can be created.
     """
     try:
-        in_the_way = next((one for one in (path, *path.parents) if one.exists() and not one.is_dir()), None)
+        existing_file = next((one for one in (path, *path.parents) if one.exists() and not one.is_dir()), None)
         path.lstat()
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise HarnessError(
-            f"{shorten(str(path), 300)} cannot be the folder of the results ({reason}); name one with --out"
+            f"{shorten(str(path), 300)} cannot be a folder ({reason}); choose another with --out"
         ) from None
-    if in_the_way is not None:
-        raise HarnessError(f"{in_the_way} is a file, so {path} can be no folder; name another with --out")
+    if existing_file is not None:
+        raise HarnessError(
+            f"{existing_file} is a file, so the folder {path} cannot be created; choose another with --out"
+        )
     return path
 
 
 @contextmanager
 def _weights_of(study: Study) -> Iterator[None]:
-    """Says which study it is that names weights that cannot be had."""
+    """Adds the study's file to the message of a `WeightsError`."""
     try:
         yield
     except WeightsError as error:
@@ -107,7 +109,7 @@ def _execute(study: Study, folder: RunFolder, storage: str | None, uri: str | No
     from harness.execution.run_study import execute
     from harness.monitoring.tracker import Tracker
 
-    # A configuration that cannot run is reported now, not after an hour of other cells.
+    # A configuration that cannot run is reported before any cell is trained.
     finished = folder.finished()
     _check(study, [cell for cell in study.cells_to_check() if cell.id not in finished], console)
     tracker = Tracker(study, folder, uri)
@@ -124,13 +126,13 @@ def _execute(study: Study, folder: RunFolder, storage: str | None, uri: str | No
         _log.info("run ended", extra={"fields": {"ran": outcome.num_run, "failed": outcome.num_failed}})
     if outcome.num_superseded:
         console.print(
-            f"{outcome.num_superseded} rows in {folder.cells} are superseded: they were made by other code of their "
-            "projector or superpixels; they are kept there, outside the tables"
+            f"{outcome.num_superseded} rows in {folder.cells} are superseded, because the code of their projector or "
+            "superpixels has changed; they are kept, but not included in the tables"
         )
     if outcome.num_others:
         console.print(
-            f"{outcome.num_others} cells in {folder.cells} are of other versions of this study; they are kept there, "
-            "outside its tables"
+            f"{outcome.num_others} cells in {folder.cells} belong to other versions of this study; they are kept, but "
+            "not included in the tables"
         )
     if not outcome.num_run:
         console.print(f"nothing to run: all {len(outcome.cells)} cells have finished")
@@ -141,7 +143,9 @@ def _execute(study: Study, folder: RunFolder, storage: str | None, uri: str | No
     console.print(result_table(pd.read_parquet(folder.results)))
     console.print(f"report: {folder.report}", soft_wrap=True)
     if outcome.num_failed:
-        console.print(f"{outcome.num_failed} cells failed; the report says why, the same command tries them again")
+        console.print(
+            f"{outcome.num_failed} cells failed; the report lists the reasons; run the same command again to retry them"
+        )
     if link := tracker.link():
         console.print(f"MLflow: {link}", soft_wrap=True, markup=False)
     if shortfall := tracker.shortfall():
@@ -150,9 +154,9 @@ def _execute(study: Study, folder: RunFolder, storage: str | None, uri: str | No
 
 
 def _gather_again(study: Study, folder: RunFolder, storage: str | None) -> None:
-    """Writes the tables from the rows of their cells and of those that were added since; takes no cell away.
+    """Writes the tables again, with the rows of cells that finished since.
 
-    Tables whose rows are not all in the folder are left as they are.
+    Tables are left unchanged if the folder lacks the row of any of their cells.
     """
     from harness.execution.run_study import known_cells
 
@@ -164,7 +168,7 @@ def _gather_again(study: Study, folder: RunFolder, storage: str | None) -> None:
 
 
 def _check(study: Study, cells: Sequence[Cell], console: Console) -> None:
-    """Fetches the weights of these cells and runs each of their configurations once."""
+    """Fetches the weights of these cells and runs each distinct configuration once."""
     if not cells:
         return
     from harness.planning.requirements import fetch
@@ -175,7 +179,7 @@ def _check(study: Study, cells: Sequence[Cell], console: Console) -> None:
 
 
 def _cells() -> RunsCells:
-    """Real ones; imports little until the first one runs, so that a study with nothing to run starts fast."""
+    """Runs cells on this machine; torch is imported when the first cell runs."""
     from harness.execution.cells import Cells
 
     return Cells()

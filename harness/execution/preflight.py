@@ -1,7 +1,6 @@
-"""Runs every configuration of a study once through all stages on two images, before anything is trained.
+"""Preflight: runs every configuration of a study once through all stages on a few images, before training.
 
-A configuration that has passed is noted in the cache, under its settings, the code and this machine, and passes again
-without running.
+Configurations that passed are recorded in the cache by settings, code and machine, and are not run again.
 """
 
 import hashlib
@@ -27,16 +26,16 @@ from harness.system.environment import describe_environment
 from harness.system.files import write_atomically
 
 NUM_IMAGES = 2
-"""Images of each split that a preflight uses; controls need two."""
+"""Images of each split that a preflight uses; the controls swap the tokens of two images."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A configuration that did not pass.
+    """A configuration that failed.
 
     Args:
-        cells: all cells that have it.
-        stage: that raised; empty where the cell's checkpoint could not be read back.
+        cells: all cells with this configuration.
+        stage: that raised; empty if the checkpoint that was written could not be loaded.
     """
 
     cells: tuple[Cell, ...]
@@ -54,33 +53,33 @@ class Failure:
 def preflight(cells: Iterable[Cell], log: Callable[[str], None]) -> list[Failure]:
     """Runs each distinct configuration that has not passed yet; returns those that fail.
 
-    An arm that the backbone cannot satisfy passes: its cells are skipped with their reason when they run.
+    An arm that is incompatible with the vision encoder passes: its cells are skipped, with the reason, when they run.
     """
     configurations: dict[str, list[Cell]] = {}
     for cell in cells:
         configurations.setdefault(_key(cell), []).append(cell)
-    waiting = {key: group for key, group in configurations.items() if not _note(key).exists()}
+    waiting = {key: group for key, group in configurations.items() if not _record(key).exists()}
     failures = []
     for number, (key, group) in enumerate(waiting.items(), start=1):
         started = time.perf_counter()
         outcome = _check(group)
-        word = "fails" if isinstance(outcome, Failure) else outcome
+        word = "failed" if isinstance(outcome, Failure) else outcome
         seconds = time.perf_counter() - started
         log(f"preflight {number} of {len(waiting)}: {title(group[0])} {word} ({seconds:.0f} s)")
         if isinstance(outcome, Failure):
             failures.append(outcome)
         else:
-            write_atomically(_note(key), group[0].spec.model_dump_json().encode())
+            write_atomically(_record(key), group[0].spec.model_dump_json().encode())
     return failures
 
 
 def refuse_failures(failures: list[Failure]) -> None:
-    """Raises a HarnessError that names every failure."""
+    """Raises a HarnessError that lists all failures, if there are any."""
     if failures:
         lines = "\n".join(f"  {failure}" for failure in failures)
         raise HarnessError(
-            f"{len(failures)} configurations fail on {NUM_IMAGES} images, so nothing was trained:\n{lines}\n"
-            "mend them, or leave those arms out"
+            f"{len(failures)} configurations failed the preflight on {NUM_IMAGES} images; nothing was trained:\n"
+            f"{lines}\nfix these arms or remove them from the study"
         )
 
 
@@ -101,7 +100,7 @@ def tiny(cell: Cell) -> Cell:
 
 
 def _check(group: list[Cell]) -> Failure | str:
-    """Runs one configuration in a folder that is removed afterwards; its failure, or a word that says how it went."""
+    """Runs one configuration in a temporary folder; returns its failure, or its outcome as a word."""
     cell = tiny(group[0])
     with TemporaryDirectory(prefix="svp-preflight-") as place:
         folder = RunFolder(Path(place))
@@ -115,16 +114,16 @@ def _check(group: list[Cell]) -> Failure | str:
             return Failure(tuple(group), "", str(error))
     if row["status"] == "failed":
         return Failure(tuple(group), row["failed_stage"], row["reason"])
-    return "passes" if row["status"] == "done" else "will be skipped"
+    return "passed" if row["status"] == "done" else "will be skipped"
 
 
 def _key(cell: Cell) -> str:
-    """Of everything that decides whether a cell runs, and not how long: settings, code, and machine."""
+    """Hash of everything that determines whether a cell can run: settings, code and machine."""
     environment = {key: value for key, value in describe_environment().items() if not key.startswith("git_")}
     spec: CellSpec = tiny(cell).spec
     text = json.dumps([spec.model_dump(mode="json"), cell.code, cell_code(spec), environment], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def _note(key: str) -> Path:
+def _record(key: str) -> Path:
     return cache_dir() / "preflight" / f"{key}.json"

@@ -1,4 +1,4 @@
-"""Keeps tables and report in step with the cells while a study runs."""
+"""Updates tables and report while a study runs."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,15 +7,15 @@ from harness.results.run_folder import RunFolder
 from harness.study.study import Cell
 
 _MAX_SHARE = 0.05
-"""Largest share of a run's time that goes into tables; a cell that ends sooner after the last ones gets none."""
+"""Largest share of a run's time that is spent on writing tables."""
 
 
 class Publisher:
-    """Writes a run folder's tables after cells, and has its report built from them.
+    """Writes the tables of a run folder after cells, and starts its report.
 
     Args:
-        cells: all cells of the study that are known by now.
-        start_report: has a report built, without waiting for it; None for no report.
+        cells: returns all cells of the study that are known so far.
+        start_report: starts building a report, without waiting for it; None for no report.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Publisher:
         self._seconds = 0.0
 
     def after_cell(self) -> None:
-        """Writes the tables and has the report built, unless that was done so lately that it would slow the run."""
+        """Writes the tables and starts the report, unless that would exceed `_MAX_SHARE`."""
         if time.monotonic() - self._ended < self._seconds / _MAX_SHARE:
             return
         self.write_tables()

@@ -1,4 +1,4 @@
-"""Builds a run's report in a process of its own, so that it neither holds up nor ends the study it reports on."""
+"""Builds a run's report in a separate process, so that it neither delays nor interrupts the study."""
 
 import signal
 import time
@@ -12,14 +12,14 @@ from typing import Self
 from harness.results.run_folder import RunFolder
 
 _MAX_SHARE = 0.1
-"""Largest share of a run's time during which a report is being built."""
+"""Largest share of a run's time during which a report is built."""
 
 
 class ReportProcess:
-    """One report at a time; a context manager that waits for the last one.
+    """Builds one report at a time; a context manager that waits for the last one.
 
     Args:
-        build: writes the report of a run folder; importable by name.
+        build: writes the report of a run folder; must be importable by name.
     """
 
     def __init__(self, build: Callable[[Path], object]) -> None:
@@ -35,7 +35,7 @@ class ReportProcess:
             self._process.join()
 
     def start(self, folder: RunFolder) -> None:
-        """Begins a report, unless one is still being built or was built so lately that it would slow the run."""
+        """Starts a report, unless one is being built or another one would exceed `_MAX_SHARE`."""
         if self._process is not None and (self._process.is_alive() or self._is_recent(folder)):
             return
         self._started = time.time()
@@ -50,5 +50,5 @@ class ReportProcess:
 
 
 def _build(build: Callable[[Path], object], path: Path) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which waits for this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run handles Ctrl-C and waits for this process
     build(path)

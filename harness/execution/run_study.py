@@ -1,4 +1,4 @@
-"""Runs a study in its folder: from points to cells to tables and search; finished cells do not run again."""
+"""Runs a study in its folder: points, cells, tables and search. Finished cells are not run again."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -18,13 +18,13 @@ from harness.system.environment import command, describe_environment
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run did.
+    """The outcome of a run.
 
     Args:
-        cells: every cell of the study.
-        num_run: of them, how many ran this time.
-        num_failed: of them, how many have no result.
-        num_superseded: rows in the folder of these cells before the code of their projector or superpixels changed.
+        cells: all cells of the study.
+        num_run: number of cells that ran this time.
+        num_failed: number of cells without a result.
+        num_superseded: rows in the folder of the same cells with earlier code of their projector or superpixels.
         num_others: rows in the folder that belong to other versions of the study.
     """
 
@@ -44,15 +44,15 @@ def execute(
     tracker: Tracker | None = None,
     start_report: Callable[[RunFolder], None] | None = None,
 ) -> Outcome:
-    """Runs what is not finished; tables and report follow after every cell, and when the run is interrupted.
+    """Runs the unfinished cells; updates tables and report after each cell and after an interruption.
 
     Args:
         storage: URL of Optuna's storage; SQLite in the folder if None.
-        tracker: logs the cells as they run; its `sync` is left to the caller, who has the report.
-        start_report: has a report built from the tables, without waiting for it; None for no report.
+        tracker: logs the cells as they run; the caller calls its `sync` after the report is built.
+        start_report: starts building a report from the tables, without waiting for it; None for no report.
 
     Raises:
-        HarnessError: another run holds the folder, or the storage cannot be opened.
+        HarnessError: another run has locked the folder, or the storage cannot be opened.
     """
     with folder.lock():
         folder.write_if_changed(folder.study, study.resolved())
@@ -74,7 +74,7 @@ def execute(
                 or not folder.is_reported
                 or folder.tabled() != [cell.id for cell in known]
             ):
-                _bring_up_to_date(folder, publisher, search.importance())
+                _update(folder, publisher, search.importance())
         rows = folder.rows()
     return _outcome(known, worker.num_run, rows)
 
@@ -89,21 +89,21 @@ def _outcome(cells: list[Cell], num_run: int, rows: Mapping[str, Row]) -> Outcom
 
 
 def _all_cells(study: Study, search: Search) -> list[Cell]:
-    """The cells known from the start, then those of sampled points; each once."""
+    """The cells that are known before the run, then those of sampled points; each once."""
     sampled = search.points() if study.num_sampled else []
     cells = [*study.cells(), *(cell for point in sampled for cell in study.cells_of(point))]
     return list({cell.id: cell for cell in cells}.values())
 
 
 def known_cells(study: Study, folder: RunFolder, storage: str | None) -> list[Cell]:
-    """All cells of a study that are known by now; sampled ones are read from Optuna's storage, if there is one."""
+    """All cells of a study that are known so far; sampled points come from Optuna's storage, if it exists."""
     if not study.num_sampled or (storage is None and not default_path(folder.path).exists()):
         return study.cells()
     with Search(study, storage or default_url(folder.path)) as search:
         return _all_cells(study, search)
 
 
-def _bring_up_to_date(folder: RunFolder, publisher: Publisher, importance: dict[str, Any] | None) -> None:
+def _update(folder: RunFolder, publisher: Publisher, importance: dict[str, Any] | None) -> None:
     folder.write_if_changed(folder.environment, json.dumps({"command": command(), **describe_environment()}, indent=1))
     if importance is None:
         folder.importance.unlink(missing_ok=True)

@@ -1,9 +1,10 @@
-"""Optuna: which point of a study comes next, and which parameters mattered. The only module that imports it.
+"""Selects the points of a study and computes parameter importance. The only module that imports Optuna.
 
-One Optuna trial is one point of an arm; the cells of its seeds run inside it, and its values are the means over them.
-Fixed arms and grids are enqueued, each point once. Sampled points are enqueued with their arm only, the searched arms
-in turn, so that each gets an equal share; TPE chooses the rest. What is known from the start runs seed by seed, not
-trial by trial: all arms are there early, and a slow hour of the machine falls on all of them.
+One Optuna trial is one point of an arm. A trial runs the cells of all seeds; its values are the means over them. Fixed
+arms and grids are enqueued, each point once. Sampled points are enqueued with their arm only, alternating between the
+searched arms so that each gets an equal share; TPE samples the other parameters. Points that are known before the run
+are run seed by seed rather than trial by trial, so that all arms have early results and slow periods of the machine
+affect all of them.
 """
 
 import json
@@ -31,17 +32,17 @@ from harness.system.uris import redact
 
 
 class RunsPoints(Protocol):
-    """Turns points into rows."""
+    """Runs points and returns their rows."""
 
     @property
     def finished(self) -> Container[str]:
-        """Ids of the cells that have a result; a point of which one was removed runs again."""
+        """Ids of the cells with a result; a point with an unfinished cell runs again."""
 
     def seed_by_seed(self, points: Mapping[int, Point]) -> None:
-        """Runs the cells of all these points, by number of their trials, the first seed of each before any second."""
+        """Runs the cells of all points, by trial number; the first seed of every point before any second seed."""
 
     def evaluate(self, point: Point, trial: int) -> list[Row]:
-        """Runs the cells of a point that did not run yet, for a trial of this number; one row a seed."""
+        """Runs the unfinished cells of a point for the trial of this number; returns one row per seed."""
 
 
 Direction = Literal["maximize", "minimize"]
@@ -49,7 +50,7 @@ Direction = Literal["maximize", "minimize"]
 ARM = "arm"
 _KEPT = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.WAITING)
 _IMPORTANCE_TRIALS = 4
-"""Fewer points than this say nothing about importance."""
+"""Smallest number of points for which importance is computed."""
 
 
 _EXPECTED_WARNINGS = (
@@ -57,15 +58,15 @@ _EXPECTED_WARNINGS = (
     "Target and region quantiles select the same set of trials",
     "Some regimes for parameter .* have less than 2 trials",
 )
-"""What the last two tell, the report tells by the number of points."""
+"""Warnings of Optuna that are suppressed; the report shows the number of points instead."""
 
 
 class PointFailedError(Exception):
-    """A point has no values, because one of its cells failed or did not measure an objective."""
+    """A point has no values, because a cell failed or has no value for an objective."""
 
 
 class Search:
-    """The Optuna study behind a study; a changed study gets another one in the same storage.
+    """The Optuna study of a study; a changed study gets a separate one in the same storage.
 
     Args:
         url: SQLAlchemy URL of the storage.
@@ -86,10 +87,12 @@ class Search:
             load_if_exists=True,
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)  # the function may change, not the stored names
+            warnings.simplefilter(
+                "ignore", ExperimentalWarning
+            )  # only the function is experimental, not the stored names
             self.optuna.set_metric_names(list(study.settings.objectives))
         if study.num_sampled:
-            # A resumed sampler must not draw again what it drew before.
+            # A resumed sampler must not repeat earlier samples.
             self.optuna.sampler = TPESampler(seed=len(self.optuna.trials))
 
     def __enter__(self) -> Self:
@@ -100,9 +103,9 @@ class Search:
         self.storage.engine.dispose()
 
     def run(self, worker: RunsPoints) -> None:
-        """Runs every point that has no values yet, those of a run that was killed included.
+        """Runs every point without values, including those of a run that was killed.
 
-        No other process may run this study meanwhile; the run folder's lock sees to it.
+        No other process may run this study at the same time; the lock of the run folder prevents it.
         """
         self._resume(worker.finished)
         waiting = {
@@ -116,7 +119,7 @@ class Search:
             )
 
     def points(self) -> list[Point]:
-        """Every point that has been tried, in the order of trials."""
+        """Every point that was run, in the order of trials."""
         tried: dict[str, Point] = {}
         for trial in self.optuna.get_trials(deepcopy=False):
             if self._is_whole(trial.params):
@@ -124,13 +127,10 @@ class Search:
         return list(tried.values())
 
     def importance(self) -> dict[str, Any] | None:
-        """Each searched parameter's share in reaching the better part of an objective; None if points do not tell.
-
-        Of the searched arms only: that arms differ is what the tables say.
-        """
+        """The importance of the searched parameters for each objective; None if there are too few points."""
         search = self.study.settings.search
         trials = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        last = {_key(trial.params): trial for trial in trials}  # a point that ran again counts once
+        last = {_key(trial.params): trial for trial in trials}  # a repeated point counts once
         searched = [trial for trial in last.values() if search is not None and trial.params[ARM] in search.arms]
         if len(searched) < _IMPORTANCE_TRIALS:
             return None
@@ -140,11 +140,11 @@ class Search:
             raw = _importance(searched, i, direction, quantile)
             if sum(raw.values()) > 0:
                 shares[metric] = {name: value / sum(raw.values()) for name, value in raw.items()}
-        method = f"PED-ANOVA: what puts a point among the best {quantile:.0%} of {len(searched)}"
+        method = f"PED-ANOVA, for membership in the best {quantile:.0%} of {len(searched)} points"
         return {"method": method, "importance": shares} if shares else None
 
     def _resume(self, finished: Container[str]) -> None:
-        """Enqueues what is wanted and neither has a result nor waits."""
+        """Enqueues every point that has no result and is not enqueued yet."""
         for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self.optuna.tell(trial.number, state=TrialState.FAIL)
         trials = self.optuna.get_trials(deepcopy=False)
@@ -155,24 +155,26 @@ class Search:
             if _key(params) not in keys:
                 self.optuna.enqueue_trial(params)
         if self.study.num_sampled:
-            lost = [trial for trial in trials if _key(_params(trial)) not in keys]
-            self._resume_sampled(kept, lost)
+            unfinished = [trial for trial in trials if _key(_params(trial)) not in keys]
+            self._resume_sampled(kept, unfinished)
 
-    def _resume_sampled(self, kept: list[FrozenTrial], lost: list[FrozenTrial]) -> None:
-        """Sampled points that were lost come again as they were; new ones fill up the number asked for."""
+    def _resume_sampled(self, kept: list[FrozenTrial], unfinished: list[FrozenTrial]) -> None:
+        """Enqueues sampled points without a result again, and further ones up to the number of trials."""
         search = self.study.settings.search
-        assert search is not None, "only a search samples"
+        assert search is not None, "points are sampled only in a search"
         num_kept = sum(_is_sampled(trial) for trial in kept)
-        again = {
-            _key(trial.params): trial.params for trial in lost if _is_sampled(trial) and self._is_whole(trial.params)
+        repeated = {
+            _key(trial.params): trial.params
+            for trial in unfinished
+            if _is_sampled(trial) and self._is_whole(trial.params)
         }
-        for params in again.values():
+        for params in repeated.values():
             self.optuna.enqueue_trial(params, user_attrs={"sampled": True})
-        for i in range(num_kept + len(again), self.study.num_sampled):
+        for i in range(num_kept + len(repeated), self.study.num_sampled):
             self.optuna.enqueue_trial({ARM: search.arms[i % len(search.arms)]}, user_attrs={"sampled": True})
 
     def _values(self, trial: Trial, worker: RunsPoints) -> list[float]:
-        """Runs a point; its objectives."""
+        """Runs a point and returns its objectives."""
         point = self._point(self._suggest(trial))
         try:
             rows = worker.evaluate(point, trial.number)
@@ -191,12 +193,12 @@ class Search:
         return [fmean(row[metric] for row in rows) for metric in self.study.settings.objectives]
 
     def _suggest(self, trial: Trial) -> dict[str, Any]:
-        """All parameters of a trial; what was enqueued is taken as it is."""
+        """All parameters of a trial; enqueued parameters keep their values."""
         search = self.study.settings.search
         arm = trial.suggest_categorical(ARM, list(self.study.arms))
         if search is None or arm not in search.arms:
             return {ARM: arm}
-        return {ARM: arm, **{path: _draw(trial, path, values) for path, values in search.space.items()}}
+        return {ARM: arm, **{path: _sample(trial, path, values) for path, values in search.space.items()}}
 
     def _point(self, params: Mapping[str, Any]) -> Point:
         values = {path: self._choice(path, value) for path, value in params.items() if path != ARM}
@@ -208,7 +210,7 @@ class Search:
         return value if isinstance(space, Range) else next(choice for choice in space if label(choice) == value)
 
     def _is_kept(self, trial: FrozenTrial, finished: Container[str]) -> bool:
-        """Whether a trial needs not run again: it waits, or all cells of its point are finished."""
+        """Whether a trial is waiting, or all cells of its point are finished."""
         if trial.state is TrialState.WAITING or trial.state not in _KEPT:
             return trial.state is TrialState.WAITING
         if not self._is_whole(trial.params):
@@ -216,11 +218,11 @@ class Search:
         try:
             cells = self.study.cells_of(self._point(trial.params))
         except StudyError:
-            return True  # the values of the point do not go together, which no further run changes
+            return True  # the values are invalid together; running it again changes nothing
         return all(cell.id in finished for cell in cells)
 
     def _is_whole(self, params: Mapping[str, Any]) -> bool:
-        """Whether these are all parameters of a point, not those of a trial that was killed while drawing."""
+        """Whether no parameter is missing, as in a trial that was killed while sampling."""
         search = self.study.settings.search
         if ARM not in params:
             return False
@@ -228,7 +230,7 @@ class Search:
 
 
 def _importance(trials: list[FrozenTrial], index: int, direction: Direction, quantile: float) -> dict[str, float]:
-    """PED-ANOVA's importance of each parameter for one objective; all zero where ties hide it."""
+    """PED-ANOVA's importance of each parameter for one objective; all zero if values are tied."""
     alone = optuna.create_study(direction=direction)
     varied = [name for name in trials[0].params if name != ARM or len({trial.params[ARM] for trial in trials}) > 1]
     for trial in trials:
@@ -248,12 +250,12 @@ def default_path(folder: Path) -> Path:
 
 
 def default_url(folder: Path) -> str:
-    """SQLite in the run folder: for one worker."""
+    """URL of the SQLite file in the run folder, for one worker."""
     return f"sqlite:///{default_path(folder).resolve()}"
 
 
 def label(choice: Choice) -> bool | int | float | str | None:
-    """A choice as Optuna can store it: mappings and lists become text."""
+    """A choice as Optuna can store it: mappings and lists become JSON."""
     return choice if choice is None or isinstance(choice, bool | int | float | str) else json.dumps(choice)
 
 
@@ -263,13 +265,15 @@ def _open(url: str) -> RDBStorage:
         return RDBStorage(url)
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
         raise HarnessError(
-            f"--storage {redact(url)!r} is no storage URL ({redact(str(error))}); give one like sqlite:///optuna.db"
+            f"--storage {redact(url)!r} is not a valid storage URL ({redact(str(error))}); use one like sqlite:///optuna.db"
         ) from error
     except OperationalError as error:
-        raise HarnessError(f"the storage {shown} cannot be opened: {error.orig}; start it or mend the URL") from error
+        raise HarnessError(
+            f"the storage {shown} cannot be opened: {error.orig}; start the database or correct the URL"
+        ) from error
 
 
-def _draw(trial: Trial, path: str, values: Range | tuple[Choice, ...]) -> Any:
+def _sample(trial: Trial, path: str, values: Range | tuple[Choice, ...]) -> Any:
     if not isinstance(values, Range):
         return trial.suggest_categorical(path, [label(choice) for choice in values])
     low, high, step = values.low, values.high, values.step
@@ -283,7 +287,7 @@ def _is_sampled(trial: FrozenTrial) -> bool:
 
 
 def _params(trial: FrozenTrial) -> dict[str, Any]:
-    """Parameters of a trial, before it runs too."""
+    """Parameters of a trial, including those that are enqueued."""
     return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
 
 

@@ -1,6 +1,6 @@
-"""The stages of one cell: training, scoring, costing and the gallery; each returns its columns of the cell's row.
+"""The stages of one cell: training, scoring, cost and gallery; each returns its columns of the cell's row.
 
-A stage needs no earlier one in the same process: a model that was trained before is read from its checkpoint.
+Stages can run in different processes: a model that was trained earlier is loaded from its checkpoint.
 """
 
 import json
@@ -32,18 +32,18 @@ from harness.system.files import replace_file
 from harness.training.trainer import Trainer
 
 MEASURED_IMAGES = 32
-"""Training images from which the RMS of visual tokens is measured."""
+"""Training images used to measure the RMS of visual tokens."""
 CONTROL_IMAGES = 64
-"""Scored images on which controls are measured: a score that must fall to chance needs no narrow interval."""
+"""Scored images used for the controls, whose scores need only be compared with chance."""
 TIMED_IMAGES = 4
-"""Scored images on which latency is measured, in turn."""
+"""Scored images used to measure latency, in turn."""
 
 
 class Stages:
     """The stages of one cell.
 
     Args:
-        folder: where checkpoint and gallery are written.
+        folder: for the checkpoint and the gallery.
         max_images: only the first images of each split are used; None for all.
     """
 
@@ -63,19 +63,19 @@ class Stages:
 
     @cached_property
     def testing(self) -> Sequence[Example]:
-        """The split that is scored."""
+        """The split used for evaluation."""
         return _first(load_examples(self.spec, self.spec.evaluation.split), self.max_images)
 
     @property
     def assembly(self) -> Assembly:
-        """The trained model, its caches filled for the images that are scored."""
+        """The trained model, with the caches filled for the evaluation images."""
         if self._trained is None:
             self._trained = load(self.folder.checkpoint(self.cell.id), self.device).assembly
             prepare(self._trained.batches, self.testing, self.progress.note)
         return self._trained
 
     def train(self) -> Row:
-        """Trains the cell from its seed, or from its training checkpoint, and writes its checkpoint."""
+        """Trains the cell from its seed, or resumes its training checkpoint, and writes its checkpoint."""
         spec, training = self.spec, self.training
         generator = seed_everything(self.cell.seed)
         words = build_vocabulary(training)
@@ -86,17 +86,17 @@ class Stages:
         if initialization is not None:
             initialization.load_into(assembly)
         segmenter, batches = assembly.segmenter.eval(), assembly.batches
-        # Masks of a frozen mask decoder teach nothing, so none are drawn in training.
+        # A frozen mask decoder gives no gradient, so training requires no mask inputs.
         prepare(batches, training, self.progress.note, with_mask_inputs=segmenter.mask_decoder.learns)
         prepare(batches, self.testing, self.progress.note)
-        some = _first(training, MEASURED_IMAGES)
+        measured = _first(training, MEASURED_IMAGES)
         if initialization is not None:
-            segmenter.match_token_scale(batches.features(some))
+            segmenter.match_token_scale(batches.features(measured))
         weights = assembly.weights if initialization is None else (*assembly.weights, initialization.record)
         training_checkpoint = self.folder.training_checkpoint(self.cell.id)
         trainer = Trainer(segmenter, batches, spec.training, generator, self.progress.step, training_checkpoint)
         curve = trainer.run(training)
-        segmenter.eval().visual_rms.copy_(segmenter.tokens_rms(batches.features(some)))
+        segmenter.eval().visual_rms.copy_(segmenter.tokens_rms(batches.features(measured)))
         replace_file(self.folder.checkpoint(self.cell.id), lambda path: save(path, self.cell, assembly, words))
         self._trained = assembly
         return {
@@ -109,7 +109,7 @@ class Stages:
         }
 
     def score(self) -> tuple[Row, pd.DataFrame]:
-        """Scores the split and the controls; returns their columns, and a row an expression or question."""
+        """Scores the split and the controls; returns their columns, and one row per expression or question."""
         clock = time.perf_counter()
         self.progress.note("scoring")
         spec, testing, assembly = self.spec, self.testing, self.assembly
@@ -133,31 +133,31 @@ class Stages:
         return row, samples.assign(**keys)
 
     def cost(self) -> Row:
-        """FLOPs, and the latency of this cell timed alone."""
+        """FLOPs, and the latency of this cell alone."""
         self.progress.note("measuring cost")
         pipelines, precision = self.pipelines(), self.spec.training.precision
         flops = count_flops(pipelines[0], precision)
         repeats = self.spec.evaluation.latency_repeats
-        # A first figure; `harness.execution.timing` measures the one by which cells are compared.
+        # A preliminary value; `harness.execution.timing` replaces it by one that is comparable between cells.
         (latency,) = time_in_turns([pipelines], repeats, [precision], max_factor=1, warm_up=1)
         columns = {f"flops_{stage}": value for stage, value in flops.items()}
         return {"flops": sum(flops.values()), **columns, **latency_columns(latency), "latency_round": None}
 
     def pipelines(self) -> list[Pipeline]:
-        """The trained model on each of the images that are timed; on one of a preflight's few images."""
+        """The trained model on each image used for timing; on one image in a preflight."""
         assembly, count = self.assembly, TIMED_IMAGES if self.max_images is None else 1
         return [
             Pipeline(assembly.segmenter.eval(), assembly.batches, example) for example in _first(self.testing, count)
         ]
 
     def illustrate(self) -> Row:
-        """Leaves pictures for the report's gallery; no columns."""
+        """Saves images for the report's gallery; returns no columns."""
         save_gallery(self.folder, self.assembly.batches, _first(self.testing, self.spec.evaluation.gallery_images))
         return {}
 
 
 def latency_columns(latency: Latency) -> Row:
-    """Latency, whole and by stage, over all timed runs."""
+    """Columns for the latency, in total and by stage, over all timed runs."""
     return {
         "latency_ms": latency.median_ms,
         "latency_p90_ms": latency.p90_ms,
@@ -167,7 +167,7 @@ def latency_columns(latency: Latency) -> Row:
 
 
 def seed_everything(seed: int) -> torch.Generator:
-    """Seeds every generator a library may draw from; returns the one that orders the training data."""
+    """Seeds the global generators of all libraries; returns the generator that orders the training data."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -175,5 +175,5 @@ def seed_everything(seed: int) -> torch.Generator:
 
 
 def _first(examples: Sequence[Example], count: int | None) -> Sequence[Example]:
-    """The first images of a split, or all of them."""
+    """The first `count` images, or all of them."""
     return examples if count is None else [examples[i] for i in range(min(count, len(examples)))]

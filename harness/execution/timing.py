@@ -1,4 +1,4 @@
-"""Times the finished cells of a study in turns, so that a slow minute of the machine falls on all of them."""
+"""Times the finished cells of a study in turns, so that a slow period of the machine affects all of them."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,13 +14,13 @@ from harness.study.study import Cell
 from harness.system.device import default_device
 
 _MEMORY_SHARE = 0.5
-"""Share of the memory that is free at the start which the models of one round may take."""
+"""Share of the initially free memory that the models of one round may use."""
 
 
 def time_cells(cells: Sequence[Cell], folder: RunFolder, progress: Progress) -> None:
-    """Times these cells in one process, interleaved on the same images, and writes their latencies into their rows.
+    """Times these cells in one process, interleaved on the same images, and writes the latencies to their rows.
 
-    Models that do not fit into memory together are timed in groups; `latency_round` then differs by group.
+    Models that do not fit into memory together are timed in groups, each with its own `latency_round`.
     """
     name = round_name(cell.id for cell in cells)
     for number, group in enumerate(_groups(cells, folder, progress), start=1):
@@ -37,11 +37,11 @@ def time_cells(cells: Sequence[Cell], folder: RunFolder, progress: Progress) -> 
 def _groups(
     cells: Sequence[Cell], folder: RunFolder, progress: Progress
 ) -> Iterator[list[tuple[Cell, list[Pipeline]]]]:
-    """Cells with their loaded models, as many at a time as fit into memory; at least two where there are two."""
+    """Groups of cells with their loaded models that fit into memory; of at least two cells if there are two."""
     group: list[tuple[Cell, list[Pipeline]]] = []
     budget = _MEMORY_SHARE * _free_bytes()
     for cell in cells:
-        progress.note(f"loading models to time, {len(group) + 1} of {len(cells)}")
+        progress.note(f"loading models for timing, {len(group) + 1} of {len(cells)}")
         if len(group) >= 2 and _free_bytes() < budget:
             yield group
             group = []
@@ -51,7 +51,7 @@ def _groups(
 
 
 def _free_bytes() -> float:
-    """Free memory of the device; without a limit where the system does not say."""
+    """Free memory of the device; infinite if the system does not report it."""
     device = default_device()
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])

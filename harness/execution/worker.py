@@ -1,4 +1,4 @@
-"""Runs the cells of a study, one after the other, until none is left; never one that is finished."""
+"""Runs the unfinished cells of a study one after the other."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -15,20 +15,20 @@ _log = logging.getLogger(__name__)
 
 
 class RunsCells(Protocol):
-    """What a worker does with cells: `harness.execution.cells.Cells`, or something as small in a test."""
+    """Checks, runs and times cells: `harness.execution.cells.Cells`, or a substitute in a test."""
 
     def check(self, cells: Sequence[Cell], log: Callable[[str], None]) -> None:
-        """Runs each configuration of these cells once on two images; raises a HarnessError if any fails."""
+        """Runs each configuration of these cells once on a few images; raises a HarnessError if any fails."""
 
     def run(self, cell: Cell, folder: RunFolder, progress: Progress) -> Row:
-        """Trains and scores a cell; writes its row and samples, or its row with the reason why there are none."""
+        """Trains and scores a cell; writes its row and samples, or its row with the reason of the failure."""
 
     def time(self, cells: Sequence[Cell], folder: RunFolder, progress: Progress) -> bool:
-        """Times the finished ones of these cells in turns, unless they have been; whether it wrote that into rows."""
+        """Times the finished cells in turns, unless that was done before; returns whether rows were changed."""
 
 
 class Worker:
-    """Takes points from a search and turns them into rows.
+    """Runs the points of a search and returns their rows.
 
     Args:
         after_cell: called after each cell that this worker ran.
@@ -49,18 +49,19 @@ class Worker:
         self.after_cell = after_cell
         self.finished = folder.finished()
         self.total = len(study.cells()) + study.num_sampled * len(study.settings.seeds)
-        self.num_there = sum(cell.id in self.finished for cell in study.cells())
+        self.num_finished = sum(cell.id in self.finished for cell in study.cells())
         self.num_run = 0
         self.has_timed = False
 
     def seed_by_seed(self, points: Mapping[int, Point]) -> None:
-        """Runs the cells of all these points, by number of their trials, the first seed of each before any second.
+        """Runs the cells of all points, the first seed of every point before any second seed, then times them in turns.
 
-        Then times them in turns, so that the points' latencies can be compared when their values are told.
+        Args:
+            points: by number of their trials.
         """
         planned = []
         for trial, point in points.items():
-            with suppress(StudyError):  # reported at the point's own turn
+            with suppress(StudyError):  # reported when the point is evaluated
                 planned.append([(cell, trial) for cell in self.study.cells_of(point)])
         for of_one_seed in zip(*planned, strict=True):
             for cell, trial in of_one_seed:
@@ -68,16 +69,16 @@ class Worker:
         self.time(self.study.cells())
 
     def time(self, cells: Sequence[Cell]) -> None:
-        """Has the finished ones of these cells timed in turns, and reads their rows again."""
+        """Times the finished cells in turns, and loads their rows again."""
         if self.cells.time(cells, self.folder, self.progress):
             self.has_timed = True
             self.finished |= {cell.id: self.folder.row(cell.id) for cell in cells if cell.id in self.finished}
 
     def evaluate(self, point: Point, trial: int) -> list[Row]:
-        """The rows of a point, one a seed; runs those cells that are not finished.
+        """The rows of a point, one per seed; runs its unfinished cells.
 
         Raises:
-            StudyError: the values of the point do not go together.
+            StudyError: the values of the point are invalid together.
         """
         return [self._row(cell, trial) for cell in self.study.cells_of(point)]
 
@@ -85,7 +86,7 @@ class Worker:
         if cell.id in self.finished:
             return self.finished[cell.id]
         self.num_run += 1
-        self.progress.started(cell, self.num_there + self.num_run, self.total)
+        self.progress.started(cell, self.num_finished + self.num_run, self.total)
         of_cell = {"cell": cell.id, "arm": cell.arm, "point": dict(cell.point), "seed": cell.seed}
         _log.info("cell started", extra={"fields": of_cell})
         row = {**self.cells.run(cell, self.folder, self.progress), "command": command(), "trial": trial}

@@ -1,4 +1,4 @@
-"""What a running study shows: progress in the terminal, runs in MLflow.
+"""Shows a running study: progress in the terminal, runs in MLflow.
 
-Events of cells come in; lines, bars and MLflow runs go out. It imports `study`, `results` and `system`.
+Input: events of cells. Output: lines, bars and MLflow runs. It imports `study`, `results` and `system`.
 """

@@ -1,7 +1,7 @@
-"""An MLflow server, database or file store, opened for one experiment. The only module that imports MLflow.
+"""An MLflow server, database or file store with one experiment. The only module that imports MLflow.
 
-Nothing global is touched: no active run, no default URI. MLflow is imported when a store is opened, because that takes
-seconds.
+No global state of MLflow is changed, such as the active run or the default URI. MLflow is imported when a store is
+opened, because the import takes seconds.
 """
 
 import json
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _MAX_PARAMS, _MAX_METRICS, _MAX_VALUE = 100, 1000, 6000
-"""What MLflow takes in one batch, and the length of a parameter's value."""
+"""Largest batches of MLflow's API, and the longest value of a parameter."""
 _CONNECT_TIMEOUT_SECONDS = 5
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -35,12 +35,12 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": str(_CONNECT_TIMEOUT_SECONDS),
 }
-"""Settings that MLflow reads from the environment; whoever set one there keeps it. `Tracker` does the retries."""
+"""Environment variables for MLflow; those that are already set are kept. `Tracker` does the retries."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """A run that is in the store.
+    """A run in the store.
 
     Args:
         cell: id of its cell; empty for the run of the study.
@@ -54,12 +54,12 @@ class StoredRun:
 
 
 class MlflowStore:
-    """The calls to MLflow that a tracker makes; each may raise whatever the store's client raises.
+    """The calls to MLflow that a tracker makes. Each may raise any error of the store's client.
 
     Args:
-        experiment: created unless it exists.
-        tags: of the experiment; one that it has stays.
-        artifacts: where files go if the store is a database, which holds none.
+        experiment: name; created if it does not exist.
+        tags: of the experiment; existing tags are kept.
+        artifacts: folder for files if the store is a database.
 
     Raises:
         HarnessError: the experiment was deleted, or the driver of a database is missing.
@@ -79,7 +79,7 @@ class MlflowStore:
         self.experiment = _open_experiment(self.client, experiment, tags, location, redact(uri))
 
     def find(self, tags: Mapping[str, str]) -> list[StoredRun]:
-        """The runs with all of these tags, the oldest first."""
+        """The runs with all of these tags, oldest first."""
         wanted = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
         found, token = [], None
         while True:
@@ -94,12 +94,12 @@ class MlflowStore:
                 return found
 
     def create(self, contents: RunContents, parent: str | None, start_ms: int | None = None) -> str:
-        """A new run that is running; its id. What it contains is added by `describe`."""
+        """Creates a run with status RUNNING and returns its id; `describe` adds its parameters."""
         tags = contents.tags | ({} if parent is None else {"mlflow.parentRunId": parent})
         return self.client.create_run(self.experiment, start_ms, tags, contents.name).info.run_id
 
     def describe(self, run: str, contents: RunContents) -> None:
-        """Logs settings and dataset; again changes nothing."""
+        """Logs parameters and dataset; repeating the call changes nothing."""
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
         params = [Param(key, str(value)[:_MAX_VALUE]) for key, value in contents.params.items()]
@@ -112,7 +112,7 @@ class MlflowStore:
             self.client.log_inputs(run, [DatasetInput(dataset, context)])
 
     def history(self, run: str, metric: str) -> list[tuple[int, float]]:
-        """Every logged step and value of a metric."""
+        """All logged steps and values of a metric."""
         return [(point.step, point.value) for point in self.client.get_metric_history(run, metric)]
 
     def latest(self, run: str) -> dict[str, float]:
@@ -120,7 +120,7 @@ class MlflowStore:
         return dict(self.client.get_run(run).data.metrics)
 
     def log(self, run: str, metrics: Iterable[tuple[str, float, int]], time_ms: int) -> None:
-        """Logs metrics, given as name, value and step."""
+        """Logs metrics as (name, value, step)."""
         from mlflow.entities import Metric
 
         values = (Metric(name, value, time_ms, step) for name, value, step in metrics)
@@ -134,14 +134,14 @@ class MlflowStore:
         self.client.log_batch(run, tags=[RunTag(*tag) for tag in tags.items()], synchronous=True)
 
     def attach(self, run: str, path: Path) -> None:
-        """Keeps a file, or a folder under its name, with the run; on the same file system a file takes no space."""
+        """Adds a file or a folder to the artifacts of a run; a file on the same file system is hard-linked."""
         if path.is_dir():
             self.client.log_artifacts(run, str(path), path.name)
         elif not self._link(run, path):
             self.client.log_artifact(run, str(path))
 
     def _link(self, run: str, path: Path) -> bool:
-        """A hard link in the run's folder of artifacts; False where none can be made."""
+        """Creates a hard link in the run's folder of artifacts; returns whether that succeeded."""
         from mlflow.utils.file_utils import local_file_uri_to_path
 
         uri = self.client.get_run(run).info.artifact_uri or ""
@@ -157,20 +157,20 @@ class MlflowStore:
         return True
 
     def set_running(self, run: str) -> None:
-        """Opens a run again."""
+        """Reopens a run."""
         self.client.update_run(run, status="RUNNING")
 
     def close(self, run: str, status: str, time_ms: int | None = None) -> None:
-        """Ends a run as FINISHED, FAILED or KILLED."""
+        """Ends a run with the status FINISHED, FAILED or KILLED."""
         self.client.set_terminated(run, status, time_ms)
 
     def delete(self, run: str) -> None:
-        """Moves a run to MLflow's deleted ones."""
+        """Marks a run as deleted."""
         self.client.delete_run(run)
 
 
 def is_final(error: Exception) -> bool:
-    """Whether the same call would fail again however long one waits, because the store answered and refused."""
+    """Whether repeating the call would fail too, because the store rejected it."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
@@ -182,7 +182,7 @@ def is_final(error: Exception) -> bool:
 def _open_experiment(
     client: "MlflowClient", name: str, tags: Mapping[str, str], location: str | None, shown_uri: str
 ) -> str:
-    """The id of an experiment of this name, made unless it exists."""
+    """The id of the experiment of this name, which is created if it does not exist."""
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(name)
@@ -190,13 +190,13 @@ def _open_experiment(
         try:
             return client.create_experiment(name, location, dict(tags))
         except MlflowException:
-            experiment = client.get_experiment_by_name(name)  # another process was faster
+            experiment = client.get_experiment_by_name(name)  # another process has created it
             if experiment is None:
                 raise
     if experiment.lifecycle_stage == "deleted":
         raise HarnessError(
-            f"the MLflow experiment {name!r} on {shown_uri} has been deleted; restore it there, or name another one "
-            "in the study's tracking.experiment"
+            f"the MLflow experiment {name!r} on {shown_uri} is deleted; restore it, or set another name in the study's "
+            "tracking.experiment"
         )
     for key, value in tags.items():
         if key not in experiment.tags:
@@ -205,10 +205,10 @@ def _open_experiment(
 
 
 def _check_database(uri: str) -> None:
-    """Connects once, because MLflow itself tries for minutes.
+    """Connects once, because MLflow itself retries for minutes.
 
     Raises:
-        HarnessError: its driver is not installed.
+        HarnessError: the database driver is not installed.
     """
     url = make_url(uri)
     takes_timeout = url.get_driver_name() in {"psycopg2", "psycopg", "pymysql", "mysqldb"}
@@ -217,8 +217,8 @@ def _check_database(uri: str) -> None:
         engine = create_engine(url, connect_args=options)
     except ImportError as error:
         raise HarnessError(
-            f"MLflow's database {redact(uri)} needs the driver {url.get_driver_name()}, which is not installed; "
-            f"pip install it ({error})"
+            f"the MLflow database {redact(uri)} requires the driver {url.get_driver_name()}, which is not installed; "
+            f"install it with pip ({error})"
         ) from None
     try:
         engine.connect().close()

@@ -1,4 +1,4 @@
-"""What is happening, for whoever watches: live bars on a terminal, a line a cell elsewhere."""
+"""Progress of a run: live bars on a terminal, one line per event elsewhere."""
 
 import time
 from abc import ABC, abstractmethod
@@ -16,11 +16,11 @@ from harness.results.run_folder import Row, in_short
 from harness.study.study import Cell
 
 QUIET_SECONDS = 30.0
-"""Outside a terminal, how long a running cell stays silent."""
+"""Shortest time between two lines about the steps of a cell, outside a terminal."""
 
 
 class Progress(ABC):
-    """Told of each cell as it starts, advances and ends; a context manager around them all."""
+    """Shows the cells of a run; a context manager for the whole run."""
 
     def __enter__(self) -> Self:
         return self
@@ -29,28 +29,28 @@ class Progress(ABC):
         self.close()
 
     def close(self) -> None:
-        """Leaves the terminal as it was."""
+        """Restores the terminal."""
         return
 
     @abstractmethod
     def started(self, cell: Cell, index: int, total: int) -> None:
-        """Cell number `index`, counted from 1, of `total` starts."""
+        """Cell `index` of `total` starts; `index` is counted from 1."""
 
     @abstractmethod
     def step(self, point: Mapping[str, float], total: int) -> None:
-        """The running cell has reached this point of its training curve, of `total` steps."""
+        """The running cell has reached this point of its training curve; the cell has `total` training steps."""
 
     @abstractmethod
     def note(self, text: str) -> None:
-        """What the running cell does besides training."""
+        """Shows what the running cell is doing, outside its training steps."""
 
     @abstractmethod
     def finished(self, row: Row) -> None:
-        """The running cell ended with this row."""
+        """The running cell ended; `row` is its result."""
 
 
 class LineProgress(Progress):
-    """A line when a cell starts, one when it ends, and one now and then in between."""
+    """One line when a cell starts, one when it ends, and one at most every `QUIET_SECONDS` in between."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -58,31 +58,31 @@ class LineProgress(Progress):
         self.last = time.perf_counter()
 
     def started(self, cell: Cell, index: int, total: int) -> None:
-        """[3/15] sspe blocks=3 seed 0."""
+        """Prints `[3/15] sspe (blocks=3) seed 0: started`."""
         self.name = f"[{index}/{total}] {title(cell)}"
-        self._say("starts")
+        self._print("started")
 
     def step(self, point: Mapping[str, float], total: int) -> None:
-        """Said at most every `QUIET_SECONDS`."""
+        """Prints step and loss, at most every `QUIET_SECONDS`."""
         if time.perf_counter() - self.last >= QUIET_SECONDS:
-            self._say(f"step {point['step']}/{total}, loss {point['loss']:.3f}")
+            self._print(f"step {point['step']}/{total}, loss {point['loss']:.3f}")
 
     def note(self, text: str) -> None:
-        """Said at most every `QUIET_SECONDS`."""
+        """Prints the text, at most every `QUIET_SECONDS`."""
         if time.perf_counter() - self.last >= QUIET_SECONDS:
-            self._say(text)
+            self._print(text)
 
     def finished(self, row: Row) -> None:
-        """Said always."""
-        self._say(summary(row))
+        """Prints the result."""
+        self._print(summary(row))
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self.last = time.perf_counter()
         self.console.print(f"{self.name}: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 class LiveProgress(Progress):
-    """A bar over the cells and one over the steps of the running cell; finished cells scroll away above them."""
+    """A bar for the cells and one for the steps of the running cell; one line per finished cell above the bars."""
 
     def __init__(self, console: Console) -> None:
         self.bars = Bars(
@@ -99,26 +99,26 @@ class LiveProgress(Progress):
         self.name = ""
 
     def started(self, cell: Cell, index: int, total: int) -> None:
-        """A new bar for its steps."""
+        """Adds a bar for the steps of the cell."""
         self.bars.start()
         self.name = title(cell)
         if self.cells is None:
             self.cells = self.bars.add_task("cells", total=total, note="")
         self.bars.update(self.cells, completed=index - 1, total=total)
-        self.steps = self.bars.add_task(self.name, total=None, note="prepares")
+        self.steps = self.bars.add_task(self.name, total=None, note="preparing")
 
     def step(self, point: Mapping[str, float], total: int) -> None:
-        """Moves the bar."""
+        """Advances the bar and shows the loss."""
         if self.steps is not None:
             self.bars.update(self.steps, completed=point["step"], total=total, note=f"loss {point['loss']:.3f}")
 
     def note(self, text: str) -> None:
-        """Beside the bar."""
+        """Shows the text next to the bar."""
         if self.steps is not None:
             self.bars.update(self.steps, note=text)
 
     def finished(self, row: Row) -> None:
-        """A line above the bars."""
+        """Prints the result above the bars and removes the bar of the steps."""
         self.bars.console.print(f"{self.name}: {summary(row)}", markup=False, highlight=False)
         if self.steps is not None:
             self.bars.remove_task(self.steps)
@@ -126,30 +126,30 @@ class LiveProgress(Progress):
             self.bars.advance(self.cells)
 
     def close(self) -> None:
-        """Takes the bars down."""
+        """Stops updating the bars."""
         self.bars.stop()
 
 
 def progress_on(console: Console) -> Progress:
-    """Bars where they can move, lines elsewhere."""
+    """`LiveProgress` on a terminal, `LineProgress` elsewhere."""
     return LiveProgress(console) if console.is_terminal else LineProgress(console)
 
 
 def title(cell: Cell) -> str:
-    """Arm, point and seed in a few words."""
+    """Arm, point and seed of a cell, as in `sspe (blocks=3) seed 0`."""
     settings = point_label(cell.point)
     return f"{cell.arm} ({settings}) seed {cell.seed}" if settings else f"{cell.arm} seed {cell.seed}"
 
 
 def summary(row: Row) -> str:
-    """How a cell ended."""
+    """The result of a cell in one line."""
     seconds = f"{row.get('wall_seconds') or 0:.0f} s"
     if row["status"] != "done":
-        return f"{row['status']} after {seconds}: {in_short(row.get('reason')) or 'no reason given'}"
+        return f"{row['status']} after {seconds}: {in_short(row.get('reason')) or 'no reason recorded'}"
     known = [(METRICS[column], row[column]) for column in SUMMARY if row.get(column) is not None]
     figures = (f"{metric.label} {value:.{metric.decimals}f} {metric.unit}".rstrip() for metric, value in known)
     return ", ".join([*figures, seconds])
 
 
 SUMMARY = ("giou", *ANSWER_METRICS, "fp_rate", "tokens", "latency_ms")
-"""What is said of a finished cell."""
+"""Metrics in the line of a finished cell."""

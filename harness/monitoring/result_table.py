@@ -22,7 +22,7 @@ RESULT_COLUMNS = (
 
 
 def result_table(results: pd.DataFrame) -> Table:
-    """What was measured over seeds, a row a point of an arm."""
+    """Means over seeds, one row per arm and point."""
     table = Table()
     for column in ("arm", "point", "seeds"):
         table.add_column(column)

@@ -1,4 +1,4 @@
-"""What MLflow shows of a study and of its cells, as plain values made from rows."""
+"""Names, tags, parameters and metrics of MLflow runs, computed from a study and rows."""
 
 import getpass
 import hashlib
@@ -18,17 +18,17 @@ from harness.system.environment import command, describe_environment, git_commit
 
 _TAGS = ("arm", "point", "seed", "cell", "status", "trial", "started_at", "command")
 VIEW = "cells"
-"""Key of the view that a link to the experiment names."""
+"""Key of the shared view that a link to the experiment selects."""
 _MAX_NOTE = 4000
 """Characters of a description; MLflow's tags hold 5000."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunContents:
-    """What a run is created with.
+    """Name, tags, parameters and dataset of a run.
 
     Args:
-        data: settings of the dataset, the input of the run; empty for none.
+        data: settings of the dataset; empty for none.
     """
 
     name: str
@@ -37,17 +37,17 @@ class RunContents:
     data: dict[str, Any]
 
     def tagged(self, tags: dict[str, str]) -> "RunContents":
-        """The same with more tags."""
+        """A copy with additional tags."""
         return replace(self, tags=self.tags | tags)
 
     @property
     def data_digest(self) -> str:
-        """The same for equal settings."""
+        """Hash of the settings of the dataset."""
         return hashlib.sha256(json.dumps(self.data, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def of_cell(cell: Cell) -> Row:
-    """The row of a cell that is about to run."""
+    """The row of a cell before it runs."""
     return {
         **cell.columns,
         "status": "running",
@@ -57,14 +57,14 @@ def of_cell(cell: Cell) -> Row:
 
 
 def cell_contents(row: Row, study: Study) -> RunContents:
-    """The run of a cell, running or ended."""
+    """The contents of a cell's run."""
     spec = json.loads(row.get("spec") or "{}")
     commit = json.loads(row.get("environment") or "{}").get("git_commit")
     return RunContents(cell_name(row), cell_tags(row, study) | _source(study, commit), dict(flat(spec)), spec["data"])
 
 
 def cell_tags(row: Row, study: Study) -> dict[str, str]:
-    """The columns to filter by, and the description, which change when a cell ends."""
+    """Columns to filter by, and the description; both change when a cell ends."""
     lines = [f"Arm `{row['arm']}`, seed {row['seed']}, of the study `{study.name}`: {study.settings.question}"]
     point = json.loads(row["point"])
     lines += [f"- `{path}`: {value}" for path, value in point.items()]
@@ -76,12 +76,12 @@ def cell_tags(row: Row, study: Study) -> dict[str, str]:
 
 
 def cell_name(row: Row) -> str:
-    """Arm, point and seed in a few words."""
+    """Arm, point and seed, as in `sspe (blocks=3) seed 0`."""
     return f"{_variant(row['arm'], row['point'])} seed {row['seed']}"
 
 
 def study_contents(study: Study) -> RunContents:
-    """The parent run."""
+    """The contents of the study's run, which is the parent of the cells' runs."""
     settings = study.settings
     params = {
         "arms": ", ".join(study.arms),
@@ -97,10 +97,10 @@ def study_contents(study: Study) -> RunContents:
 
 
 def experiment_tags(study: Study) -> dict[str, str]:
-    """The description, and a view of all cells with their objectives, the best first.
+    """The description of an experiment, and a shared view of all cells, sorted by the first objective.
 
-    MLflow's UI nests the cells under the study, shows no metric and opens on traces unless its address names another
-    view. A shared view is an experiment's tag; the UI of MLflow 3.17 reads it.
+    By default, MLflow's UI nests cells under the study, shows no metrics and opens the traces. A shared view is stored
+    as a tag of the experiment (MLflow 3.17).
     """
     objectives = study.settings.objectives
     first, direction = next(iter(objectives.items()))
@@ -120,7 +120,7 @@ def experiment_tags(study: Study) -> dict[str, str]:
 def summary(rows: Iterable[Row], study: Study) -> tuple[dict[str, float], str]:
     """The objectives of every arm, as metrics and as a description with a table.
 
-    A searched arm is shown at the point whose first objective is best, which the description says.
+    A searched arm is shown at the point with the best first objective, as the description states.
     """
     objectives = study.settings.objectives
     first, direction = next(iter(objectives.items()))
@@ -143,12 +143,12 @@ def summary(rows: Iterable[Row], study: Study) -> tuple[dict[str, float], str]:
         lines.append(f"| {_variant(arm, str(point))} | {num_cells} | " + " | ".join(shown) + " |")
     note = [study.settings.question, "", "Means over seeds.", "", *lines]
     if study.settings.search is not None:
-        note[2] += f" A searched arm is shown at its best point; the best {METRICS[first].label} of several is biased."
+        note[2] += f" A searched arm is shown at its best point, whose {METRICS[first].label} is a biased estimate."
     return metrics, "\n".join(note)[:_MAX_NOTE]
 
 
 def results(row: Row) -> dict[str, float]:
-    """Every measured number of a row."""
+    """All metrics of a row."""
     return {metric: float(row[metric]) for metric in METRICS if row.get(metric) is not None}
 
 
@@ -159,22 +159,22 @@ def curve(row: Row) -> list[dict[str, float]]:
 
 
 def point_metrics(point: Mapping[str, float]) -> dict[str, float]:
-    """One point of a training curve as metrics, without the parts that are not finite."""
+    """The finite values of one point of a training curve, as metrics."""
     return {f"training/{part}": float(v) for part, v in point.items() if part != "step" and math.isfinite(v)}
 
 
 def version(row: Row) -> str:
-    """Changes when a cell runs again, and when it is timed again."""
+    """A string that changes when a cell runs again or is timed again."""
     return f"{row['started_at']} {row.get('latency_round') or ''}".strip()
 
 
 def start_ms(row: Row) -> int:
-    """When a cell began, in milliseconds since 1970."""
+    """Start time of a cell, in milliseconds since 1970."""
     return int(1000 * datetime.fromisoformat(row["started_at"]).timestamp())
 
 
 def end_ms(row: Row) -> int:
-    """When a cell ended, in milliseconds since 1970."""
+    """End time of a cell, in milliseconds since 1970."""
     return start_ms(row) + int(1000 * (row.get("wall_seconds") or 0))
 
 
@@ -193,7 +193,7 @@ def _variant(arm: str, point: str) -> str:
 
 
 def _source(study: Study, commit: str | None) -> dict[str, str]:
-    """Tags that MLflow's own columns are made from."""
+    """Tags that MLflow's UI shows in its built-in columns."""
     tags = {"mlflow.source.name": study.source, "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
     return tags if commit is None else tags | {"mlflow.source.git.commit": commit}
 
@@ -201,5 +201,5 @@ def _source(study: Study, commit: str | None) -> dict[str, str]:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a container's user need not have a name
+    except (OSError, KeyError):  # the user of a container may have no name
         return "unknown"

@@ -1,4 +1,4 @@
-"""The log of a run: `run.log` in the run folder, one JSON object a line, appended by every run of the study."""
+"""The log of a run: `run.log` in the run folder, one JSON object per line; every run of the study appends to it."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class JsonLines(logging.Formatter):
-    """Time, level, logger and event of a record, with the record's `fields` and its traceback where it has them."""
+    """Formats time, level, logger and message of a record, with its `fields` and traceback if present."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line of JSON."""
@@ -26,10 +26,10 @@ class JsonLines(logging.Formatter):
 
 
 class _Handler(logging.FileHandler):
-    """Loses a line rather than a run: what keeps the log from being written is reported by the run itself."""
+    """Ignores errors of writing the log, so that they do not end a run."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Opens the file with the first line."""
+        """Writes one line; the file is opened with the first one."""
         with suppress(OSError):
             super().emit(record)
 
@@ -39,7 +39,7 @@ class _Handler(logging.FileHandler):
 
 @contextmanager
 def run_log(path: Path) -> Iterator[None]:
-    """Writes what the harness logs at level info and above to this file."""
+    """Writes log records of the harness at level INFO and above to this file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler, logger = _Handler(path, encoding="utf-8", delay=True), logging.getLogger("harness")
     handler.setFormatter(JsonLines())

@@ -1,4 +1,4 @@
-"""What a run folder has already sent to MLflow, so that nothing is asked of a store that lacks nothing."""
+"""Records which runs of a run folder were sent to MLflow, so that a finished study needs no connection."""
 
 import json
 import uuid
@@ -8,12 +8,12 @@ from harness.system.files import replace_file
 
 
 class SentRuns:
-    """A file that names the folder to MLflow, and for each store what it holds of the folder.
+    """A file with the id of a run folder in MLflow, and the version of each run in each store.
 
-    It may be deleted: everything is then sent again, to runs of its own.
+    If the file is deleted, everything is sent again as separate runs.
 
     Args:
-        store: names one store; holds no credentials.
+        store: name of one store, without credentials.
     """
 
     def __init__(self, path: Path, store: str) -> None:
@@ -31,12 +31,12 @@ class SentRuns:
         return self._sent.get(key) == version
 
     def add(self, key: str, version: str) -> None:
-        """The store holds it now."""
+        """Records that the store has this version of a run."""
         self._sent[key] = version
         self.save()
 
     def forget(self) -> None:
-        """The store holds nothing."""
+        """Records that the store has no runs."""
         self._sent.clear()
 
     def save(self) -> None:

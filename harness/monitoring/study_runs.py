@@ -1,4 +1,4 @@
-"""The runs of one study in an MLflow store: one of the study in this run folder, and under it one a cell."""
+"""The runs of one study in an MLflow store: one parent run per run folder, with one child run per cell."""
 
 import math
 import time
@@ -18,12 +18,12 @@ _STATUS = {"done": "FINISHED", "skipped": "FINISHED", "failed": "FAILED"}
 
 @dataclass
 class LiveRun:
-    """The run of a cell that trains.
+    """The run of a cell that is training.
 
     Args:
-        run: its id; empty until the store has it.
-        logged: steps of the points that the store has.
-        waiting: points that it lacks.
+        run: its id; empty until it is created in the store.
+        logged: steps of the points that were sent.
+        waiting: points that were not sent yet.
     """
 
     cell: Cell
@@ -33,10 +33,10 @@ class LiveRun:
 
 
 class StudyRuns:
-    """Makes and fills the runs; each call may raise whatever the store raises, and can then be made again.
+    """Creates and fills the runs. Each call may raise any error of the store's client, and can be repeated.
 
     Args:
-        folder_id: tells the runs of this folder from those of others in the same experiment.
+        folder_id: distinguishes the runs of this folder from others in the same experiment.
     """
 
     def __init__(self, store: MlflowStore, study: Study, folder: RunFolder, folder_id: str) -> None:
@@ -49,7 +49,7 @@ class StudyRuns:
         self.complete = {run.cell: run for run in runs if run.is_complete}
 
     def open(self, live: LiveRun) -> None:
-        """Makes the run of a cell that trains, or opens the one that an interrupted training left."""
+        """Creates the run of a cell that is training, or reopens the run of an interrupted training."""
         contents = self._contents(run_contents.of_cell(live.cell))
         run = self._find_incomplete(live.cell.id)
         if run:
@@ -61,7 +61,7 @@ class StudyRuns:
         live.run = run
 
     def log_waiting(self, live: LiveRun) -> None:
-        """Logs the points that wait; a resumed training repeats some of its steps, which are logged once."""
+        """Sends the waiting points; steps that a resumed training repeats are sent once."""
         if not live.run:
             self.open(live)
         points = [point for point in live.waiting if point["step"] not in live.logged]
@@ -70,7 +70,7 @@ class StudyRuns:
         live.waiting.clear()
 
     def record(self, row: Row, live: LiveRun | None) -> None:
-        """Completes the run of a cell, or makes it; replaces the one of an earlier run of the cell."""
+        """Finishes or creates the run of a cell; replaces the run of an earlier version of its row."""
         known = self.complete.get(row["cell"])
         if known is not None and known.version == run_contents.version(row):
             return
@@ -80,7 +80,7 @@ class StudyRuns:
         self.complete[row["cell"]] = StoredRun(run, row["cell"], run_contents.version(row), is_complete=True)
 
     def close(self, rows: Sequence[Row], artifacts: Sequence[Path]) -> None:
-        """Gives the run of the study its summary and files, and ends it."""
+        """Adds summary and files to the run of the study, and ends it."""
         metrics, description = run_contents.summary(rows, self.study)
         latest = self.store.latest(self.parent)
         changed = [(name, value, 0) for name, value in metrics.items() if latest.get(name) != value]
@@ -91,20 +91,20 @@ class StudyRuns:
         self.store.close(self.parent, "FINISHED")
 
     def _open_parent(self) -> str:
-        """The running run of the study; of several that processes made at the same time the oldest."""
+        """The id of the study's run, set to running; the oldest one if processes created several at the same time."""
         wanted = {**self.tags, "kind": "study"}
         contents = run_contents.study_contents(self.study)
         if not self.store.find(wanted):
-            made = self.store.create(contents.tagged(self.tags), parent=None)
-            if made != self.store.find(wanted)[0].id:
-                self.store.delete(made)
+            created = self.store.create(contents.tagged(self.tags), parent=None)
+            if created != self.store.find(wanted)[0].id:
+                self.store.delete(created)
         parent = self.store.find(wanted)[0].id
         self.store.describe(parent, contents)
         self.store.set_running(parent)
         return parent
 
     def _fill(self, row: Row, live_run: str) -> str:
-        """A complete run of this row, from the run of its training if the curve there is the row's; its id."""
+        """Sends a whole row, to the run of its training if its curve agrees with the row; returns the id of the run."""
         contents = self._contents(row)
         curve = {point["step"]: point for point in run_contents.curve(row)}
         run = live_run or self._find_incomplete(row["cell"])
@@ -131,7 +131,7 @@ class StudyRuns:
         return run_contents.cell_contents(row, self.study).tagged(self.tags)
 
     def _find_incomplete(self, cell: str) -> str:
-        """The run that a training of this cell left, or is filling; empty if there is none."""
+        """The id of the cell's unfinished run; empty if there is none."""
         runs = self.store.find({**self.tags, "cell": cell})
         return next((run.id for run in runs if not run.is_complete), "")
 
@@ -145,7 +145,7 @@ def _curve_metrics(points: Sequence[Mapping[str, float]]) -> list[tuple[str, flo
 
 
 def _is_part_of(logged: Sequence[tuple[int, float]], curve: Mapping[float, Mapping[str, float]]) -> bool:
-    """Whether every logged loss is one of the curve's, each once."""
+    """Whether every logged loss occurs in the curve, at most once."""
     steps = [step for step, _ in logged]
     return len(set(steps)) == len(steps) and all(
         step in curve and math.isclose(value, curve[step]["loss"], rel_tol=1e-9) for step, value in logged

@@ -1,9 +1,9 @@
-"""Keeps MLflow in step with a study: the training curve while a cell trains, its scores when it ends.
+"""Sends a study to MLflow: the training curve while a cell trains, its scores when it ends.
 
-Experiment = study, unless the study names another; parent run = the study in one run folder; child run = a cell. MLflow
-holds nothing that cannot be made again from the run folder, so a server that is away is waited for only briefly, and
-what it missed is sent later. All calls happen between training steps and never in another thread: nothing may run
-beside a cell whose latency is measured.
+The experiment is named after the study by default. The parent run is the study in one run folder; each child run is a
+cell. All of it can be sent again from the run folder, so an unreachable server delays a study only briefly and missing
+runs are sent later. Calls are made between training steps and never in another thread, which could disturb a latency
+measurement.
 """
 
 import hashlib
@@ -30,15 +30,15 @@ from harness.system.uris import redact, scheme_of
 _log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 30.0
-"""How long a store that did not answer is left alone."""
+"""Time until the next attempt after a store did not respond."""
 MAX_LOST_SECONDS = 5.0
-"""How long cells wait for a store that does not answer, all calls together; after that only `sync` tries again."""
+"""Total time that cells wait for a store that does not respond; after that only `sync` tries again."""
 SYNC_ATTEMPTS, SYNC_PAUSE_SECONDS = 3, 1.0
 _MAX_REASON = 200
 
 
 def tracking_uri(folder: Path) -> str:
-    """The store in a run folder, for `mlflow ui --backend-store-uri`."""
+    """URI of the store in a run folder, for `mlflow ui --backend-store-uri`."""
     return f"sqlite:///{(folder / 'mlflow.db').resolve()}"
 
 
@@ -68,17 +68,17 @@ class Tracker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Marks the runs that an interrupted study leaves as killed; the next start of the study goes on with them."""
+        """Marks the unfinished runs of an interrupted study as killed; the next run of the study resumes them."""
         if kind is None or self._runs is None:
             return
         for run in [*(live.run for live in self._live.values() if live.run), self._runs.parent]:
             self._attempt(lambda runs, run=run: runs.store.close(run, "KILLED"))  # type: ignore[misc]
 
     def start(self, cell: Cell) -> None:
-        """Makes the run of a cell that begins, or goes on with the one that an interrupted training left.
+        """Creates the run of a cell that starts, or resumes the run of an interrupted training.
 
         Raises:
-            HarnessError: at the first cell, if the store refuses or is a file that cannot be opened.
+            HarnessError: at the first cell, if the store rejects the run or is a file that cannot be opened.
         """
         live = self._live[cell.id] = LiveRun(cell)
         is_first = self._runs is None and self._error is None
@@ -86,20 +86,20 @@ class Tracker:
             self._report_first_failure()
 
     def log_point(self, cell_id: str, point: Mapping[str, float]) -> None:
-        """Logs a point of the curve of a cell that was started."""
+        """Logs a point of the training curve of a started cell."""
         live = self._live[cell_id]
         live.waiting.append(dict(point))
         self._attempt(lambda runs: runs.log_waiting(live))
 
     def record(self, row: Row) -> None:
-        """Completes the run of a cell, or makes it; a cell that ran again has its old run replaced."""
+        """Finishes or creates the run of a cell; replaces the run of an earlier version of its row."""
         self._attempt(lambda runs: self._record(runs, row))
         self._live.pop(row["cell"], None)
 
     def sync(self, rows: Sequence[Row], artifacts: Sequence[Path] = ()) -> None:
-        """Sends everything that the store lacks, attaches these files and folders to the study's run, and closes it.
+        """Sends all missing runs, attaches these files and folders to the study's run, and closes it.
 
-        `num_unsent` is then the number of runs that the store still lacks, that of the study included.
+        `num_unsent` is then the number of runs that are still missing, including the study's.
         """
         state = _state(rows, artifacts)
         for attempt in range(SYNC_ATTEMPTS):
@@ -116,32 +116,31 @@ class Tracker:
         self._missing(rows, state)
 
     def link(self) -> str | None:
-        """The address of the cells in a server's UI, if anything was sent to one."""
+        """The address of the cells in a server's UI; None if nothing was sent to a server."""
         if self._runs is None or scheme_of(self.uri) not in {"http", "https"}:
             return None
         page = f"#/experiments/{self._runs.store.experiment}/runs?workflowType=machine_learning"
         return f"{redact(self.uri).rstrip('/')}/{page}&viewStateShareKey={run_contents.VIEW}"
 
     def shortfall(self) -> str | None:
-        """A sentence that says how many runs the store lacks and why; None if it lacks none."""
+        """A message about the runs that are missing in the store; None if there are none."""
         if not self.num_unsent:
             return None
         runs = "1 run is" if self.num_unsent == 1 else f"{self.num_unsent} runs are"
-        return (
-            f"{runs} not yet in MLflow at {redact(self.uri)} ({self._reason()}); the same command sends what is missing"
-        )
+        where = f"{redact(self.uri)} ({self._reason()})"
+        return f"{runs} not yet in MLflow at {where}; run the same command again to send the rest"
 
     def _missing(self, rows: Sequence[Row], state: str) -> list[Row]:
-        """The rows that the store lacks; counts them."""
+        """The rows that are missing in the store; updates `num_unsent`."""
         missing = [row for row in rows if not self._sent.has(row["cell"], run_contents.version(row))]
         self.num_unsent = len(missing) + (not self._sent.has("study", state))
         return missing
 
     def _attempt(self, send: Callable[[StudyRuns], None]) -> bool:
-        """Whether these calls succeeded; a store that did not answer is left alone for a while.
+        """Makes calls to the store and returns whether they succeeded; after a failure, pauses further attempts.
 
-        The `except` is broad because clients of databases and of artifact stores raise errors of their own, and none
-        of them may end a study.
+        The `except` is broad because clients of databases and artifact stores raise their own errors, and none of them
+        may end a study.
         """
         if time.monotonic() < self._retry_at:
             return False
@@ -158,14 +157,14 @@ class Tracker:
         return True
 
     def _reason(self) -> str:
-        """The last error in one line, without credentials; of an error that the system numbers, its name."""
+        """The last error in one line, without credentials; only the name of an error with an errno."""
         text = " ".join(redact(str(self._error)).split())
         if named := re.search(r"\[Errno -?\d+\] ([^'\")]+)", text):
             return named[1]
         return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]} ..."
 
     def _report_first_failure(self) -> None:
-        """Ends a study whose store cannot take a run at all, before anything has been trained."""
+        """Raises if the store cannot be used at all, before anything is trained; warns if it does not respond."""
         assert self._error is not None
         if isinstance(self._error, HarnessError):
             raise self._error
@@ -175,13 +174,13 @@ class Tracker:
                 "password in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             )
         _log.warning(
-            "MLflow at %s does not answer (%s); the study runs, its runs are sent later",
+            "MLflow at %s does not respond (%s); the study continues and its runs are sent later",
             redact(self.uri),
             self._reason(),
         )
 
     def _connect(self) -> StudyRuns:
-        """The runs, once the store holds that of the study."""
+        """Opens the store and the study's run on the first call; returns the runs."""
         if self._runs is None:
             self._sent.save()
             tags, files = run_contents.experiment_tags(self.study), self.folder.path / "mlartifacts"
@@ -195,7 +194,7 @@ class Tracker:
 
 
 class TrackedProgress(Progress):
-    """Tells a tracker what it tells another progress: cells that start, and the points of their curves."""
+    """Forwards each call to another progress and to a tracker."""
 
     def __init__(self, shown: Progress, tracker: Tracker) -> None:
         self.shown = shown
@@ -214,22 +213,22 @@ class TrackedProgress(Progress):
         self.tracker.log_point(self.cell, point)
 
     def note(self, text: str) -> None:
-        """Shown only."""
+        """Forwards the text to the other progress only."""
         self.shown.note(text)
 
     def finished(self, row: Row) -> None:
-        """Completes the run."""
+        """Finishes the run."""
         self.shown.finished(row)
         self.tracker.record(row)
 
     def close(self) -> None:
-        """Leaves the terminal as it was."""
+        """Restores the terminal."""
         self.shown.close()
 
 
 def _state(rows: Sequence[Row], artifacts: Sequence[Path]) -> str:
-    """Changes when a row or a file does."""
+    """Hash of rows and files."""
     files = [file for path in artifacts for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
-    told = [sorted((row["cell"], run_contents.version(row)) for row in rows), stats]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    content = [sorted((row["cell"], run_contents.version(row)) for row in rows), stats]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What a study will run, needs and can name, said before anything runs.
+"""Plans, requirements and lists of names, for a study that has not run yet.
 
-A study and past rows come in; plans, requirements and lists go out. It imports no `execution`.
+Input: a study and rows of earlier runs. Output: plans, requirements and lists. It does not import `execution`.
 """

@@ -1,4 +1,4 @@
-"""What a study can name: projectors, superpixel sources, datasets, metrics, and pretrained weights."""
+"""Lists of the names that a study can use: projectors, superpixel sources, datasets, metrics, weights."""
 
 import inspect
 import re
@@ -13,16 +13,16 @@ from harness.errors import HarnessError
 from harness.results.metrics import METRICS
 
 Line = tuple[str, ...]
-"""What stands in each column."""
-COLUMNS = ("what it is", "source")
-PROJECTOR_COLUMNS = ("tokens", "parameters", "GFLOPs", "reads beside patches", "what it is, source and licence")
+"""One cell of text per column."""
+COLUMNS = ("description", "source")
+PROJECTOR_COLUMNS = ("tokens", "parameters", "GFLOPs", "inputs besides patches", "description, source and licence")
 
 _OURS = "ships with this package, Apache-2.0"
 _NUMBERS = PROJECTOR_COLUMNS[:3]
 _REFERENCE = (
-    "Defaults at vision width 1024, LLM width 4096, 24 x 24 patches after 24 blocks, and an image of 40 superpixels, "
-    "of which CLS looks at two; how many tokens PruMerge and DiVT make differs from image to image; FLOPs are "
-    "multiply-adds times two, of matrix products and convolutions."
+    "Default settings, with vision width 1024, LLM width 4096, 24 x 24 patches, 24 encoder blocks, and an image of 40 "
+    "superpixels, two of which CLS attends to. The token count of PruMerge and DiVT depends on the image. FLOPs are "
+    "twice the multiply-adds of matrix products and convolutions."
 )
 
 
@@ -33,18 +33,18 @@ def _described(module: ModuleType | None) -> Line:
 
 
 def _entry(title: str, text: str) -> str:
-    """What a docstring says under a title that begins a line, up to the next one."""
+    """The text after `title:` in a docstring, up to the next such title."""
     found = re.search(rf"^{title}: (.+?)\.?(?=\n\n|\n[A-Z][a-z ]+: |\nDiffers|\Z)", text, re.MULTILINE | re.DOTALL)
     return " ".join(found[1].split()) if found else ""
 
 
 def _projectors() -> list[Line]:
-    from harness.planning.reference_cost import measured
+    from harness.planning.reference_cost import measure
 
     lines: list[Line] = []
     for name in projectors.names():
         text = inspect.cleandoc(str(getattr(inspect.getmodule(projectors.get(name)), "__doc__", "")))
-        cost = measured(name)
+        cost = measure(name)
         numbers = (str(cost.tokens), f"{cost.parameters:,}", f"{cost.flops / 1e9:.2f}", ", ".join(cost.required_inputs))
         about = f"{text.partition(chr(10))[0]} {_entry('Source', text)}. {_entry('Licence', text)}."
         lines.append((name, *numbers, about))
@@ -85,14 +85,14 @@ def _encoders() -> list[Line]:
     from harness.model.vision.families import FAMILIES
 
     random = [(f"{RANDOM}{name}", "the same architecture with random weights", "") for name in ARCHITECTURES]
-    families = f"checkpoints of transformers of the families {', '.join(FAMILIES)}"
+    families = f"checkpoints for transformers, of the families {', '.join(FAMILIES)}"
     return [*_weights("encoder"), *random, ("owner/name or folder", families, "hub or disk")]
 
 
 def _llms() -> list[Line]:
     loaded = "any causal LM that transformers loads"
     return [
-        ("tiny", "trained from scratch; give width, layers and heads", ""),
+        ("tiny", "trained from scratch; set width, layers and heads", ""),
         *_weights("llm"),
         ("owner/name or folder", loaded, "hub or disk"),
     ]
@@ -103,17 +103,17 @@ def _mask_decoders() -> list[Line]:
 
     meta = [(name, f"sha256 {found.sha256[:12]}", f"hub {found.repository}") for name, found in CHECKPOINTS.items()]
     return [
-        ("scratch", "trained from scratch on the vision encoder's patches; give its sizes", ""),
+        ("scratch", "trained from scratch on the vision encoder's patches; set its sizes", ""),
         *_weights("mask_decoder"),
         *meta,
-        ("path/to/file", "any checkpoint of a SAM, .pth or .safetensors", "path"),
+        ("path/to/file", "any SAM checkpoint, .pth or .safetensors", "path"),
     ]
 
 
 def _checkpoints() -> list[Line]:
     return [
         *_weights("checkpoint"),
-        ("runs/<study>/cells/<cell>.safetensors", "any trained cell; its projector is not used", "path"),
+        ("runs/<study>/cells/<cell>.safetensors", "any trained cell, without its projector", "path"),
     ]
 
 
@@ -130,10 +130,10 @@ LISTS: dict[str, Callable[[], list[Line]]] = {
 
 
 def listing(kind: str) -> Table:
-    """One of `LISTS` as a table; projectors with their costs on one reference backbone.
+    """One of `LISTS` as a table; projectors with their cost at reference dimensions.
 
     Raises:
-        HarnessError: a file that the list is made from is not what it should be.
+        HarnessError: a module that is listed is invalid.
     """
     is_measured = kind == "projectors"
     table = Table(box=None, pad_edge=False, caption_justify="left", caption=_REFERENCE if is_measured else None)

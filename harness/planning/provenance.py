@@ -1,4 +1,4 @@
-"""Which results of a study were made by other code of the harness than the code that would run now."""
+"""Finds results of a study that were computed by another version of the code."""
 
 from collections.abc import Iterable
 
@@ -9,26 +9,26 @@ from harness.study.study import Cell, Study
 
 
 def outdated(cells: Iterable[Cell], folder: RunFolder) -> list[Row]:
-    """Rows of finished cells whose code differs from the present one, or is unknown."""
+    """Rows of finished cells whose code fingerprint differs from the current one or is missing."""
     rows = folder.finished()
     found = [(cell, rows[cell.id]) for cell in cells if cell.id in rows]
     return [row for cell, row in found if row["status"] == "done" and row.get("code") != numeric_code(cell.spec)]
 
 
 def outdated_sentence(cells: Iterable[Cell], folder: RunFolder) -> str:
-    """What `--plan` says of them; empty where there are none."""
+    """The message of `--plan` about outdated results; empty if there are none."""
     rows = outdated(cells, folder)
     if not rows:
         return ""
     arms = ", ".join(dict.fromkeys(row["arm"] for row in rows))
     return (
-        f"{len(rows)} finished cells ({arms}) were made by other code of the harness than the present one; "
+        f"{len(rows)} finished cells ({arms}) were computed by another version of the code; "
         "--rerun [ARM] runs them again"
     )
 
 
 def set_aside_outdated(study: Study, folder: RunFolder, arm: str | None) -> str:
-    """Moves the outdated results of one arm, or of all, aside, so that their cells run again; says how many.
+    """Sets aside the outdated results of one arm or of all arms, so that their cells run again; returns a message.
 
     Raises:
         StudyError: the study has no such arm.
@@ -39,5 +39,5 @@ def set_aside_outdated(study: Study, folder: RunFolder, arm: str | None) -> str:
     for row in rows:
         folder.set_aside(row)
     if not rows:
-        return "--rerun: no finished cell was made by other code than the present one"
-    return f"{len(rows)} cells run again; their old rows are kept in {folder.cells / 'superseded'}"
+        return "--rerun: no finished cell was computed by another version of the code"
+    return f"{len(rows)} cells will run again; their old rows are kept in {folder.cells / 'superseded'}"

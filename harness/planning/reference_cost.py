@@ -1,6 +1,6 @@
-"""What a projector costs on one reference backbone: CLIP-L or DINOv2-L at 336 px before an LLM of width 4096.
+"""The cost of a projector at reference dimensions: CLIP-L or DINOv2-L at 336 px and an LLM of width 4096.
 
-Of its default settings, untrained: tokens, parameters and FLOPs do not depend on what the weights are.
+Measured with default settings and untrained weights, on which tokens, parameters and FLOPs do not depend.
 """
 
 from dataclasses import dataclass
@@ -15,22 +15,22 @@ from projectors import REFERENCE_DIMS, Projector, VisualFeatures
 
 HEADS = 16
 SUPERPIXELS = (5, 8)
-"""Rows and columns of the superpixels: 40, as many as SAM's have on average in the paper."""
-NOTED = 2
-"""Superpixels that CLS looks at: 30 patches, where 32 stand out of the paper's images (PruMerge keeps those)."""
+"""Rows and columns of superpixels: 40 in total, the average for SAM in the paper."""
+NUM_ATTENDED = 2
+"""Superpixels that CLS attends to: 30 patches; PruMerge keeps 32 on average in its paper."""
 DECODER_GRID = 64
 """Side of the decoder's dense positional encoding, as SAM's at 1024 px."""
 
 
 @dataclass(frozen=True, slots=True)
-class Yardstick:
-    """One projector on the reference backbone.
+class ReferenceCost:
+    """The cost of one projector.
 
     Args:
-        tokens: real visual tokens of an image of 40 even superpixels, of which CLS looks at two.
-        parameters: all that it holds.
-        flops: of this image; see `harness.evaluation.cost` for what is counted.
-        needs: what it reads beside patches.
+        tokens: visual tokens of the image of `reference_features`, without padding.
+        parameters: number of parameters.
+        flops: for this image, counted as described in `harness.evaluation.cost`.
+        required_inputs: inputs besides patches.
     """
 
     tokens: int
@@ -40,17 +40,17 @@ class Yardstick:
 
 
 @torch.inference_mode()
-def measured(name: str) -> Yardstick:
-    """Builds the projector of this name without initialising it, and runs it once.
+def measure(name: str) -> ReferenceCost:
+    """Builds the projector of this name without initializing its parameters, and runs it once.
 
     Raises:
-        ProjectorError: no such projector.
+        ProjectorError: there is no such projector.
     """
     kind = projectors.get(name)
     with torch.device("meta"):
         projector = kind(kind.Config(), REFERENCE_DIMS)
     parameters = num_parameters(projector)
-    # Buffers hold what a constructor computed, so a projector that has some is built again where they have values.
+    # Buffers hold values that the constructor computes, so a projector with buffers is built again on the CPU.
     projector = (
         kind(kind.Config(), REFERENCE_DIMS)
         if any(True for _ in projector.buffers())
@@ -59,9 +59,9 @@ def measured(name: str) -> Yardstick:
     for parameter in projector.parameters():
         parameter.zero_()
     with counting_flops(projector) as counter:
-        tokens = projector.eval()(given(projector))
+        tokens = projector.eval()(reference_features(projector))
     layers = (f"blocks {', '.join(map(str, projector.needs_layers))}",) if projector.needs_layers else ()
-    return Yardstick(
+    return ReferenceCost(
         tokens=int(tokens.mask.sum()),
         parameters=parameters,
         flops=counter.get_total_flops(),
@@ -69,10 +69,10 @@ def measured(name: str) -> Yardstick:
     )
 
 
-def given(projector: Projector) -> VisualFeatures:
-    """An image of 40 even superpixels, whose patches are alike inside each, and what else the projector asks for.
+def reference_features(projector: Projector) -> VisualFeatures:
+    """An image of 40 equal superpixels with similar patches within each, and the inputs that the projector requires.
 
-    CLS looks at `NOTED` of them.
+    CLS attends to `NUM_ATTENDED` of the superpixels.
     """
     generator = torch.Generator().manual_seed(0)
     labels = _cells(REFERENCE_DIMS.frame, REFERENCE_DIMS.frame)
@@ -85,7 +85,7 @@ def given(projector: Projector) -> VisualFeatures:
         "superpixels": labels[None],
         "decoder_pe": torch.rand(REFERENCE_DIMS.decoder, DECODER_GRID, DECODER_GRID, generator=generator),
         "keys": patches.unflatten(-1, (HEADS, head)).transpose(0, 1)[None],
-        "cls_query": 0.2 * contents[:NOTED].mean(dim=0).reshape(1, HEADS, head),
+        "cls_query": 0.2 * contents[:NUM_ATTENDED].mean(dim=0).reshape(1, HEADS, head),
         "cls_key": torch.randn(1, HEADS, head, generator=generator),
     }
     layers = repeat(patches, "n c -> 1 k n c", k=len(projector.needs_layers)) if projector.needs_layers else None
@@ -98,6 +98,6 @@ def given(projector: Projector) -> VisualFeatures:
 
 
 def _cells(height: int, width: int) -> Tensor:
-    """(height, width) int64, which of the even superpixels a position lies in."""
+    """(height, width) int64: the superpixel of each position."""
     rows, columns = SUPERPIXELS
     return (torch.arange(height) * rows // height)[:, None] * columns + torch.arange(width) * columns // width

@@ -1,4 +1,4 @@
-"""What the pretrained weights of a study ask of a machine, known before anything is fetched; and fetching them."""
+"""Download size and memory of a study's pretrained weights, before anything is fetched; and fetching them."""
 
 import os
 from collections.abc import Iterable
@@ -19,22 +19,22 @@ from harness.system.files import find
 from harness.system.precision import resolve_precision
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "4bit": 0.5}
-"""A number of the LLM's base in memory, by precision or quantization; all else is held in float32."""
+"""Bytes per parameter of the base LLM, by precision or quantization; everything else is stored in float32."""
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""Of a checkpoint on the hub, one of which is there where it has been fetched."""
+"""Files of a checkpoint on the hub; at least one of them is in the cache if the checkpoint was fetched."""
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What is known of weights without having them.
+    """Sizes of published weights.
 
     Args:
-        parameters: of the part that is used: of CLIP and of Qwen2-VL, the vision tower.
+        parameters: of the part that is used, which is the vision tower for CLIP and Qwen2-VL.
         download_bytes: of the files that are fetched.
     """
 
@@ -58,57 +58,57 @@ PUBLISHED = {
     "Qwen/Qwen2.5-7B-Instruct": Published(7_615_616_512, 15_231_233_024),
     "Qwen/Qwen2-VL-7B-Instruct": Published(631_183_360, 16_582_750_208),
 }
-"""Counts are those of the architectures, bytes those of the numbers as published, without headers."""
+"""Counts follow from the architectures; bytes are those of the published tensors, without headers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """One pretrained part.
+    """Pretrained weights that a study requires.
 
     Args:
-        is_here: whether nothing has to be fetched.
+        is_cached: whether nothing has to be fetched.
         published: None for weights that are not among `PUBLISHED`.
     """
 
     name: str
-    is_here: bool
+    is_cached: bool
     published: Published | None
 
     def __str__(self) -> str:
-        if self.is_here:
-            return f"{self.name} (here)"
-        size = "of unknown size" if self.published is None else f"{self.published.download_bytes / 1e9:.1f} GB"
+        if self.is_cached:
+            return f"{self.name} (cached)"
+        size = "unknown size" if self.published is None else f"{self.published.download_bytes / 1e9:.1f} GB"
         return f"{self.name} ({size} to fetch)"
 
 
 def requirements_of(specs: Iterable[CellSpec]) -> list[Requirement]:
-    """The pretrained parts that these cells hold, each once.
+    """The pretrained weights that these cells require, each once.
 
     Raises:
-        WeightsError: a name can stand for no weights.
+        WeightsError: a name refers to no weights.
     """
     parts = dict.fromkeys(part for spec in specs for part in _parts(spec))
     for part in parts:
         _check(part)
     names = dict.fromkeys(part.name for part in parts)
-    return [Requirement(name, _is_here(name), PUBLISHED.get(name)) for name in names]
+    return [Requirement(name, _is_cached(name), PUBLISHED.get(name)) for name in names]
 
 
 def fetch(specs: Iterable[CellSpec]) -> None:
-    """Every pretrained part of these cells is here afterwards.
+    """Fetches all pretrained weights of these cells.
 
     Raises:
-        WeightsError: one cannot be had.
+        WeightsError: weights cannot be fetched.
     """
-    for need in requirements_of(specs):
-        resolve(need.name)
+    for requirement in requirements_of(specs):
+        resolve(requirement.name)
 
 
 class _Part(NamedTuple):
-    """Weights that a cell names.
+    """Weights that a cell refers to.
 
     Attributes:
-        kind: of what they are for.
+        kind: of the component that they are for.
     """
 
     setting: str
@@ -117,7 +117,7 @@ class _Part(NamedTuple):
 
 
 def _parts(spec: CellSpec) -> list[_Part]:
-    """The pretrained parts that a cell names, those built from scratch left out."""
+    """The pretrained weights that a cell refers to; components built from scratch are left out."""
     named: list[tuple[str, str | None, str]] = [
         ("vision_encoder.name", spec.vision_encoder.name, "encoder"),
         ("llm.name", spec.llm.name, "llm"),
@@ -135,75 +135,75 @@ def _parts(spec: CellSpec) -> list[_Part]:
 
 
 def _check(part: _Part) -> None:
-    """Refuses a name that can stand for no weights of this part."""
+    """Raises a WeightsError if the name cannot refer to weights of this component."""
     known = PACKAGED.get(part.name) or SHIPPED.get(part.name)
     kind = known.kind if known else "mask_decoder" if part.name in CHECKPOINTS else part.kind
     if kind != part.kind:
-        place = {"encoder": "vision_encoder"}.get(kind, kind)
-        raise WeightsError(f"{part.setting}: found {part.name!r}, which is for {place}.name; name other weights")
+        section = {"encoder": "vision_encoder"}.get(kind, kind)
+        raise WeightsError(f"{part.setting}: found {part.name!r}, which is for {section}.name; name other weights")
     try:
         check_name(part.name)
     except WeightsError as error:
         raise WeightsError(f"{part.setting}: {error}") from None
 
 
-def _is_here(name: str) -> bool:
+def _is_cached(name: str) -> bool:
     if name in SHIPPED or find(name) is not None:
         return True
     if name in PACKAGED:
         return (cache_dir() / "weights" / name / Path(PACKAGED[name].member).name).exists()
     if name in CHECKPOINTS:
         own = cache_dir() / "weights" / name / Path(CHECKPOINTS[name].member).name
-        return own.exists() or _is_cached(CHECKPOINTS[name].repository, None, CHECKPOINTS[name].member)
+        return own.exists() or _is_in_hub_cache(CHECKPOINTS[name].repository, None, CHECKPOINTS[name].member)
     hub_id = HUB_ID.fullmatch(name)
     return hub_id is not None and any(
-        _is_cached(hub_id["repository"], hub_id["revision"], file) for file in WEIGHT_FILES
+        _is_in_hub_cache(hub_id["repository"], hub_id["revision"], file) for file in WEIGHT_FILES
     )
 
 
-def _is_cached(repository: str, revision: str | None, file: str) -> bool:
+def _is_in_hub_cache(repository: str, revision: str | None, file: str) -> bool:
     found = huggingface_hub.try_to_load_from_cache(repository, file, revision=revision)
     return isinstance(found, str | os.PathLike)
 
 
 def verdict(specs: Iterable[CellSpec]) -> str:
-    """What is fetched, what memory the weights of the largest cell take, and whether this machine has as much."""
-    specs = list({id(spec): spec for spec in specs}.values())  # the seeds of a point share theirs
-    requirements = {need.name: need for need in requirements_of(specs)}
+    """A sentence on what is fetched, the memory of the largest cell's weights, and the memory of this machine."""
+    specs = list({id(spec): spec for spec in specs}.values())  # the seeds of a point share one
+    requirements = {requirement.name: requirement for requirement in requirements_of(specs)}
     if not requirements:
-        return "no pretrained weights"
+        return "no pretrained weights are required"
     parts = ", ".join(map(str, requirements.values()))
     required = max(
         _memory_gib(spec, [requirements[name] for name in dict.fromkeys(part.name for part in _parts(spec))])
         for spec in specs
     )
-    unknown = [need.name for need in requirements.values() if need.published is None]
-    beside = f" beside {', '.join(unknown)}, whose size is unknown" if unknown else ""
+    unknown = [requirement.name for requirement in requirements.values() if requirement.published is None]
+    rest = f", without {', '.join(unknown)} (size unknown)" if unknown else ""
     where, has = _memory()
     if has is None:
-        conclusion = "how much this machine has is unknown"
+        conclusion = "the memory of this machine is unknown"
     elif any(spec.llm.quantization for spec in specs) and default_device().type != "cuda":
-        conclusion = f"llm.quantization needs a CUDA device, and {where} is what there is: this machine cannot run it"
+        conclusion = f"llm.quantization requires a CUDA device, found {where}: this machine cannot run the study"
     elif required > has:
-        conclusion = f"{where} has {has:.1f} GiB: this machine cannot run it"
+        conclusion = f"{where} has {has:.1f} GiB: this machine cannot run the study"
     else:
-        conclusion = f"{where} has {has:.1f} GiB, of which training takes more than the weights"
-    return f"weights: {parts}; a cell's take {required:.1f} GiB{beside}; {conclusion}"
+        conclusion = f"{where} has {has:.1f} GiB; training requires more memory than the weights"
+    return f"weights: {parts}; they take up to {required:.1f} GiB per cell{rest}; {conclusion}"
 
 
 def _memory_gib(spec: CellSpec, requirements: Iterable[Requirement]) -> float:
     llm_bytes = BYTES[spec.llm.quantization or resolve_precision(spec.training.precision, default_device())]
     return (
         sum(
-            (llm_bytes if need.name == spec.llm.name else BYTES["float32"]) * need.published.parameters
-            for need in requirements
-            if need.published
+            (llm_bytes if requirement.name == spec.llm.name else BYTES["float32"]) * requirement.published.parameters
+            for requirement in requirements
+            if requirement.published
         )
         / 2**30
     )
 
 
 def _memory() -> tuple[str, float | None]:
-    """Where cells run, and how much it holds."""
+    """The device on which cells run, and its memory in GiB."""
     device = accelerator()
     return (device["device"], device["device_memory_gib"]) if "cuda" in device else ("the CPU", memory_gib())

@@ -4,7 +4,6 @@
 truth for MLflow, Optuna and reports.
 """
 
-import fcntl
 import hashlib
 import json
 import math
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from harness.errors import HarnessError
 from harness.results.columns import COLUMNS, SAMPLE_COLUMNS
@@ -157,14 +157,17 @@ class RunFolder:
             HarnessError: another process holds the lock.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise HarnessError(
-                    f"another run is writing {self.path}; wait until it ends, or name another folder with --out"
-                ) from None
+        lock = FileLock(self.path / ".lock", blocking=False, fallback_to_soft=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise HarnessError(
+                f"another run is writing {self.path}; wait until it ends, or name another folder with --out"
+            ) from None
+        try:
             yield
+        finally:
+            lock.release()
 
 
 def in_short(reason: str | None) -> str:

@@ -1,5 +1,5 @@
-"""From a YAML file or a mapping to a checked `Study` and its `Cell`s.
+"""Loads and checks a `Study` from a YAML file or a mapping, and computes its `Cell`s.
 
-A file with its preset and overrides comes in; a study without mistakes goes out, or every mistake with its place. It
-imports `results` (metrics and claims), `data`, `superpixels` and `model` (settings only), and `system`.
+Input: a file or mapping, its preset and overrides. Output: a study, or every problem with its location. It imports
+`results` (metrics and claims), `data`, `superpixels` and `model` (settings only), and `system`.
 """

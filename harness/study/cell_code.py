@@ -1,4 +1,4 @@
-"""The code that a cell's result depends on, as fingerprints of its source."""
+"""Fingerprints of the source code that a cell's result depends on."""
 
 import projectors
 from harness import data, superpixels
@@ -10,7 +10,7 @@ _EVALUATION = ("harness.evaluation.text_metrics", "harness.evaluation.evaluator"
 
 
 def component_code(spec: CellSpec) -> str:
-    """Of a cell's projector and, where it has one, of its superpixel source."""
+    """Fingerprint of a cell's projector and superpixel method."""
     modules = [projectors.get(spec.projector["name"]).__module__]
     if spec.superpixels is not None:
         modules.append(superpixels.get(spec.superpixels["name"]).segment.__module__)
@@ -18,12 +18,12 @@ def component_code(spec: CellSpec) -> str:
 
 
 def numeric_code(spec: CellSpec) -> str:
-    """Of the harness's code that trains and of that which scores a cell, as `<training>-<evaluation>`."""
+    """Fingerprints of the harness's training and evaluation code, as `<training>-<evaluation>`."""
     return f"{fingerprint(*_TRAINING, _dataset(spec))}-{fingerprint(*_EVALUATION)}"
 
 
 def cell_code(spec: CellSpec) -> str:
-    """Of the whole life of a cell: of everything that `harness.execution.cell` and the dataset import."""
+    """Fingerprint of all stages of a cell: everything that `harness.execution.cell` and the dataset import."""
     return fingerprint("harness.execution.cell", _dataset(spec))
 
 

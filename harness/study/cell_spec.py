@@ -1,7 +1,6 @@
-"""The sections of a cell: which model checks each, and how a merged mapping becomes a `CellSpec`."""
+"""The sections of a cell: which model validates each, and how a merged mapping becomes a `CellSpec`."""
 
 import json
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -13,18 +12,18 @@ from harness import data, superpixels
 from harness.errors import HarnessError, shorten, suggest, unknown_key
 from harness.model.config import InitFromConfig, LLMConfig, MaskDecoderConfig, VisionConfig
 from harness.study.training_config import EvaluationConfig, TrainingConfig
-from harness.study.validation import spot_of, validate
-from harness.study.yaml_node import SourceLocation, YamlNode, merge
+from harness.study.validation import location_of, shown, validate
+from harness.study.yaml_node import YamlNode, merge
 from projectors import REFERENCE_DIMS, IncompatibleError, ProjectorError
 from projectors.registry import PROJECTORS, Registry
 
 
 class CellSpec(BaseModel):
-    """Everything that decides what a cell trains and scores, except its seed; every default filled in.
+    """All settings that determine a cell's result, except its seed, with every default filled in.
 
-    `data`, `superpixels` and `projector` are {"name": ..., **settings}. `superpixels` is None for a projector without
-    superpixels, so that a source it does not use does not change the identity of the cell. Without `init_from`, the LLM
-    and the mask decoder are initialized as their own sections say.
+    `data`, `superpixels` and `projector` are {"name": ..., **settings}. `superpixels` is None for a projector that does
+    not use superpixels, so that an unused source does not change the cell's id. Without `init_from`, the LLM and the
+    mask decoder are initialized as their own sections specify.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -56,133 +55,137 @@ MODELS: dict[str, type[BaseModel]] = {
 }
 SECTIONS = tuple(CellSpec.model_fields)
 TRAIN = "train"
-"""The split that training reads, in every dataset."""
-IS_MISSING = "is missing; give it in the arm, in base, or in the preset that base extends"
+"""The split used for training, in every dataset."""
+IS_MISSING = "is missing; set it in the arm, in base, or in the preset that the study extends"
 DEFAULTS: dict[str, BaseModel | None] = {
     "mask_decoder": MaskDecoderConfig(),
     "init_from": None,
     "superpixels": None,
     "evaluation": EvaluationConfig(),
 }
-"""The sections that may be left out, and what holds then."""
+"""Optional sections and their defaults."""
 
 
-def resolve(tree: YamlNode, problems: list[str], superpixels_asked_by: YamlNode | None = None) -> CellSpec | None:
-    """The specification in a merged mapping; None where it has mistakes, each of them appended to `problems`.
+def resolve(arm: YamlNode, problems: list[str], own_superpixels: YamlNode | None = None) -> CellSpec | None:
+    """The specification of a merged arm; None if it has problems, each of them appended to `problems`.
 
     Args:
-        superpixels_asked_by: where an arm sets superpixels of its own; then they must take effect.
+        own_superpixels: the section `superpixels` that the arm itself sets; it is a problem if it has no effect.
     """
-    mistakes: list[str] = []
-    mistakes += [f"{value.spot}: {unknown_key(key, SECTIONS)}" for key, value in tree.items() if key not in SECTIONS]
-    mistakes += [
-        f"{tree.spot}: section {section} {IS_MISSING}"
+    found: list[str] = []
+    found += [f"{value.location}: {unknown_key(key, SECTIONS)}" for key, value in arm.items() if key not in SECTIONS]
+    found += [
+        f"{arm.location}: section {section} {IS_MISSING}"
         for section in SECTIONS
-        if section not in DEFAULTS and tree.get(section) is None
+        if section not in DEFAULTS and arm.get(section) is None
     ]
-    resolved = {section: _resolve_section(section, tree.get(section), mistakes) for section in SECTIONS}
-    if not mistakes:
-        _match_superpixels(resolved, tree, superpixels_asked_by, mistakes)
-        _match_split(resolved, tree, mistakes)
-        _match_location_loss(resolved, tree, mistakes)
-        _match_curriculum(resolved, tree, mistakes)
-    problems.extend(mistakes)
-    return None if mistakes else CellSpec.model_construct(**resolved)
+    resolved = {section: _resolve_section(section, arm.get(section), found) for section in SECTIONS}
+    if not found:
+        _check_superpixels(resolved, arm, own_superpixels, found)
+        _check_split(resolved, arm, found)
+        _check_location_loss(resolved, arm, found)
+        _check_curriculum(resolved, arm, found)
+    problems.extend(found)
+    return None if found else CellSpec.model_construct(**resolved)
 
 
-def set_values(arm: YamlNode, values: Mapping[str, Any], spot: SourceLocation) -> YamlNode:
-    """An arm with dotted paths set to values, which are said to stand at `spot`."""
-    for path, value in values.items():
-        arm = merge(arm, YamlNode.nest(path.split("."), YamlNode.of(value, spot)))
-    return arm
+def set_value(arm: YamlNode, path: str, value: YamlNode) -> YamlNode:
+    """An arm with the value at a dotted path replaced."""
+    return merge(arm, YamlNode.nest(path.split("."), value))
 
 
-def _resolve_section(section: str, tree: YamlNode | None, problems: list[str]) -> Any:
-    if tree is None or (tree.value is None and section in DEFAULTS):
+def _resolve_section(section: str, node: YamlNode | None, problems: list[str]) -> Any:
+    if node is None or (node.value is None and section in DEFAULTS):
         return DEFAULTS.get(section)
-    if isinstance(tree.value, str):
-        tree = YamlNode({"name": tree}, tree.spot)
-    if not tree.is_mapping:
-        problems.append(f"{tree.spot}: found {shorten(repr(tree.plain()))}; must be a mapping of settings")
+    if isinstance(node.value, str):
+        node = YamlNode({"name": node}, node.location)
+    if not node.is_mapping:
+        problems.append(f"{node.location}: found {shown(node.plain())}; must be a mapping of settings")
         return None
     if section in MODELS:
-        return validate(MODELS[section], tree, problems)
-    return _resolve_named(REGISTRIES[section], tree, problems)
+        return validate(MODELS[section], node, problems)
+    return _resolve_named(REGISTRIES[section], node, problems)
 
 
-def _resolve_named(registry: Registry[Any], tree: YamlNode, problems: list[str]) -> dict[str, Any] | None:
-    """{"name": ..., **settings} of a section whose name decides which settings there are."""
-    name = tree.get("name")
+def _resolve_named(registry: Registry[Any], node: YamlNode, problems: list[str]) -> dict[str, Any] | None:
+    """{"name": ..., **settings} of a section whose `name` determines its settings."""
+    name = node.get("name")
     try:
         known = f"known: {', '.join(registry.names())}"
         if name is None:
-            problems.append(f"{tree.spot.under('name')}: is missing; {known}")
+            problems.append(f"{node.location.under('name')}: is missing; {known}")
             return None
         if not isinstance(name.value, str):
-            problems.append(f"{name.spot}: found {shorten(repr(name.plain()))}; must be a name; {known}")
+            problems.append(f"{name.location}: found {shown(name.plain())}; must be a name; {known}")
             return None
         model = registry.get(name.value).Config
     except (ProjectorError, HarnessError) as error:
-        problems.append(f"{(name or tree).spot}: {error}")
+        problems.append(f"{(name or node).location}: {error}")
         return None
-    settings = tree if "name" in model.model_fields else tree.without("name")
+    settings = node if "name" in model.model_fields else node.without("name")
     config = validate(model, settings, problems)
     return None if config is None else {"name": name.value, **config.model_dump(mode="json")}
 
 
-def _match_superpixels(
-    resolved: dict[str, Any], tree: YamlNode, asked_by: YamlNode | None, problems: list[str]
+def _check_superpixels(
+    resolved: dict[str, Any], arm: YamlNode, own_superpixels: YamlNode | None, problems: list[str]
 ) -> None:
-    """Superpixels go to projectors that need them, and only to those."""
+    """Removes superpixels that the projector does not use; those that it requires must be set."""
     name, required_inputs = resolved["projector"]["name"], projector_inputs(resolved["projector"])
     if required_inputs is None:
         return
-    is_given, is_needed = resolved["superpixels"] is not None, "superpixels" in required_inputs
-    place = tree.get("superpixels") or tree.get("projector") or tree
-    if is_needed and not is_given:
+    is_set, is_required = resolved["superpixels"] is not None, "superpixels" in required_inputs
+    node = arm.get("superpixels") or arm.get("projector") or arm
+    if is_required and not is_set:
         known = ", ".join(superpixels.names())
-        problems.append(f"{place.spot}: projector {name} needs superpixels; give superpixels a source (known: {known})")
-    if is_given and not is_needed:
+        problems.append(
+            f"{node.location}: projector {name} requires superpixels; set superpixels to a source (known: {known})"
+        )
+    if is_set and not is_required:
         resolved["superpixels"] = None
-        if asked_by is not None and asked_by.value is not None:
-            problems.append(f"{asked_by.spot}: cannot take effect, projector {name} needs no superpixels; remove it")
+        if own_superpixels is not None and own_superpixels.value is not None:
+            problems.append(
+                f"{own_superpixels.location}: cannot take effect, projector {name} does not use superpixels; remove it"
+            )
 
 
-def _match_split(resolved: dict[str, Any], tree: YamlNode, problems: list[str]) -> None:
-    """What is scored is a split of the data, and not the one that is trained on."""
+def _check_split(resolved: dict[str, Any], arm: YamlNode, problems: list[str]) -> None:
+    """The data must have a split for training, and a different one for evaluation."""
     settings = resolved["data"]
     config = data_config(settings)
     split, allowed = resolved["evaluation"].split, [name for name in config.splits if name != TRAIN]
     if TRAIN not in config.splits:
-        place = tree.get("data") or tree
+        node = arm.get("data") or arm
         problems.append(
-            f"{place.spot}: {settings['name']} has no split {TRAIN!r} here, which training reads; give it one"
+            f"{node.location}: {settings['name']} has no split {TRAIN!r}, which training requires; add it to the data"
         )
     if split not in allowed:
-        place = (tree.get("evaluation") or tree).get("split") or tree.get("data") or tree
-        problems.append(f"{place.spot}: {settings['name']} has no split {split!r} to score; {suggest(split, allowed)}")
-
-
-def _match_location_loss(resolved: dict[str, Any], tree: YamlNode, problems: list[str]) -> None:
-    """Points predicted from [SEG] are trained by one loss only."""
-    if resolved["mask_decoder"].prompt == "points" and not resolved["training"].location_loss:
-        place = (tree.get("training") or tree).get("location_loss") or tree.get("training") or tree
+        node = (arm.get("evaluation") or arm).get("split") or arm.get("data") or arm
         problems.append(
-            f"{place.spot}: with mask_decoder.prompt: points nothing else teaches [SEG] where to point; "
-            "give training.location_loss a weight, as 1.0"
+            f"{node.location}: {settings['name']} has no split {split!r} for evaluation; {suggest(split, allowed)}"
         )
 
 
-def _match_curriculum(resolved: dict[str, Any], tree: YamlNode, problems: list[str]) -> None:
-    """A curriculum begins with families that the data has, where the data knows them without being read."""
+def _check_location_loss(resolved: dict[str, Any], arm: YamlNode, problems: list[str]) -> None:
+    """With point prompts, the location loss is the only loss that trains the predicted points."""
+    if resolved["mask_decoder"].prompt == "points" and not resolved["training"].location_loss:
+        node = (arm.get("training") or arm).get("location_loss") or arm.get("training") or arm
+        problems.append(
+            f"{node.location}: mask_decoder.prompt: points requires the location loss; "
+            "set training.location_loss to a positive weight such as 1.0"
+        )
+
+
+def _check_curriculum(resolved: dict[str, Any], arm: YamlNode, problems: list[str]) -> None:
+    """The families of a curriculum must exist in the data, if its configuration lists them."""
     curriculum, families = resolved["training"].curriculum, getattr(data_config(resolved["data"]), "families", None)
     if curriculum is None or families is None:
         return
-    place = spot_of(("training", "curriculum", "families"), tree)
+    location = location_of(("training", "curriculum", "families"), arm)
     for family in curriculum.families:
         if family not in families:
             name = resolved["data"]["name"]
-            problems.append(f"{place}: {name} has no family {shorten(family)!r}; {suggest(family, families)}")
+            problems.append(f"{location}: {name} has no family {shorten(family)!r}; {suggest(family, families)}")
 
 
 def data_config(settings: dict[str, Any]) -> Any:
@@ -191,22 +194,22 @@ def data_config(settings: dict[str, Any]) -> Any:
 
 
 def projector_inputs(projector: dict[str, Any]) -> frozenset[str] | None:
-    """What this projector reads beside patches; None where it cannot tell without its real backbone.
+    """The inputs that a projector requires besides patches; None if that depends on the vision encoder.
 
-    Needs may depend on the names and switches among the settings, so a projector is built to be asked, without memory
-    and on the reference backbone. Its numbers are the defaults, which fit that backbone, whatever the study says.
+    Required inputs may depend on names and switches in the settings, so the projector is built on the meta device with
+    the reference dimensions. Numbers are left at their defaults, which are valid for these dimensions.
     """
     settings = {key: value for key, value in projector.items() if key != "name"}
     return _required_inputs(projector["name"], json.dumps(_without_numbers(settings), sort_keys=True))
 
 
-def _without_numbers(value: Any) -> Any:
+def _without_numbers(settings: Any) -> Any:
     """Settings without numbers and lists."""
-    is_number = {key: isinstance(one, int | float) and not isinstance(one, bool) for key, one in value.items()}
+    is_number = {key: isinstance(value, int | float) and not isinstance(value, bool) for key, value in settings.items()}
     return {
-        key: _without_numbers(one) if isinstance(one, dict) else one
-        for key, one in value.items()
-        if not is_number[key] and not isinstance(one, list)
+        key: _without_numbers(value) if isinstance(value, dict) else value
+        for key, value in settings.items()
+        if not is_number[key] and not isinstance(value, list)
     }
 
 

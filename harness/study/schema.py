@@ -1,4 +1,4 @@
-"""The schema of a study file."""
+"""The schema of a study."""
 
 import itertools
 from collections.abc import Mapping
@@ -10,20 +10,20 @@ from harness.results.claims import Claim
 from harness.system.uris import tracking_uri_problem
 
 MAX_NAME = 100
-"""Characters in the name of a study or an arm; a folder and the rows of tables are named after them."""
+"""Characters in the name of a study or an arm; the name is used for a folder and in tables."""
 Choice = Any
-"""One value of a search space, as YAML gives it."""
+"""One value of a search space: any value that YAML can express."""
 
 
 class Range(BaseModel):
-    """Values to sample between two bounds, both included; whole numbers where both bounds are."""
+    """Values to sample between two bounds, inclusive; integers if both bounds are."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     low: int | float = Field(description="smallest value")
     high: int | float = Field(description="largest value")
-    log: bool = Field(default=False, description="sample the logarithm evenly")
-    step: int | float | None = Field(default=None, gt=0, description="grid of the values; not with log")
+    log: bool = Field(default=False, description="sample uniformly in the logarithm")
+    step: int | float | None = Field(default=None, gt=0, description="spacing of the values; not allowed with log")
 
 
 def _form(value: object) -> str:
@@ -37,25 +37,31 @@ Values = Annotated[
 
 
 class Search(BaseModel):
-    """What is varied within arms beyond their differences from base."""
+    """A search over settings within some of the arms."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    arms: tuple[str, ...] = Field(min_length=1, description="arms that are varied; the others run as they are")
+    arms: tuple[str, ...] = Field(min_length=1, description="arms that are searched; the others run once")
     sampler: Literal["grid", "tpe"] = Field(
         default="grid", description="grid: every combination of the choices; tpe: Optuna's TPE sampler"
     )
-    trials: int | None = Field(default=None, ge=1, description="points to sample, shared evenly by the arms; tpe only")
-    space: dict[str, Values] = Field(min_length=1, description="dotted path in the cell -> choices, or low and high")
+    trials: int | None = Field(
+        default=None, ge=1, description="points to sample in total, divided equally between the arms; tpe only"
+    )
+    space: dict[str, Values] = Field(
+        min_length=1, description="dotted path of a setting -> list of choices, or low and high"
+    )
 
 
 class Tracking(BaseModel):
-    """Where MLflow keeps the runs; no result depends on it."""
+    """Where MLflow runs are stored; results do not depend on it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    uri: str | None = Field(default=None, description="of an MLflow server, database or file store")
-    experiment: str | None = Field(default=None, min_length=1, description="of MLflow; the study's name if null")
+    uri: str | None = Field(default=None, description="URI of an MLflow server, database or file store")
+    experiment: str | None = Field(
+        default=None, min_length=1, description="name of the MLflow experiment; default: the study's name"
+    )
 
     @field_validator("uri")
     @classmethod
@@ -67,21 +73,24 @@ class Tracking(BaseModel):
 
 
 def _several(value: object) -> object:
-    """One stands for a list of one."""
+    """A single string as a list of one."""
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
 class StudySettings(BaseModel):
-    """The top level of a study file, preset and overrides merged in."""
+    """The top level of a study, with preset and overrides merged in."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    question: str = Field(min_length=1, description="what the study is to answer, as a sentence")
+    question: str = Field(min_length=1, description="the question that the study answers, as a sentence")
     name: str | None = Field(
-        default=None, pattern=r"^\w[\w.-]*$", max_length=MAX_NAME, description="names the run folder; the file's name"
+        default=None,
+        pattern=r"^\w[\w.-]*$",
+        max_length=MAX_NAME,
+        description="name of the study and of its run folder; default: the file's name",
     )
-    extends: str | None = Field(default=None, description="path of a preset, from the study's folder")
-    base: dict[str, Any] = Field(default={}, description="what the arms share")
+    extends: str | None = Field(default=None, description="path of a preset, relative to the study's folder")
+    base: dict[str, Any] = Field(default={}, description="settings that all arms share")
     arms: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=MAX_NAME)], dict[str, Any] | None] = Field(
         min_length=1, description="differences from base by name; {} is base itself"
     )
@@ -93,17 +102,17 @@ class StudySettings(BaseModel):
         min_length=1, description="metric -> maximize or minimize"
     )
     baseline: Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1)] = Field(
-        description="the arm that the others are compared with, or several; figures and the gallery show the first"
+        description="arm or arms that the others are compared with; figures and the gallery show the first"
     )
-    margin: float = Field(default=0.01, gt=0, lt=1, description="smallest difference in gIoU that matters in practice")
+    margin: float = Field(default=0.01, gt=0, lt=1, description="smallest relevant difference in gIoU")
     claims: tuple[Claim, ...] = Field(default=(), description="statements that the report judges")
-    tracking: Tracking = Field(default=Tracking(), description="MLflow store; the run folder's if left out")
+    tracking: Tracking = Field(default=Tracking(), description="MLflow store; that of the run folder by default")
 
 
 def grid(space: Mapping[str, Range | tuple[Choice, ...]]) -> list[dict[str, Choice]]:
     """Every combination of the choices, the last path varying fastest."""
     choices = [values for values in space.values() if isinstance(values, tuple)]
-    assert len(choices) == len(space), "a grid over a range is refused when the study is read"
+    assert len(choices) == len(space), "a grid over a range is refused when the study is checked"
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*choices)]
 
 

@@ -1,7 +1,7 @@
-"""A study and the cells it becomes.
+"""A study and its cells.
 
-A study file says `question`, `extends`, `base`, `arms`, `search`, `seeds`, `objectives`, `baseline`, `margin`, `claims`
-(`harness.study.schema`); the preset that it extends may give `base`, `seeds` and `objectives`.
+`harness.study.schema` describes the keys of a study: `question`, `extends`, `base`, `arms`, `search`, `seeds`,
+`objectives`, `baseline`, `margin`, `claims`, `tracking`. A preset may set `base`, `seeds`, `objectives` and `tracking`.
 """
 
 import hashlib
@@ -13,30 +13,31 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Self
 
 from ruamel.yaml import YAML
 
 from harness.errors import StudyError
 from harness.study.cell_code import component_code
-from harness.study.cell_spec import CellSpec, resolve, set_values
-from harness.study.loading import read_study
+from harness.study.cell_spec import CellSpec, resolve, set_value
+from harness.study.loading import LoadedStudy, load_mapping, load_yaml
 from harness.study.schema import Choice, StudySettings, ends_of, grid
 from harness.study.yaml_node import SourceLocation, YamlNode
 from harness.system.device import default_device
 from harness.system.precision import resolve_precision
 
-__all__ = ["Cell", "CellSpec", "Point", "Study", "load"]
+__all__ = ["Cell", "CellSpec", "Point", "Study"]
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One configuration of an arm: the values of the search space's paths; empty for an arm that is not searched."""
+    """One configuration of an arm: a value for each path of the search space; empty if the arm is not searched."""
 
     arm: str
     values: Mapping[str, Choice] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """The values as text, the same for equal points; the column `point` of the results."""
+        """The values as JSON with sorted keys; the column `point` of the results."""
         return json.dumps(dict(self.values), sort_keys=True)
 
 
@@ -45,9 +46,9 @@ class Cell:
     """One model to train and score.
 
     Args:
-        id: 12 hex digits of the hash of arm, seed, specification and code; the same cell in every run of every study.
-        point: values of the search space's paths.
-        code: fingerprint of the source of its projector and superpixel source.
+        id: first 12 hex digits of the hash of arm, seed, specification and code, so that equal cells have equal ids.
+        point: a value for each path of the search space.
+        code: fingerprint of the source code of the projector and of the superpixel method.
     """
 
     study: str
@@ -60,7 +61,7 @@ class Cell:
 
     @property
     def columns(self) -> dict[str, str | int]:
-        """The columns of a row that name the cell and its parts."""
+        """The columns of a row that identify the cell and its components."""
         spec = self.spec
         return {
             "study": self.study,
@@ -78,23 +79,55 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """A study without mistakes.
+    """A checked study, made by `from_yaml` or `from_dict`.
 
     Args:
-        name: of its run folder.
-        source: the file it was read from, as given.
-        arms: each arm merged over base.
-        overrides: `--set` arguments, in order.
+        name: of the run folder.
+        source: the file as the user named it, or the name of a study made from a mapping.
+        arms: each arm merged into base, as plain values.
+        overrides: `key=value` overrides, in order.
     """
 
     name: str
     source: str
     settings: StudySettings
-    arms: Mapping[str, YamlNode]
+    arms: Mapping[str, dict[str, Any]]
     overrides: tuple[str, ...] = ()
 
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
+        """Loads and checks a study file. A preset by itself is a study of one arm with the projector `mlp`.
+
+        Args:
+            overrides: `key=value`, with the value in YAML; `training.steps` is short for `base.training.steps`, and
+                `extends=FILE` selects another preset.
+
+        Raises:
+            StudyError: with every problem in the file, its preset and the overrides.
+        """
+        path = Path(path)
+        return cls._of(load_yaml(path, overrides), path.stem, str(path), overrides)
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any], overrides: Sequence[str] = (), name: str = "study") -> Self:
+        """Checks a study whose keys and values are those of a study file.
+
+        Args:
+            mapping: `extends` is relative to the repository's folder `studies`, as in `presets/embedded.yaml`.
+            overrides: as in `from_yaml`.
+            name: of the study if `mapping` has no `name`; messages begin with it, as in `study: arms.x.projector`.
+
+        Raises:
+            StudyError: with every problem in the mapping, its preset and the overrides.
+        """
+        return cls._of(load_mapping(mapping, name, overrides), name, name, overrides)
+
+    @classmethod
+    def _of(cls, loaded: LoadedStudy, name: str, source: str, overrides: Sequence[str]) -> Self:
+        return cls(loaded.settings.name or name, source, loaded.settings, loaded.arms, tuple(overrides))
+
     def points(self) -> list[Point]:
-        """Every configuration that is known before the study runs, in the order of the arms; sampled ones are not."""
+        """Every configuration that is known before the study runs, in the order of the arms."""
         search = self.settings.search
         points = []
         for arm in self.arms:
@@ -109,10 +142,10 @@ class Study:
         return [cell for point in self.points() for cell in self.cells_of(point)]
 
     def cells_of(self, point: Point) -> list[Cell]:
-        """One cell a seed.
+        """One cell per seed.
 
         Raises:
-            StudyError: the values of the point do not go together.
+            StudyError: the values of the point are invalid together.
         """
         spec = self.spec(point)
         code = component_code(spec)
@@ -122,50 +155,53 @@ class Study:
         ]
 
     def spec(self, point: Point) -> CellSpec:
-        """The full specification at a point, with the precision that `auto` stands for on this machine.
+        """The full specification at a point; `precision: auto` is replaced by the precision used on this machine.
 
         Raises:
-            StudyError: the values of the point do not go together.
+            StudyError: the values of the point are invalid together.
         """
+        location = SourceLocation(self.source, None, f"arms.{point.arm}")
+        arm = YamlNode.of(self.arms[point.arm], location)
+        for path, value in point.values.items():
+            arm = set_value(arm, path, YamlNode.of(value, location.under(path)))
         problems: list[str] = []
-        tree = set_values(self.arms[point.arm], point.values, SourceLocation(self.source, None, f"arms.{point.arm}"))
-        spec = resolve(tree, problems)
+        spec = resolve(arm, problems)
         if spec is None:
             raise StudyError(problems)
         precision = resolve_precision(spec.training.precision, default_device())
         return spec.model_copy(update={"training": spec.training.model_copy(update={"precision": precision})})
 
     def cells_to_check(self) -> list[Cell]:
-        """The known cells, and for sampled arms those at the ends of the search space: all first, all last values."""
+        """The known cells, and two points of each sampled arm: the first and the last value of every path."""
         cells, search = self.cells(), self.settings.search
         if search is None or search.sampler != "tpe":
             return cells
         for arm, values in itertools.product(search.arms, ends_of(search.space)):
-            with suppress(StudyError):  # values that do not go together are pruned when they are sampled
+            with suppress(StudyError):  # values that are invalid together are pruned when they are sampled
                 cells += self.cells_of(Point(arm, values))
         return cells
 
     @property
     def num_sampled(self) -> int:
-        """Points that only the run will choose."""
+        """Number of points that the sampler chooses during the run."""
         search = self.settings.search
         return search.trials or 0 if search is not None and search.sampler == "tpe" else 0
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes when the arms, the search, the seeds or the objectives do, and with nothing else."""
+        """Hash of the arms, the search, the seeds and the objectives only."""
         settings = self.settings.model_dump(mode="json", include={"search", "seeds", "objectives"})
         arms = {arm: self.spec(Point(arm)).model_dump(mode="json") for arm in self.arms}
         return hashlib.sha256(json.dumps([arms, settings], sort_keys=True).encode()).hexdigest()[:8]
 
     def resolved(self) -> str:
-        """The study as YAML with nothing left to look up, except `tracking`; loading it gives the same cells."""
-        left_out = {"name", "base", "extends", "arms", "tracking"}
-        settings = self.settings.model_dump(mode="json", exclude=left_out, exclude_none=True)
+        """The study as YAML, self-contained and without `tracking`; loading it gives the same cells."""
+        excluded = {"name", "base", "extends", "arms", "tracking"}
+        settings = self.settings.model_dump(mode="json", exclude=excluded, exclude_none=True)
         arms = {arm: self.spec(Point(arm)).model_dump(mode="json") for arm in self.arms}
         text = io.StringIO()
-        overrides = [f"--set {given}" for given in self.overrides if not given.startswith(("tracking.", "tracking="))]
-        text.write(f"# resolved from {' '.join([self.source, *overrides])}\n")
+        kept = [override for override in self.overrides if not override.startswith(("tracking.", "tracking="))]
+        text.write(f"# resolved from {' '.join([self.source, *(f'--set {override}' for override in kept)])}\n")
         yaml = YAML(typ="safe", pure=True)
         yaml.default_flow_style = False
         yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
@@ -175,19 +211,6 @@ class Study:
 
 
 def cell_id(arm: str, seed: int, spec: CellSpec, code: str) -> str:
-    """First 12 hex digits of the hash of everything that decides a cell's result."""
+    """First 12 hex digits of the hash of everything that determines a cell's result."""
     text = json.dumps([arm, seed, spec.model_dump(mode="json"), code], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def load(path: Path, overrides: Sequence[str] = ()) -> Study:
-    """Reads and checks a study file.
-
-    Args:
-        overrides: `a.b=value`, the value in YAML; `training.steps` is short for `base.training.steps`.
-
-    Raises:
-        StudyError: with every mistake that the file, its preset and the overrides hold.
-    """
-    settings, arms = read_study(path, overrides)
-    return Study(settings.name or path.stem, str(path), settings, arms, tuple(overrides))

@@ -1,4 +1,4 @@
-"""What a study may vary about training and scoring. Apart from what does it, so that reading a study loads no model."""
+"""Settings of training and evaluation, in a module of their own so that loading a study imports no model."""
 
 from typing import Literal
 
@@ -6,11 +6,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class CurriculumConfig(BaseModel):
-    """What is asked first: only expressions of these families, for so many steps."""
+    """A curriculum: the first steps use only expressions of some families."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    steps: int = Field(ge=1, description="the first steps of all, which count among the others")
+    steps: int = Field(ge=1, description="number of first steps; included in the total number of steps")
     families: tuple[str, ...] = Field(min_length=1, description="families of the data, such as attribute")
 
 
@@ -19,53 +19,53 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    steps: int = Field(ge=1, description="optimiser steps of the second stage, in which everything learns")
+    steps: int = Field(
+        ge=1, description="optimizer steps of the second stage, in which all trainable parameters are updated"
+    )
     alignment_steps: int = Field(
         default=0,
         ge=0,
-        description="steps of the first stage: LLM, its LoRA and the projector's late parts stay frozen",
+        description="steps of the first stage, in which the LLM, its LoRA and late parts of the projector are frozen",
     )
     curriculum: CurriculumConfig | None = Field(
         default=None, description="train on simple families of expressions first"
     )
-    batch_images: int = Field(default=16, ge=1, description="images in a step")
+    batch_images: int = Field(default=16, ge=1, description="images per step")
     micro_batch_images: int | None = Field(
         default=None,
         ge=1,
         description="images whose activations are in memory together; gradients add up to those of batch_images. null: "
         "all of them",
     )
-    expressions_per_image: int = Field(
-        default=6, ge=1, description="expressions and questions asked of an image in a step"
-    )
+    expressions_per_image: int = Field(default=6, ge=1, description="expressions and questions per image and step")
     optimizer: Literal["adamw", "muon"] = Field(
         default="adamw",
-        description="muon: for matrices of hidden layers, those of a LoRA among them, AdamW for all else",
+        description="muon: for matrices of hidden layers, including LoRA; AdamW for all other parameters",
     )
-    learning_rate: float = Field(
-        default=3e-4, gt=0, le=10, description="highest, at the end of warm-up; a cosine to 0 follows"
-    )
+    learning_rate: float = Field(default=3e-4, gt=0, le=10, description="after warm-up; a cosine to 0 follows")
     weight_decay: float = Field(default=0.0, ge=0, le=10, description="decoupled, as in AdamW")
-    warmup_steps: int = Field(default=100, ge=0, description="of each stage, rising linearly")
+    warmup_steps: int = Field(default=100, ge=0, description="steps of linear warmup in each stage")
     location_loss: float = Field(
         default=0.0,
         ge=0,
         le=1e3,
-        description="weight of a loss that LISA has not: where the [SEG] state points, in the mask decoder's "
-        "coordinates, should be on the target; the only one of masks for mask_decoder.prompt: points",
+        description="weight of a loss that LISA does not have, on the location predicted from the [SEG] state, which "
+        "should be on the target; required for mask_decoder.prompt: points",
     )
     clip_norm: float = Field(default=1.0, gt=0, le=1e6, description="largest norm of the gradient of all parameters")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="auto: bfloat16 where the hardware multiplies it natively, else float32"
+        default="auto", description="auto: bfloat16 if the hardware supports it natively, else float32"
     )
 
 
 class EvaluationConfig(BaseModel):
-    """What is scored and measured of a trained cell."""
+    """How a trained cell is evaluated."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    split: str = Field(default="test", description="of the data; not the one that is trained on")
-    batch_images: int = Field(default=16, ge=1, description="images scored at a time")
-    latency_repeats: int = Field(default=10, ge=1, description="timed runs of a model, at least; one image each")
+    split: str = Field(default="test", description="split of the data used for evaluation; not train")
+    batch_images: int = Field(default=16, ge=1, description="images per evaluation batch")
+    latency_repeats: int = Field(
+        default=10, ge=1, description="smallest number of timed runs of a model; one image each"
+    )
     gallery_images: int = Field(default=24, ge=0, description="images kept for the report's gallery")

@@ -1,4 +1,7 @@
-"""YAML with a memory: every value knows the file, the line and the key it was written at, through merges too."""
+"""Values of a study file together with the file, line and key where each was written; merging keeps these locations.
+
+Nodes exist only while a study is loaded and checked. A `Study` holds plain values and pydantic models.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -7,12 +10,12 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class SourceLocation:
-    """Where something was written; reads `studies/x.yaml:12: base.training.steps`.
+    """Where a value was written, printed as `studies/x.yaml:12: base.training.steps` or `study: base.training.steps`.
 
     Args:
-        source: the file as the user named it, or the whole `--set` argument.
+        source: the file as the user named it, the whole `--set` argument, or the name of a study made from a mapping.
         line: counted from 1; None outside files.
-        key: dotted path as it stands there; empty for the whole document.
+        key: dotted path of the value; empty for the whole document.
     """
 
     source: str
@@ -24,65 +27,65 @@ class SourceLocation:
         return f"{place}: {self.key}" if self.key else place
 
     def under(self, key: str | int, line: int | None = None) -> "SourceLocation":
-        """The place of a key inside this one."""
+        """The location of a key of this mapping, or of an item of this list."""
         return SourceLocation(self.source, line or self.line, f"{self.key}.{key}" if self.key else str(key))
 
 
 @dataclass(frozen=True, slots=True)
 class YamlNode:
-    """A YAML value with its place.
+    """A value and its location.
 
     Args:
-        value: a dict or a list of trees, or a scalar.
+        value: a dict of nodes, a list of nodes, or a scalar.
     """
 
     value: Any
-    spot: SourceLocation
+    location: SourceLocation
 
     @classmethod
-    def of(cls, value: Any, spot: SourceLocation) -> "YamlNode":
-        """A plain value, all of it with one place."""
+    def of(cls, value: Any, location: SourceLocation) -> "YamlNode":
+        """A plain value as nodes; each nested value is located at its key under `location`."""
         if isinstance(value, dict):
-            return cls({key: cls.of(inner, spot) for key, inner in value.items()}, spot)
+            return cls({key: cls.of(inner, location.under(key)) for key, inner in value.items()}, location)
         if isinstance(value, list):
-            return cls([cls.of(inner, spot) for inner in value], spot)
-        return cls(value, spot)
+            return cls([cls.of(inner, location.under(i)) for i, inner in enumerate(value)], location)
+        return cls(value, location)
 
     @classmethod
     def nest(cls, path: Sequence[str], leaf: "YamlNode") -> "YamlNode":
-        """{a: {b: leaf}} for the path a, b; the mappings around the leaf have the leaf's place."""
-        tree = leaf
+        """{a: {b: leaf}} for the path (a, b); the mappings around the leaf have the leaf's location."""
+        node = leaf
         for key in reversed(path):
-            tree = cls({key: tree}, leaf.spot)
-        return tree
+            node = cls({key: node}, leaf.location)
+        return node
 
     @property
     def is_mapping(self) -> bool:
-        """Whether this is a mapping."""
+        """Whether the value is a mapping."""
         return isinstance(self.value, dict)
 
     def get(self, key: str) -> "YamlNode | None":
-        """The value under a key; None where this is no mapping or has no such key."""
+        """The value under a key; None if the key is missing or this is not a mapping."""
         return self.value.get(key) if isinstance(self.value, dict) else None
 
     def items(self) -> Iterator[tuple[str, "YamlNode"]]:
-        """Keys and values of a mapping; nothing for anything else."""
+        """Keys and values of a mapping; empty for anything else."""
         return iter(self.value.items()) if isinstance(self.value, dict) else iter(())
 
     def keys(self) -> list[str]:
-        """Keys of a mapping; none for anything else."""
+        """Keys of a mapping; empty for anything else."""
         return [key for key, _ in self.items()]
 
     def entries(self) -> list["YamlNode"]:
-        """Values of a list; none for anything else."""
+        """Items of a list; empty for anything else."""
         return self.value if isinstance(self.value, list) else []
 
     def without(self, *keys: str) -> "YamlNode":
-        """This mapping without some of its keys."""
+        """This mapping without some keys."""
         return replace(self, value={key: value for key, value in self.items() if key not in keys})
 
     def plain(self) -> Any:
-        """The value without its places."""
+        """The value without locations."""
         if isinstance(self.value, dict):
             return {key: value.plain() for key, value in self.value.items()}
         if isinstance(self.value, list):
@@ -91,10 +94,10 @@ class YamlNode:
 
 
 def merge(base: YamlNode | None, over: YamlNode) -> YamlNode:
-    """`over` on top of `base`, key by key.
+    """Merges `over` into `base`, key by key; values of `over` win.
 
-    Where both name something (`name: svp`, or the bare string that is short for it) and the names differ, the old
-    siblings are dropped: a new projector never inherits another projector's settings.
+    If both have a `name` (`name: svp`, or the bare string as shorthand) and the names differ, `over` replaces `base`:
+    a projector never inherits another projector's settings.
     """
     if base is None:
         return over
@@ -107,11 +110,11 @@ def merge(base: YamlNode | None, over: YamlNode) -> YamlNode:
     merged = dict(old.items())
     for key, value in new.items():
         merged[key] = merge(merged.get(key), value)
-    return YamlNode(merged, new.spot)
+    return YamlNode(merged, new.location)
 
 
-def _long_form(tree: YamlNode, other: YamlNode) -> YamlNode:
-    """`sspe` as {name: sspe} where it meets a mapping."""
-    if isinstance(tree.value, str) and other.is_mapping:
-        return YamlNode({"name": tree}, tree.spot)
-    return tree
+def _long_form(node: YamlNode, other: YamlNode) -> YamlNode:
+    """Expands the shorthand `sspe` to {name: sspe} if the other value is a mapping."""
+    if isinstance(node.value, str) and other.is_mapping:
+        return YamlNode({"name": node}, node.location)
+    return node

@@ -1,4 +1,4 @@
-"""This machine and its files: device, precision, environment, atomic files, URIs, fingerprints of source code.
+"""The machine and its files: device, precision, environment, atomic writes, URIs, fingerprints of source code.
 
-Nothing comes in but names and paths; facts and whole files go out. It imports only `errors`.
+Input: names and paths. Output: plain values and files. It imports only `errors`.
 """

@@ -1,4 +1,4 @@
-"""Where weights and computed features are kept between runs."""
+"""The cache of weights and computed features."""
 
 import hashlib
 import json
@@ -11,15 +11,15 @@ import numpy as np
 from harness.system.files import write_atomically
 
 VARIABLE = "SVP_HARNESS_CACHE"
-"""Environment variable that moves the cache."""
+"""Environment variable with the folder of the cache."""
 OnProgress = Callable[[int, int], None]
-"""Told (done, total) as images are computed."""
+"""Called with (done, total) as images are computed."""
 
 
 def cache_dir() -> Path:
-    """The cache's root: $SVP_HARNESS_CACHE, else ~/.cache/svp-harness. Safe to delete: all of it can be made again."""
-    given = os.environ.get(VARIABLE)
-    return Path(given).expanduser().resolve() if given else Path.home() / ".cache" / "svp-harness"
+    """The root of the cache: $SVP_HARNESS_CACHE, else ~/.cache/svp-harness. It can be deleted at any time."""
+    path = os.environ.get(VARIABLE)
+    return Path(path).expanduser().resolve() if path else Path.home() / ".cache" / "svp-harness"
 
 
 def image_key(image: np.ndarray) -> str:
@@ -28,7 +28,7 @@ def image_key(image: np.ndarray) -> str:
 
 
 def cache_folder(kind: str, identity: Mapping[str, object]) -> Path:
-    """The folder of one way of computing, with its identity written in it for people who look."""
+    """The folder for results of one computation; `identity.json` in it holds the settings that identify it."""
     text = json.dumps(dict(identity), sort_keys=True, default=str)
     folder = cache_dir() / kind / hashlib.sha256(text.encode()).hexdigest()[:16]
     if not (folder / "identity.json").exists():

@@ -1,14 +1,14 @@
-"""The device that everything runs on."""
+"""The device on which models run."""
 
 import torch
 
 
 def default_device() -> torch.device:
-    """CUDA where there is one, else the CPU."""
+    """CUDA if available, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for what was queued on an accelerator."""
+    """Waits for queued CUDA kernels."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

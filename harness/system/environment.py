@@ -1,4 +1,4 @@
-"""Where a result was made: hardware, versions, commit and command; part of every row and every report."""
+"""Hardware, package versions, commit and command of a result; part of every row and report."""
 
 import os
 import platform
@@ -18,7 +18,7 @@ PACKAGES = (
     *("torch", "transformers", "peft", "numpy", "scipy", "pandas", "scikit-image", "segment-anything"),
     *("optuna", "mlflow", "pydantic", "svp-harness"),
 )
-"""Packages whose version can change a number."""
+"""Packages whose version can change a result."""
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -41,13 +41,13 @@ def describe_environment() -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command of this process as one would type it, without the interpreter's folder and without credentials."""
+    """The command line of this process, without the interpreter's folder and without credentials."""
     interpreter, *arguments = sys.orig_argv
     return shlex.join([Path(interpreter).name, *map(redact, arguments)])
 
 
 def git_commit() -> str | None:
-    """The commit that this code is checked out at; None outside a checkout."""
+    """The commit of this checkout; None outside a checkout."""
     return _git("rev-parse", "HEAD") if _is_checkout() else None
 
 
@@ -57,7 +57,7 @@ def git_dirty() -> bool | None:
 
 
 def _is_checkout() -> bool:
-    """Whether the repository around this file is ours, not one that an environment happens to lie in."""
+    """Whether this file is in a checkout of this repository, rather than installed inside another repository."""
     top = _git("rev-parse", "--show-toplevel")
     return top is not None and Path(top).resolve() == _ROOT
 
@@ -71,7 +71,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def cpu_model() -> str:
-    """The processor's name as its maker says it, else its architecture."""
+    """The model name of the processor, else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -86,14 +86,14 @@ def num_cores() -> int:
 
 
 def memory_gib() -> float | None:
-    """Main memory of the machine; None where the system does not say."""
+    """Main memory of the machine; None if the system does not report it."""
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
     return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
 
 
 def accelerator() -> dict[str, Any]:
-    """The device that cells run on."""
+    """The device on which cells run."""
     if not torch.cuda.is_available():
         return {"device": "cpu"}
     properties = torch.cuda.get_device_properties(0)

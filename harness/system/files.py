@@ -1,4 +1,4 @@
-"""Files that are there are whole: written under another name, then moved into place in one step."""
+"""Atomic writes: files are written under a temporary name and then renamed."""
 
 import io
 import os
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def find(name: str | Path) -> Path | None:
-    """The file or folder of this name, `~` written out; None where there is none, or where no path can be so named."""
+    """The file or folder of this name, with `~` expanded; None if it does not exist or the name is invalid."""
     try:
         path = Path(name).expanduser()
         return path if path.exists() else None
@@ -20,13 +20,13 @@ def find(name: str | Path) -> Path | None:
 
 
 def partial_path(path: Path) -> Path:
-    """A name beside `path`, its own to this call, to write under before the file or folder is moved into place."""
+    """A unique temporary path in the folder of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.partial")
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Has `write` make the file under another name, then moves it into place."""
+    """Calls `write` with a temporary path, then renames the file to `path`."""
     partial = partial_path(path)
     try:
         write(partial)
@@ -36,7 +36,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """Has `write` fill a folder of another name, then moves it into place, unless another process was faster."""
+    """Calls `write` with a temporary folder, then renames it to `path` unless another process has created that."""
     partial = partial_path(path)
     partial.mkdir()
     try:

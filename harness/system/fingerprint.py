@@ -1,8 +1,8 @@
-"""Fingerprints of source code: they change when the code does, and not with comments, docstrings or formatting.
+"""Fingerprints of source code, which ignore comments, docstrings and formatting.
 
-A fingerprint covers a module and every module that it imports, directly or through others, within the packages that are
-followed: its own top-level package, and for the harness only code that decides numbers. A result is filed under the
-fingerprints of its projector and superpixel source, a cached file under that of the code that computed it.
+A fingerprint covers a module and every module that it imports, directly or indirectly, within its own top-level
+package and this project; of the harness, only code that affects numerical results. A result is identified by the
+fingerprints of its projector and superpixel method, a cached file by that of the code that computed it.
 """
 
 import ast
@@ -22,15 +22,15 @@ _INFRASTRUCTURE = (
     "study",
     "system",
 )
-"""Packages and modules of the harness that decide no number; the content of weights is identified by its hash."""
+"""Packages and modules of the harness that do not affect numerical results; weights are identified by hash."""
 _NUMERIC = ("results.metrics", "system.precision", "study.training_config")
-"""Exceptions among them."""
+"""Modules in these packages that do affect numerical results."""
 _DIGITS = 8
 
 
 @cache
 def fingerprint(*modules: str) -> str:
-    """First digits of the hash of these modules and of what they import within their packages."""
+    """First digits of the hash of these modules and of everything they import within the covered packages."""
     digest = hashlib.sha256()
     for name in sorted(_closure(modules)):
         digest.update(f"{name}\0{_content(name)}\0".encode())
@@ -50,7 +50,7 @@ def _closure(modules: tuple[str, ...]) -> set[str]:
 
 @cache
 def _imported(name: str) -> tuple[str, ...]:
-    """The modules that a module imports from its own top-level package and from those of this project."""
+    """The modules that a module imports from its own top-level package and from this project."""
     tree = _tree(name)
     if tree is None:
         return ()
@@ -70,7 +70,7 @@ def _is_infrastructure(name: str) -> bool:
 
 
 def _import_names(tree: ast.AST, module: str) -> Iterator[str]:
-    """Every name that may be a module in the import statements of a module, those for type checkers left out."""
+    """Every name in import statements that may be a module, except under `TYPE_CHECKING`."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             continue
@@ -85,7 +85,7 @@ def _import_names(tree: ast.AST, module: str) -> Iterator[str]:
 
 
 def _base(node: ast.ImportFrom, module: str) -> str:
-    """The package of `from X import ...`, relative imports resolved."""
+    """The package of `from X import ...`, with relative imports resolved."""
     if not node.level:
         return node.module or ""
     source = _source(module)
@@ -97,7 +97,7 @@ def _base(node: ast.ImportFrom, module: str) -> str:
 
 @cache
 def _source(name: str) -> Path | None:
-    """The file of a module, found without importing it; None where there is no such module, or it has no file."""
+    """The file of a module, found without importing it; None if there is no such module or it has no file."""
     package, *rest = name.split(".")
     spec = find_spec(package)
     if spec is None or not spec.origin:
@@ -111,7 +111,7 @@ def _source(name: str) -> Path | None:
 
 @cache
 def _tree(name: str) -> ast.Module | None:
-    """The syntax tree of a module; None where its file is not Python source."""
+    """The syntax tree of a module; None if its file is not Python source."""
     path = _source(name)
     if path is None or path.suffix != ".py":
         return None
@@ -119,7 +119,7 @@ def _tree(name: str) -> ast.Module | None:
 
 
 def _content(name: str) -> str:
-    """The code of a module without comments, docstrings and formatting, or the hash of a file that is no source."""
+    """The code of a module without comments, docstrings and formatting; the hash of a file that is not source."""
     tree = _tree(name)
     if tree is None:
         path = _source(name)
@@ -128,7 +128,7 @@ def _content(name: str) -> str:
 
 
 class _WithoutDocstrings(ast.NodeTransformer):
-    """Removes, in place, strings that stand as statements of their own; no import is one."""
+    """Removes expression statements that are strings, in place."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         return None if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node

@@ -1,4 +1,4 @@
-"""URIs of stores: whether MLflow can open one, and how one is shown without its credentials."""
+"""URIs of MLflow stores: validation, and display without credentials."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from harness.errors import HarnessError, suggest
 DATABASES = ("postgresql", "mysql", "mssql")
 _SCHEMES = ("http", "https", "file", "sqlite", *DATABASES)
 _ALLOWED = (
-    "give an MLflow server (http://HOST:5000), a database (sqlite:///FILE, postgresql://USER@HOST/NAME) "
+    "use an MLflow server (http://HOST:5000), a database (sqlite:///FILE, postgresql://USER@HOST/NAME) "
     "or the folder of a file store (file:DIR)"
 )
 _VARIABLE = "MLFLOW_TRACKING_URI"
@@ -20,9 +20,9 @@ _SECRET_PARAMETER = re.compile(r"(?i)([?&][\w-]*(?:password|passwd|pwd|token|sec
 
 
 def redact(text: str) -> str:
-    """The text with `***` for user names and passwords before a host, and for passwords and tokens in a query.
+    """The text with `***` in place of user names and passwords before a host, and of secrets in a query.
 
-    Everything up to the last @ of a line is taken for a password, because a password may contain any character.
+    Everything up to the last @ of a line is removed, because a password may contain any character.
     """
     text = _USER_INFO.sub("***@", text)
     text = _USER_INFO_WITHOUT_SCHEME.sub("***@", text)
@@ -30,13 +30,13 @@ def redact(text: str) -> str:
 
 
 def scheme_of(uri: str) -> str:
-    """The scheme without a driver; a plain path is a file store."""
+    """The scheme without a driver; `file` for a plain path."""
     scheme = uri.partition(":")[0] if "://" in uri or uri.startswith("file:") else "file"
     return scheme.partition("+")[0].lower()
 
 
 def tracking_uri_problem(uri: str) -> str | None:
-    """Why MLflow cannot use this URI, and what is allowed; None if nothing is wrong with it."""
+    """Why MLflow cannot use this URI, and what is allowed; None if it is valid."""
     scheme = scheme_of(uri)
     found = f"found {redact(uri)!r}; "
     if scheme not in _SCHEMES:
@@ -44,8 +44,8 @@ def tracking_uri_problem(uri: str) -> str | None:
     if scheme == "sqlite":
         file = Path(uri.partition(":///")[2])
         if ":///" not in uri or file.name == "" or file.is_dir():
-            return f"{found}it names no file; {_ALLOWED}"
-        return None if file.parent.is_dir() else f"{found}there is no folder {file.parent}; make it"
+            return f"{found}has no file name; {_ALLOWED}"
+        return None if file.parent.is_dir() else f"{found}there is no folder {file.parent}; create it"
     if scheme == "file":
         return _file_store_problem(uri, found)
     try:
@@ -54,31 +54,31 @@ def tracking_uri_problem(uri: str) -> str | None:
     except ValueError:
         is_whole = False
     if not is_whole or re.search(r"\s", uri):
-        return f"{found}it is no valid URL; {_ALLOWED}"
+        return f"{found}not a valid URL; {_ALLOWED}"
     if scheme in {"http", "https"} and not parts.hostname:
-        return f"{found}it names no host; {_ALLOWED}"
+        return f"{found}has no host; {_ALLOWED}"
     if scheme in DATABASES and parts.path in {"", "/"}:
-        return f"{found}it names no database; {_ALLOWED}"
+        return f"{found}has no database name; {_ALLOWED}"
     return None
 
 
 def _file_store_problem(uri: str, found: str) -> str | None:
-    """A path without `file:` must look like one: `localhost:5000` and misspelt URLs are no folders."""
+    """A path without `file:` must look like a path; `localhost:5000` and misspelt URLs are rejected."""
     path = Path(urlsplit(uri).path) if uri.startswith("file:") else Path(uri)
     if path.is_file():
-        return f"{found}it is a file; {_ALLOWED}"
+        return f"{found}is a file; {_ALLOWED}"
     is_path = uri.startswith(("file:", "/", "./", "../")) or path.is_dir()
     return None if is_path and uri not in {"file:", "file://"} and uri else f"{found}{_ALLOWED}"
 
 
 def choose_tracking_uri(flag: str | None, study_uri: str | None) -> str | None:
-    """Where MLflow keeps the runs: `--tracking-uri`, else the study's `tracking.uri`, else MLFLOW_TRACKING_URI.
+    """The URI of the MLflow store: `--tracking-uri`, else the study's `tracking.uri`, else MLFLOW_TRACKING_URI.
 
     Returns:
-        None if nobody names a store: then it is the one in the run folder.
+        None if none is set, which selects the store in the run folder.
 
     Raises:
-        HarnessError: MLflow cannot use the URI; that of the study has been checked with the study.
+        HarnessError: MLflow cannot use the URI. (The study's URI is checked when the study is loaded.)
     """
     if flag is None and study_uri is not None:
         return study_uri
