@@ -149,7 +149,7 @@ def test_a_sam_that_is_pointed_at_stays_as_it_came_and_nothing_is_drawn_in_train
     ("given", "told"),
     [
         ("base.mask_decoder.prompt=points", "a mask decoder from scratch knows no answer; name a SAM"),
-        ("base.mask_decoder={name: sam-scenes, prompt: points}", "give training.location_loss a weight, as 1.0"),
+        ("base.mask_decoder={name: sam-scenes, prompt: points}", "set training.location_loss to a positive weight"),
         ("base.init_from.nmae=x", "nmae"),
     ],
 )

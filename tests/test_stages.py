@@ -85,7 +85,7 @@ def test_an_interrupted_run_leaves_tables_and_a_report_and_exits_with_130(study_
     command = [str(study_file), "--set", "evaluation.gallery_images=1", "--out", str(place)]
     monkeypatch.setattr(commands, "_cells", lambda: _InterruptedCells(after=1))
     assert run.main(command) == 130
-    assert "finished stages are kept; free some space, then run the same command again" in capsys.readouterr().err
+    assert "finished stages are kept; run the same command again to resume" in capsys.readouterr().err
     folder = RunFolder(place)
     assert pd.read_parquet(folder.results)["status"].tolist() == ["done"]
     assert folder.report.exists()
