@@ -10,14 +10,10 @@ from PIL import Image
 from rich.console import Console
 from skimage.segmentation import find_boundaries
 
-from harness.assembly.assembly import prepare
-from harness.assembly.checkpoint import Trained, load
-from harness.data.example import Example, Expression, read_image
-from harness.data.formats.reading import as_sentence
+from harness.data.example import read_image
 from harness.errors import HarnessError
-from harness.evaluation.evaluator import Evaluator
+from harness.evaluation.trained_cell import Segmentation, TrainedCell, load_cell
 from harness.monitoring.progress import progress_on
-from harness.system.device import default_device
 from projectors import ProjectorError
 
 _OUTLINE = 20
@@ -29,14 +25,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     try:
-        trained = load(options.cell, default_device())
-        example = _example(options.image, options.expression, trained)
-        prepare(trained.assembly.batches, [example], progress_on(console).note)
-        written = _predict(trained, example, options.out)
+        cell = load_cell(options.cell)
+        image = read_image(options.image)
+        found = cell.predict(image, options.expression, progress_on(console).note)
+        written = _write(image, found, options.image.stem, options.out)
     except (HarnessError, ProjectorError) as error:
         console.print(str(error), style="red", soft_wrap=True, markup=False)
         return 2
-    for line in [*written, expectation(trained)]:
+    for line in [*written, expectation(cell)]:
         sys.stdout.write(f"{line}\n")
     return 0
 
@@ -52,51 +48,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _example(path: Path, texts: Sequence[str], trained: Trained) -> Example:
-    """The image and the expressions as an example without targets.
-
-    Raises:
-        HarnessError: the file is not an image, a word is unknown, or superpixels require the ground truth.
-    """
-    if trained.spec.superpixels is not None and trained.spec.superpixels["name"] == "oracle":
-        raise HarnessError(
-            f"arm {trained.arm!r} uses superpixels from the ground truth, which an image file does not have; choose a "
-            "cell with another superpixel source"
-        )
-    image = read_image(path)
-    expressions = tuple(Expression(as_sentence(text), "all", ()) for text in texts)
-    if not all(expression.text for expression in expressions):
-        raise HarnessError("--expression contains no word; describe what to segment")
-    tokenizer = trained.assembly.batches.llm.tokenizer
-    if trained.spec.llm.name == "tiny":
-        known = tokenizer.get_vocab()
-        unknown = sorted({word for each in expressions for word in each.text.split()} - known.keys())
-        if unknown:
-            words = ", ".join(sorted(word for word in known if word[0].isalpha()))
-            raise HarnessError(
-                f"the vocabulary of this cell does not contain {', '.join(map(repr, unknown))}; known words: {words}"
-            )
-    return Example(path.stem, image, (), expressions)
-
-
-def _predict(trained: Trained, example: Example, out: Path) -> list[str]:
+def _write(image: np.ndarray, found: Sequence[Segmentation], stem: str, out: Path) -> list[str]:
     """Writes mask and overlay of each expression; returns one line per expression with the result and the files."""
-    assembly, precision = trained.assembly, trained.spec.training.precision
-    texts = [expression.text for expression in example.expressions]
-    evaluator = Evaluator(assembly.segmenter, assembly.batches, 1, precision)
-    prediction = next(evaluator.predict([example], [example.expressions]))
     lines = []
-    for number, (text, mask, has_seg) in enumerate(zip(texts, prediction.masks, prediction.predicted_seg, strict=True)):
-        stem = example.image_id if len(texts) == 1 else f"{example.image_id}-{number}"
-        paths = out / f"{stem}.mask.png", out / f"{stem}.overlay.png"
+    for number, one in enumerate(found):
+        name = stem if len(found) == 1 else f"{stem}-{number}"
+        paths = out / f"{name}.mask.png", out / f"{name}.overlay.png"
         try:
             out.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(paths[0])
-            Image.fromarray(overlay(example.image, mask)).save(paths[1])
+            Image.fromarray(np.where(one.mask, 255, 0).astype(np.uint8)).save(paths[0])
+            Image.fromarray(overlay(image, one.mask)).save(paths[1])
         except OSError as error:
             raise HarnessError(f"cannot write to --out {out} ({error}); choose another folder") from None
-        outcome = "[SEG] generated" if has_seg else "[SEG] not generated, which counts as no target"
-        lines.append(f"{text!r}: {outcome}; mask covers {mask.mean():.1%} of the image; {paths[0]}, {paths[1]}")
+        outcome = "[SEG] generated" if one.predicted_seg else "[SEG] not generated, which counts as no target"
+        lines.append(
+            f"{one.expression!r}: {outcome}; mask covers {one.mask.mean():.1%} of the image; {paths[0]}, {paths[1]}"
+        )
     return lines
 
 
@@ -108,10 +75,10 @@ def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return shown
 
 
-def expectation(trained: Trained) -> str:
+def expectation(cell: TrainedCell) -> str:
     """A sentence on the expected quality of predictions, from the cell's training data."""
-    spec = trained.spec
-    trained_on = f"Arm {trained.arm!r} was trained on {spec.data['name']}"
+    spec = cell.spec
+    trained_on = f"Arm {cell.arm!r} was trained on {spec.data['name']}"
     if spec.data["name"] == "scenes":
         return (
             f"{trained_on} (drawings of coloured shapes), with an LLM {_origin(spec.llm.name)}. Masks are meaningful "

@@ -16,7 +16,7 @@ from PIL import Image
 
 from harness.data.scenes import Config as ScenesConfig
 from harness.data.scenes import load as load_scenes
-from harness.study.study import load
+from harness.study.study import Study
 from projectors import REFERENCE_DIMS, ProjectorError, VisualFeatures, register
 
 ROOT = Path(__file__).parent.parent
@@ -83,7 +83,7 @@ def test_the_study_of_a_page_is_valid(page, number, tmp_path):
     shutil.copytree(ROOT / "studies" / "presets", tmp_path / "presets")
     path = tmp_path / "study.yaml"
     path.write_text(re.search(r"```yaml\n(question.+?)```", (ROOT / page).read_text(), re.DOTALL)[1])
-    assert len(load(path).cells()) == number
+    assert len(Study.from_yaml(path).cells()) == number
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

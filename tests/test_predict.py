@@ -161,7 +161,7 @@ def test_an_unknown_word_is_reported_with_the_known_words(checkpoint, photograph
 
 def test_an_expression_without_a_word_is_refused(checkpoint, photograph, capsys):
     assert predict.main([str(checkpoint), "--image", str(photograph), "--expression", "  "]) == 2
-    assert "--expression contains no word; describe what to segment" in capsys.readouterr().err
+    assert "an expression contains no word; describe what to segment" in capsys.readouterr().err
 
 
 def test_a_file_that_is_not_an_image_is_refused(checkpoint, tmp_path, capsys):

@@ -6,8 +6,8 @@ import pytest
 
 from harness import run
 from harness.errors import HarnessError
-from harness.execution import commands
 from harness.execution import preflight as module
+from harness.execution import session
 from harness.execution.cells import Cells
 from harness.execution.preflight import preflight, refuse_failures
 from projectors.pooling import Pooling
@@ -54,7 +54,7 @@ def test_every_failure_is_reported_at_once_and_nothing_is_trained(cells, tmp_pat
 
     monkeypatch.setattr(Pooling, "forward", broken)
     monkeypatch.setattr(SVP, "forward", broken)
-    monkeypatch.setattr(commands, "_cells", lambda: _NoRun())
+    monkeypatch.setattr(session, "_cells", lambda: _NoRun())
     command = [str(tmp_path / "study.yaml"), "--set", "seeds=[0, 1]", "--out", str(tmp_path / "run")]
     for arguments in (command, [*command, "--check"]):
         assert run.main(arguments) == 2

@@ -7,7 +7,7 @@ import pytest
 
 from harness import run
 from harness.errors import StudyError
-from harness.execution import commands
+from harness.execution import session
 from harness.execution.run_study import execute
 from harness.planning import provenance
 from harness.planning.provenance import outdated, set_aside_outdated
@@ -72,9 +72,9 @@ def test_outdated_rows_are_reported_and_run_again_on_demand(tmp_path, monkeypatc
     assert run.main(plan) == 0
     assert "12 finished cells (pooling, bbox_mlp, sspe) were computed by another version" in capsys.readouterr().out
     cells = CodedCells()
-    monkeypatch.setattr(commands, "_cells", lambda: cells)
-    monkeypatch.setattr(commands, "ReportProcess", NoReports)
-    monkeypatch.setattr(commands, "_report", lambda folder: folder.write_if_changed(folder.report, "page"))
+    monkeypatch.setattr(session, "_cells", lambda: cells)
+    monkeypatch.setattr(session, "ReportProcess", NoReports)
+    monkeypatch.setattr(session, "build_report", lambda folder: folder.write_if_changed(folder.report, "page"))
     assert run.main([str(path), "--out", str(folder.path), "--rerun", "bbox_mlp"]) == 0
     assert "2 cells will run again; their old rows are kept" in capsys.readouterr().out.replace("\n", " ")
     assert set(cells.ran) == {cell.id for cell in Study.from_yaml(path).cells() if cell.arm == "bbox_mlp"}

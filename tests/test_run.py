@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from harness import run
-from harness.execution import commands
+from harness.execution import session
 from harness.execution.run_study import execute
 from harness.monitoring.tracker import Tracker
 from harness.planning.plan import estimate, make_plan
@@ -97,7 +97,7 @@ def test_a_finished_study_runs_nothing_and_shows_its_results(tmp_path, capsys, m
     execute(Study.from_yaml(path), folder, None, Cells(), quiet())
     folder.report.parent.mkdir()
     folder.report.write_text("page")
-    monkeypatch.setattr(commands, "_cells", lambda: Cells(fails=("pooling", "bbox_mlp", "sspe")))
+    monkeypatch.setattr(session, "_cells", lambda: Cells(fails=("pooling", "bbox_mlp", "sspe")))
     assert run.main([str(path), "--out", str(folder.path)]) == 0
     printed = capsys.readouterr().out
     assert "nothing to run: all 12 cells have finished" in printed
@@ -108,9 +108,9 @@ def test_a_finished_study_runs_nothing_and_shows_its_results(tmp_path, capsys, m
 
 def test_failed_cells_set_the_exit_code(tmp_path, capsys, monkeypatch):
     path, folder = write_study(tmp_path), run_folder(tmp_path)
-    monkeypatch.setattr(commands, "_cells", lambda: Cells(fails=("bbox_mlp",)))
-    monkeypatch.setattr(commands, "ReportProcess", NoReports)
-    monkeypatch.setattr(commands, "_report", lambda folder: folder.write_if_changed(folder.report, "page"))
+    monkeypatch.setattr(session, "_cells", lambda: Cells(fails=("bbox_mlp",)))
+    monkeypatch.setattr(session, "ReportProcess", NoReports)
+    monkeypatch.setattr(session, "build_report", lambda folder: folder.write_if_changed(folder.report, "page"))
     assert run.main([str(path), "--out", str(folder.path)]) == 1
     printed = capsys.readouterr().out
     assert "2 cells failed" in printed
@@ -152,7 +152,7 @@ def test_the_environment_has_hardware_and_versions():
 
 
 def test_missing_weights_end_the_run_before_it_starts(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(commands, "_cells", lambda: Cells())
+    monkeypatch.setattr(session, "_cells", lambda: Cells())
     path, out = write_study(tmp_path), tmp_path / "run"
     misspelt = [str(path), "--set", "arms.sspe.vision_encoder.name=dinov2-smal", "--out", str(out)]
     for arguments in ([*misspelt, "--plan"], misspelt):
@@ -176,7 +176,7 @@ def test_an_invalid_row_is_one_message_and_does_not_affect_other_plans(tmp_path,
 def test_a_report_is_built_from_the_rows_or_else_from_the_tables(tmp_path, monkeypatch):
     path, folder = write_study(tmp_path), run_folder(tmp_path)
     execute(Study.from_yaml(path), folder, None, Cells(), quiet())
-    monkeypatch.setattr(commands, "_report", lambda _: None)
+    monkeypatch.setattr(session, "build_report", lambda _: None)
     (cell, *_) = folder.tabled()
     folder.write_cell({**folder.row(cell), "giou": 0.75})
     command = [str(path), "--report-only", "--out", str(folder.path)]

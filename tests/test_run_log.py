@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from harness import run
-from harness.execution import commands
+from harness.execution import session
 from harness.monitoring.run_log import run_log
 from tests.small_study import Cells, NoReports, run_folder, write_study
 
@@ -19,9 +19,9 @@ def lines(path):
 
 def test_cells_are_logged_with_their_outcome(tmp_path, monkeypatch):
     path, folder = write_study(tmp_path), run_folder(tmp_path)
-    monkeypatch.setattr(commands, "_cells", lambda: Cells(fails=("bbox_mlp",)))
-    monkeypatch.setattr(commands, "ReportProcess", NoReports)
-    monkeypatch.setattr(commands, "_report", lambda folder: folder.write_if_changed(folder.report, "page"))
+    monkeypatch.setattr(session, "_cells", lambda: Cells(fails=("bbox_mlp",)))
+    monkeypatch.setattr(session, "ReportProcess", NoReports)
+    monkeypatch.setattr(session, "build_report", lambda folder: folder.write_if_changed(folder.report, "page"))
     assert run.main([str(path), "--out", str(folder.path)]) == 1
     logged = lines(folder.path / "run.log")
     assert [line["event"] for line in logged[:2]] == ["run started", "cell started"]
@@ -42,9 +42,9 @@ def test_an_interruption_is_logged(tmp_path, monkeypatch):
         def run(self, *_):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "_cells", Interrupted)
-    monkeypatch.setattr(commands, "ReportProcess", NoReports)
-    monkeypatch.setattr(commands, "_report", lambda _: None)
+    monkeypatch.setattr(session, "_cells", Interrupted)
+    monkeypatch.setattr(session, "ReportProcess", NoReports)
+    monkeypatch.setattr(session, "build_report", lambda _: None)
     assert run.main([str(path), "--out", str(folder.path)]) == 130
     assert lines(folder.path / "run.log")[-1]["event"] == "run interrupted"
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from harness import run
-from harness.execution import commands
+from harness.execution import session
 from harness.execution.cell import run_cell
 from harness.execution.cells import Cells
 from harness.execution.run_study import execute
@@ -83,7 +83,7 @@ def test_an_interrupted_run_leaves_tables_and_a_report_and_exits_with_130(study_
     """Ctrl-C in the second cell, then --report-only."""
     place = tmp_path / "run"
     command = [str(study_file), "--set", "evaluation.gallery_images=1", "--out", str(place)]
-    monkeypatch.setattr(commands, "_cells", lambda: _InterruptedCells(after=1))
+    monkeypatch.setattr(session, "_cells", lambda: _InterruptedCells(after=1))
     assert run.main(command) == 130
     assert "finished stages are kept; run the same command again to resume" in capsys.readouterr().err
     folder = RunFolder(place)
@@ -99,7 +99,7 @@ def test_an_interrupted_run_leaves_tables_and_a_report_and_exits_with_130(study_
 def test_a_full_disk_is_one_message_and_keeps_finished_cells(study_file, tmp_path, monkeypatch, capsys):
     place = tmp_path / "run"
     monkeypatch.setattr(
-        commands, "_cells", lambda: _InterruptedCells(after=1, error=OSError(28, "No space left on device"))
+        session, "_cells", lambda: _InterruptedCells(after=1, error=OSError(28, "No space left on device"))
     )
     command = [str(study_file), "--out", str(place)]
     assert run.main(command) == 2

@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 
 from harness import run
 from harness.errors import HarnessError
-from harness.execution import commands
+from harness.execution import session
 from harness.execution.run_study import execute
 from harness.monitoring import tracker as tracking
 from harness.monitoring.study_runs import LOSS
@@ -112,9 +112,9 @@ class Watching(Cells):
 
 def test_a_server_has_every_cell_while_it_trains_and_the_report_at_the_end(server, tmp_path, capsys, monkeypatch):
     cells = Watching(server, "live")
-    monkeypatch.setattr(commands, "_cells", lambda: cells)
-    monkeypatch.setattr(commands, "ReportProcess", NoReports)
-    monkeypatch.setattr(commands, "_report", write_report)
+    monkeypatch.setattr(session, "_cells", lambda: cells)
+    monkeypatch.setattr(session, "ReportProcess", NoReports)
+    monkeypatch.setattr(session, "build_report", write_report)
     path, folder = write_study(tmp_path), RunFolder(tmp_path / "run")
     secret = server.replace("//", "//ann:se%40cret@")
     arguments = [str(path), "--out", str(folder.path), "--tracking-uri", secret, "--set", "tracking.experiment=live"]
@@ -145,9 +145,9 @@ def test_a_server_has_every_cell_while_it_trains_and_the_report_at_the_end(serve
 
 def test_an_unreachable_server_ends_no_study_and_the_next_run_sends_the_rest(tmp_path, capsys, monkeypatch):
     port = free_port()
-    monkeypatch.setattr(commands, "_cells", lambda: Cells(fails=("bbox_mlp",)))
-    monkeypatch.setattr(commands, "ReportProcess", NoReports)
-    monkeypatch.setattr(commands, "_report", write_report)
+    monkeypatch.setattr(session, "_cells", lambda: Cells(fails=("bbox_mlp",)))
+    monkeypatch.setattr(session, "ReportProcess", NoReports)
+    monkeypatch.setattr(session, "build_report", write_report)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     path, folder = write_study(tmp_path), RunFolder(tmp_path / "run")
     arguments = [str(path), "--out", str(folder.path), "--set", "seeds=[0]"]
@@ -156,7 +156,7 @@ def test_an_unreachable_server_ends_no_study_and_the_next_run_sends_the_rest(tmp
     away = f"7 runs are not yet in MLflow at http://127.0.0.1:{port} (Connection refused)"
     assert f"{away}; run the same command again to send the rest" in printed
     assert len(pd.read_parquet(folder.results)) == 6
-    monkeypatch.setattr(commands, "_cells", lambda: Cells())
+    monkeypatch.setattr(session, "_cells", lambda: Cells())
     with mlflow_server(tmp_path, port) as url:
         assert run.main(arguments) == 0
         assert "not yet in MLflow" not in capsys.readouterr().out

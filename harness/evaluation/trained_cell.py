@@ -85,7 +85,7 @@ class TrainedCell:
             )
         expressions = tuple(Expression(as_sentence(text), "all", ()) for text in texts)
         if not expressions or not all(expression.text for expression in expressions):
-            raise HarnessError("an expression is empty; say what to segment, as in 'the red circle'")
+            raise HarnessError("an expression contains no word; describe what to segment, as in 'the red circle'")
         self._check_vocabulary(expressions)
         return Example("image", _pixels(image), (), expressions)
 
@@ -98,7 +98,7 @@ class TrainedCell:
         if unknown:
             words = ", ".join(sorted(word for word in known if word[0].isalpha()))
             raise HarnessError(
-                f"{', '.join(map(repr, unknown))} is not in the vocabulary of this cell's LLM; use only: {words}"
+                f"the vocabulary of this cell does not contain {', '.join(map(repr, unknown))}; known words: {words}"
             )
 
 
