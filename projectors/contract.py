@@ -63,16 +63,19 @@ REFERENCE_DIMS = Dims(
 
 @dataclass(frozen=True, slots=True)
 class VisualFeatures:
-    """One batch of images as a projector sees it.
+    """A projector's input for one batch of images.
+
+    The vision encoder sets every field but `superpixels` and `decoder_pe`, which are added before the projector runs.
+    An optional field is None unless `Projector.required_inputs` (or `needs_layers`, for `layers`) names it.
 
     Args:
         patches: (B, N, C), row-major over the grid, without CLS and register tokens.
         patch_mask: (B, N) bool, False where a patch lies wholly in the padding of the frame.
-        superpixels: (B, R, R) int64 label map, 0..S-1 per image, -1 in the padding; None unless in `Projector.needs`.
-        decoder_pe: (P, h, w), the mask decoder's dense positional encoding of the frame; None unless needed.
-        keys: (B, A, N, C / A), what the patches offer as keys in the vision encoder's last block; None unless needed.
-        cls_query, cls_key: (B, A, C / A), what CLS asks and offers there; None unless needed.
-        layers: (B, K, N, C), the patches as they leave each block of `Projector.needs_layers`; None unless needed.
+        superpixels: (B, R, R) int64 label map, 0..S-1 per image, -1 in the padding.
+        decoder_pe: (P, h, w), the mask decoder's dense positional encoding of the frame.
+        keys: (B, A, N, C / A), the patches' attention keys in the vision encoder's last block.
+        cls_query, cls_key: (B, A, C / A), attention query and key of CLS in that block.
+        layers: (B, K, N, C), outputs of the blocks in `Projector.needs_layers`.
     """
 
     patches: Tensor

@@ -123,7 +123,7 @@ def test_tiles_that_hold_nothing_of_an_image_are_not_seen(folders: dict[str, Pat
 
 
 def test_a_frame_that_tiles_do_not_fill_is_refused(folders: dict[str, Path]) -> None:
-    with pytest.raises(WeightsError, match=r"no multiple of the 28 px .*; use 28 or 56"):
+    with pytest.raises(WeightsError, match=r"not a multiple of 28 px, .*; use 28 or 56"):
         load_vision_encoder(VisionConfig(name=str(folders["internvl_vision"]), frame=42))
 
 

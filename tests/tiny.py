@@ -14,7 +14,6 @@ from harness.model.config import LLMConfig, MaskDecoderConfig
 from harness.model.llm.language_model import LanguageModel, build_llm
 from harness.model.mask_decoder.decoder import PatchEmbedding, build_mask_decoder
 from harness.model.segmenter import Query, Segmenter
-from harness.model.vision.encoder import Encoding
 from projectors import Dims, VisualFeatures
 
 GRID, FRAME, VISION = (4, 4), 32, 24
@@ -49,8 +48,7 @@ def tiny_segmenter(
 def tiny_features(num_images: int, generator: torch.Generator) -> tuple[VisualFeatures, Tensor]:
     """Random patches and frames of some images, nothing padded."""
     patches = torch.randn(num_images, GRID[0] * GRID[1], VISION, generator=generator)
-    mask = torch.ones(num_images, GRID[0] * GRID[1], dtype=torch.bool)
-    return VisualFeatures(patches, mask), torch.rand(num_images, 3, FRAME, FRAME, generator=generator)
+    return _unpadded(patches), torch.rand(num_images, 3, FRAME, FRAME, generator=generator)
 
 
 def ask(llm: LanguageModel, texts: list[list[str]]) -> Query:
@@ -81,14 +79,19 @@ class PatchesOfTwo:
     def __init__(self, patches: Tensor) -> None:
         self.patches = patches
 
-    def load(self, examples: Sequence[Example]) -> Encoding:
+    def load(self, examples: Sequence[Example]) -> VisualFeatures:
         """By the number at the end of an image's name."""
-        return Encoding(torch.stack([self.patches[int(example.image_id[-1])] for example in examples]))
+        return _unpadded(torch.stack([self.patches[int(example.image_id[-1])] for example in examples]))
 
-    def compute(self, frames: Tensor, sizes: Sequence[tuple[int, int]]) -> Encoding:  # noqa: ARG002 - as a cache's
-        """Mean pixels of each patch, repeated to the width of the others."""
+    def compute(self, frames: Tensor, sizes: Sequence[tuple[int, int]]) -> VisualFeatures:  # noqa: ARG002 - as a cache's
+        """Mean pixels of each patch, repeated to the width of the cached patches."""
         means = reduce(frames, "b c (h i) (w j) -> b (h w) c", "mean", h=GRID[0], w=GRID[1])
-        return Encoding(repeat(means, "b n c -> b n (repeats c)", repeats=VISION // 3))
+        return _unpadded(repeat(means, "b n c -> b n (repeats c)", repeats=VISION // 3))
+
+
+def _unpadded(patches: Tensor) -> VisualFeatures:
+    """Patches (B, N, C) of images that fill their frames."""
+    return VisualFeatures(patches, torch.ones(patches.shape[:2], dtype=torch.bool))
 
 
 def two_objects(number: int) -> Example:

@@ -1,7 +1,7 @@
 """Turns examples into the tensors that a segmenter takes."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from harness.data.example import Example, Expression, Question, TextQuery
 from harness.data.frame import Frame, to_tensor
 from harness.model.llm.language_model import REJ, SEG, LanguageModel
 from harness.model.segmenter import Query
-from harness.model.vision.encoder import Encoding
 from projectors import VisualFeatures
 
 
@@ -132,18 +131,25 @@ class BatchMaker:
         return torch.tensor(answers, device=self.device)
 
     def features(self, examples: Sequence[Example]) -> VisualFeatures:
-        """What the projector sees of these images."""
-        frames = self._frames(examples)
+        """Load the projector's input for these images from the caches."""
         superpixels = None if self.superpixels is None else self.superpixels.load(examples).to(self.device)
-        patch_mask = torch.from_numpy(np.stack([frame.patch_mask(self.grid) for frame in frames])).to(self.device)
-        return self.build_features(self.vision.load(examples), patch_mask, superpixels)
+        return self.build_features(self.vision.load(examples), superpixels)
 
-    def build_features(self, encoding: Encoding, patch_mask: Tensor, superpixels: Tensor | None) -> VisualFeatures:
-        """What the projector sees of images that are encoded and cut."""
-        queries = {field.name: getattr(encoding, field.name) for field in fields(encoding)}
-        given = {name: value.float().to(self.device) for name, value in queries.items() if value is not None}
+    def build_features(self, encoded: VisualFeatures, superpixels: Tensor | None) -> VisualFeatures:
+        """Complete the vision encoder's output to the projector's input, in float32 on the device.
+
+        Args:
+            encoded: without superpixels and positional encoding, on any device.
+            superpixels: (B, R, R) label maps on the device; None if the projector requires none.
+        """
+        computed = {field.name: getattr(encoded, field.name) for field in fields(encoded)}
+        moved = {
+            name: (value.float() if value.is_floating_point() else value).to(self.device)
+            for name, value in computed.items()
+            if value is not None
+        }
         decoder_pe = None if self.decoder_pe is None else self.decoder_pe()
-        return VisualFeatures(**given, patch_mask=patch_mask, superpixels=superpixels, decoder_pe=decoder_pe)
+        return replace(encoded, **{**moved, "superpixels": superpixels, "decoder_pe": decoder_pe})
 
     @property
     def mask_frame(self) -> int:

@@ -33,7 +33,6 @@ class Pipeline:
         self.query = batches.query([example.queries[:1]])
         self._frame = Frame.of(example.size, batches.vision.frame)
         self._mask_frame = Frame.of(example.size, batches.mask_frame)
-        self._patch_mask = torch.from_numpy(self._frame.patch_mask(batches.grid)).unsqueeze(0).to(batches.device)
         self._first = torch.zeros(1, dtype=torch.long, device=batches.device)
         self._candidates = None if batches.superpixels is None else batches.superpixels.pool
         self._seen = None if batches.superpixels is None else batches.superpixels.seen(self.example)
@@ -49,13 +48,13 @@ class Pipeline:
         Gradients and autocast are the caller's choice. Superpixels are computed without autocast, as for the cache.
         """
         frames = to_tensor([self._frame.place_image(self.example.image)]).to(self.device)
-        encoding = self.batches.vision.compute(frames, [(self._frame.height, self._frame.width)])
+        encoded = self.batches.vision.compute(frames, [(self._frame.height, self._frame.width)])
         lap("vision")
         drawing, proposing = self._embeddings()
         lap("sam")
         labels = self._superpixels(proposing)
         lap("superpixels")
-        features = self.batches.build_features(encoding, self._patch_mask, labels)
+        features = self.batches.build_features(encoded, labels)
         tokens = self.segmenter.projector(features)
         lap("projector")
         if not self.query.is_expression.any():
