@@ -15,7 +15,9 @@ from harness.errors import StudyError, WeightsError
 from harness.evaluation.evaluator import Evaluator
 from harness.execution.cell import run_cell
 from harness.model.config import InitFromConfig, MaskDecoderConfig
-from harness.model.weights.resolution import SHIPPED, resolve, sha256_of
+from harness.model.weights.checksums import sha256_of
+from harness.model.weights.known import SHIPPED
+from harness.model.weights.resolution import resolve
 from harness.results.run_folder import RunFolder
 from harness.study.study import Cell
 from harness.study.study import load as load_study

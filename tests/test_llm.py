@@ -87,7 +87,7 @@ def test_only_adapters_and_the_two_answers_learn(folder: Path) -> None:
 
 def test_a_weight_of_another_shape_is_refused_in_a_sentence(folder: Path) -> None:
     change(folder, **{"model.norm.weight": torch.ones(31)})
-    with pytest.raises(WeightsError, match=r"do not fit a llama exactly: of another shape: model\.norm\.weight; take"):
+    with pytest.raises(WeightsError, match=r"do not match a llama: of another shape: model\.norm\.weight; download"):
         load(folder)
 
 

@@ -158,7 +158,7 @@ def test_weights_that_cannot_be_had_end_the_run_before_it_starts(tmp_path, capsy
     for arguments in ([*misspelt, "--plan"], misspelt):
         assert run.main(arguments) == 2
         printed = capsys.readouterr()
-        assert "no weights 'dinov2-smal': it is no known name (did you mean dinov2-small?)" in printed.err
+        assert "no weights 'dinov2-smal': not a known name (did you mean dinov2-small?)" in printed.err
         assert "starts" not in printed.out
 
 

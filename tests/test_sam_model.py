@@ -18,7 +18,9 @@ from harness.data.frame import Frame, to_tensor
 from harness.errors import WeightsError
 from harness.model.mask_decoder.fused_attention import fuse_attention
 from harness.model.mask_decoder.sam import BUILDERS, LoadedSam, build_sam_scenes, load_sam
-from harness.model.weights.resolution import CHECKPOINTS, SHIPPED, WeightsRecord, resolve, sha256_of
+from harness.model.weights.checksums import sha256_of
+from harness.model.weights.known import CHECKPOINTS, SHIPPED
+from harness.model.weights.resolution import WeightsRecord, resolve
 from harness.pretraining.sam_scenes import scene
 from harness.pretraining.sam_scores import means, measure
 from harness.system.cache_folder import VARIABLE
@@ -131,7 +133,7 @@ def test_a_checkpoint_put_into_the_cache_is_found_by_name(checkpoint: Path, monk
     own = checkpoint.parent / "cache" / "weights" / "sam-vit-b" / "sam_vit_b_01ec64.pth"
     own.parent.mkdir(parents=True)
     own.write_bytes(b"half a download")
-    with pytest.raises(WeightsError, match=r"but 'sam-vit-b' is ec2df627.*delete the file and run again"):
+    with pytest.raises(WeightsError, match=r"but 'sam-vit-b' has ec2df627.*delete the file and run again"):
         resolve("sam-vit-b")
     small = dataclasses.replace(CHECKPOINTS["sam-vit-b"], sha256=sha256_of(own))
     monkeypatch.setitem(CHECKPOINTS, "sam-vit-b", small)
@@ -147,9 +149,9 @@ def test_a_checkpoint_that_cannot_be_had_says_what_was_tried(monkeypatch: pytest
         load_sam("sam-vit-h")
     lines = str(caught.value).splitlines()
     assert lines[1].startswith("  1. cache: no ")
-    assert lines[2] == "  2. local hub cache: no copy of it"
+    assert lines[2] == "  2. local hub cache: no copy"
     assert lines[3].startswith("  3. hub: ")
-    assert "sam_vit_h_4b8939.pth there yourself" in lines[4]
+    assert "copy Meta's sam_vit_h_4b8939.pth to the first path" in lines[4]
 
 
 def test_the_shipped_weights_are_those_of_the_model_card() -> None:

@@ -218,7 +218,9 @@ def test_register_tokens_are_no_patches(folder: Path) -> None:
 
 def test_an_unsupported_family_is_refused(folder: Path) -> None:
     ViTModel(ViTConfig(**TINY)).save_pretrained(folder)
-    with pytest.raises(WeightsError, match="model_type 'vit', which is not a supported vision encoder; use one of dinov2"):
+    with pytest.raises(
+        WeightsError, match="model_type 'vit', which is not a supported vision encoder; use one of dinov2"
+    ):
         load_vision_encoder(VisionConfig(name=str(folder), frame=56))
 
 

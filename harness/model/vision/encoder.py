@@ -16,7 +16,7 @@ from harness.errors import WeightsError
 from harness.model.config import VisionConfig
 from harness.model.vision import dinov2_onnx
 from harness.model.vision.families import FAMILIES, Family
-from harness.model.weights import resolution as weights
+from harness.model.weights import known
 from harness.model.weights.resolution import WeightsRecord, as_folder, resolve
 from harness.model.weights.strict_loading import load_strictly, readable
 from projectors import VisualFeatures
@@ -182,7 +182,7 @@ def _record_output(
 
 def names() -> list[str]:
     """Vision encoders known by name, which require no path and no hub id."""
-    return [*weights.names("encoder"), *(RANDOM + name for name in ARCHITECTURES)]
+    return [*known.names("encoder"), *(RANDOM + name for name in ARCHITECTURES)]
 
 
 def load_vision_encoder(config: VisionConfig) -> VisionEncoder:
