@@ -96,7 +96,7 @@ def test_a_split_that_holds_nothing_stops_the_study(cells, folder, tmp_path):
     datasets.write_reasonseg(tmp_path, "1", datasets.made(1)[0].image, {"text": ["it"], "is_sentence": True})
     (tmp_path / "ReasonSeg" / "test").rename(tmp_path / "ReasonSeg" / "train")
     spec = cells["pooling"].spec.model_copy(update={"data": {"name": "reasonseg", "root": str(tmp_path)}})
-    with pytest.raises(DataError, match="reasonseg holds no images under 'train'; take its whole files"):
+    with pytest.raises(DataError, match="reasonseg has no images in split 'train'; check its files"):
         run_cell(replace(cells["pooling"], spec=spec), folder, quiet())
 
 
@@ -242,7 +242,7 @@ def test_a_projector_begins_with_the_weights_that_its_authors_published(cells, f
     torch.save(published, tmp_path / "mm_projector.bin")
     row = run_cell(cell, folder, quiet())
     assert row["status"] == "failed"
-    assert row["reason"].startswith("these are no official weights of MLP as configured")
+    assert row["reason"].startswith("not official weights of MLP with this configuration")
 
 
 def _trains(cell, folder, **changed):

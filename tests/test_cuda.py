@@ -16,7 +16,7 @@ from harness.execution.cell import run_cell
 from harness.model.mask_decoder.sam import load_sam
 from harness.pretraining.sam_scenes import scene
 from projectors import VisualFeatures
-from tests.projector_cases import build, features, given
+from tests.projector_cases import build, features, required
 from tests.references import CASES, IDS
 from tests.small_study import quiet
 
@@ -33,7 +33,7 @@ def _to_cuda(batch: VisualFeatures) -> VisualFeatures:
 @pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
 def test_a_projector_gives_the_same_tokens_and_gradients(name, settings):
     on_cpu, on_cuda = build(name, settings), build(name, settings).to(CUDA)
-    batch = given(features(), on_cpu)
+    batch = required(features(), on_cpu)
     expected, found = on_cpu(batch), on_cuda(_to_cuda(batch))
     assert torch.equal(found.mask.cpu(), expected.mask)
     torch.testing.assert_close(found.embeds.cpu(), expected.embeds)

@@ -60,10 +60,10 @@ def test_every_word_of_an_answer_is_taught_and_its_end(parts: tuple[Segmenter, F
     batch = batches.make(examples, [example.queries for example in examples])
     llm = segmenter.llm
     red, blue, the, square = llm.tokenizer.convert_tokens_to_ids(["red", "blue", "the", "square"])
-    seg = llm.vocabulary
+    seg = llm.vocabulary_size
     assert batch.answers.tolist() == [
-        *(seg, seg, red, llm.end, the, red, square, llm.end),
-        *(seg, seg, blue, llm.end, the, blue, square, llm.end),
+        *(seg, seg, red, llm.end_id, the, red, square, llm.end_id),
+        *(seg, seg, blue, llm.end_id, the, blue, square, llm.end_id),
     ]
     assert len(batch.targets) == 4
     assert batch.image.tolist() == [0, 0, 1, 1]
@@ -110,13 +110,13 @@ def test_the_likeliest_words_are_said_as_one_question_alone_would_say_them(seg_s
     queries = [example.queries for example in examples]
     features = batches.make(examples, queries).features
     tokens = segmenter.projector(features)
-    packed = segmenter.generate(tokens, batches.query(queries).questions(), limit=5)
+    packed = segmenter.generate(tokens, batches.query(queries).questions(), max_tokens=5)
     alone = []
     for number, example in enumerate(examples):
         one_image = replace(tokens, embeds=tokens.embeds[number : number + 1], mask=tokens.mask[number : number + 1])
         for one in example.questions:
             generated: list[int] = []
-            while len(generated) < 5 and segmenter.llm.end not in generated:
+            while len(generated) < 5 and segmenter.llm.end_id not in generated:
                 known = replace(one, answer=segmenter.llm.tokenizer.decode(generated))
                 state, _ = segmenter.run_llm(one_image, batches.query([[known]], with_answers=True))
                 generated.append(int(segmenter.llm.answer_logits(state[-1:]).argmax()))
@@ -124,7 +124,7 @@ def test_the_likeliest_words_are_said_as_one_question_alone_would_say_them(seg_s
     assert len({word for generated in alone for word in generated}) > 2, "an LLM that says one word shows nothing"
     for row, generated in zip(packed.tolist(), alone, strict=True):
         assert row[: len(generated)] == generated
-        assert set(row[len(generated) :]) <= {segmenter.llm.end}
+        assert set(row[len(generated) :]) <= {segmenter.llm.end_id}
 
 
 def test_a_loss_without_expressions_is_that_of_the_words(parts: tuple[Segmenter, FixedBatches]) -> None:
