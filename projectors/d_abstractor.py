@@ -34,7 +34,7 @@ class DAbstractor(Projector):
 
     official_names: ClassVar = {
         "query_position_embeddings.weight": "queries",
-        "reference_points": "places",
+        "reference_points": "reference_points",
         "v_pos_emb": "positions",
         "input_proj.0.": "enter.",
         "output_proj.": "project.",
@@ -62,7 +62,7 @@ class DAbstractor(Projector):
         self.enter = nn.Identity() if width == dims.vision else nn.Linear(dims.vision, width)
         self.positions = nn.Parameter(torch.empty(1, dims.num_patches, width))
         self.queries = nn.Parameter(torch.empty(config.tokens, width))
-        self.places = nn.Parameter(_evenly_spaced(self.average.side, dims.grid))
+        self.reference_points = nn.Parameter(_evenly_spaced(self.average.side, dims.grid))
         layer = DeformableDetrConfig(
             d_model=width,
             decoder_attention_heads=config.heads,
@@ -94,7 +94,7 @@ class DAbstractor(Projector):
             states = layer(
                 states,
                 object_queries_position_embeddings=pooled,
-                reference_points=rearrange(self.places, "1 t xy -> 1 t 1 xy"),
+                reference_points=rearrange(self.reference_points, "1 t xy -> 1 t 1 xy"),
                 spatial_shapes=shape,
                 spatial_shapes_list=[self.dims.grid],
                 level_start_index=shape.new_zeros(1),

@@ -69,7 +69,7 @@ def load(path: Path, device: torch.device, precision: str | None = None) -> Trai
         WeightsError: the file is missing or not a cell's checkpoint of this version, its tensors do not match the cell,
             or pretrained weights differ from those of training.
     """
-    saved = _Saved.read(path, device)
+    saved = _Saved.load(path, device)
     try:
         spec = CellSpec.model_validate(saved.spec)
         if precision is not None:
@@ -102,7 +102,7 @@ class Initialization:
             raise WeightsError(
                 f"init_from: {self.record.name!r} is not a file; use the checkpoint of a cell, *.safetensors"
             )
-        self._saved = _Saved.read(self.record.folder / self.record.file, device)
+        self._saved = _Saved.load(self.record.folder / self.record.file, device)
         for component in _backbone(spec):
             config = getattr(spec, component)
             trained = dict(type(config).model_validate(self._saved.spec[component]))
@@ -153,7 +153,7 @@ class _Saved:
     tensors: dict[str, Tensor]
 
     @classmethod
-    def read(cls, path: Path, device: torch.device) -> "_Saved":
+    def load(cls, path: Path, device: torch.device) -> "_Saved":
         """Raise WeightsError if the file is not a cell's checkpoint of this version."""
         try:
             with safe_open(path, "pt", str(device)) as file:

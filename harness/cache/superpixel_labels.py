@@ -85,9 +85,9 @@ class SuperpixelCache:
         pool, proposal = self.pool, None
         if pool is not None and self.request is not None:
             proposal = pool.proposal(example, with_embedding=self.request.with_embedding)
-        return self.compute(self.seen(example), proposal)
+        return self.compute(self.source_input(example), proposal)
 
-    def seen(self, example: Example) -> Example:
+    def source_input(self, example: Example) -> Example:
         """The source's input for an image, decoded: the resized image of the frame, without the padding.
 
         A source with a model has a frame of its own. It takes the image at its original size, so that the model's
@@ -103,16 +103,16 @@ class SuperpixelCache:
             objects=encode_ids(frame.resize(example.id_map(), Image.Resampling.NEAREST)),
         )
 
-    def compute(self, seen: Example, proposal: Proposal | None = None) -> np.ndarray:
+    def compute(self, image: Example, proposal: Proposal | None = None) -> np.ndarray:
         """Compute the label map (R, R) of an image without the cache.
 
         Args:
-            seen: the return value of `seen`.
+            image: the return value of `source_input`.
             proposal: mask candidates; None for a source without candidates.
         """
-        frame = Frame.of(seen.size, self.frame)
+        frame = Frame.of(image.size, self.frame)
         proposals = () if proposal is None else (proposal,)
-        labels = self.source.segment(self.config, seen, *proposals)
+        labels = self.source.segment(self.config, image, *proposals)
         if self.weights:
             labels = compact(frame.resize(labels.astype(np.int32), Image.Resampling.NEAREST))
         return frame.place_labels(labels)

@@ -35,7 +35,7 @@ class Pipeline:
         self._mask_frame = Frame.of(example.size, batches.mask_frame)
         self._first = torch.zeros(1, dtype=torch.long, device=batches.device)
         self._candidates = None if batches.superpixels is None else batches.superpixels.pool
-        self._seen = None if batches.superpixels is None else batches.superpixels.seen(self.example)
+        self._source_input = None if batches.superpixels is None else batches.superpixels.source_input(self.example)
 
     @property
     def device(self) -> torch.device:
@@ -81,11 +81,11 @@ class Pipeline:
 
     def _superpixels(self, embedding: Tensor | None) -> Tensor | None:
         """(1, R, R) int64 labels; None where the projector reads no superpixels."""
-        if self.batches.superpixels is None or self._seen is None:
+        if self.batches.superpixels is None or self._source_input is None:
             return None
         proposal = None
         with torch.autocast(self.device.type, enabled=False):
             if self._candidates is not None and embedding is not None:
                 proposal = self._candidates.compute(embedding[0], self.example.size)
-            labels = self.batches.superpixels.compute(self._seen, proposal)
+            labels = self.batches.superpixels.compute(self._source_input, proposal)
         return torch.from_numpy(labels).long().unsqueeze(0).to(self.device)

@@ -4,11 +4,11 @@ Source: SVP, https://arxiv.org/abs/2509.13676 (learnable queries cross-attend to
 4 queries per superpixel; trained in the second stage).
 Differs from the paper, or is not in our sources: mask resolution, width and heads; a cell of the mask holds the share
 of its pixels inside the superpixel, so that a superpixel smaller than a cell is not lost; a block is cross-attention
-and an MLP, without self-attention between the queries, which are only combined when they are concatenated and projected
-to one vector; a final layer norm (`position_norm`); `keys: decoder_pe` is ours.
-Initialisation is ours: SSPE is frozen in the first stage, so its initial embeddings must already differ between regions.
-Queries start small, and every head starts by attending to cells inside the mask. With unit-scale queries, embeddings of
-different superpixels differ by only 2% of their norm, too little for the LLM to use.
+and an MLP, without self-attention between the queries, which are combined only when they are concatenated and
+projected to one vector; a final layer norm (`position_norm`); `keys: decoder_pe` is ours.
+Initialisation is ours: SSPE is frozen in the first stage, so its initial embeddings must already differ between
+regions. Queries start small, and every head starts by attending to cells inside the mask. With unit-scale queries,
+embeddings of different superpixels differ by only 2% of their norm, too little for the LLM to use.
 """
 
 from typing import Literal

@@ -5,7 +5,7 @@ A file gives:
     PARAMETERS: pairs of settings and the count of parameters at LLaVA's size, as measured in the official classes.
     WITHOUT_GRADIENT: how the names of those end that never learn: the bias of a release's keys adds as much to each
         score, which the softmax takes away again.
-    reference(projector, batch, image): the real tokens of one image, by plain loops that share no code with ours.
+    reference(projector, batch, image): the valid tokens of one image, by plain loops that share no code with ours.
     flops(projector, batch): of a batch of one image without padding, by hand.
     official_shapes(projector), official_forward(state, batch): where weights were published, their names and shapes and
         what the authors' module makes of images without padding, (B, T, D).

@@ -36,8 +36,10 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
             value = linear_layers(projector.value, patches[n] + projector.positions[n])
             keys.append(key_weight @ _half_norm(projector.norms, key, 0) + key_bias)
             values.append(value_weight @ _half_norm(projector.norms, value, 1) + value_bias)
-        asked = query_weight @ layer_norm(projector.query_norm, projector.query.weight @ patches[centre]) + query_bias
-        attended = attend(asked, torch.stack(keys), torch.stack(values), projector.config.heads)
+        projected_query = (
+            query_weight @ layer_norm(projector.query_norm, projector.query.weight @ patches[centre]) + query_bias
+        )
+        attended = attend(projected_query, torch.stack(keys), torch.stack(values), projector.config.heads)
         tokens.append(linear_layers(projector.project, linear_layers(projector.attention.out_proj, attended)))
     return tokens
 
@@ -45,18 +47,18 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
 def _clusters(projector: Any, batch: VisualFeatures, image: int) -> dict[int, list[int]]:
     """The patches nearest to each centre, centres in ascending order."""
     patches, threshold = batch.patches[image], projector.config.threshold
-    real = [n for n in range(HEIGHT * WIDTH) if batch.patch_mask[image, n]]
+    valid = [n for n in range(HEIGHT * WIDTH) if batch.patch_mask[image, n]]
     cosine = {
-        (n, m): float(patches[n] @ patches[m] / patches[n].norm() / patches[m].norm()) for n in real for m in real
+        (n, m): float(patches[n] @ patches[m] / patches[n].norm() / patches[m].norm()) for n in valid for m in valid
     }
-    neighbours = {n: sum(cosine[n, m] > threshold for m in real) for n in real}
-    free, centres = list(real), []
+    neighbours = {n: sum(cosine[n, m] > threshold for m in valid) for n in valid}
+    free, centres = list(valid), []
     while free:
         centre = max(free, key=lambda n: neighbours[n])
         centres.append(centre)
         free = [n for n in free if cosine[centre, n] <= threshold]
     clusters: dict[int, list[int]] = {centre: [] for centre in sorted(centres)}
-    for n in real:
+    for n in valid:
         clusters[max(clusters, key=lambda centre: cosine[centre, n])].append(n)
     return clusters
 

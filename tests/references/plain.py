@@ -42,7 +42,7 @@ def linear_flops(module: nn.Module, rows: int) -> int:
 
 
 def resized_sincos(n: int, side: int, width: int) -> Tensor:
-    """The position of patch n, read between the places of a grid of side x side."""
+    """The position of patch n, read between the locations of a grid of side x side."""
     terms = [
         down * across * sincos(row, column, width)
         for row, down in _cubic(n // WIDTH, side, HEIGHT)
@@ -52,7 +52,7 @@ def resized_sincos(n: int, side: int, width: int) -> Tensor:
 
 
 def sincos(row: int, column: int, width: int) -> Tensor:
-    """Sines and cosines of one place of a grid."""
+    """Sines and cosines of one location of a grid."""
     waves = [[at / 10000 ** (4 * k / width) for k in range(width // 4)] for at in (column, row)]
     return torch.tensor([wave(angle) for angles in waves for wave in (sin, cos) for angle in angles]).double()
 

@@ -30,16 +30,16 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
 
 
 def looked_at(batch: VisualFeatures, image: int) -> tuple[dict[int, float], dict[int, Tensor]]:
-    """How much CLS looks at each real patch, and the patches' keys, all heads in one; it looks at itself too."""
+    """How much CLS looks at each valid patch, and the patches' keys, all heads in one; it looks at itself too."""
     assert batch.keys is not None
     assert batch.cls_query is not None
     assert batch.cls_key is not None
-    real = [n for n in range(HEIGHT * WIDTH) if batch.patch_mask[image, n]]
-    keys = {n: torch.cat([head[n] for head in batch.keys[image]]) for n in real}
+    valid = [n for n in range(HEIGHT * WIDTH) if batch.patch_mask[image, n]]
+    keys = {n: torch.cat([head[n] for head in batch.keys[image]]) for n in valid}
     query = torch.cat(list(batch.cls_query[image]))
-    looked_at = [*(keys[n] for n in real), torch.cat(list(batch.cls_key[image]))]
+    looked_at = [*(keys[n] for n in valid), torch.cat(list(batch.cls_key[image]))]
     scores = torch.stack([query @ key / len(query) ** 0.5 for key in looked_at]).softmax(0)
-    return dict(zip(real, scores.tolist()[:-1], strict=True)), keys
+    return dict(zip(valid, scores.tolist()[:-1], strict=True)), keys
 
 
 def outliers(attention: dict[int, float]) -> list[int]:

@@ -22,9 +22,9 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
 
 
 def _kept(attention: dict[int, float]) -> list[int]:
-    kept, real = prumerge.outliers(attention), list(attention)
-    step = max(len(real) // max(len(kept), 1) // 3, 1)
-    return kept + [n for n in real[:-1:step] if n not in kept]
+    kept, valid = prumerge.outliers(attention), list(attention)
+    step = max(len(valid) // max(len(kept), 1) // 3, 1)
+    return kept + [n for n in valid[:-1:step] if n not in kept]
 
 
 def flops(projector: Any, batch: VisualFeatures) -> int:

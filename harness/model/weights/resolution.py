@@ -138,12 +138,12 @@ def _from_path(name: str, path: Path) -> WeightsRecord:
 
 def _from_hub(name: str, repository: str, revision: str | None) -> WeightsRecord:
     attempts = []
-    for place, is_local in (("local hub cache", True), ("hub", False)):
+    for source, is_local in (("local hub cache", True), ("hub", False)):
         try:
             folder = _snapshot(repository, revision, is_local=is_local)
             return WeightsRecord(name, f"hub {repository}", folder.name, folder_sha256(name, folder), folder)
         except (OSError, HTTPError, WeightsError) as error:
-            attempts.append(f"{place}: {_reason(error, is_local)}")
+            attempts.append(f"{source}: {_reason(error, is_local)}")
     raise WeightsError(_not_found(name, attempts, f"connect to the hub once, or use a folder that holds {repository}"))
 
 
@@ -213,11 +213,11 @@ def _checkpoint(name: str, checkpoint: Checkpoint) -> WeightsRecord:
     if own.exists():
         return WeightsRecord(name, "cache", None, _checked(own, name, checkpoint.sha256), own.parent, own.name)
     attempts = [f"cache: no {own}"]
-    for place, is_local in (("local hub cache", True), ("hub", False)):
+    for source, is_local in (("local hub cache", True), ("hub", False)):
         try:
             path = Path(_hub_file(checkpoint, is_local=is_local))
         except (OSError, HTTPError) as error:
-            attempts.append(f"{place}: {_reason(error, is_local)}")
+            attempts.append(f"{source}: {_reason(error, is_local)}")
             continue
         sha256 = _checked(path, name, checkpoint.sha256)
         return WeightsRecord(name, f"hub {checkpoint.repository}", None, sha256, path.parent, path.name)
