@@ -223,7 +223,7 @@ def test_a_projector_that_asks_cls_is_skipped_where_there_is_none(cells, folder,
     spec = cells["pooling"].spec.model_copy(update={"vision_encoder": encoder, "projector": {"name": "prumerge"}})
     row = run_cell(replace(cells["pooling"], spec=spec), folder, quiet())
     assert row["status"] == "skipped"
-    assert "has no CLS token" in row["reason"]
+    assert "requires a CLS token" in row["reason"]
 
 
 def test_a_projector_begins_with_the_weights_that_its_authors_published(cells, folder, tmp_path):

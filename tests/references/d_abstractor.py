@@ -12,7 +12,7 @@ from projectors import VisualFeatures
 from tests.references.plain import HEIGHT, WIDTH, attend, layer_norm
 
 HEADS_OF_WIDTH = {24: 3, 16: 2}
-"""So that the official forward can tell the heads from its weights."""
+"""Heads by width; the official forward infers their number from the weights."""
 VARIANTS: list[dict[str, Any]] = [
     {"width": 24, "heads": HEADS_OF_WIDTH[24], "tokens": 9, "depth": 1, "points": 2},
     {"width": 16, "heads": HEADS_OF_WIDTH[16], "tokens": 16, "depth": 2, "points": 3},
@@ -90,7 +90,7 @@ def _part(offered: dict[Any, Tensor], head: int, heads: int) -> dict[Any, Tensor
 
 
 def _gathered(offered: dict[Any, Tensor], location: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-    """What one head reads: at each point the four patches around, by how near they are; nothing from beyond."""
+    """Output of one head: bilinear samples of the patches at each point, zero outside the grid."""
     total = torch.zeros_like(next(iter(offered.values())))
     for offset, weight in zip(offsets, weights, strict=True):
         x, y = float(location[0] * WIDTH + offset[0] - 0.5), float(location[1] * HEIGHT + offset[1] - 0.5)
@@ -108,7 +108,7 @@ def _linear(layer: Any, value: Tensor) -> Tensor:
 def flops(projector: Any, batch: VisualFeatures) -> int:  # noqa: ARG001
     config, n, c = projector.config, projector.dims.num_patches, projector.dims.vision
     t, e, points = config.tokens, config.width, config.heads * config.points
-    # Queries, keys, values, output, and both linear layers after; scores and reading; offsets and weights; values.
+    # Queries, keys, values, output, two linear layers; scores and weighted sums; offsets and weights; values.
     layer = 2 * t * e**2 * (4 + 1 + 2) + 4 * t**2 * e + 2 * t * e * 3 * points + 2 * n * e**2
     entering = 0 if e == c else 2 * n * c * e
     return entering + config.depth * layer + 2 * t * e * projector.dims.language

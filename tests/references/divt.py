@@ -11,7 +11,7 @@ from projectors import VisualFeatures
 from tests.references.plain import HEIGHT, WIDTH, attend, layer_norm, linear_flops, linear_layers
 
 HEADS, THRESHOLD = 3, 0.1
-"""In every variant, because names and shapes of weights do not tell them. Of noise, few patches are more alike."""
+"""In every variant, because the weights do not determine them. Few pairs of random patches are more similar."""
 VARIANTS: list[dict[str, Any]] = [{"heads": HEADS, "threshold": THRESHOLD}]
 PARAMETERS = [({}, 31_021_056)]
 OTHER_MODULES = (
@@ -70,7 +70,7 @@ def _half_norm(norms: Any, value: Tensor, half: int) -> Tensor:
 
 def flops(projector: Any, batch: VisualFeatures) -> int:
     t, n, c = len(_clusters(projector, batch, 0)), projector.dims.num_patches, projector.dims.vision
-    # Each patch with each, then what enters the attention and leaves it, then scores and reading.
+    # Similarities, then projections of the attention, then scores and weighted sums.
     total = 2 * n**2 * c + 2 * c**2 * (2 * t + 2 * n) + 4 * t * n * c
     total += linear_flops(projector.query, t) + linear_flops(projector.key, n) + linear_flops(projector.value, n)
     return total + linear_flops(projector.project, t)

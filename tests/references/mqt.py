@@ -11,9 +11,9 @@ from projectors import VisualFeatures
 from tests.references.plain import HEIGHT, WIDTH, attend, layer_norm, linear_layers, resized_sincos, sincos
 
 HEADS, TOKENS = 3, 5
-"""In every variant, because names and shapes of weights do not tell them."""
+"""In every variant, because the weights do not determine them."""
 CONTENT_QUERIES = 16
-"""Of the variant with content keys and of no other, because weights do not tell that either."""
+"""Only of the variant with content keys, because the weights do not determine the kind of keys."""
 _SETTINGS = {"heads": HEADS, "tokens": TOKENS, "train_tokens": "fixed"}
 VARIANTS: list[dict[str, Any]] = [
     {**_SETTINGS, "max_queries": 9},
@@ -62,7 +62,7 @@ def _half_norm(norms: Any, value: Tensor, half: int) -> Tensor:
 
 def flops(projector: Any, batch: VisualFeatures) -> int:  # noqa: ARG001
     t, n, c = projector.config.tokens, projector.dims.num_patches, projector.dims.vision
-    # Queries and what was read by token, keys and values by patch; then scores and reading; then the projection.
+    # Query and output projections by token, keys and values by patch; scores and weighted sums; the projection.
     return 2 * c**2 * (2 * t + 2 * n) + 4 * t * n * c + 2 * t * c * projector.dims.language
 
 

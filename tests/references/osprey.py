@@ -32,7 +32,7 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
 
 
 def _mean(inside: list[list[bool]], patches: Tensor) -> Tensor:
-    """Each pixel brings its patch, divided by the number of pixels that this patch has."""
+    """Mean over the pixels, each with its patch weighted by one over the number of pixels in that patch."""
     side = len(inside)
     cells = [[y * HEIGHT // side * WIDTH + x * WIDTH // side for x in range(side)] for y in range(side)]
     total = [sum(row.count(n) for row in cells) for n in range(HEIGHT * WIDTH)]

@@ -1,4 +1,4 @@
-"""PruMerge with patches at even distances, patch by patch."""
+"""PruMerge with evenly spaced patches, patch by patch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ OTHER_MODULES = prumerge.OTHER_MODULES
 
 
 def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]:
-    attention, keys = prumerge.looked_at(batch, image)
+    attention, keys = prumerge.cls_attention(batch, image)
     return prumerge.merged(projector, batch, image, _kept(attention), attention, keys)
 
 
@@ -28,7 +28,7 @@ def _kept(attention: dict[int, float]) -> list[int]:
 
 
 def flops(projector: Any, batch: VisualFeatures) -> int:
-    return prumerge.flops_of(projector, len(_kept(prumerge.looked_at(batch, 0)[0])) + 1)
+    return prumerge.flops_of(projector, len(_kept(prumerge.cls_attention(batch, 0)[0])) + 1)
 
 
 def official_forward(state: Mapping[str, Tensor], batch: VisualFeatures) -> Tensor:

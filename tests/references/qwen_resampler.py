@@ -11,7 +11,7 @@ from projectors import VisualFeatures
 from tests.references.plain import HEIGHT, WIDTH, attend, layer_norm, resized_sincos, sincos
 
 HEADS = 4
-"""In every variant, because names and shapes of weights do not tell them."""
+"""In every variant, because the weights do not determine them."""
 VARIANTS: list[dict[str, Any]] = [{"tokens": 9, "heads": HEADS}, {"tokens": 64, "heads": HEADS}]
 # 72.4 million of them before the last norm and projection.
 PARAMETERS = [({}, 89_169_920)]
@@ -52,7 +52,7 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
 
 def flops(projector: Any, batch: VisualFeatures) -> int:  # noqa: ARG001
     t, n, c, d = projector.config.tokens, projector.dims.num_patches, projector.dims.vision, projector.dims.language
-    # Patches to the LLM's width, keys and values; queries, what was read and the projection; scores and reading.
+    # Patches to the LLM's width, keys and values; queries, outputs and the projection; scores and weighted sums.
     return 2 * n * c * d + 2 * n * d**2 * 2 + 2 * t * d**2 * 3 + 4 * t * n * d
 
 

@@ -42,7 +42,7 @@ def _pairs(bins: int) -> list[tuple[int, int]]:
 
 
 def _bins(start: float, end: float, bins: int, length: int) -> Tensor:
-    """(bins, length), how much of each cell each bin reads; a cell's value stands at its centre."""
+    """(bins, length), weight of each cell in each bin; a cell's value is located at its centre."""
     samples = ceil((end - start) / bins)
     weights = torch.zeros(bins, length).double()
     for index in range(bins):

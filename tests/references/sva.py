@@ -11,7 +11,7 @@ from projectors import VisualFeatures
 from tests.references.plain import HEIGHT, WIDTH, attend, layer_norm, linear_flops, linear_layers
 
 HEADS = 4
-"""In every variant, because names and shapes of weights do not tell it."""
+"""In every variant, because the weights do not determine it."""
 VARIANTS: list[dict[str, Any]] = [
     {"tokens": 9, "width": 16, "heads": HEADS},
     {"tokens": 4, "width": 12, "heads": HEADS, "depth": 1},
@@ -77,7 +77,7 @@ def flops(projector: Any, batch: VisualFeatures) -> int:  # noqa: ARG001
         total += linear_flops(layer.context, 1) + linear_flops(layer.merge, t) + linear_flops(layer.mlp, t)
         total += linear_flops(layer.query, t) + linear_flops(layer.output, t)
         total += linear_flops(layer.key, n) + linear_flops(layer.value, n)
-        # Each patch is scored and read once: it lies in one window.
+        # Each patch has one score and one weighted sum, because it lies in one window.
         total += 4 * n * projector.config.width
     return total
 

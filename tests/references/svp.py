@@ -30,7 +30,7 @@ def _pixels(labels: Tensor, region: int) -> list[tuple[int, int]]:
 
 
 def _shares(labels: Tensor, region: int, height: int, width: int) -> list[Tensor]:
-    """By counting: the share of each cell's pixels that lie in the region."""
+    """The share of each cell's pixels that lie in the region."""
     side = len(labels)
     inside, total = [[0] * width for _ in range(height)], [[0] * width for _ in range(height)]
     for y, row in enumerate(labels.tolist()):
@@ -80,7 +80,7 @@ def _cell_position(encoder: Any, y: int, x: int, decoder_pe: Any) -> Tensor:
 
 
 def _sspe(encoder: Any, labels: Tensor, region: int, decoder_pe: Any) -> Tensor:
-    """The plain form: each cell's key and value are projections of position + mask * embedding."""
+    """Without factoring: each cell's key and value are projections of position + mask * embedding."""
     config = encoder.config
     shares = _shares(labels, region, config.resolution, config.resolution)
     at = [(y, x) for y in range(config.resolution) for x in range(config.resolution)]
@@ -169,7 +169,7 @@ def _position_flops(projector: Any, batch: VisualFeatures, regions: int) -> int:
     for block in encoder.blocks:
         total += linear_flops(block.query, rows) + linear_flops(block.output, rows) + linear_flops(block.mlp, rows)
         total += linear_flops(block.key, cells + 1) + linear_flops(block.value, cells + 1)
-        # Scores with the cells and with what is added inside; what is read of the cells; how much of it lies inside.
+        # Scores with the cells and with `inside`, weighted sums of the cells, and attention weight inside the mask.
         total += 2 * rows * config.width * (cells + 1) + 2 * rows * config.width * cells
         total += 2 * rows * config.heads * cells
     return total

@@ -12,7 +12,7 @@ from projectors import VisualFeatures
 from tests.references.plain import HEIGHT, WIDTH, attend, layer_norm, linear_flops, linear_layers
 
 HEADS, SCALE = 4, 2
-"""In every variant, because names and shapes of weights do not tell them."""
+"""In every variant, because the weights do not determine them."""
 VARIANTS: list[dict[str, Any]] = [
     {"layers": [1, 3], "width": 16, "heads": HEADS, "scale": SCALE},
     {"layers": [4], "width": 24, "heads": HEADS, "scale": SCALE},
@@ -54,7 +54,7 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
 
 
 def _point(projector: Any, batch: VisualFeatures, image: int, i: int, j: int) -> Tensor:
-    """Bilinear between the valid ones of the four patches around the middle of region (i, j)."""
+    """Bilinear over the valid ones of the four patches around the centre of region (i, j)."""
     scale = projector.config.scale
     y, x = ((at + 0.5) * scale - 0.5 for at in (i, j))
     total, weights = torch.zeros(projector.dims.vision).double(), 0.0
@@ -78,7 +78,7 @@ def flops(projector: Any, batch: VisualFeatures) -> int:  # noqa: ARG001
     n, width = projector.dims.num_patches, projector.config.width
     t = n // projector.config.scale**2
     layers = linear_flops(projector.key, n) + linear_flops(projector.value, n)
-    # Queries and what was read by token, keys and values by patch; each patch is scored and read once.
+    # Query and output projections by token, keys and values by patch; each patch has one score and one weighted sum.
     attention = 2 * width**2 * (2 * t + 2 * n) + 4 * n * width
     return linear_flops(projector.query, t) + layers + attention + linear_flops(projector.project, t)
 
