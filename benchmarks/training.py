@@ -28,13 +28,13 @@ from harness.cache.encodings import VisionCache
 from harness.cache.superpixel_labels import SuperpixelCache
 from harness.data.example import Example, Expression
 from harness.execution.stages import seed_everything
-from harness.model.vision.encoder import Encoding
 from harness.monitoring.progress import progress_on
 from harness.study.study import CellSpec, Study
 from harness.system.device import default_device, synchronize
 from harness.system.environment import describe_environment
 from harness.system.precision import autocast
 from harness.training.losses import losses
+from projectors import VisualFeatures
 
 WARM_UP = 2
 Rows = list[tuple[Example, tuple[Expression, ...]]]
@@ -44,10 +44,10 @@ Rows = list[tuple[Example, tuple[Expression, ...]]]
 class ComputedVision(VisionCache):
     """Vision features without a cache: the encoder runs at every step."""
 
-    def load(self, examples: Sequence[Example]) -> Encoding:
+    def load(self, examples: Sequence[Example]) -> VisualFeatures:
         """Encodes the images."""
         # Tensors created in inference mode cannot be saved for the backward pass; a copy can.
-        return Encoding(self.patches.encode(examples).clone())
+        return VisualFeatures(self.patches.encode(examples).clone(), self.patch_mask(examples))
 
 
 class ComputedSuperpixels(SuperpixelCache):

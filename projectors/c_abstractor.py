@@ -1,11 +1,11 @@
-"""C-Abstractor: convolutions among the patches, an average over a coarse grid, convolutions among its cells.
+"""C-Abstractor: convolutions over the patches, average pooling to a coarse grid, convolutions over its cells.
 
 Source: Honeybee, https://arxiv.org/abs/2312.06742, section 3.2; kakaobrain/honeybee@68a8d84,
 honeybee/projectors/projectors.py and configs/model_config/c-abs.yaml.
 Licence: Apache-2.0; the authors' weights are CC-BY-NC-4.0.
-Differs from the release: padding is zero to the convolutions, as what lies beyond the grid, and enters no mean, and a
-cell that holds nothing else gives no token; the grid need not be square. The release reads the encoder's last block,
-here as for every projector the one that the study names.
+Differs from the release: padding is zero in the convolutions, like positions outside the grid, and excluded from means;
+a cell of padding only has no token; the grid need not be square. The release uses the encoder's last block; here the
+study selects the block, as for every projector.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ _STD = 0.02
 
 @register
 class CAbstractor(Projector):
-    """Keeps where things are, as convolutions do; a patch reaches as many tokens as convolutions lie on its way."""
+    """Preserves local structure: a token depends on the patches within the receptive field of the convolutions."""
 
     official_names: ClassVar = {
         "pos_emb": "positions",
@@ -75,7 +75,7 @@ class CAbstractor(Projector):
         )
 
     def load_official(self, state_dict: Mapping[str, Tensor]) -> None:
-        """As for every projector; older releases have a position for CLS in front, which nothing reads."""
+        """As in `Projector`; drops the unused position embedding of CLS in older releases."""
         name = next((name for name in state_dict if name.removeprefix(self.official_prefix) == "pos_emb"), None)
         if name is not None and state_dict[name].shape[1] == self.positions.shape[1] + 1:
             state_dict = {**state_dict, name: state_dict[name][:, 1:]}
@@ -83,7 +83,7 @@ class CAbstractor(Projector):
 
 
 def _convolve(stage: nn.Module, values: Tensor, mask: Tensor, height: int) -> Tensor:
-    """The blocks of a stage over a grid, values (B, N, E) and mask (B, N) -> (B, N, E')."""
+    """Apply the blocks of a stage on a grid, values (B, N, E) and mask (B, N) -> (B, N, E')."""
     maps = rearrange(values, "b (h w) e -> b e h w", h=height)
     is_valid = rearrange(mask, "b (h w) -> b 1 h w", h=height)
     for block in stage.children():
@@ -92,7 +92,7 @@ def _convolve(stage: nn.Module, values: Tensor, mask: Tensor, height: int) -> Te
 
 
 def _masked(block: Any, maps: Tensor, is_valid: Tensor) -> Tensor:
-    """The forward of a `Bottleneck`, but that padding reaches neither the 3x3 convolution nor the mean that gates."""
+    """The forward pass of a `Bottleneck` without padding in the 3x3 convolution and in the mean of its gate."""
     inner = block.conv2(block.conv1(maps) * is_valid)
     mean = (inner * is_valid).sum((2, 3), keepdim=True) / is_valid.sum((2, 3), keepdim=True)
     inner = inner * block.se.gate(block.se.fc2(block.se.act(block.se.fc1(mean))))

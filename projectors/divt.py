@@ -1,11 +1,11 @@
-"""DiVT: cluster patches that look alike, however many clusters that makes, and let each read its own patches.
+"""DiVT: clusters similar patches, with a variable number of clusters; the token of each attends to its patches.
 
 Source: A More Word-like Image Tokenization for MLLMs, https://arxiv.org/abs/2605.17954; snuviplab/DiVT@5ebbb16,
 llava/model/multimodal_projector/builder.py.
 Licence: Apache-2.0.
-Differs from the release: padding takes no part; a patch is as similar to itself as can be, also where its vector is
-zero; similarities stay in full precision under autocast, as a rounded one could change the clusters; positions are
-learned for the grid of the vision encoder, where it is 24x24.
+Differs from the release: padding is excluded; a patch has similarity 1 to itself even if its vector is zero;
+similarities are in full precision under autocast, because rounding could change the clusters; positions are learned for
+the grid of the vision encoder instead of 24x24.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ _EPS = 1e-6
 
 @register
 class DiVT(Projector):
-    """Few tokens where an image is plain, many where it is varied; a token may lie in several places at once."""
+    """Few tokens for uniform images, many for varied ones; a cluster need not be connected."""
 
     official_names: ClassVar = {
         "positional_embedding": "positions",
@@ -46,7 +46,7 @@ class DiVT(Projector):
             default=0.65,
             ge=-1,
             lt=1,
-            description="cosine above which a patch joins a centre; the higher, the more tokens",
+            description="cosine similarity above which a patch joins a centre; higher values give more tokens",
         )
         heads: int = Field(default=8, ge=1, description="attention heads")
 
@@ -72,7 +72,7 @@ class DiVT(Projector):
 
     @property
     def max_tokens(self) -> int:
-        """N: an image whose patches have nothing in common keeps them all."""
+        """N: an image without similar patches has one cluster per patch."""
         return self.dims.num_patches
 
     def forward(self, features: VisualFeatures) -> VisualTokens:
@@ -81,31 +81,31 @@ class DiVT(Projector):
         centres, mask, members = self._cluster(patches, patch_mask)
         queries = self.query_norm(self.query(patches.take_along_dim(centres[..., None], dim=1)))
         keys, values = self.norms(self.key(patches), self.value(patches + self.positions))
-        # What is no token must read something: a softmax over nothing is not a number.
+        # Padding tokens attend to all patches, because a softmax over no keys is NaN.
         readable = members | ~mask[..., None]
         hidden = repeat(~readable, "b t n -> (b heads) t n", heads=self.heads)
         attended, _ = self.attention(queries, keys, values, attn_mask=hidden, need_weights=False)
         return VisualTokens(self.project(attended) * mask[..., None], mask, members.float())
 
     def load_official(self, state_dict: Mapping[str, Tensor]) -> None:
-        """As for every projector; the release has a norm of its own for keys and for values."""
+        """As in `Projector`; joins the release's separate norms of keys and values."""
         super().load_official(KeyValueNorm.join(state_dict, "ln_k_1.", "ln_v_1."))
 
     @torch.no_grad()
     def _cluster(self, patches: Tensor, patch_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Which patches are centres, and which are nearest to each of them.
+        """Select centres and assign every patch to its most similar centre.
 
         Returns:
-            centres: (B, T), row-major; T that of the image with most clusters, any patch where an image has fewer.
-            mask: (B, T) bool, True where there is a cluster.
-            members: (B, T, N) bool, each real patch in one cluster.
+            centres: (B, T) patch indices, row-major; T is the largest number of clusters, and padding is arbitrary.
+            mask: (B, T) bool, False for padding.
+            members: (B, T, N) bool, each valid patch in one cluster.
         """
         with torch.autocast(patches.device.type, enabled=False):
             directions = F.normalize(patches, dim=-1)
             similarity = directions @ directions.mT
         similarity.diagonal(dim1=1, dim2=2).fill_(1)
-        are_both_real = patch_mask[:, :, None] & patch_mask[:, None]
-        is_centre = _centres((similarity > self.threshold) & are_both_real, patch_mask)
+        are_both_valid = patch_mask[:, :, None] & patch_mask[:, None]
+        is_centre = _centres((similarity > self.threshold) & are_both_valid, patch_mask)
         counts = is_centre.sum(dim=-1)
         num_clusters = int(counts.max())
         centres = is_centre.byte().argsort(dim=-1, descending=True, stable=True)[:, :num_clusters]
@@ -116,17 +116,17 @@ class DiVT(Projector):
 
 
 def _centres(is_similar: Tensor, patch_mask: Tensor) -> Tensor:
-    """Greedy choice of centres: of the patches not yet taken, that with most neighbours, which takes those it has.
+    """Greedy selection of centres: repeatedly the unassigned patch with most neighbours, which assigns its neighbours.
 
-    A patch that no free neighbour precedes is chosen whatever happens elsewhere, so all such are chosen at once; the
-    outcome is that of one after another, in far fewer rounds.
+    An unassigned patch that ranks before all its unassigned neighbours will be selected in any case, so all of these
+    are selected at once. The result equals that of one at a time, in far fewer rounds.
 
     Args:
-        is_similar: (B, N, N) bool; never true of padding.
+        is_similar: (B, N, N) bool; False for padding.
         patch_mask: (B, N) bool.
 
     Returns:
-        (B, N) bool. Of patches with as many neighbours the first precedes.
+        (B, N) bool. Of patches with equally many neighbours, the first ranks first.
     """
     rank = is_similar.sum(dim=-1).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     precedes = is_similar & (rank[:, :, None] < rank[:, None])

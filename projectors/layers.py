@@ -22,11 +22,11 @@ def _is_square(count: int) -> int:
 
 
 SquareCount = Annotated[int, AfterValidator(_is_square)]
-"""Of a `Config`: tokens that form a square grid."""
+"""Type of a setting: a number of tokens that form a square grid."""
 
 
 class HeadedConfig(PartConfig):
-    """Of attention that has a width of its own."""
+    """Settings of attention whose width is configurable."""
 
     width: int = Field(ge=1)
     heads: int = Field(ge=1)
@@ -39,13 +39,13 @@ class HeadedConfig(PartConfig):
 
 
 def require_superpixels(dims: Dims, projector: str) -> None:
-    """Raises IncompatibleError where the study names no source of superpixels."""
+    """Raise IncompatibleError if the study has no superpixels."""
     if not dims.max_superpixels:
-        raise IncompatibleError(f"{projector} needs superpixels, and the study names no source; set base.superpixels")
+        raise IncompatibleError(f"{projector} requires superpixels, and the study has none; set base.superpixels")
 
 
 def mlp(input_dim: int, output_dim: int, depth: int) -> nn.Sequential:
-    """LLaVA's mlp{depth}x_gelu: `depth` linear layers, every hidden width equal to the output's."""
+    """LLaVA's mlp{depth}x_gelu: `depth` linear layers, all hidden layers as wide as the output."""
     layers: list[nn.Module] = [nn.Linear(input_dim, output_dim)]
     for _ in range(depth - 1):
         layers += [nn.GELU(), nn.Linear(output_dim, output_dim)]
@@ -53,23 +53,23 @@ def mlp(input_dim: int, output_dim: int, depth: int) -> nn.Sequential:
 
 
 def area_fractions(labels: Tensor, num_regions: int, size: tuple[int, int]) -> Tensor:
-    """How much of each cell of an h x w grid belongs to each region, exactly, from pixels.
+    """The exact share of each region in each cell of an h x w grid, counted in pixels.
 
     Args:
-        labels: (B, R, R) int64, a region id per pixel, -1 where there is none.
+        labels: (B, R, R) int64, a region id per pixel, -1 for no region.
         num_regions: S; every label is below it.
-        size: (h, w) of the grid laid over the frame; it need not divide R.
+        size: (h, w) of the grid over the frame; it need not divide R.
 
     Returns:
-        (B, S, h*w), the share of the cell's pixels that carry the label s, in 0..1. A region smaller than a cell
-        keeps its small share, so it is never lost.
+        (B, S, h*w), the share of a cell's pixels that have label s, in 0..1. A region smaller than a cell has a small
+        share and is never lost.
     """
     batch, height, width = labels.shape
     rows = torch.arange(height, device=labels.device) * size[0] // height
     columns = torch.arange(width, device=labels.device) * size[1] // width
     cells = rows[:, None] * size[1] + columns
     num_cells = size[0] * size[1]
-    # Pixels of no region are counted in an extra first slot, which is cut off.
+    # Pixels of no region are counted in an extra first slot, which is dropped.
     first = (torch.arange(batch, device=labels.device) * (num_regions + 1) + 1) * num_cells
     slots = torch.add(first[:, None, None] + cells, labels, alpha=num_cells)
     counts = torch.bincount(slots.flatten(), minlength=batch * (num_regions + 1) * num_cells)
@@ -78,22 +78,22 @@ def area_fractions(labels: Tensor, num_regions: int, size: tuple[int, int]) -> T
 
 
 def region_masks(labels: Tensor, num_regions: int) -> Tensor:
-    """A label map (B, R, R), as of `area_fractions`, as one mask a region: (B, S, R, R) bool."""
+    """A label map (B, R, R), as in `area_fractions`, -> one mask per region, (B, S, R, R) bool."""
     return labels[:, None] == torch.arange(num_regions, device=labels.device)[:, None, None]
 
 
 def pool_by_area(patches: Tensor, areas: Tensor) -> Tensor:
-    """Mean of the patches (B, N, C) under each region's areas (B, T, N): (B, T, C), zeros where a region is empty."""
+    """Mean of the patches (B, N, C) weighted by areas (B, T, N): (B, T, C), zero for empty regions."""
     total = areas.sum(dim=-1, keepdim=True)
     weights = areas / total.where(total > 0, 1)
     return weights.to(patches.dtype) @ patches
 
 
 class GridAverage(nn.Module):
-    """Means over the cells of a coarse grid, of what is real; a cell that holds nothing else is empty.
+    """Average pooling of valid patches to a coarse square grid; a cell of padding only is empty.
 
     Raises:
-        IncompatibleError: the grid of cells is finer than that of the patches.
+        IncompatibleError: the coarse grid is finer than the patch grid.
     """
 
     cells: Tensor
@@ -104,21 +104,21 @@ class GridAverage(nn.Module):
         self.side = isqrt(num_cells)
         if self.side > min(grid):
             raise IncompatibleError(
-                f"tokens={num_cells} asks for a {self.side}x{self.side} grid of tokens, finer than the "
+                f"tokens={num_cells} requires a {self.side}x{self.side} grid of tokens, finer than the "
                 f"{grid[0]}x{grid[1]} patch grid; use at most {min(grid) ** 2}"
             )
-        # What one patch adds to the mean of each cell; cells overlap where the grids do not divide.
-        added = self._mean(torch.eye(grid[0] * grid[1])[..., None])
-        self.register_buffer("cells", rearrange((added > 0).float(), "n t 1 -> t n"), persistent=False)
+        # The contribution of each patch to each cell; cells overlap if the grids do not divide evenly.
+        contribution = self._mean(torch.eye(grid[0] * grid[1])[..., None])
+        self.register_buffer("cells", rearrange((contribution > 0).float(), "n t 1 -> t n"), persistent=False)
 
     def forward(self, values: Tensor, patch_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """values (B, N, E), patch_mask (B, N) -> means (B, T, E), zero where empty, and (B, T) bool, False there."""
+        """values (B, N, E), patch_mask (B, N) -> means (B, T, E) and mask (B, T), zero and False in empty cells."""
         is_valid = patch_mask[..., None].to(values.dtype)
         share = self._mean(is_valid)
         return self._mean(values * is_valid) / share.where(share > 0, 1), share[..., 0] > 0
 
     def regions(self, patch_mask: Tensor) -> Tensor:
-        """(B, T, N), 1 where a real patch is counted to a cell."""
+        """(B, T, N), 1 where a valid patch contributes to a cell."""
         return self.cells * patch_mask[:, None]
 
     def _mean(self, values: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ class GridAverage(nn.Module):
 
 
 def blocks_of(dims: Dims, scale: int, lowest: int = 1) -> dict[str, int]:
-    """Sizes by which einops takes the grid apart into s x s blocks, for "b (h i w j) c".
+    """Axis sizes for einops to partition the grid into s x s blocks, in the pattern "b (h i w j) c".
 
     Raises:
         IncompatibleError: the scale does not divide the grid.
@@ -137,15 +137,15 @@ def blocks_of(dims: Dims, scale: int, lowest: int = 1) -> dict[str, int]:
         allowed = [side for side in range(lowest, gcd(height, width) + 1) if not gcd(height, width) % side]
         raise IncompatibleError(
             f"scale={scale} does not divide the {height}x{width} patch grid; "
-            f"use {', '.join(map(str, allowed)) or 'another frame, as no scale fits'}"
+            f"use {', '.join(map(str, allowed)) or 'another frame, because no scale divides this grid'}"
         )
     return {"h": height // scale, "w": width // scale, "i": scale, "j": scale}
 
 
 class KeyValueNorm(nn.Module):
-    """The layer norms of keys and of values, joined: the first half of each parameter is the keys'.
+    """The layer norms of keys and values with joint parameters, of which the first half is the keys'.
 
-    The keys' bias cancels in the softmax and never learns; releases have it, so it is kept.
+    The keys' bias cancels in the softmax and has no gradient. It is kept because the releases have it.
     """
 
     def __init__(self, width: int, eps: float) -> None:
@@ -164,7 +164,7 @@ class KeyValueNorm(nn.Module):
 
     @staticmethod
     def join(state_dict: Mapping[str, Tensor], keys: str, values: str) -> dict[str, Tensor]:
-        """A release's weights with the two norms, told apart by `keys` and `values` in their names, made one."""
+        """Join a release's norms of keys and values, whose names contain `keys` and `values`, into one."""
         joined = dict(state_dict)
         for name, of_keys in state_dict.items():
             other = name.replace(keys, values)
@@ -174,12 +174,12 @@ class KeyValueNorm(nn.Module):
 
 
 def one_region_a_patch(patch_mask: Tensor) -> Tensor:
-    """(B, N) bool -> (B, N, N), for projectors that give each real patch a token."""
+    """(B, N) bool -> regions (B, N, N) of projectors with one token per valid patch."""
     return torch.diag_embed(patch_mask.float())
 
 
 def sincos(side: int, width: int) -> Tensor:
-    """(side^2, width): sines and cosines of the column, then of the row, in waves from 1 to almost 10000 long."""
+    """(side^2, width): sines and cosines of the column, then of the row, with wavelengths 2 pi to almost 2 pi 10000."""
     quarter = width // 4
     waves = torch.arange(side)[:, None] * 10000 ** -(torch.arange(quarter) / quarter)
     along = torch.cat([waves.sin(), waves.cos()], dim=-1)
@@ -188,13 +188,13 @@ def sincos(side: int, width: int) -> Tensor:
 
 
 def resized(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Positions of a square grid (T, E), read between its places: (1, H * W, E)."""
+    """Position embeddings of a square grid (T, E), interpolated to another grid: (1, H * W, E)."""
     maps = rearrange(positions, "(h w) e -> 1 e h w", h=isqrt(len(positions)))
     return rearrange(F.interpolate(maps, size=grid, mode="bicubic", align_corners=False), "1 e h w -> 1 (h w) e")
 
 
 def require_sincos_heads(heads: int, width: int, whose: str) -> None:
-    """Raises IncompatibleError where attention heads, or sines and cosines of rows and columns, do not fit a width."""
+    """Raise IncompatibleError unless the number of heads, and 4 for `sincos`, divide a width."""
     if width % heads or width % 4:
         allowed = [count for count in range(1, width + 1) if not width % count and not width % 4]
         raise IncompatibleError(
@@ -204,7 +204,7 @@ def require_sincos_heads(heads: int, width: int, whose: str) -> None:
 
 
 def draw_normal(module: nn.Module) -> None:
-    """For `apply`: weights of linear layers and convolutions from a normal distribution of std .02, biases zero."""
+    """For `Module.apply`: normal weights of std 0.02 in linear layers and convolutions, zero biases."""
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.normal_(module.weight, std=0.02)
         if module.bias is not None:

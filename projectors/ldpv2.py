@@ -1,11 +1,11 @@
-"""LDPv2: an MLP of every patch, averaged over a coarse grid, each token told of its neighbours by a convolution.
+"""LDPv2: an MLP per patch, average pooling to a coarse grid, and a depthwise convolution over its cells.
 
 Source: MobileVLM V2, https://arxiv.org/abs/2402.03766, section 3 (lightweight downsample projector);
 Meituan-AutoML/MobileVLM@688fdec, mobilevlm/model/vision_projector.py (`ldpnetv2`).
 Licence: Apache-2.0.
-Differs from the release: padding does not enter the averages, a cell that holds nothing else gives no token and is
-zero to the convolution, as what lies beyond the grid; the grid need not be square, and the number of tokens can be
-chosen, where the release has 144.
+Differs from the release: padding is excluded from the averages; a cell of padding only has no token and is zero in the
+convolution, like positions outside the grid; the grid need not be square; the number of tokens is configurable, where
+the release has 144.
 """
 
 from typing import ClassVar
@@ -21,7 +21,7 @@ from projectors.registry import register
 
 @register
 class LDPv2(Projector):
-    """Averages what the MLP makes of the patches, not the patches: few tokens for the LLM, the full cost before it."""
+    """Averages the MLP's output instead of the patches: few tokens, but the MLP runs on every patch."""
 
     official_names: ClassVar = {"mlp.mlp.": "project.", "peg.peg.0.": "neighbours."}
     official_prefix = "model.mm_projector."

@@ -2,7 +2,7 @@
 
 Source: LLaVA, https://arxiv.org/abs/2304.08485, section 4.1 (`linear`); haotian-liu/LLaVA@c121f04.
 Licence: Apache-2.0.
-Differs from the paper: patches in the padding of the frame give no token.
+Differs from the paper: patches in the padding of the frame have no token.
 """
 
 from typing import ClassVar
@@ -16,13 +16,13 @@ from projectors.registry import register
 
 @register
 class Linear(Projector):
-    """The least a projector can do: it fits the width of the patches to that of the LLM."""
+    """The minimal projector: maps the width of the patches to that of the LLM."""
 
     official_names: ClassVar = {"": "project."}
     official_prefix = "model.mm_projector."
 
     class Config(ProjectorConfig):
-        """Nothing to vary."""
+        """No settings."""
 
     def __init__(self, config: Config, dims: Dims) -> None:
         super().__init__(config, dims)
@@ -30,7 +30,7 @@ class Linear(Projector):
 
     @property
     def max_tokens(self) -> int:
-        """N: one token for every patch."""
+        """N: one token per patch."""
         return self.dims.num_patches
 
     def forward(self, features: VisualFeatures) -> VisualTokens:

@@ -2,7 +2,7 @@
 
 Source: LLaVA-1.5, https://arxiv.org/abs/2310.03744, section 3.3 (`mlp2x_gelu`); haotian-liu/LLaVA@c121f04.
 Licence: Apache-2.0.
-Differs from the paper: patches in the padding of the frame give no token.
+Differs from the paper: patches in the padding of the frame have no token.
 """
 
 from typing import ClassVar
@@ -16,7 +16,7 @@ from projectors.registry import register
 
 @register
 class MLP(Projector):
-    """The uncompressed reference: as many tokens as patches, one after another, row by row."""
+    """The uncompressed reference: one token per patch, row by row."""
 
     official_names: ClassVar = {"": "project."}
     official_prefix = "model.mm_projector."
@@ -30,7 +30,7 @@ class MLP(Projector):
 
     @property
     def max_tokens(self) -> int:
-        """N: one token for every patch."""
+        """N: one token per patch."""
         return self.dims.num_patches
 
     def forward(self, features: VisualFeatures) -> VisualTokens:

@@ -4,12 +4,12 @@ Source: InternVL 1.5, https://arxiv.org/abs/2404.16821, section 3.1 (`head: mlp`
 modeling_internvl_chat.py. SmolVLM, https://arxiv.org/abs/2504.05299, section 2 (`head: linear`, where nanoVLM folds
 by 4); huggingface/nanoVLM@4e0c096, models/modality_projector.py.
 Licence: MIT (InternVL), Apache-2.0 (nanoVLM).
-Differs from the release: patches in the padding of the frame are folded in as zeros, and a block that holds nothing
-else gives no token; the grid need not be square.
+Differs from the release: patches in the padding of the frame are zero, and a block of padding only has no token; the
+grid need not be square.
 
 Order of channels: the patches of a block row by row, each with all its channels (i, j, c). InternVL's `ps_version: v2`,
-nanoVLM, and InternVL, Idefics3 and SmolVLM in transformers all have it so. InternVL's `v1` has the same channels and
-gives the tokens column by column; `torch.nn.functional.pixel_unshuffle` has the order (c, i, j).
+nanoVLM, and InternVL, Idefics3 and SmolVLM in transformers have this order. InternVL's `v1` has the same channels, but
+tokens column by column; `torch.nn.functional.pixel_unshuffle` has the order (c, i, j).
 """
 
 from collections.abc import Mapping
@@ -25,19 +25,20 @@ from projectors.layers import blocks_of
 from projectors.registry import register
 
 _OTHER_MODULES = ("vision_model.", "language_model.", "vision_encoder.", "decoder.")
-"""Of whole checkpoints of InternVL and of nanoVLM."""
+"""Prefixes of other modules in checkpoints of InternVL and nanoVLM."""
 
 
 @register
 class PixelShuffle(Projector):
-    """Fewer tokens, nothing averaged: a token is s^2 times as wide as a patch before it is projected."""
+    """Fewer tokens without averaging: s^2 patches are concatenated before projection."""
 
     official_names: ClassVar = {"mlp1.": "project.", "proj.": "project.", "MP.proj.": "project."}
 
     class Config(ProjectorConfig):
         scale: int = Field(default=2, ge=1, description="side s of a block that becomes one token, in patches")
         head: Literal["mlp", "linear"] = Field(
-            default="mlp", description="layer norm and two linear layers (InternVL), or one without bias (nanoVLM)"
+            default="mlp",
+            description="layer norm and two linear layers (InternVL), or one linear layer without bias (nanoVLM)",
         )
 
     def __init__(self, config: Config, dims: Dims) -> None:
@@ -61,7 +62,7 @@ class PixelShuffle(Projector):
         return VisualTokens(embeds, mask, regions * is_valid[:, None])
 
     def load_official(self, state_dict: Mapping[str, Tensor]) -> None:
-        """As for every projector; the other modules of a whole checkpoint are left out."""
+        """As in `Projector`; ignores the other modules of a whole checkpoint."""
         super().load_official({key: value for key, value in state_dict.items() if not key.startswith(_OTHER_MODULES)})
 
 

@@ -1,10 +1,10 @@
-"""Pooling: average the patches of each cell of a coarse grid, then project.
+"""Pooling: averages the patches of each cell of a coarse grid, then projects.
 
 Source: DeCo, https://arxiv.org/abs/2405.20985, section 3 (adaptive average pooling, then `mlp2x_gelu`);
 yaolinli/DeCo@103416e.
 Licence: BSD-3-Clause.
-Differs from the paper: padding does not enter the averages, and a cell that holds nothing else gives no token; a token
-count that is not a square is refused, where DeCo's code rounds it down.
+Differs from the paper: padding is excluded from the averages, and a cell of padding only has no token; a token count
+that is not a square is an error, where DeCo's code rounds it down.
 """
 
 from pydantic import Field
@@ -16,7 +16,7 @@ from projectors.registry import register
 
 @register
 class Pooling(Projector):
-    """The plain compressive projector: a fixed budget, spent evenly over the image whatever is in it."""
+    """The simplest compressive projector: a fixed number of tokens, spread evenly over the image."""
 
     class Config(ProjectorConfig):
         tokens: SquareCount = Field(

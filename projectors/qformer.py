@@ -1,12 +1,11 @@
-"""Q-Former: learned queries that read one another in every layer and the patches in every other one.
+"""Q-Former: learned queries with self-attention in every layer and cross-attention to the patches in every other.
 
 Source: BLIP-2, https://arxiv.org/abs/2301.12597, section 3.1; salesforce/LAVIS@506965b,
 lavis/models/blip2_models/blip2.py and Qformer.py, as `Blip2QFormerModel` of transformers has it.
 Licence: BSD-3-Clause.
-Differs from the release: starts at random, where the release starts from BERT-base and was trained on 129 million
-images before it met an LLM, so that here it learns slowly; the patches are read without the CLS token, which the
-release's queries read as well; padding is not read; the layer norm that the release puts after its vision encoder
-(`ln_vision`) is the encoder's.
+Differs from the release: starts from random weights, where the release starts from BERT-base and is pre-trained on 129
+million images without an LLM, so it learns slowly here; queries do not attend to the CLS token, which the release's do,
+or to padding; the release's layer norm after the vision encoder (`ln_vision`) is left to the encoder.
 """
 
 import re
@@ -29,12 +28,12 @@ _NOT_OURS = re.compile(
     r"|bert\.encoder\.layer\.\d+\.(intermediate|output)\.)"
     r"|(ln_vision|visual_encoder|opt_model|t5_model|llm_model)\."
 )
-"""What the release's Q-Former has for text, which never comes here, and the other modules of a whole checkpoint."""
+"""Weights of the release's Q-Former that process text, and other modules of a whole checkpoint."""
 
 
 @register
 class QFormer(Projector):
-    """A few tokens for the whole image; which token stands for what, training decides."""
+    """A fixed number of learned tokens for the whole image."""
 
     official_names: ClassVar = {
         "query_tokens": "queries",
@@ -51,8 +50,8 @@ class QFormer(Projector):
     class Config(HeadedConfig, ProjectorConfig):
         tokens: int = Field(default=32, ge=1, description="learned queries, each a visual token")
         depth: int = Field(default=12, ge=1, le=MAX_DEPTH, description="layers")
-        reads_every: int = Field(default=2, ge=1, description="layers from one that reads the patches to the next")
-        width: int = Field(default=768, ge=1, description="of the queries; four times that between two linear layers")
+        reads_every: int = Field(default=2, ge=1, description="cross-attention to the patches in every n-th layer")
+        width: int = Field(default=768, ge=1, description="of the queries; the MLPs are four times as wide")
         heads: int = Field(default=12, ge=1, description="attention heads")
 
     def __init__(self, config: Config, dims: Dims) -> None:
@@ -84,5 +83,5 @@ class QFormer(Projector):
         return VisualTokens.dense(self.project(attended.last_hidden_state))
 
     def load_official(self, state_dict: Mapping[str, Tensor]) -> None:
-        """As for every projector; what the release has for text is left out, and its encoder with `ln_vision`."""
+        """As in `Projector`; ignores weights that process text, the vision encoder and `ln_vision`."""
         super().load_official({name: value for name, value in state_dict.items() if not _NOT_OURS.match(name)})

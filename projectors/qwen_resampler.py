@@ -1,10 +1,10 @@
-"""Qwen-VL's resampler: a grid of learned queries reads the patches once, both told where they lie.
+"""Qwen-VL's resampler: one cross-attention of a grid of learned queries to the patches, both with positions.
 
 Source: Qwen-VL, https://arxiv.org/abs/2308.12966, section 2.1; the class is in the model's own repository on the hub
-(Qwen/Qwen-VL, visual.py: `Resampler`, and `ln_post` and `proj` of `VisionTransformer`, which follow it); followed is
-vLLM's reading of it (`Resampler2`; vllm-project/vllm@0531c22, vllm/model_executor/layers/resampler.py).
+(Qwen/Qwen-VL, visual.py: `Resampler`, and `ln_post` and `proj` of `VisionTransformer`, which follow it); implemented
+after vLLM's version of it (`Resampler2`; vllm-project/vllm@0531c22, vllm/model_executor/layers/resampler.py).
 Licence: of the original, Tongyi Qianwen; written from the formulas, without that code.
-Differs from the release: padding is not read; the grid is that of the vision encoder, where it is 32x32.
+Differs from the release: padding is not attended to; the grid is that of the vision encoder instead of 32x32.
 """
 
 from math import isqrt
@@ -24,7 +24,7 @@ _STD = 0.02
 
 @register
 class QwenResampler(Projector):
-    """As wide as the LLM from the start; a query prefers patches near its place in the grid, but may read any."""
+    """Works in the LLM's width; a query attends mostly to patches near its grid position, but to any patch."""
 
     official_names: ClassVar = {
         "attn_pool.query": "queries",
@@ -33,7 +33,7 @@ class QwenResampler(Projector):
         "attn_pool.attn.": "attention.",
         "attn_pool.ln_q.": "query_norm.",
         "attn_pool.ln_kv.": "patch_norm.",
-        # The resampler alone, and vLLM's.
+        # Names of the resampler module alone, and of vLLM.
         "query": "queries",
         "pos_embed": "positions",
         "kv_proj.": "enter.",
@@ -55,7 +55,7 @@ class QwenResampler(Projector):
         super().__init__(config, dims)
         width = dims.language
         require_sincos_heads(config.heads, width, "LLM's")
-        # Persistent, because the release has it among its weights.
+        # Persistent, because the release saves it with its weights.
         self.register_buffer("positions", sincos(isqrt(config.tokens), width))
         self.queries = nn.Parameter(nn.init.trunc_normal_(torch.empty(config.tokens, width), std=_STD))
         self.enter = nn.Identity() if dims.vision == width else nn.Linear(dims.vision, width, bias=False)

@@ -1,10 +1,10 @@
-"""Perceiver resampler: learned latents read patches and themselves together, layer by layer.
+"""Perceiver resampler: layers in which learned latents attend to the patches and to one another.
 
 Source: Flamingo, https://arxiv.org/abs/2204.14198, section 3.1; mlfoundations/open_flamingo@655f693,
 open_flamingo/src/helpers.py (`PerceiverResampler`), for single images.
 Licence: MIT.
-Differs from the release: padding is not read; a linear layer from the encoder's width to the LLM's follows, which the
-release does without, as its LLM reads the latents through cross-attention.
+Differs from the release: padding is not attended to; a linear layer from the encoder's width to the LLM's follows,
+which the release lacks, because its LLM attends to the latents by cross-attention.
 """
 
 from typing import ClassVar
@@ -31,7 +31,7 @@ _LAYER_NAMES = {
 
 @register
 class Resampler(Projector):
-    """A few tokens for the whole image; which token stands for what, training decides."""
+    """A fixed number of learned tokens for the whole image."""
 
     official_names: ClassVar = {
         "latents": "latents",
@@ -47,7 +47,7 @@ class Resampler(Projector):
 
     class Config(ProjectorConfig):
         tokens: int = Field(default=64, ge=1, description="latents, each a visual token")
-        depth: int = Field(default=6, ge=1, le=MAX_DEPTH, description="layers, each reading patches and latents once")
+        depth: int = Field(default=6, ge=1, le=MAX_DEPTH, description="layers of attention to patches and latents")
         heads: int = Field(default=8, ge=1, description="attention heads")
         head_width: int = Field(default=64, ge=1, description="of queries, keys and values of one head")
 
@@ -66,14 +66,14 @@ class Resampler(Projector):
     def forward(self, features: VisualFeatures) -> VisualTokens:
         """patches (B, N, C) -> embeds (B, T, D), in the order of the latents."""
         latents = repeat(self.latents, "t c -> b t c", b=len(features.patches))
-        readable = F.pad(features.patch_mask, (0, self.max_tokens), value=True)
+        attended_mask = F.pad(features.patch_mask, (0, self.max_tokens), value=True)
         for layer in self.layers:
-            latents = layer(latents, features.patches, readable)
+            latents = layer(latents, features.patches, attended_mask)
         return VisualTokens.dense(self.project(self.norm(latents)))
 
 
 class _Layer(nn.Module):
-    """Latents read patches and latents, then an MLP is added."""
+    """Attention of latents to patches and latents, then an MLP."""
 
     def __init__(self, width: int, heads: int, head_width: int) -> None:
         super().__init__()
@@ -90,12 +90,12 @@ class _Layer(nn.Module):
             nn.Linear(4 * width, width, bias=False),
         )
 
-    def forward(self, latents: Tensor, patches: Tensor, readable: Tensor) -> Tensor:
-        """latents (B, T, C), patches (B, N, C), readable (B, N + T) bool -> (B, T, C)."""
+    def forward(self, latents: Tensor, patches: Tensor, mask: Tensor) -> Tensor:
+        """latents (B, T, C), patches (B, N, C), mask (B, N + T) bool -> (B, T, C)."""
         normed = self.latent_norm(latents)
         sources = self.key_value(torch.cat([self.patch_norm(patches), normed], dim=1))
         query = rearrange(self.query(normed), "b t (h e) -> b h t e", h=self.heads)
         key, value = rearrange(sources, "b n (kv h e) -> kv b h n e", kv=2, h=self.heads)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=rearrange(readable, "b n -> b 1 1 n"))
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=rearrange(mask, "b n -> b 1 1 n"))
         latents = latents + self.output(rearrange(attended, "b h t e -> b t (h e)"))
         return latents + self.mlp(latents)

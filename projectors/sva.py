@@ -1,14 +1,14 @@
-"""SVA: each token reads its own window of the patches, told by their mean what else is in the image.
+"""SVA: each token attends to its own window of patches; its query depends on the mean of all patches.
 
 Source: Cambrian-1, https://arxiv.org/abs/2406.16860, section 3 (Spatial Vision Aggregator);
 cambrian-mllm/cambrian@539ffc3.
 Licence: Apache-2.0.
-Differs from the paper: one vision encoder, and no further aggregators inside the LLM; without several encoders there is
-nothing to choose from in windows of one patch, as those of the released 576 tokens on a 24x24 grid, so they are
-refused, and 144 tokens with windows of 2x2 stand in for them.
-Differs from the release: padding does not enter the mean of the image, a window that holds nothing else gives no token,
-and no token marks the end of a row; the grid need not be square. The published weights are of four encoders and do not
-fit; those of one encoder load under the names of the release.
+Differs from the paper: one vision encoder, and no aggregators inside the LLM. With one encoder, attention to windows of
+one patch, as in the released 576 tokens on a 24x24 grid, has no effect, so such windows are an error; the default is
+144 tokens with windows of 2x2.
+Differs from the release: padding is excluded from the mean of the image, a window of padding only has no token, and no
+token marks the end of a row; the grid need not be square. The published weights are for four encoders and cannot be
+loaded; weights for one encoder load under the names of the release.
 """
 
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ _LAYER_NAMES = {
 
 @register
 class SVA(Projector):
-    """A grid of tokens whose queries start alike and differ by what lies in their windows."""
+    """A grid of tokens with one shared initial query, which differ by the content of their windows."""
 
     official_names: ClassVar = {
         "vision_query": "query",
@@ -65,7 +65,7 @@ class SVA(Projector):
         tokens: SquareCount = Field(
             default=144, ge=1, description="visual tokens of an unpadded image; a square number"
         )
-        depth: int = Field(default=3, ge=1, le=MAX_DEPTH, description="layers, each reading the window once")
+        depth: int = Field(default=3, ge=1, le=MAX_DEPTH, description="layers of attention to the window")
         width: int = Field(default=1024, ge=1, description="of queries, keys and values, all heads together")
         heads: int = Field(default=16, ge=1, description="attention heads")
 
@@ -77,14 +77,14 @@ class SVA(Projector):
         allowed = [side**2 for side in sides if side**2 < dims.num_patches]
         if config.tokens not in allowed:
             raise IncompatibleError(
-                f"tokens={config.tokens} does not cut the {height}x{width} patch grid into {self.side}x{self.side} "
+                f"tokens={config.tokens} does not divide the {height}x{width} patch grid into {self.side}x{self.side} "
                 f"equal windows of two patches or more; use {', '.join(map(str, allowed))}"
             )
         self.window = (height // self.side, width // self.side)
         self.encode = nn.Sequential(*mlp(dims.vision, config.width, depth=2), nn.LayerNorm(config.width))
         self.query = nn.Parameter(torch.randn(1, config.width) * config.width**-0.5)
-        num_places = self.window[0] * self.window[1]
-        self.layers = nn.ModuleList(_Layer(config.width, config.heads, num_places) for _ in range(config.depth))
+        num_positions = self.window[0] * self.window[1]
+        self.layers = nn.ModuleList(_Layer(config.width, config.heads, num_positions) for _ in range(config.depth))
         self.project = mlp(config.width, dims.language, depth=2)
 
     @property
@@ -99,7 +99,7 @@ class SVA(Projector):
         context = (patches * is_valid).sum(dim=1, keepdim=True) / is_valid.sum(dim=1, keepdim=True)
         windows, readable = self._windows(patches), self._windows(is_valid)[..., 0]
         mask = readable.any(dim=-1)
-        # An empty window must read something: a softmax over nothing is not a number.
+        # Windows of padding only attend to all their patches, because a softmax over no keys is NaN.
         readable = readable | ~mask[..., None]
         queries = repeat(self.query, "1 e -> b t e", b=len(patches), t=self.max_tokens)
         for layer in self.layers:
@@ -108,7 +108,7 @@ class SVA(Projector):
         return VisualTokens(embeds, mask, self._cells(is_valid.device) * features.patch_mask[:, None])
 
     def load_official(self, state_dict: Mapping[str, Tensor]) -> None:
-        """As for every projector; the release has a norm of its own for keys and for values."""
+        """As in `Projector`; joins the release's separate norms of keys and values."""
         super().load_official(KeyValueNorm.join(state_dict, ".k_proj_0.0.", ".v_proj_0.0."))
 
     def _windows(self, values: Tensor) -> Tensor:
@@ -123,14 +123,14 @@ class SVA(Projector):
 
 
 class _Layer(nn.Module):
-    """Each query, merged with the image's mean, reads its window; an MLP of what it holds then is added to it."""
+    """Attention of each query, merged with the image's mean, to its window; then a residual MLP."""
 
-    def __init__(self, width: int, heads: int, num_places: int) -> None:
+    def __init__(self, width: int, heads: int, num_positions: int) -> None:
         super().__init__()
         self.heads = heads
         self.context = nn.Linear(width, width, bias=False)
         self.merge = nn.Linear(2 * width, width, bias=False)
-        self.position = nn.Parameter(torch.randn(num_places, width))
+        self.position = nn.Parameter(torch.randn(num_positions, width))
         self.query_norm = nn.LayerNorm(width)
         self.norms = KeyValueNorm(width, 1e-5)
         self.query = nn.Linear(width, width, bias=False)
@@ -141,13 +141,13 @@ class _Layer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, width, bias=False), nn.GELU(), nn.Linear(width, width, bias=False))
 
     def forward(self, queries: Tensor, context: Tensor, windows: Tensor, readable: Tensor) -> Tensor:
-        """One round of reading.
+        """Apply the layer.
 
         Args:
             queries: (B, T, E).
             context: (B, 1, E), the mean of the image.
             windows: (B, T, K, E), the K patches of each window.
-            readable: (B, T, K) bool, False where a patch must not be read; never for all of a window.
+            readable: (B, T, K) bool, False where a patch must not be attended to; never for all of a window.
 
         Returns:
             (B, T, E).

@@ -1,11 +1,11 @@
-"""TokenPacker: a coarse copy of the image asks each of its regions for what several blocks of the encoder saw there.
+"""TokenPacker: each cell of a downsampled image attends to features of several encoder blocks in its region.
 
 Source: TokenPacker, https://arxiv.org/abs/2407.02392, section 3; CircleRadon/TokenPacker@771a16e,
 llava/model/multimodal_projector/builder.py and llava/model/multimodal_encoder/clip_encoder.py.
 Licence: Apache-2.0 by its pyproject.toml; the repository holds no licence file.
-Differs from the release: padding is neither read nor enters the coarse copy, and a region that holds nothing else gives
-no token; the grid need not be square; one width serves all hidden layers, where the release has that of CLIP-L (1024)
-fixed in some.
+Differs from the release: padding is excluded from attention and downsampling, and a region of padding only has no
+token; the grid need not be square; all hidden layers have one width, where the release fixes that of CLIP-L (1024) in
+some.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ _EPS = 1e-6
 
 @register
 class TokenPacker(Projector):
-    """Each token begins as an average of a few patches and picks up detail from its own region only."""
+    """Each token starts as an average of a few patches and adds detail from its own region only."""
 
     official_names: ClassVar = {
         "q_proj_1.": "query.",
@@ -41,7 +41,7 @@ class TokenPacker(Projector):
     resize: Tensor
 
     class Config(ProjectorConfig):
-        scale: int = Field(default=2, ge=2, description="side s of the region that a token reads, in patches")
+        scale: int = Field(default=2, ge=2, description="side s of a token's region, in patches")
         layers: tuple[int, ...] = Field(
             default=(12, 16, 22, 23),
             min_length=1,
@@ -55,7 +55,7 @@ class TokenPacker(Projector):
             if self.width % self.heads:
                 raise ValueError(f"heads={self.heads} does not divide width={self.width}")
             if self.layers[0] < 1 or sorted(set(self.layers)) != list(self.layers):
-                raise ValueError(f"layers={list(self.layers)} must rise from block to block, from 1 or above")
+                raise ValueError(f"layers={list(self.layers)} must be increasing, starting from 1 or above")
             return self
 
     def __init__(self, config: Config, dims: Dims) -> None:
@@ -64,8 +64,8 @@ class TokenPacker(Projector):
         self.blocks = blocks_of(dims, self.scale, lowest=2)
         if config.layers[-1] > dims.vision_blocks:
             raise IncompatibleError(
-                f"layers={list(config.layers)} asks for block {config.layers[-1]} of a vision encoder of which "
-                f"{dims.vision_blocks} are run; use blocks from 1 to {dims.vision_blocks}"
+                f"layers={list(config.layers)} requires block {config.layers[-1]} of the vision encoder, of which only "
+                f"{dims.vision_blocks} blocks run; use blocks from 1 to {dims.vision_blocks}"
             )
         self.needs_layers = config.layers
         self.query = nn.Linear(dims.vision, config.width, bias=False)
@@ -76,9 +76,9 @@ class TokenPacker(Projector):
         self.attention = nn.MultiheadAttention(config.width, config.heads, batch_first=True)
         self.project = mlp(config.width, dims.language, depth=2)
         self.apply(_initialise)
-        # Bilinear: the point of the coarse grid lies in the middle of its region, and no other is nearer to it.
-        near = (1 - (torch.arange(self.scale) - (self.scale - 1) / 2).abs()).clamp(min=0)
-        self.register_buffer("resize", torch.outer(near, near).flatten(), persistent=False)
+        # Weights of bilinear downsampling to the centre of a region.
+        weights = (1 - (torch.arange(self.scale) - (self.scale - 1) / 2).abs()).clamp(min=0)
+        self.register_buffer("resize", torch.outer(weights, weights).flatten(), persistent=False)
 
     @property
     def max_tokens(self) -> int:
@@ -87,10 +87,10 @@ class TokenPacker(Projector):
 
     def forward(self, features: VisualFeatures) -> VisualTokens:
         """patches (B, N, C) and layers (B, K, N, C) -> embeds (B, N / s^2, D), the regions row by row."""
-        assert features.layers is not None, "the projector declares that it needs layers"
+        assert features.layers is not None, "layers are a required input"
         is_valid = self._regions(features.patch_mask[..., None])[..., 0]
         mask = is_valid.any(dim=-1)
-        # An empty region must read something: a softmax over nothing is not a number.
+        # Regions of padding only attend to all their patches, because a softmax over no keys is NaN.
         readable = is_valid | ~mask[..., None]
         layers = rearrange(features.layers, "b k n c -> b n (k c)")
         keys, values = self.norms(self.key(layers), self.value(layers))
@@ -107,7 +107,7 @@ class TokenPacker(Projector):
         return VisualTokens(embeds, mask, cells * features.patch_mask[:, None])
 
     def load_official(self, state_dict: Mapping[str, Tensor]) -> None:
-        """As for every projector; the release has a norm of its own for keys and for values."""
+        """As in `Projector`; joins the release's separate norms of keys and values."""
         super().load_official(KeyValueNorm.join(state_dict, "ln_k_1.", "ln_v_1."))
 
     def _regions(self, values: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class TokenPacker(Projector):
         return rearrange(values, "b (h i w j) e -> b (h w) (i j) e", **self.blocks)
 
     def _coarse(self, patches: Tensor, is_valid: Tensor) -> Tensor:
-        """(B, N, C) -> (B, T, C), resized bilinearly; where that falls on padding alone, the mean of what is real."""
+        """(B, N, C) -> (B, T, C), bilinear over valid patches; their mean if all bilinear weights are zero."""
         shares = is_valid * self.resize
         shares = shares.where(shares.sum(dim=-1, keepdim=True) > 0, is_valid.to(shares.dtype))
         total = shares.sum(dim=-1, keepdim=True)

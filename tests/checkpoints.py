@@ -1,4 +1,4 @@
-"""Small random checkpoints of every family, as transformers itself writes them."""
+"""Small random checkpoints of every family, written by transformers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -83,7 +83,7 @@ NATIVE: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen2_5_vl": lambda: Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(vision_config=_QWEN25, text_config=_LLM)),
 }
 ENCODERS = WHOLE | TILED | NATIVE
-"""By `model_type`: those that see the whole frame, that see it in tiles, and of native resolution."""
+"""By `model_type`: encoders of whole frames, of tiles, and of native resolution."""
 
 WORDS = ["[PAD]", "[UNK]", "[BOS]", "the", "red", "square", "blue", "star", ".", "user", "assistant"]
 _SHAPE: dict[str, Any] = {
@@ -103,12 +103,12 @@ LLMS: dict[str, Callable[[], PreTrainedModel]] = {
 
 
 def write_encoder(kind: str, folder: Path) -> None:
-    """A vision encoder that reads patches of 14 px, 32 wide, of two blocks."""
-    _settled(ENCODERS[kind]).save_pretrained(folder)
+    """Write a vision encoder with patches of 14 px, width 32 and two blocks."""
+    _seeded(ENCODERS[kind]).save_pretrained(folder)
 
 
 def write_llm(kind: str, folder: Path) -> None:
-    """A causal LM, 32 wide, of two layers, with a tokenizer that begins with BOS and knows a chat."""
+    """Write a causal LM of width 32 with two layers, and a tokenizer that adds BOS and has a chat template."""
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.post_processor = processors.TemplateProcessing(single="[BOS] $A", special_tokens=[("[BOS]", 2)])
@@ -117,12 +117,12 @@ def write_llm(kind: str, folder: Path) -> None:
         "{{ bos_token }} {% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
         "{% if add_generation_prompt %}assistant{% endif %}"
     )
-    _settled(LLMS[kind]).save_pretrained(folder)
+    _seeded(LLMS[kind]).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _settled(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-    """Seeded, and moved away from zeros and ones, at which a mistake would not show."""
+def _seeded(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    """Build a model with seeded weights, none of which is zero or one, because such values can hide mistakes."""
     torch.manual_seed(0)
     model = build().eval()
     for parameter in model.parameters():

@@ -10,7 +10,7 @@ from torch import Tensor
 import projectors
 from projectors import Dims, Projector, VisualFeatures
 
-# Neither the frame nor the grid divides evenly by what the projectors lay over them.
+# Most grids of the projectors do not divide the frame and the patch grid evenly.
 DIMS = Dims(vision=24, language=20, grid=(6, 6), frame=45, decoder=16, max_superpixels=7, vision_blocks=4)
 
 OPTIONAL = ("superpixels", "decoder_pe", "keys", "cls_query", "cls_key")
@@ -19,14 +19,14 @@ HEADS = 3
 
 
 def build(name: str, settings: dict[str, Any], dims: Dims = DIMS) -> Projector:
-    """The projector as it is used, with weights that do not depend on what ran before."""
+    """Build a projector with seeded weights, in double precision."""
     torch.manual_seed(0)
     projector = projectors.get(name)
     return projector(projector.Config(**settings), dims).double().eval()
 
 
 def features(batch: int = 3) -> VisualFeatures:
-    """Images of different size, the first without padding, the others padded on the right or below."""
+    """Features of images of different sizes: the first without padding, the others padded on the right or below."""
     generator = torch.Generator().manual_seed(1)
     height, width = DIMS.grid
     side = DIMS.frame
@@ -62,15 +62,15 @@ def features(batch: int = 3) -> VisualFeatures:
     )
 
 
-def given(batch: VisualFeatures, projector: Projector) -> VisualFeatures:
-    """Only what the projector asked for."""
+def required(batch: VisualFeatures, projector: Projector) -> VisualFeatures:
+    """A copy with only the optional fields that the projector requires."""
     missing = {field: None for field in OPTIONAL if field not in projector.required_inputs}
     at = [block - 1 for block in projector.needs_layers]
     return replace(batch, **missing, layers=None if batch.layers is None or not at else batch.layers[:, at])
 
 
 def images(batch: VisualFeatures, at: slice) -> VisualFeatures:
-    """Some images of a batch as a batch of their own."""
+    """A batch of some images of a batch."""
     shared = {"decoder_pe"}
     fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch) if field.name not in shared}
     return replace(batch, **{name: value[at] for name, value in fields.items() if value is not None})

@@ -10,7 +10,7 @@ SIDE, PATCH, WIDTH = 64, 8, 32
 
 
 def random_sam() -> LoadedSam:
-    """A SAM of an 8 x 8 grid whose masks have clear edges, some of them good in its own eyes and some not."""
+    """A SAM with an 8 x 8 grid, masks with sharp edges, and both low and high predicted IoU."""
     torch.manual_seed(0)
     grid = (SIDE // PATCH, SIDE // PATCH)
     encoder = ImageEncoderViT(

@@ -97,7 +97,7 @@ def test_an_empty_split_stops_the_study(cells, folder, tmp_path):
     datasets.write_reasonseg(tmp_path, "1", datasets.made(1)[0].image, {"text": ["it"], "is_sentence": True})
     (tmp_path / "ReasonSeg" / "test").rename(tmp_path / "ReasonSeg" / "train")
     spec = cells["pooling"].spec.model_copy(update={"data": {"name": "reasonseg", "root": str(tmp_path)}})
-    with pytest.raises(DataError, match="reasonseg holds no images under 'train'; take its whole files"):
+    with pytest.raises(DataError, match="reasonseg has no images in split 'train'; check its files"):
         run_cell(replace(cells["pooling"], spec=spec), folder, quiet())
 
 
@@ -224,7 +224,7 @@ def test_a_projector_that_requires_cls_is_skipped_without_cls(cells, folder, tmp
     spec = cells["pooling"].spec.model_copy(update={"vision_encoder": encoder, "projector": {"name": "prumerge"}})
     row = run_cell(replace(cells["pooling"], spec=spec), folder, quiet())
     assert row["status"] == "skipped"
-    assert "has no CLS token" in row["reason"]
+    assert "requires a CLS token" in row["reason"]
 
 
 def test_a_projector_is_initialized_from_published_weights(cells, folder, tmp_path):
@@ -243,7 +243,7 @@ def test_a_projector_is_initialized_from_published_weights(cells, folder, tmp_pa
     torch.save(published, tmp_path / "mm_projector.bin")
     row = run_cell(cell, folder, quiet())
     assert row["status"] == "failed"
-    assert row["reason"].startswith("these are no official weights of MLP as configured")
+    assert row["reason"].startswith("not official weights of MLP with this configuration")
 
 
 def _trains(cell, folder, **changed):

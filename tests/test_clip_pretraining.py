@@ -16,7 +16,8 @@ from harness.data.frame import to_tensor
 from harness.errors import WeightsError
 from harness.model.config import VisionConfig
 from harness.model.vision.encoder import load_vision_encoder
-from harness.model.weights import resolution as weights
+from harness.model.weights import known
+from harness.model.weights.resolution import resolve
 from harness.pretraining import clip_scenes
 from harness.pretraining.caption_words import MAX_TOKENS, caption_tokenizer
 from harness.pretraining.clip_scenes import (
@@ -190,9 +191,9 @@ def test_the_written_folder_loads_strictly_as_a_clip_vision_encoder(folder: Path
 
 
 def test_a_shipped_folder_is_resolved_by_name_and_verified(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sha256 = weights.resolve(str(folder)).sha256
-    shipped = weights.Shipped(folder, sha256, "encoder", "a tiny one")
-    monkeypatch.setitem(weights.SHIPPED, "clip-scenes", shipped)
+    sha256 = resolve(str(folder)).sha256
+    shipped = known.Shipped(folder, sha256, "encoder", "a tiny one")
+    monkeypatch.setitem(known.SHIPPED, "clip-scenes", shipped)
     encoder = load_vision_encoder(VisionConfig(name="clip-scenes", frame=TINY.image))
     assert encoder.weights.as_row() == {
         "name": "clip-scenes",
@@ -200,19 +201,19 @@ def test_a_shipped_folder_is_resolved_by_name_and_verified(folder: Path, monkeyp
         "revision": sha256[:12],
         "sha256": sha256,
     }
-    monkeypatch.setitem(weights.SHIPPED, "clip-scenes", shipped._replace(sha256="1" * 64))
-    with pytest.raises(WeightsError, match=f"has sha256 {sha256}, but 'clip-scenes' is 1111"):
-        weights.resolve("clip-scenes")
-    monkeypatch.setitem(weights.SHIPPED, "clip-scenes", shipped._replace(path=folder / "nowhere"))
+    monkeypatch.setitem(known.SHIPPED, "clip-scenes", shipped._replace(sha256="1" * 64))
+    with pytest.raises(WeightsError, match=f"has sha256 {sha256}, but 'clip-scenes' has 1111"):
+        resolve("clip-scenes")
+    monkeypatch.setitem(known.SHIPPED, "clip-scenes", shipped._replace(path=folder / "nowhere"))
     with pytest.raises(WeightsError, match="missing from the package"):
-        weights.resolve("clip-scenes")
+        resolve("clip-scenes")
 
 
 def test_the_shipped_weights_reach_the_scores_of_their_model_card() -> None:
-    shipped = weights.SHIPPED["clip-scenes"]
+    shipped = known.SHIPPED["clip-scenes"]
     scores = json.loads((shipped.path / "scores.json").read_text())
     text = (shipped.path / "README.md").read_text()
-    assert f"`{weights.resolve('clip-scenes').sha256}`" in text
+    assert f"`{resolve('clip-scenes').sha256}`" in text
     assert f"| the scene's own caption | {scores['image_to_text']:.3f} | {scores['text_to_image']:.3f} |" in text
     # Retrieval among 48 captions is easier than among the 200 of the model card.
     measured = measure(*load_clip(shipped.path), [scene_pair("test", 0, index, 224) for index in range(48)])
@@ -236,7 +237,7 @@ def test_the_model_card_contains_the_scores(folder: Path) -> None:
     assert (measured["scenes"], measured["captions"], measured["chance"]) == (10, 10, 0.1)
     scores = {"steps": 2, "seed": 0, "pairs": 8, "seconds": 60, **measured}
     text = card(folder, scores | {"image_to_text": 0.123})
-    assert f"`{weights.resolve(str(folder)).sha256}`" in text
+    assert f"`{resolve(str(folder)).sha256}`" in text
     assert "images 0 to 7 of the four domains" in text
     assert f"| the scene's own caption | 0.123 | {measured['text_to_image']:.3f} |" in text
     assert "| chance | 0.100 | 0.100 |" in text

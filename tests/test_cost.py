@@ -91,9 +91,9 @@ def test_a_run_on_an_image_file_opens_no_file_and_segments_as_the_cache_does(
     parts, _ = _assembled(cells["sam"], superpixels={"name": "sam", **superpixels})
     used = []
 
-    def build_features(self, encoding, patch_mask, labels):
+    def build_features(self, encoded, labels):
         used.append(labels)
-        return original(self, encoding, patch_mask, labels)
+        return original(self, encoded, labels)
 
     original = BatchMaker.build_features
     monkeypatch.setattr(BatchMaker, "build_features", build_features)

@@ -1,4 +1,4 @@
-"""What a GPU computes is what a CPU computes; skipped only where there is none."""
+"""Results on a GPU equal those on the CPU; skipped without a GPU."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from harness.execution.cell import run_cell
 from harness.model.mask_decoder.sam import load_sam
 from harness.pretraining.sam_scenes import scene
 from projectors import VisualFeatures
-from tests.projector_cases import build, features, given
+from tests.projector_cases import build, features, required
 from tests.references import CASES, IDS
 from tests.small_study import quiet
 
@@ -31,9 +31,9 @@ def _to_cuda(batch: VisualFeatures) -> VisualFeatures:
 
 
 @pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
-def test_a_projector_gives_the_same_tokens_and_gradients(name, settings):
+def test_a_projector_has_the_same_tokens_and_gradients(name, settings):
     on_cpu, on_cuda = build(name, settings), build(name, settings).to(CUDA)
-    batch = given(features(), on_cpu)
+    batch = required(features(), on_cpu)
     expected, found = on_cpu(batch), on_cuda(_to_cuda(batch))
     assert torch.equal(found.mask.cpu(), expected.mask)
     torch.testing.assert_close(found.embeds.cpu(), expected.embeds)
@@ -44,8 +44,8 @@ def test_a_projector_gives_the_same_tokens_and_gradients(name, settings):
             torch.testing.assert_close(one.grad.cpu(), other.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_sams_embedding_in_bfloat16_is_near_that_in_float32():
-    """Compiled and in half the precision, as studies use it."""
+def test_sams_embedding_in_bfloat16_is_close_to_float32():
+    """Compiled and in bfloat16, as in studies."""
     frames = to_tensor([scene("test", 0, index).image for index in range(4)])
     with torch.inference_mode():
         expected = load_sam("sam-scenes").embed(frames)
@@ -54,7 +54,7 @@ def test_sams_embedding_in_bfloat16_is_near_that_in_float32():
 
 
 @pytest.mark.parametrize("arm", ["pooling", "sspe", "decoder_pe", "sam"])
-def test_a_cell_trains_and_is_told_apart_by_what_it_ran_on(cells, folder, arm):
+def test_a_cell_trains_and_its_row_records_the_device(cells, folder, arm):
     row = run_cell(cells[arm], folder, quiet())
     assert row["status"] == "done", row["reason"]
     assert json.loads(row["environment"])["device"] == torch.cuda.get_device_name(0)
@@ -62,8 +62,8 @@ def test_a_cell_trains_and_is_told_apart_by_what_it_ran_on(cells, folder, arm):
     assert 0 < row["peak_memory_mib"] < 2**20
 
 
-def test_a_trained_cell_answers_the_same(cells, folder, monkeypatch):
-    """In one precision, float32, the same cell draws the same masks."""
+def test_a_trained_cell_predicts_the_same_masks(cells, folder, monkeypatch):
+    """In float32."""
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     cell = cells["decoder_pe"]
@@ -71,7 +71,7 @@ def test_a_trained_cell_answers_the_same(cells, folder, monkeypatch):
     cell = replace(cell, spec=cell.spec.model_copy(update={"training": training}))
     row = run_cell(cell, folder, quiet())
     assert row["status"] == "done", row["reason"]
-    drawn = []
+    logits = []
     for device in (torch.device("cpu"), CUDA):
         trained = load(folder.cells / f"{row['cell']}.safetensors", device)
         examples = load_examples(trained.spec, "test")
@@ -79,5 +79,5 @@ def test_a_trained_cell_answers_the_same(cells, folder, monkeypatch):
         prepare(batches, examples, quiet().note)
         batch = batches.make(examples, [example.queries for example in examples])
         with torch.inference_mode():
-            drawn.append(segmenter(batch.features, batch.mask_inputs, batch.query).mask_logits.float().cpu().numpy())
-    np.testing.assert_allclose(drawn[1], drawn[0], rtol=1e-3, atol=1e-3)
+            logits.append(segmenter(batch.features, batch.mask_inputs, batch.query).mask_logits.float().cpu().numpy())
+    np.testing.assert_allclose(logits[1], logits[0], rtol=1e-3, atol=1e-3)

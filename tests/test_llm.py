@@ -1,4 +1,4 @@
-"""A pretrained LLM from a folder in transformers' format: loaded strictly, adapted without touching the rest."""
+"""A pretrained LLM from a transformers folder: strict loading, and LoRA without changes to other weights."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def change(folder: Path, **tensors: torch.Tensor) -> None:
     save_file({**load_file(path), **tensors}, path, metadata={"format": "pt"})
 
 
-def test_a_folder_loads_with_its_own_weights_and_words(folder: Path) -> None:
+def test_a_folder_loads_with_its_own_weights_and_vocabulary(folder: Path) -> None:
     llm = load(folder)
     expected = LlamaForCausalLM.from_pretrained(folder).get_decoder()
     prompts = llm.prompts([llm.format_prompt("the red square")])
@@ -59,16 +59,16 @@ def test_a_folder_loads_with_its_own_weights_and_words(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_gguf_file_is_unpacked_once_to_what_transformers_makes_of_it(tmp_path: Path, monkeypatch) -> None:
+def test_a_gguf_file_is_converted_once_and_equals_transformers(tmp_path: Path, monkeypatch) -> None:
     record = resolve("smollm2-135m")
     assert record.folder is not None
     monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path))
     config = LLMConfig(name=str(record.folder / str(record.file)), lora=LoRAConfig(), template="{expression}")
     build_llm(config, words=())
-    monkeypatch.setattr(gguf, "convert", lambda *_, **__: pytest.fail("unpacked again"))
+    monkeypatch.setattr(gguf, "convert", lambda *_, **__: pytest.fail("converted again"))
     llm = build_llm(config, words=())
-    asked = {"gguf_file": record.file, "quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
-    expected = AutoModelForCausalLM.from_pretrained(record.folder, **asked).get_decoder()
+    settings = {"gguf_file": record.file, "quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
+    expected = AutoModelForCausalLM.from_pretrained(record.folder, **settings).get_decoder()
     ids = llm.prompts(["the red square left of two circles"]).ids
     length = ids.shape[1]
     causal = torch.ones(1, length, length, dtype=torch.bool).tril()
@@ -76,18 +76,18 @@ def test_a_gguf_file_is_unpacked_once_to_what_transformers_makes_of_it(tmp_path:
     torch.testing.assert_close(states, expected(input_ids=ids).last_hidden_state, rtol=1e-3, atol=1e-3)
 
 
-def test_only_adapters_and_the_two_answers_learn(folder: Path) -> None:
+def test_only_adapters_and_the_two_answer_rows_are_trainable(folder: Path) -> None:
     llm = load(folder, LoRAConfig(rank=2, targets=("q_proj", "v_proj")))
-    learning = {name for name, parameter in llm.named_parameters() if parameter.requires_grad}
-    adapters = learning - {"answers"}
-    assert "answers" in learning
+    trainable = {name for name, parameter in llm.named_parameters() if parameter.requires_grad}
+    adapters = trainable - {"answers"}
+    assert "answers" in trainable
     assert len(adapters) == 2 * 2 * 2  # two layers, two targets, two matrices each
     assert all("lora_" in name for name in adapters)
 
 
-def test_a_weight_of_another_shape_is_refused_in_a_sentence(folder: Path) -> None:
+def test_a_weight_of_another_shape_is_refused(folder: Path) -> None:
     change(folder, **{"model.norm.weight": torch.ones(31)})
-    with pytest.raises(WeightsError, match=r"do not fit a llama exactly: of another shape: model\.norm\.weight; take"):
+    with pytest.raises(WeightsError, match=r"do not match a llama: of another shape: model\.norm\.weight; download"):
         load(folder)
 
 
@@ -99,13 +99,13 @@ def test_a_damaged_file_is_one_sentence(folder: Path, file: str) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_a_weight_left_over_is_refused_in_a_sentence(folder: Path) -> None:
+def test_an_unexpected_weight_is_refused(folder: Path) -> None:
     change(folder, **{"model.norm.scale": torch.ones(32)})
     with pytest.raises(WeightsError, match=r"unexpected: model\.norm\.scale"):
         load(folder)
 
 
-def test_a_base_in_half_precision_reads_as_one_in_full_under_autocast(folder: Path) -> None:
+def test_a_bfloat16_base_equals_a_float32_base_under_autocast(folder: Path) -> None:
     config = LLMConfig(name=str(folder), lora=LoRAConfig(rank=2, targets=("q_proj",)), template="{expression} .")
     states = []
     for base in (torch.float32, torch.bfloat16):
@@ -116,6 +116,6 @@ def test_a_base_in_half_precision_reads_as_one_in_full_under_autocast(folder: Pa
         ids = llm.prompts([llm.format_prompt("the red square")]).ids
         causal = torch.ones(1, ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
         with torch.autocast("cpu", torch.bfloat16):
-            read = llm(llm.embed(ids), causal, torch.arange(ids.shape[1])[None])
-            states.append(llm.answer_logits(read).float())
+            hidden = llm(llm.embed(ids), causal, torch.arange(ids.shape[1])[None])
+            states.append(llm.answer_logits(hidden).float())
     assert (states[0] - states[1]).norm() < 0.05 * states[0].norm()

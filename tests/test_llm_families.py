@@ -1,4 +1,4 @@
-"""Every family of causal LMs: loaded strictly, and packed expressions read as the family reads one alone."""
+"""Every family of causal LMs: strict loading, and packed expressions equal single ones."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ every_family = pytest.mark.parametrize("kind", LLMS)
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A small random checkpoint of each family with a tokenizer that begins with BOS and knows a chat."""
+    """A small random checkpoint of each family with a tokenizer that adds BOS and has a chat template."""
     found = {kind: tmp_path_factory.mktemp("llms") / kind for kind in LLMS}
     for kind, folder in found.items():
         write_llm(kind, folder)
@@ -54,8 +54,8 @@ def visual_tokens() -> VisualTokens:
     return VisualTokens.dense(torch.randn(1, VISUAL, WIDTH, generator=torch.Generator().manual_seed(0)))
 
 
-def read_packed(llm: LanguageModel, texts: list[str]) -> list[Tensor]:
-    """The states of each expression's tokens, all packed behind one image."""
+def packed_states(llm: LanguageModel, texts: list[str]) -> list[Tensor]:
+    """The hidden states of each expression's tokens, all packed after one image."""
     prompts = llm.prompts([llm.format_prompt(text) for text in texts])
     packed = pack(visual_tokens(), llm.embed(prompts.ids)[None], prompts.mask[None], bidirectional=False)
     states = llm(packed.embeds, packed.attention, packed.positions)[0, VISUAL:]
@@ -64,11 +64,11 @@ def read_packed(llm: LanguageModel, texts: list[str]) -> list[Tensor]:
 
 @every_family
 @torch.no_grad()
-def test_packed_expressions_are_read_as_the_family_reads_one_alone(folders: dict[str, Path], kind: str) -> None:
+def test_packed_expressions_have_the_states_of_single_ones(folders: dict[str, Path], kind: str) -> None:
     llm = load(folders[kind]).eval()
     softcapped = "eager" if kind == "gemma2" else "sdpa"
     model: Any = AutoModelForCausalLM.from_pretrained(folders[kind], attn_implementation=softcapped).eval()
-    for text, states in zip(TEXTS, read_packed(llm, TEXTS), strict=True):
+    for text, states in zip(TEXTS, packed_states(llm, TEXTS), strict=True):
         ids = llm.prompts([llm.format_prompt(text)]).ids
         words = model.get_input_embeddings()(ids)
         expected = model(inputs_embeds=torch.cat([visual_tokens().embeds, words], dim=1), output_hidden_states=True)
@@ -80,35 +80,35 @@ def test_packed_expressions_are_read_as_the_family_reads_one_alone(folders: dict
 
 @every_family
 @torch.no_grad()
-def test_of_the_layers_the_first_are_kept(folders: dict[str, Path], kind: str) -> None:
+def test_the_first_layers_are_kept(folders: dict[str, Path], kind: str) -> None:
     llm = load(folders[kind], layers=1).eval()
     model: Any = AutoModelForCausalLM.from_pretrained(folders[kind], attn_implementation="eager").eval()
     assert len(model.get_decoder().layers) > 1
-    for text, states in zip(TEXTS, read_packed(llm, TEXTS), strict=True):
+    for text, states in zip(TEXTS, packed_states(llm, TEXTS), strict=True):
         words = model.get_input_embeddings()(llm.prompts([llm.format_prompt(text)]).ids)
-        read = model(inputs_embeds=torch.cat([visual_tokens().embeds, words], dim=1), output_hidden_states=True)
-        expected = model.get_decoder().norm(read.hidden_states[1])[0, VISUAL:]
+        output = model(inputs_embeds=torch.cat([visual_tokens().embeds, words], dim=1), output_hidden_states=True)
+        expected = model.get_decoder().norm(output.hidden_states[1])[0, VISUAL:]
         torch.testing.assert_close(states, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_more_layers_than_there_are_cannot_be_kept(folders: dict[str, Path]) -> None:
-    with pytest.raises(WeightsError, match=r"llm\.layers is 99, and .* has \d+; keep at most so many"):
+def test_more_layers_than_the_model_has_are_refused(folders: dict[str, Path]) -> None:
+    with pytest.raises(WeightsError, match=r"llm\.layers=99, but .* has (\d+) layers; use at most \1"):
         load(folders["llama"], layers=99)
 
 
 @every_family
-def test_only_adapters_and_answers_learn(folders: dict[str, Path], kind: str) -> None:
+def test_only_adapters_and_answer_rows_are_trainable(folders: dict[str, Path], kind: str) -> None:
     targets = ("qkv_proj",) if kind == "phi3" else ("q_proj", "v_proj")
     llm = load(folders[kind], lora=LoRAConfig(rank=2, targets=targets), seg_state="own")
-    states = torch.cat(read_packed(llm, TEXTS))
+    states = torch.cat(packed_states(llm, TEXTS))
     llm.answer_logits(states).square().sum().backward()
-    learning = {name for name, parameter in llm.named_parameters() if parameter.requires_grad}
-    assert {name for name in learning if "lora_" not in name} == {"answers", "own_seg"}
-    assert {name for name, parameter in llm.named_parameters() if parameter.grad is not None} == learning - {"own_seg"}
+    trainable = {name for name, parameter in llm.named_parameters() if parameter.requires_grad}
+    assert {name for name in trainable if "lora_" not in name} == {"answers", "own_seg"}
+    assert {name for name, parameter in llm.named_parameters() if parameter.grad is not None} == trainable - {"own_seg"}
 
 
 @every_family
-def test_a_weight_that_is_missing_is_refused(folders: dict[str, Path], kind: str, tmp_path: Path) -> None:
+def test_a_missing_weight_is_refused(folders: dict[str, Path], kind: str, tmp_path: Path) -> None:
     for path in folders[kind].iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     state = load_file(tmp_path / "model.safetensors")
@@ -118,24 +118,26 @@ def test_a_weight_that_is_missing_is_refused(folders: dict[str, Path], kind: str
         load(tmp_path)
 
 
-def test_targets_that_match_nothing_are_refused_with_those_that_would(folders: dict[str, Path]) -> None:
-    with pytest.raises(WeightsError, match=r"names q_proj, v_proj, .* use down_proj, gate_up_proj, o_proj, qkv_proj"):
+def test_unknown_targets_are_refused_with_the_known_ones(folders: dict[str, Path]) -> None:
+    with pytest.raises(
+        WeightsError, match=r"no linear layers named q_proj, v_proj; use down_proj, gate_up_proj, o_proj, qkv_proj"
+    ):
         load(folders["phi3"], lora=LoRAConfig(rank=2))
 
 
 @torch.no_grad()
-def test_an_image_stands_where_a_user_would_say_it(folders: dict[str, Path]) -> None:
-    for prompt, before, behind in (
+def test_visual_tokens_stand_between_prefix_and_prompt(folders: dict[str, Path]) -> None:
+    for prompt, prefix, suffixed in (
         ("plain", "[BOS]", "the star ."),
         ("chat", "[BOS] user", "the star . assistant"),
     ):
         llm = load(folders["llama"], prompt=prompt)
-        assert llm.tokenizer.decode(llm.prefix_ids) == before
-        assert llm.tokenizer.batch_decode(llm.prompts([llm.format_prompt("the star")]).ids) == [behind]
-        prefix_added = llm.prepend_prefix(visual_tokens())
-        assert prefix_added.mask.all()
-        torch.testing.assert_close(prefix_added.embeds[0, : len(llm.prefix_ids)], llm.embed(llm.prefix_ids))
-        torch.testing.assert_close(prefix_added.embeds[0, len(llm.prefix_ids) :], visual_tokens().embeds[0])
+        assert llm.tokenizer.decode(llm.prefix_ids) == prefix
+        assert llm.tokenizer.batch_decode(llm.prompts([llm.format_prompt("the star")]).ids) == [suffixed]
+        prefixed = llm.prepend_prefix(visual_tokens())
+        assert prefixed.mask.all()
+        torch.testing.assert_close(prefixed.embeds[0, : len(llm.prefix_ids)], llm.embed(llm.prefix_ids))
+        torch.testing.assert_close(prefixed.embeds[0, len(llm.prefix_ids) :], visual_tokens().embeds[0])
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -146,20 +148,20 @@ def test_a_tokenizer_without_a_chat_template_is_refused(folders: dict[str, Path]
         load(tmp_path, prompt="chat")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the sentence is for machines without CUDA")
-def test_four_bits_without_cuda_are_refused_in_a_sentence(folders: dict[str, Path]) -> None:
-    with pytest.raises(WeightsError, match="quantization: 4bit needs a CUDA device"):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the error is raised on machines without CUDA only")
+def test_four_bits_without_cuda_are_refused(folders: dict[str, Path]) -> None:
+    with pytest.raises(WeightsError, match="quantization: 4bit requires a CUDA device"):
         load(folders["llama"], quantization="4bit")
 
 
 @torch.no_grad()
-def test_own_seg_is_read_behind_the_expression_as_one_more_word(folders: dict[str, Path]) -> None:
+def test_own_seg_is_appended_to_the_expression_as_a_token(folders: dict[str, Path]) -> None:
     llm = load(folders["llama"], seg_state="own").eval()
     model: Any = AutoModelForCausalLM.from_pretrained(folders["llama"]).eval()
     prompts = llm.prompts([llm.format_prompt(text) for text in TEXTS])
-    drawn = torch.ones(1, len(TEXTS), dtype=torch.bool)
-    words, mask = llm.with_own_seg(llm.embed(prompts.ids)[None], prompts.mask[None], drawn)
-    packed = pack(visual_tokens(), words, mask, bidirectional=False)
+    is_expression = torch.ones(1, len(TEXTS), dtype=torch.bool)
+    text, mask = llm.with_own_seg(llm.embed(prompts.ids)[None], prompts.mask[None], is_expression)
+    packed = pack(visual_tokens(), text, mask, bidirectional=False)
     states = llm(packed.embeds, packed.attention, packed.positions)[0, packed.first[0] + prompts.mask.sum(-1)]
     assert llm.own_seg is not None
     for text, state in zip(TEXTS, states, strict=True):
@@ -174,7 +176,7 @@ def test_own_seg_is_read_behind_the_expression_as_one_more_word(folders: dict[st
 
 @every_family
 @torch.no_grad()
-def test_words_read_one_by_one_behind_a_cache_are_read_as_all_at_once(folders: dict[str, Path], kind: str) -> None:
+def test_tokens_processed_one_by_one_with_a_cache_equal_all_at_once(folders: dict[str, Path], kind: str) -> None:
     llm = load(folders[kind]).eval()
     embeds = visual_tokens().embeds
     length = embeds.shape[1]
@@ -182,10 +184,10 @@ def test_words_read_one_by_one_behind_a_cache_are_read_as_all_at_once(folders: d
     positions = torch.arange(length)[None]
     whole, cache, known = llm(embeds, causal, positions), DynamicCache(), length // 2
     states = [llm(embeds[:, :known], causal[:, :known, :known], positions[:, :known], cache)]
-    for place in range(known, length):
-        here = slice(place, place + 1)
-        seen = positions[:, : place + 1]
-        states.append(llm(embeds[:, here], causal[:, here, : place + 1], positions[:, here], cache, seen))
+    for step in range(known, length):
+        current = slice(step, step + 1)
+        keys = positions[:, : step + 1]
+        states.append(llm(embeds[:, current], causal[:, current, : step + 1], positions[:, current], cache, keys))
     torch.testing.assert_close(torch.cat(states, dim=1), whole, atol=1e-4, rtol=1e-4)
 
 
@@ -216,20 +218,18 @@ def _small() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", STATEFUL)
-def test_layers_that_remember_by_another_way_than_attention_are_refused(
-    folders: dict[str, Path], tmp_path: Path, kind: str
-) -> None:
-    """Expressions packed behind one image would see one another."""
+def test_layers_other_than_attention_are_refused(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    """An attention mask could not separate packed expressions."""
     shutil.copytree(folders["llama"], tmp_path / kind)
     (tmp_path / kind / "model.safetensors").unlink()
     STATEFUL[kind]().save_pretrained(tmp_path / kind)
-    with pytest.raises(WeightsError, match="expressions packed behind one image would see one another; name an LLM of"):
+    with pytest.raises(WeightsError, match="packed into one sequence would affect one another; use an LLM with"):
         load(tmp_path / kind)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["granite", "cohere"])
-def test_logits_have_the_scale_of_their_family(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
+def test_logits_are_scaled_as_in_their_family(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
     shutil.copytree(folders["llama"], tmp_path / kind)
     (tmp_path / kind / "model.safetensors").unlink()
     model: Any = {
@@ -245,7 +245,7 @@ def test_logits_have_the_scale_of_their_family(folders: dict[str, Path], tmp_pat
 def test_a_chat_template_that_cannot_be_used_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     for number, (template, sentence) in enumerate(
         [
-            ("{{ bos_token }} hello", "leaves out what a user says; use llm.prompt: plain"),
+            ("{{ bos_token }} hello", "leaves out the user's text; use llm.prompt: plain"),
             ("{{ raise_exception('no turn') }}", r"cannot be used \(no turn\); use llm.prompt: plain"),
             ("{% if %}", "cannot be used"),
         ]
@@ -265,7 +265,7 @@ def test_a_chat_template_that_cannot_be_used_is_refused(folders: dict[str, Path]
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "cannot be read"),
     ],
 )
-def test_a_configuration_that_says_nonsense_is_one_sentence(
+def test_an_invalid_configuration_is_one_sentence(
     folders: dict[str, Path], tmp_path: Path, change: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(WeightsError, match=sentence) as raised:
@@ -274,7 +274,7 @@ def test_a_configuration_that_says_nonsense_is_one_sentence(
 
 
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"PK\x03\x04 and no more"])
-def test_an_older_file_that_is_cut_is_one_sentence(folders: dict[str, Path], tmp_path: Path, content: bytes) -> None:
+def test_a_truncated_bin_file_is_one_sentence(folders: dict[str, Path], tmp_path: Path, content: bytes) -> None:
     folder = shutil.copytree(folders["llama"], tmp_path / "x")
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(content)
@@ -282,8 +282,8 @@ def test_an_older_file_that_is_cut_is_one_sentence(folders: dict[str, Path], tmp
         load(folder)
 
 
-def test_a_tokenizer_in_sentencepieces_own_file_is_read(folders: dict[str, Path], tmp_path: Path) -> None:
-    """As Vicuna's, which has no other."""
+def test_a_sentencepiece_tokenizer_loads(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Vicuna has no other tokenizer file."""
     folder = shutil.copytree(folders["llama"], tmp_path / "x")
     for path in folder.glob("*token*"):
         path.unlink()

@@ -1,4 +1,4 @@
-"""Expressions of one image share its visual tokens without touching one another."""
+"""Packed expressions of an image share its visual tokens and do not affect one another."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def test_packed_scores_equal_one_expression_at_a_time(generator, visual_attentio
     assert row == len(packed.mask_logits)
 
 
-def test_an_expression_cannot_see_its_neighbour(generator):
+def test_an_expression_does_not_depend_on_its_neighbour(generator):
     torch.manual_seed(0)
     segmenter = tiny_segmenter().eval()
     features, frames = tiny_features(1, generator)
@@ -65,27 +65,27 @@ def test_padding_changes_nothing(generator):
     features, _ = tiny_features(1, generator)
     query = ask(segmenter.llm, [["the star", "the red circle"]])
     tokens = segmenter.projector(features)
-    real = tokens.embeds.shape[1]
+    num_valid = tokens.embeds.shape[1]
     padded = VisualTokens(
         torch.cat([tokens.embeds, torch.full((1, 3, tokens.embeds.shape[2]), 7.0)], dim=1),
-        torch.arange(real + 3).unsqueeze(0) < real,
+        torch.arange(num_valid + 3).unsqueeze(0) < num_valid,
     )
-    pad_words = Query(
+    padded_query = Query(
         F.pad(query.ids, (0, 2, 0, 1)),
         F.pad(query.mask, (0, 2, 0, 1)),
         F.pad(query.answer_lengths, (0, 1)),
         F.pad(query.is_expression, (0, 1)),
     )
     with torch.inference_mode():
-        assert_close(segmenter.run_llm(padded, pad_words), segmenter.run_llm(tokens, query), atol=1e-5, rtol=0)
+        assert_close(segmenter.run_llm(padded, padded_query), segmenter.run_llm(tokens, query), atol=1e-5, rtol=0)
 
 
 def test_layout_by_hand():
-    """Two visual tokens of which one is padding, expressions of two words, of none and of one; then one of one word."""
+    """Image 0: one of two visual tokens is padding, expressions of 2, 0 and 1 tokens. Image 1: one expression of 1."""
     visual = VisualTokens(torch.zeros(2, 2, 3), torch.tensor([[True, False], [True, True]]))
     mask = torch.tensor([[[1, 1], [0, 0], [1, 0]], [[1, 0], [0, 0], [0, 0]]], dtype=torch.bool)
-    words = torch.arange(12.0).view(2, 3, 2, 1).expand(2, 3, 2, 3)
-    packed = pack(visual, words, mask, bidirectional=True)
+    text = torch.arange(12.0).view(2, 3, 2, 1).expand(2, 3, 2, 3)
+    packed = pack(visual, text, mask, bidirectional=True)
     assert packed.embeds[0, :, 0].tolist() == [0, 0, 0, 1, 4]
     assert packed.embeds[1, :3, 0].tolist() == [0, 0, 6]
     assert packed.positions[0].tolist() == [0, 0, 1, 2, 1]

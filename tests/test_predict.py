@@ -87,13 +87,13 @@ def test_a_checkpoint_of_another_version_is_refused(checkpoint, tmp_path):
     with safe_open(checkpoint, "pt") as file:
         metadata = {**file.metadata(), "version": "1"}
     save_file(load_file(checkpoint), tmp_path / "old.safetensors", metadata)
-    with pytest.raises(WeightsError, match="is a checkpoint of version 1, and 4 is read; run its cell again"):
+    with pytest.raises(WeightsError, match="is a checkpoint of version 1, but only 4 is supported; run its cell again"):
         load(tmp_path / "old.safetensors", CPU)
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(checkpoint, tmp_path):
     save_file(load_file(checkpoint), tmp_path / "bare.safetensors")
-    with pytest.raises(WeightsError, match="is no checkpoint of a cell"):
+    with pytest.raises(WeightsError, match="is not the checkpoint of a cell"):
         load(tmp_path / "bare.safetensors", CPU)
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(WeightsError, match="cannot be read"):
@@ -118,7 +118,7 @@ def test_an_invalid_checkpoint_is_one_message(checkpoint, tmp_path, change):
         metadata = {**file.metadata(), **change}
     path = tmp_path / "other.safetensors"
     save_file(load_file(checkpoint), path, {key: value for key, value in metadata.items() if value is not None})
-    with pytest.raises(WeightsError, match="does not say whole what cell it is of; run the cell again"):
+    with pytest.raises(WeightsError, match="has invalid metadata; run its cell again"):
         load(path, CPU)
 
 

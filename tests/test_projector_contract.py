@@ -1,4 +1,4 @@
-"""What every projector promises, over all that are registered; see `projectors/contract.py`."""
+"""The contract in `projectors/contract.py`, tested for every registered projector."""
 
 from dataclasses import replace
 from inspect import getmodule
@@ -13,7 +13,7 @@ import projectors
 from projectors import IncompatibleError, VisualFeatures, VisualTokens
 from projectors.svp.regions import POSITION_GAIN, Regions
 from projectors.svp.sspe import SSPE
-from tests.projector_cases import DIMS, build, features, given, images
+from tests.projector_cases import DIMS, build, features, images, required
 from tests.references import CASES, IDS, REFERENCES
 
 every_case = pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
@@ -21,7 +21,7 @@ every_case = pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
 
 def _tokens(name: str, settings: dict[str, Any], batch: VisualFeatures) -> VisualTokens:
     projector = build(name, settings)
-    return projector(given(batch, projector))
+    return projector(required(batch, projector))
 
 
 @every_case
@@ -45,7 +45,7 @@ def test_every_image_has_a_token_and_none_has_more_than_declared(name: str, sett
 
 
 @every_case
-def test_rows_of_no_token_are_zero(name: str, settings: dict[str, Any]) -> None:
+def test_padding_rows_are_zero(name: str, settings: dict[str, Any]) -> None:
     tokens = _tokens(name, settings, features())
     assert not tokens.embeds[~tokens.mask].any()
     if tokens.regions is not None:
@@ -53,7 +53,7 @@ def test_rows_of_no_token_are_zero(name: str, settings: dict[str, Any]) -> None:
 
 
 @every_case
-def test_regions_are_shares_of_real_patches(name: str, settings: dict[str, Any]) -> None:
+def test_regions_are_shares_of_valid_patches(name: str, settings: dict[str, Any]) -> None:
     batch = features()
     tokens = _tokens(name, settings, batch)
     regions = tokens.regions
@@ -68,7 +68,7 @@ def test_regions_are_shares_of_real_patches(name: str, settings: dict[str, Any])
 @every_case
 def test_every_parameter_has_a_gradient(name: str, settings: dict[str, Any]) -> None:
     projector = build(name, settings)
-    tokens = projector(given(features(), projector))
+    tokens = projector(required(features(), projector))
     (tokens.embeds * torch.randn(tokens.embeds.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
     dead = {key for key, p in projector.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-9}
     known = getattr(REFERENCES.get(name), "WITHOUT_GRADIENT", ())
@@ -85,13 +85,13 @@ def test_an_image_gives_the_same_tokens_alone_and_in_a_batch(name: str, settings
 
 
 @every_case
-def test_what_stands_in_the_padding_changes_nothing(name: str, settings: dict[str, Any]) -> None:
+def test_the_content_of_padding_changes_nothing(name: str, settings: dict[str, Any]) -> None:
     batch = features()
-    read = {"patches": batch.patches, "keys": batch.keys, "layers": batch.layers}
+    fields = {"patches": batch.patches, "keys": batch.keys, "layers": batch.layers}
     masks = {"patches": "b n -> b n 1", "keys": "b n -> b 1 n 1", "layers": "b n -> b 1 n 1"}
     other = {
         field: value.where(rearrange(batch.patch_mask, masks[field]), torch.full_like(value, 100.0))
-        for field, value in read.items()
+        for field, value in fields.items()
         if value is not None
     }
     before = _tokens(name, settings, batch)
@@ -107,7 +107,7 @@ def test_the_same_seed_gives_the_same_tokens(name: str, settings: dict[str, Any]
 
 @every_case
 def test_patches_reach_the_tokens(name: str, settings: dict[str, Any]) -> None:
-    """All of them, or those of its regions, as they leave the last block or an earlier one that the projector reads."""
+    """All patches, or those of the regions, from the last block or an earlier one that the projector requires."""
     batch = features()
     assert batch.layers is not None
     patches, layers = (value.clone().requires_grad_() for value in (batch.patches, batch.layers))
@@ -117,11 +117,11 @@ def test_patches_reach_the_tokens(name: str, settings: dict[str, Any]) -> None:
     reached = patches.grad.abs().sum(-1) > 0
     if layers.grad is not None:
         reached = reached | (layers.grad.abs().sum((1, -1)) > 0)
-    stands_for = batch.patch_mask if tokens.regions is None else tokens.regions.any(dim=1)
-    assert torch.equal(reached, stands_for)
-    # One of another's making may leave patches out, where its regions say so; none of ours does.
+    represented = batch.patch_mask if tokens.regions is None else tokens.regions.any(dim=1)
+    assert torch.equal(reached, represented)
+    # A projector of another package may leave out patches, if its regions do; those of this package do not.
     if name in REFERENCES:
-        assert torch.equal(stands_for, batch.patch_mask)
+        assert torch.equal(represented, batch.patch_mask)
 
 
 @every_case
@@ -131,7 +131,7 @@ def test_late_modules_are_parts_of_the_projector(name: str, settings: dict[str, 
 
 
 @every_case
-def test_a_configuration_survives_writing_and_reading(name: str, settings: dict[str, Any]) -> None:
+def test_a_configuration_round_trips_through_json(name: str, settings: dict[str, Any]) -> None:
     config = projectors.get(name).Config(**settings)
     assert type(config).model_validate_json(config.model_dump_json()) == config
 
@@ -160,7 +160,7 @@ def test_the_licence_of_the_original_is_named(name: str) -> None:
 @torch.no_grad()
 def test_bfloat16_changes_little(name: str, settings: dict[str, Any]) -> None:
     projector = build(name, settings).float()
-    batch = images(given(features(), projector), slice(0, 1))
+    batch = images(required(features(), projector), slice(0, 1))
     names = ("patches", "decoder_pe", "keys", "cls_query", "cls_key", "layers")
     tensors = {field: getattr(batch, field) for field in names}
     batch = replace(batch, **{field: value.float() for field, value in tensors.items() if value is not None})
@@ -170,7 +170,7 @@ def test_bfloat16_changes_little(name: str, settings: dict[str, Any]) -> None:
     assert (rounded.float() - exact).norm() < 0.05 * exact.norm()
 
 
-def test_tokens_that_make_no_square_are_refused_with_those_that_do() -> None:
+def test_a_number_of_tokens_that_is_no_square_is_refused_with_the_nearest_squares() -> None:
     with pytest.raises(ValidationError, match="use 36 or 49"):
         projectors.get("pooling").Config.model_validate({"tokens": 40})
 
@@ -180,12 +180,12 @@ def test_a_token_grid_finer_than_the_patches_is_incompatible() -> None:
         build("pooling", {"tokens": 49})
 
 
-def test_svp_without_a_source_of_superpixels_is_incompatible() -> None:
+def test_svp_without_superpixels_is_incompatible() -> None:
     with pytest.raises(IncompatibleError, match=r"base\.superpixels"):
         build("svp", {}, replace(DIMS, max_superpixels=0))
 
 
-def test_positions_of_patches_need_a_position() -> None:
+def test_positions_of_patches_require_a_position() -> None:
     with pytest.raises(ValidationError, match="cannot take effect"):
         projectors.get("svp").Config.model_validate(
             {"position": "none", "aggregation": {"name": "ssa", "key_position": "patch"}}
@@ -197,7 +197,7 @@ def test_a_bare_name_stands_for_its_defaults() -> None:
     assert config.model_validate({"position": "bbox_mlp"}) == config.model_validate({"position": {"name": "bbox_mlp"}})
 
 
-def test_published_weights_are_of_a_projector_and_of_no_part_of_it() -> None:
+def test_parts_of_a_projector_have_no_published_weights() -> None:
     with pytest.raises(ValidationError, match="weights"):
         projectors.get("svp").Config.model_validate({"position": {"name": "sspe", "weights": "sspe.bin"}})
 
@@ -214,21 +214,21 @@ def test_svp_requires_only_the_inputs_of_its_position(settings: dict[str, Any], 
     assert build("svp", settings).required_inputs == required_inputs
 
 
-def test_mqt_draws_even_numbers_of_queries_in_training() -> None:
+def test_mqt_samples_even_numbers_of_queries_in_training() -> None:
     projector = build("mqt", {"tokens": 5, "max_queries": 16, "heads": 3}).train()
     torch.manual_seed(0)
     counts = {projector(features()).embeds.shape[1] for _ in range(200)}
     assert counts == set(range(2, 17, 2))
-    all_of_them = build("mqt", {"tokens": 16, "max_queries": 16, "heads": 3})(features()).embeds
-    torch.testing.assert_close(projector.eval()(features()).embeds, all_of_them[:, :5])
+    all_tokens = build("mqt", {"tokens": 16, "max_queries": 16, "heads": 3})(features()).embeds
+    torch.testing.assert_close(projector.eval()(features()).embeds, all_tokens[:, :5])
 
 
-def test_sspe_tells_superpixels_apart_before_training() -> None:
+def test_sspe_embeddings_differ_between_superpixels_before_training() -> None:
     torch.manual_seed(0)
     encoder = SSPE(SSPE.Config(), replace(DIMS, vision=64))
     superpixels = features().superpixels
     assert superpixels is not None
     embeddings = encoder(Regions(superpixels[:1], int(superpixels[0].max()) + 1))[0]
-    # Of unit scale after the layer norm but for its gain. With queries of unit scale it is .22, with heads that do not
-    # look inside .39, with both .07.
+    # The layer norm divided by its gain has unit scale. With queries of unit scale the value is .22, with heads that do
+    # not attend to the inside .39, with both .07.
     assert embeddings.std(dim=0).mean() / POSITION_GAIN > 0.45

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import projectors
 from harness.evaluation.cost import counting_flops
 from projectors import Dims
-from tests.projector_cases import build, features, given, images
+from tests.projector_cases import build, features, images, required
 from tests.references import CASES, REFERENCES
 
 LLAVA = Dims(vision=1024, language=4096, grid=(24, 24), frame=336, decoder=256, max_superpixels=40, vision_blocks=24)
@@ -33,8 +33,8 @@ def test_every_projector_has_a_reference() -> None:
 @torch.no_grad()
 def test_a_projector_equals_its_reference(name: str, settings: dict[str, Any]) -> None:
     projector = build(name, settings)
-    _unsettle(projector)
-    batch = given(features(), projector)
+    _perturb(projector)
+    batch = required(features(), projector)
     tokens = projector(batch)
     for image in range(len(batch.patches)):
         expected = torch.stack(REFERENCES[name].reference(projector, batch, image))
@@ -45,7 +45,7 @@ def test_a_projector_equals_its_reference(name: str, settings: dict[str, Any]) -
 @torch.no_grad()
 def test_flops_are_those_of_the_formula(name: str, settings: dict[str, Any]) -> None:
     projector = build(name, settings)
-    batch = images(given(features(), projector), slice(0, 1))
+    batch = images(required(features(), projector), slice(0, 1))
     with counting_flops(projector) as counter:
         projector(batch)
     assert counter.get_total_flops() == REFERENCES[name].flops(projector, batch)
@@ -70,16 +70,16 @@ def test_official_weights_give_the_official_output(name: str) -> None:
         whole = images(features(), slice(0, 1))
         whole = replace(whole, patch_mask=torch.ones_like(whole.patch_mask))
         extra = reference.unpublished(projector) if hasattr(reference, "unpublished") else {}
-        expected = reference.official_forward({**state, **extra}, given(whole, projector))
+        expected = reference.official_forward({**state, **extra}, required(whole, projector))
         for published in (state, _whole_checkpoint(name, projector.official_prefix, state)):
             _reset(projector, except_for=extra)
             projector.load_official(published)
-            torch.testing.assert_close(projector(given(whole, projector)).embeds, expected)
+            torch.testing.assert_close(projector(required(whole, projector)).embeds, expected)
 
 
 @pytest.mark.parametrize("is_whole", [False, True])
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_official_weights_that_do_not_fit_are_refused(name: str, is_whole: bool) -> None:
+def test_official_weights_that_do_not_match_are_refused(name: str, is_whole: bool) -> None:
     projector = build(name, REFERENCES[name].VARIANTS[0])
     state = {key: torch.zeros(shape) for key, shape in REFERENCES[name].official_shapes(projector).items()}
     first = next(iter(state))
@@ -89,17 +89,17 @@ def test_official_weights_that_do_not_fit_are_refused(name: str, is_whole: bool)
         {key: value for key, value in state.items() if key != first},
     )
     for published in damaged:
-        with pytest.raises(projectors.ProjectorError, match="no official weights"):
+        with pytest.raises(projectors.ProjectorError, match="not official weights"):
             projector.load_official(
                 _whole_checkpoint(name, projector.official_prefix, published) if is_whole else published
             )
     if not is_whole:
-        with pytest.raises(projectors.ProjectorError, match="no official weights"):
+        with pytest.raises(projectors.ProjectorError, match="not official weights"):
             projector.load_official({**state, "another": torch.zeros(1)})
 
 
-def test_weights_of_several_encoders_do_not_pass_for_those_of_one() -> None:
-    """Cambrian's own: the second encoder's MLP and windows lie beside the first's."""
+def test_weights_of_several_encoders_are_refused() -> None:
+    """Cambrian's checkpoints also have the MLP and the windows of other encoders."""
     projector = build("sva", REFERENCES["sva"].VARIANTS[0])
     state = {key: torch.zeros(shape) for key, shape in REFERENCES["sva"].official_shapes(projector).items()}
     whole = _whole_checkpoint("sva", projector.official_prefix, state)
@@ -113,7 +113,7 @@ def test_weights_of_several_encoders_do_not_pass_for_those_of_one() -> None:
 
 
 def _whole_checkpoint(name: str, prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The projector's weights as the authors' whole model has them, beside those of its other modules."""
+    """The projector's weights in a checkpoint of the authors' whole model, with those of other modules."""
     others = dict.fromkeys(REFERENCES[name].OTHER_MODULES, torch.zeros(1))
     return {**others, **{prefix + key: value for key, value in state.items()}}
 
@@ -124,8 +124,8 @@ def _reset(projector: nn.Module, except_for: Collection[str]) -> None:
             parameter.zero_()
 
 
-def _unsettle(projector: nn.Module) -> None:
-    """Moves weights away from ones and zeros, at which a forgotten scale or bias would not show."""
+def _perturb(projector: nn.Module) -> None:
+    """Move weights away from ones and zeros, which could hide a missing scale or bias."""
     generator = torch.Generator().manual_seed(3)
     for parameter in projector.parameters():
         parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))

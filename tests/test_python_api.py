@@ -18,6 +18,8 @@ from harness.execution.cell import run_cell
 from tests.report_tables import tables, write_run
 from tests.small_study import Cells, NoReports, quiet, run_folder, write_study
 
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # in MLflow's own tables
+
 NOTEBOOK = Path(__file__).parent.parent / "examples" / "notebook.ipynb"
 
 

@@ -1,4 +1,4 @@
-"""Questions answered in words: what is taught, what is said, and how it is scored, packed and alone."""
+"""Questions answered with text: training targets, generation and scores, packed and alone."""
 
 from dataclasses import replace
 from typing import Any
@@ -31,7 +31,7 @@ def asking(example: Example, *questions: Question, expressions: tuple[Expression
 
 
 def examples_of(batches: FixedBatches) -> list[Example]:
-    """The same questions with other answers, a word and a sentence, so that only the image can tell."""
+    """Two questions with a short and a long answer, which differ between the two images."""
     colours = ("red", "blue")
     return [
         asking(
@@ -56,24 +56,24 @@ def _answer(segmenter: Segmenter, batches: BatchMaker, examples: list[Example], 
     return segmenter(batch.features, batch.mask_inputs, batch.query), batch
 
 
-def test_every_word_of_an_answer_is_taught_and_its_end(parts: tuple[Segmenter, FixedBatches]) -> None:
+def test_every_token_of_an_answer_and_its_end_is_a_training_target(parts: tuple[Segmenter, FixedBatches]) -> None:
     segmenter, batches = parts
     examples = examples_of(batches)
     batch = batches.make(examples, [example.queries for example in examples])
     llm = segmenter.llm
     red, blue, the, square = llm.tokenizer.convert_tokens_to_ids(["red", "blue", "the", "square"])
-    seg = llm.vocabulary
+    seg = llm.vocabulary_size
     assert batch.answers.tolist() == [
-        *(seg, seg, red, llm.end, the, red, square, llm.end),
-        *(seg, seg, blue, llm.end, the, blue, square, llm.end),
+        *(seg, seg, red, llm.end_id, the, red, square, llm.end_id),
+        *(seg, seg, blue, llm.end_id, the, blue, square, llm.end_id),
     ]
     assert len(batch.targets) == 4
     assert batch.image.tolist() == [0, 0, 1, 1]
 
 
 @torch.inference_mode()
-def test_words_are_predicted_as_of_one_sequence_alone() -> None:
-    """Against the plain reading: visual tokens, prompt, answer, and the model's own causal mask."""
+def test_answer_logits_equal_those_of_single_sequences() -> None:
+    """Compared with one sequence of visual tokens, prompt and answer under the model's own causal mask."""
     torch.manual_seed(0)
     segmenter = tiny_segmenter(visual_attention="causal").eval()
     batches = FixedBatches(segmenter.llm)
@@ -84,27 +84,27 @@ def test_words_are_predicted_as_of_one_sequence_alone() -> None:
         for one in example.queries:
             is_question = isinstance(one, Question)
             words = [*(one.text if is_question else llm.format_prompt(one.text)).split()]
-            given = one.answer.split() if is_question else []
-            ids = torch.tensor([llm.tokenizer.convert_tokens_to_ids([*words, *given])])
+            answer_words = one.answer.split() if is_question else []
+            ids = torch.tensor([llm.tokenizer.convert_tokens_to_ids([*words, *answer_words])])
             embeds = torch.cat([answer.tokens.embeds[number : number + 1], llm.embed(ids)], dim=1)
             states = llm.model.get_decoder()(inputs_embeds=embeds).last_hidden_state[0]
-            for state in states[len(states) - len(given) - 1 :]:
+            for state in states[len(states) - len(answer_words) - 1 :]:
                 assert_close(next(rows), llm.answer_logits(state[None])[0], atol=1e-5, rtol=0)
     assert next(rows, None) is None
 
 
 @torch.inference_mode()
-def test_expressions_draw_the_same_beside_questions(parts: tuple[Segmenter, FixedBatches]) -> None:
+def test_masks_do_not_depend_on_questions(parts: tuple[Segmenter, FixedBatches]) -> None:
     segmenter, batches = parts
     examples = examples_of(batches)
     both, _ = _answer(segmenter, batches, examples, [example.queries[::-1] for example in examples])
-    drawn, _ = _answer(segmenter, batches, examples, [example.expressions[::-1] for example in examples])
-    assert_close(both.mask_logits, drawn.mask_logits, atol=1e-5, rtol=0)
+    expressions_only, _ = _answer(segmenter, batches, examples, [example.expressions[::-1] for example in examples])
+    assert_close(both.mask_logits, expressions_only.mask_logits, atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("seg_state", ["predict", "own"])
-def test_the_likeliest_words_are_said_as_one_question_alone_would_say_them(seg_state: str) -> None:
+def test_packed_greedy_decoding_equals_that_of_single_questions(seg_state: str) -> None:
     torch.manual_seed(2)
     segmenter = tiny_segmenter(seg_state=seg_state).eval()
     batches = FixedBatches(segmenter.llm)
@@ -112,24 +112,26 @@ def test_the_likeliest_words_are_said_as_one_question_alone_would_say_them(seg_s
     queries = [example.queries for example in examples]
     features = batches.make(examples, queries).features
     tokens = segmenter.projector(features)
-    packed = segmenter.generate(tokens, batches.query(queries).questions(), limit=5)
+    packed = segmenter.generate(tokens, batches.query(queries).questions(), max_tokens=5)
     alone = []
     for number, example in enumerate(examples):
         one_image = replace(tokens, embeds=tokens.embeds[number : number + 1], mask=tokens.mask[number : number + 1])
         for one in example.questions:
             generated: list[int] = []
-            while len(generated) < 5 and segmenter.llm.end not in generated:
+            while len(generated) < 5 and segmenter.llm.end_id not in generated:
                 known = replace(one, answer=segmenter.llm.tokenizer.decode(generated))
                 state, _ = segmenter.run_llm(one_image, batches.query([[known]], with_answers=True))
                 generated.append(int(segmenter.llm.answer_logits(state[-1:]).argmax()))
             alone.append(generated)
-    assert len({word for generated in alone for word in generated}) > 2, "an LLM that says one word shows nothing"
+    assert len({word for generated in alone for word in generated}) > 2, (
+        "the test requires an LLM that generates different tokens"
+    )
     for row, generated in zip(packed.tolist(), alone, strict=True):
         assert row[: len(generated)] == generated
-        assert set(row[len(generated) :]) <= {segmenter.llm.end}
+        assert set(row[len(generated) :]) <= {segmenter.llm.end_id}
 
 
-def test_a_loss_without_expressions_is_that_of_the_words(parts: tuple[Segmenter, FixedBatches]) -> None:
+def test_a_loss_without_expressions_is_that_of_the_answers(parts: tuple[Segmenter, FixedBatches]) -> None:
     segmenter, batches = parts
     examples = [asking(example, question("red")) for example in batches.examples]
     answer, batch = _answer(segmenter, batches, examples, [example.queries for example in examples])
@@ -141,7 +143,7 @@ def test_a_loss_without_expressions_is_that_of_the_words(parts: tuple[Segmenter,
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[Evaluator, list[Example]]:
-    """A segmenter that has learnt masks, answers and captions of two images by heart."""
+    """A segmenter that is overfitted to masks, answers and captions of two images."""
     torch.manual_seed(0)
     segmenter = tiny_segmenter()
     batches = FixedBatches(segmenter.llm)
@@ -151,13 +153,13 @@ def trained() -> tuple[Evaluator, list[Example]]:
     return Evaluator(segmenter, batches, 2, "float32"), examples
 
 
-def test_what_was_learnt_is_said_and_another_image_says_otherwise(trained: tuple[Evaluator, list[Example]]) -> None:
+def test_trained_answers_are_generated_and_depend_on_the_image(trained: tuple[Evaluator, list[Example]]) -> None:
     evaluator, examples = trained
     samples, _ = evaluator.score(examples)
-    answered = samples[samples["scoring"].notna()]
-    assert answered["generated_text"].tolist() == ["red", "the red square", "blue", "the blue square"]
-    assert answered["expression_id"].tolist() == [2, 3, 2, 3]
-    assert answered["iou"].isna().all()
+    questions = samples[samples["scoring"].notna()]
+    assert questions["generated_text"].tolist() == ["red", "the red square", "blue", "the blue square"]
+    assert questions["expression_id"].tolist() == [2, 3, 2, 3]
+    assert questions["iou"].isna().all()
     found = score(samples)
     assert found["accuracy"] == 1.0
     assert found["giou"] > 0.8
@@ -168,7 +170,7 @@ def test_what_was_learnt_is_said_and_another_image_says_otherwise(trained: tuple
     assert set(shuffled) == {"giou_shuffled", "giou_swapped_tokens", "accuracy_shuffled", "cider_shuffled"}
 
 
-def test_questions_alone_give_no_score_of_masks(trained: tuple[Evaluator, list[Example]]) -> None:
+def test_questions_alone_have_no_mask_scores(trained: tuple[Evaluator, list[Example]]) -> None:
     evaluator, examples = trained
     samples, tokens = evaluator.score([replace(example, expressions=()) for example in examples])
     assert set(score(samples)) == {"accuracy", "cider"}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.model.weights.resolution import CHECKPOINTS, PACKAGED, SHIPPED
+from harness.model.weights.known import CHECKPOINTS, PACKAGED, SHIPPED
 from harness.planning import requirements
 from harness.study.study import Study
 

@@ -158,7 +158,7 @@ def test_missing_weights_end_the_run_before_it_starts(tmp_path, capsys, monkeypa
     for arguments in ([*misspelt, "--plan"], misspelt):
         assert run.main(arguments) == 2
         printed = capsys.readouterr()
-        assert "no weights 'dinov2-smal': it is no known name (did you mean dinov2-small?)" in printed.err
+        assert "no weights 'dinov2-smal': not a known name (did you mean dinov2-small?)" in printed.err
         assert "started" not in printed.out
 
 

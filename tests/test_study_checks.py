@@ -150,7 +150,7 @@ def test_a_step_is_at_most_the_size_of_its_range(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
-        ("vision_encoder.name={file}", "vision_encoder.name: no weights '{short}': the file holds none by its name"),
+        ("vision_encoder.name={file}", "vision_encoder.name: no weights '{short}': the file has no known suffix"),
         ("llm={{name: '{file}', lora: {{}}}}", "llm.name: no weights"),
         ("mask_decoder.name={file}", "mask_decoder.name: no weights"),
         ("base.init_from={file}", "init_from.name: no weights"),

@@ -1,4 +1,4 @@
-"""The vision encoder: read exactly out of its file, frozen, and worth being called pretrained."""
+"""The vision encoder: loaded exactly, frozen, and with pretrained weights that matter."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -64,7 +64,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "tiny"
 
 
-def drawn_frame() -> Tensor:
+def rendered_frame() -> Tensor:
     """A gradient with a red box and a blue disk, (1, 3, 224, 224)."""
     row, column = np.mgrid[0:224, 0:224] / 223.0
     frame = np.stack([row, column, (row - column) ** 2]).astype(np.float32)
@@ -81,7 +81,7 @@ def photos() -> Tensor:
 
 
 def test_features_are_those_of_the_original_graph(encoder: VisionEncoder) -> None:
-    """What onnxruntime 1.32 computes of the same frame after the graph's last LayerNorm; it differs by 3e-5."""
+    """Expected values are onnxruntime 1.32's output of the graph's last LayerNorm; they differ by 3e-5."""
     expected = torch.tensor(
         [
             [-1.370907, -0.462186, -0.702951, -0.073317, 4.03039, -0.342258],
@@ -89,7 +89,7 @@ def test_features_are_those_of_the_original_graph(encoder: VisionEncoder) -> Non
             [0.34319, -0.520799, 2.091047, -2.49688, -2.313793, 1.145986],
         ]
     )
-    patches = encoder(drawn_frame())
+    patches = encoder(rendered_frame())
     assert patches.shape == (1, 256, 384) == (1, encoder.grid[0] * encoder.grid[1], encoder.width)
     torch.testing.assert_close(patches[0, [0, 100, 187], :6], expected, atol=1e-3, rtol=0)
 
@@ -123,16 +123,16 @@ def test_a_graph_that_names_a_weight_twice_is_refused(graph: onnx.GraphProto) ->
         dinov2_onnx.read_state(more)
 
 
-def share_of_patches_found_again(encoder: VisionEncoder) -> float:
-    """How often a patch's nearest neighbour in the mirrored, recoloured photo is its own place or beside it."""
+def matched_share(encoder: VisionEncoder) -> float:
+    """Share of patches whose nearest neighbour in the mirrored, recoloured photo lies within one patch of their own."""
     frames = photos()
     original = F.normalize(encoder(frames), dim=-1)
     changed = F.normalize(
         encoder(frames.flip(-1)[:, [2, 0, 1]]).unflatten(1, encoder.grid).flip(2).flatten(1, 2), dim=-1
     )
     found = (original @ changed.mT).argmax(-1)
-    place, width = torch.arange(found.shape[1]), encoder.grid[1]
-    rows, columns = (found // width - place // width).abs(), (found % width - place % width).abs()
+    position, width = torch.arange(found.shape[1]), encoder.grid[1]
+    rows, columns = (found // width - position // width).abs(), (found % width - position % width).abs()
     return float((torch.maximum(rows, columns) <= 1).float().mean())
 
 
@@ -140,12 +140,12 @@ def test_pretrained_patches_recognise_a_mirrored_recoloured_photo_and_random_one
     encoder: VisionEncoder,
 ) -> None:
     """Measured 0.36 against 0.10; chance is about 0.03."""
-    assert share_of_patches_found_again(encoder) > 0.3
-    assert share_of_patches_found_again(load_vision_encoder(VisionConfig(name=RANDOM + "dinov2-small"))) < 0.15
+    assert matched_share(encoder) > 0.3
+    assert matched_share(load_vision_encoder(VisionConfig(name=RANDOM + "dinov2-small"))) < 0.15
 
 
 def test_patches_of_an_object_are_more_alike_than_patches_of_two(encoder: VisionEncoder) -> None:
-    patches = F.normalize(encoder(drawn_frame())[0].unflatten(0, encoder.grid), dim=-1)
+    patches = F.normalize(encoder(rendered_frame())[0].unflatten(0, encoder.grid), dim=-1)
     box, disk = patches[5:9, 3:7].flatten(0, 1), patches[10:12, 10:12].flatten(0, 1)
     assert (box @ box.T).mean() > (box @ disk.T).mean() + 0.2
     assert (disk @ disk.T).mean() > (box @ disk.T).mean() + 0.2
@@ -174,12 +174,12 @@ def test_random_weights_are_called_random_and_leave_the_random_state_alone(encod
     assert set(names()) == {"clip-scenes", "dinov2-small", "random-dinov2-small"}
 
 
-def test_a_frame_that_patches_do_not_fill_is_refused_with_the_nearest_that_they_do() -> None:
-    with pytest.raises(WeightsError, match=r"frame=230 is no multiple of the 14 px .*; use 224 or 238"):
+def test_a_frame_that_is_no_multiple_of_the_patch_size_is_refused_with_the_nearest_sizes() -> None:
+    with pytest.raises(WeightsError, match=r"frame=230 is not a multiple of 14 px, .*; use 224 or 238"):
         load_vision_encoder(VisionConfig(name="dinov2-small", frame=230))
 
 
-def test_a_folder_loads_with_the_normalisation_it_brings(folder: Path) -> None:
+def test_a_folder_loads_with_its_own_normalisation(folder: Path) -> None:
     frames = torch.rand(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
     (folder / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}')
     encoder = load_vision_encoder(VisionConfig(name=str(folder), frame=56))
@@ -216,13 +216,15 @@ def test_register_tokens_are_no_patches(folder: Path) -> None:
     torch.testing.assert_close(encoder(frames), expected)
 
 
-def test_a_family_that_is_not_understood_is_refused(folder: Path) -> None:
+def test_an_unsupported_family_is_refused(folder: Path) -> None:
     ViTModel(ViTConfig(**TINY)).save_pretrained(folder)
-    with pytest.raises(WeightsError, match="family 'vit'; known vision encoders: dinov2"):
+    with pytest.raises(
+        WeightsError, match="model_type 'vit', which is not a supported vision encoder; use one of dinov2"
+    ):
         load_vision_encoder(VisionConfig(name=str(folder), frame=56))
 
 
-def test_an_earlier_block_gives_what_dinov2_gives_as_its_intermediate_layer(folder: Path) -> None:
+def test_an_earlier_block_equals_dinov2s_intermediate_layer(folder: Path) -> None:
     whole, first = (load_vision_encoder(VisionConfig(name=str(folder), frame=56, layer=layer)) for layer in (None, 1))
     frame = torch.rand(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -239,13 +241,13 @@ def test_blocks_do_not_share_a_cache(folder: Path) -> None:
     assert len(folders) == 2, "the last block is the same by either name"
 
 
-def test_a_block_that_is_not_there_is_refused(folder: Path) -> None:
+def test_a_missing_block_is_refused(folder: Path) -> None:
     with pytest.raises(WeightsError, match=r"layer=3, but .* has 2 blocks; use 1 to 2"):
         load_vision_encoder(VisionConfig(name=str(folder), frame=56, layer=3))
 
 
 @torch.no_grad()
-def test_attention_and_layers_are_those_of_the_blocks_asked_for(folder: Path) -> None:
+def test_attention_and_layers_come_from_the_requested_blocks(folder: Path) -> None:
     encoder = load_vision_encoder(VisionConfig(name=str(folder), frame=56))
     frames = torch.rand(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
     found = encoder.encode(frames, has_attention=True, layers=(2, 1))
@@ -254,9 +256,9 @@ def test_attention_and_layers_are_those_of_the_blocks_asked_for(folder: Path) ->
     for block in model.encoder.layer:
         states.append(block(states[-1]))
     last = model.encoder.layer[1]
-    seen = last.norm1(states[1])
+    normed = last.norm1(states[1])
     keys, query = (
-        rearrange(part(seen), "b n (a k) -> b a n k", a=2) for part in (last.attention.k_proj, last.attention.q_proj)
+        rearrange(part(normed), "b n (a k) -> b a n k", a=2) for part in (last.attention.k_proj, last.attention.q_proj)
     )
     torch.testing.assert_close(found.keys, keys[:, :, 1:])
     torch.testing.assert_close(found.cls_query, query[:, :, 0])
@@ -266,7 +268,15 @@ def test_attention_and_layers_are_those_of_the_blocks_asked_for(folder: Path) ->
     assert encoder.encode(frames).keys is None
 
 
-def test_what_is_read_from_the_cache_is_what_the_encoder_gives(folder: Path) -> None:
+def test_the_patch_mask_is_that_of_the_frame(folder: Path) -> None:
+    encoder = load_vision_encoder(VisionConfig(name=str(folder), frame=56))
+    placed = [Frame.of(size, 56) for size in ((56, 29), (10, 40), (56, 56))]
+    found = encoder.encode(torch.zeros(3, 3, 56, 56), [(frame.height, frame.width) for frame in placed]).patch_mask
+    assert found.tolist() == [frame.patch_mask(encoder.grid).tolist() for frame in placed]
+    assert encoder.encode(torch.zeros(1, 3, 56, 56)).patch_mask.all()
+
+
+def test_cached_features_are_those_of_the_encoder(folder: Path) -> None:
     encoder = load_vision_encoder(VisionConfig(name=str(folder), frame=56))
     cache = VisionCache(encoder, 56, has_attention=True, layers=(1,))
     examples = [two_objects(0), two_objects(1)]
@@ -275,4 +285,4 @@ def test_what_is_read_from_the_cache_is_what_the_encoder_gives(folder: Path) -> 
     with torch.inference_mode():
         computed = cache.compute(frames, [(56, 56)] * 2)
     for name, value in asdict(cache.load(examples)).items():
-        torch.testing.assert_close(value, asdict(computed)[name], atol=2e-3, rtol=2e-3)  # kept in float16
+        torch.testing.assert_close(value, asdict(computed)[name], atol=2e-3, rtol=2e-3)  # stored in float16

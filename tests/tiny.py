@@ -1,4 +1,4 @@
-"""A backbone small enough to run in a test: real classes, random patches, a handful of scenes."""
+"""A backbone small enough to run in a test: the real classes, random patches, two images."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,6 @@ from harness.model.config import LLMConfig, MaskDecoderConfig
 from harness.model.llm.language_model import LanguageModel, build_llm
 from harness.model.mask_decoder.decoder import PatchEmbedding, build_mask_decoder
 from harness.model.segmenter import Query, Segmenter
-from harness.model.vision.encoder import Encoding
 from projectors import Dims, VisualFeatures
 
 GRID, FRAME, VISION = (4, 4), 32, 24
@@ -23,8 +22,8 @@ WORDS = ["the", "red", "blue", "green", "square", "circle", "star", "left", "rig
 
 def tiny_llm(visual_attention: str = "bidirectional", seg_state: str = "predict") -> LanguageModel:
     """Two layers of width 32 over eleven words."""
-    read = {"visual_attention": visual_attention, "seg_state": seg_state}
-    config = LLMConfig(name="tiny", width=32, layers=2, heads=4, template="{expression} .", **read)
+    settings = {"visual_attention": visual_attention, "seg_state": seg_state}
+    config = LLMConfig(name="tiny", width=32, layers=2, heads=4, template="{expression} .", **settings)
     return build_llm(config, WORDS)
 
 
@@ -34,7 +33,7 @@ def tiny_segmenter(
     seg_state: str = "predict",
     **settings: object,
 ) -> Segmenter:
-    """A whole segmenter on 4 x 4 patches of 8 pixels."""
+    """A segmenter on 4 x 4 patches of 8 pixels."""
     llm = tiny_llm(visual_attention, seg_state)
     mask_decoder = build_mask_decoder(MaskDecoderConfig(width=32, depth=2, mlp_width=32, heads=4), GRID, FRAME)
     kind = projectors.get(projector)
@@ -47,14 +46,13 @@ def tiny_segmenter(
 
 
 def tiny_features(num_images: int, generator: torch.Generator) -> tuple[VisualFeatures, Tensor]:
-    """Random patches and frames of some images, nothing padded."""
+    """Random patches and frames of unpadded images."""
     patches = torch.randn(num_images, GRID[0] * GRID[1], VISION, generator=generator)
-    mask = torch.ones(num_images, GRID[0] * GRID[1], dtype=torch.bool)
-    return VisualFeatures(patches, mask), torch.rand(num_images, 3, FRAME, FRAME, generator=generator)
+    return _unpadded(patches), torch.rand(num_images, 3, FRAME, FRAME, generator=generator)
 
 
 def ask(llm: LanguageModel, texts: list[list[str]]) -> Query:
-    """Texts an image to prompts, padded to the image with the most."""
+    """Tokenise the expressions of each image, padded to the image with the most."""
     width = max(map(len, texts))
     prompts = llm.prompts([llm.format_prompt(text) for row in texts for text in [*row, *[""] * (width - len(row))]])
     is_valid = torch.tensor([[e < len(row) for e in range(width)] for row in texts])
@@ -74,25 +72,30 @@ class FixedBatches(BatchMaker):
 
 
 class PatchesOfTwo:
-    """The part of a vision cache that batches use, over patches that are at hand."""
+    """The part of `VisionCache` that batches use, over the patches of two images."""
 
     frame = FRAME
 
     def __init__(self, patches: Tensor) -> None:
         self.patches = patches
 
-    def load(self, examples: Sequence[Example]) -> Encoding:
-        """By the number at the end of an image's name."""
-        return Encoding(torch.stack([self.patches[int(example.image_id[-1])] for example in examples]))
+    def load(self, examples: Sequence[Example]) -> VisualFeatures:
+        """Select images by the number at the end of their name."""
+        return _unpadded(torch.stack([self.patches[int(example.image_id[-1])] for example in examples]))
 
-    def compute(self, frames: Tensor, sizes: Sequence[tuple[int, int]]) -> Encoding:  # noqa: ARG002 - as a cache's
-        """Mean pixels of each patch, repeated to the width of the others."""
+    def compute(self, frames: Tensor, sizes: Sequence[tuple[int, int]]) -> VisualFeatures:  # noqa: ARG002 - as a cache's
+        """Mean pixels of each patch, repeated to the width of the cached patches."""
         means = reduce(frames, "b c (h i) (w j) -> b (h w) c", "mean", h=GRID[0], w=GRID[1])
-        return Encoding(repeat(means, "b n c -> b n (repeats c)", repeats=VISION // 3))
+        return _unpadded(repeat(means, "b n c -> b n (repeats c)", repeats=VISION // 3))
+
+
+def _unpadded(patches: Tensor) -> VisualFeatures:
+    """Patches (B, N, C) of images that fill their frames."""
+    return VisualFeatures(patches, torch.ones(patches.shape[:2], dtype=torch.bool))
 
 
 def two_objects(number: int) -> Example:
-    """A red square in one quadrant, a blue one in another; which is which depends on the number."""
+    """A red square in one quadrant and a blue one in another; the number decides which is where."""
     half = FRAME // 2
     objects = np.zeros((FRAME, FRAME), np.uint8)
     objects[:half, :half], objects[half:, half:] = (1, 2) if number == 0 else (2, 1)

@@ -1,5 +1,5 @@
-"""Puts a cell's parts together: model, caches and batches; reads and writes its checkpoint.
+"""Builds a cell's model, caches and batches; saves and loads its checkpoint.
 
-A cell's specification comes in; a segmenter and a maker of batches go out. It imports `cache`, `superpixels`, `data`,
+A cell's specification comes in; a `Segmenter` and a `BatchMaker` go out. It imports `cache`, `superpixels`, `data`,
 `model`, `study` and `system`.
 """

@@ -1,4 +1,4 @@
-"""Puts the parts of one cell together, untrained: data, caches, projector, LLM, mask decoder."""
+"""Builds the untrained components of one cell: data, caches, projector, LLM, mask decoder."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -30,15 +30,15 @@ from harness.system.precision import resolve_precision
 from projectors import Dims, IncompatibleError
 
 DECODER_PE_STRIDE = 4
-"""Pixels of the frame to a cell of the decoder's positional encoding, as projectors see it."""
+"""Pixels of the frame per cell of the decoder's positional encoding in a projector's input."""
 
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """The parts of one cell.
+    """The components of one cell.
 
     Args:
-        weights: where each pretrained part comes from.
+        weights: source of each pretrained component.
     """
 
     segmenter: Segmenter
@@ -48,7 +48,7 @@ class Assembly:
 
 @lru_cache(maxsize=1)
 def vision_encoder(config: VisionConfig) -> VisionEncoder:
-    """The frozen encoder, loaded once for all cells that share it; what begins at random does not depend on when."""
+    """Load the frozen vision encoder once for all cells that share it; the global random state is not changed."""
     with torch.random.fork_rng(devices=[]):
         return load_vision_encoder(config).to(default_device())
 
@@ -59,21 +59,21 @@ def _examples(settings: str, split: str) -> Sequence[Example]:
     source = data.get(name)
     found = source.load(source.Config.model_validate_json(settings), split)
     if not found:
-        raise DataError(f"{name} holds no images under {split!r}; take its whole files, or name another split")
+        raise DataError(f"{name} has no images in split {split!r}; check its files, or use another split")
     return found
 
 
 def load_examples(spec: CellSpec, split: str) -> Sequence[Example]:
-    """A split of the cell's data, loaded once for all cells that share it.
+    """Load a split of the cell's data, once for all cells that share it.
 
     Raises:
-        DataError: a file is missing or not what its format promises, or the split holds nothing.
+        DataError: a file is missing or malformed, or the split is empty.
     """
     return _examples(json.dumps(spec.data, sort_keys=True), split)
 
 
 def build_vocabulary(examples: Sequence[Example]) -> list[str]:
-    """Every word of what these examples ask, and of its answers, sorted."""
+    """Every word of the examples' queries and answers, sorted."""
     texts = [
         text
         for example in examples
@@ -84,14 +84,14 @@ def build_vocabulary(examples: Sequence[Example]) -> list[str]:
 
 
 def assemble(spec: CellSpec, words: Iterable[str], device: torch.device) -> Assembly:
-    """Everything a cell trains, on its device.
+    """Build the components of a cell on a device.
 
     Args:
-        words: of the training expressions, from which an LLM from scratch takes its vocabulary.
+        words: vocabulary of an LLM from scratch.
 
     Raises:
-        IncompatibleError: the projector cannot work on this backbone.
-        WeightsError: a pretrained part cannot be had.
+        IncompatibleError: the backbone does not satisfy the projector's requirements.
+        WeightsError: pretrained weights are not found or do not load.
     """
     encoder = vision_encoder(spec.vision_encoder)
     is_half = resolve_precision(spec.training.precision, device) == "bfloat16"
@@ -111,8 +111,8 @@ def assemble(spec: CellSpec, words: Iterable[str], device: torch.device) -> Asse
     of_cls = projector.required_inputs & {"cls_query", "cls_key"}
     if of_cls and not encoder.has_cls:
         raise IncompatibleError(
-            f"{spec.projector['name']} needs what CLS looks at, and {spec.vision_encoder.name!r} has no CLS token; "
-            "use an encoder that has one, as CLIP or DINOv2"
+            f"{spec.projector['name']} requires a CLS token, and {spec.vision_encoder.name!r} has none; "
+            "use an encoder with one, such as CLIP or DINOv2"
         )
     segmenter = Segmenter(projector, llm, image_embedding, mask_decoder).to(device)
     decoder_pe = None
@@ -142,13 +142,13 @@ def assemble(spec: CellSpec, words: Iterable[str], device: torch.device) -> Asse
 def _mask_decoder(
     spec: CellSpec, encoder: VisionEncoder
 ) -> tuple[MaskDecoder, PatchEmbedding | SamEmbedding, SamCache | None]:
-    """The mask decoder, what its image embedding is made by, and SAM's embeddings where they are a SAM's."""
+    """The mask decoder, its image embedding module, and the cache of SAM's embeddings if it is a SAM's."""
     config = spec.mask_decoder
     if config.name == "scratch":
-        head = build_mask_decoder(config, encoder.grid, spec.vision_encoder.frame)
-        return head, PatchEmbedding(encoder.width, head, encoder.grid), None
+        mask_decoder = build_mask_decoder(config, encoder.grid, spec.vision_encoder.frame)
+        return mask_decoder, PatchEmbedding(encoder.width, mask_decoder, encoder.grid), None
     model = frozen_sam(config.name)
-    # A decoder that learns is another than the one that proposes superpixels.
+    # Copies, because the same SAM proposes mask candidates and must not be trained.
     prompt_encoder, decoder = deepcopy(model.sam.prompt_encoder), deepcopy(model.sam.mask_decoder)
     if config.prompt == "points":
         return PointPromptedMaskDecoder(prompt_encoder, decoder), SamEmbedding(), SamCache(model)
@@ -156,7 +156,7 @@ def _mask_decoder(
 
 
 def _projector(spec: CellSpec, dims: Dims) -> tuple[projectors.Projector, tuple[WeightsRecord, ...]]:
-    """The projector, and which of its authors' weights it begins with, if any."""
+    """The projector, and the record of its authors' weights if it starts from them."""
     kind = projectors.get(spec.projector["name"])
     config = kind.Config(**{key: value for key, value in spec.projector.items() if key != "name"})
     projector = kind(config, dims)
@@ -165,14 +165,15 @@ def _projector(spec: CellSpec, dims: Dims) -> tuple[projectors.Projector, tuple[
     record = resolve(config.weights)
     if record.folder is None or record.file is None:
         raise WeightsError(
-            f"projector.weights={config.weights!r} is no file; name the authors' own, as mm_projector.bin"
+            f"projector.weights={config.weights!r} is not a file; use the authors' checkpoint file, such as "
+            "mm_projector.bin"
         )
     projector.load_official(read_tensors(record.folder / record.file, record.name))
     return projector, (record,)
 
 
 def _superpixels(spec: CellSpec) -> tuple[SuperpixelCache | None, int]:
-    """The source's cache and the most superpixels that it makes of an image."""
+    """The cache of superpixels, and the largest number of them per image."""
     if spec.superpixels is None:
         return None, 0
     name = spec.superpixels["name"]
@@ -184,11 +185,11 @@ def _superpixels(spec: CellSpec) -> tuple[SuperpixelCache | None, int]:
 def prepare(
     batches: BatchMaker, examples: Sequence[Example], log: Callable[[str], None], *, with_mask_inputs: bool = True
 ) -> None:
-    """Fills the caches for these images, so that training and scoring only read.
+    """Fill the caches for these images, so that training and scoring only load from them.
 
     Args:
-        say: told what is computed, and how much of it.
-        with_view: whether masks are drawn of them.
+        log: called with progress messages.
+        with_mask_inputs: whether the mask decoder's input is required.
     """
     batches.vision.ensure(examples, lambda done, total: log(f"patches {done}/{total}"))
     if batches.sam is not None and with_mask_inputs:

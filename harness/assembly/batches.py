@@ -1,7 +1,7 @@
-"""Turns examples into the tensors that a segmenter takes."""
+"""Turns examples into a segmenter's input tensors."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -14,23 +14,22 @@ from harness.data.example import Example, Expression, Question, TextQuery
 from harness.data.frame import Frame, to_tensor
 from harness.model.llm.language_model import REJ, SEG, LanguageModel
 from harness.model.segmenter import Query
-from harness.model.vision.encoder import Encoding
 from projectors import VisualFeatures
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B images with what is asked of them and what the answers should be, in row-major order.
+    """B images with their queries and ground truth; expressions and answer tokens are in row-major order of (B, E).
 
     Args:
-        features: what the projector sees.
-        view: what masks are drawn from beside the patches: frames (B, 3, R, R) in 0..1 for a mask decoder from scratch,
-            SAM's embeddings (B, P, g, g) for one of a SAM. None where no masks are drawn.
-        inside: (B, R, R) float, 1 where the image is judged, 0 in the padding and where it is ignored.
-        query: the prompts and their answers in words, (B, E, L).
-        image: (S,) which image an expression is asked of.
-        answers: (A,) id of the right word for each of `Answer.answer_logits`.
-        targets: (S, R, R) float, the target mask of each expression, in the frame.
+        features: the projector's input.
+        mask_inputs: the mask decoder's input besides the patches: frames (B, 3, R, R) in 0..1 for a mask decoder from
+            scratch, image embeddings (B, P, g, g) for that of a SAM. None if no masks are decoded.
+        valid_mask: (B, R, R) float, 0 in the padding and in ignored regions, 1 elsewhere.
+        query: the tokenised expressions and questions, with the answers to the questions, (B, E, L).
+        image: (S,) int64, index of each expression's image.
+        answers: (A,) int64, id of the correct token for each row of `Answer.answer_logits`.
+        targets: (S, R, R) float, the target mask of each expression in the padded frame.
     """
 
     features: VisualFeatures
@@ -46,13 +45,13 @@ class BatchMaker:
     """Builds batches on one device from cached features.
 
     Args:
-        llm: whose tokenizer and vocabulary the prompts use.
-        vision: what the projector reads of the vision encoder.
-        superpixels: the source's cache, or None where the projector needs no superpixels.
-        decoder_pe: gives the mask decoder's positional encoding (P, h, w) as it is by then, which a checkpoint may have
-            changed; None where the projector needs none.
+        llm: provides the tokenizer and the vocabulary.
+        vision: cached features of the vision encoder.
+        superpixels: cached label maps; None if the projector requires no superpixels.
+        decoder_pe: returns the mask decoder's current positional encoding (P, h, w), which loading a checkpoint may
+            change; None if the projector requires none.
         grid: (H, W) of the patches.
-        sam: the image embeddings of the mask decoder's SAM, or None for a mask decoder from scratch.
+        sam: cached image embeddings of the mask decoder's SAM; None for a mask decoder from scratch.
     """
 
     def __init__(
@@ -81,7 +80,7 @@ class BatchMaker:
         *,
         with_mask_inputs: bool = True,
     ) -> Batch:
-        """At most `num_expressions` of what is asked of each image, drawn without replacement."""
+        """A batch with at most `num_expressions` queries per image, sampled without replacement."""
         chosen = []
         for example in examples:
             order = torch.randperm(len(example.queries), generator=generator)[:num_expressions]
@@ -91,7 +90,7 @@ class BatchMaker:
     def make(
         self, examples: Sequence[Example], chosen: Sequence[Sequence[TextQuery]], *, with_mask_inputs: bool = True
     ) -> Batch:
-        """This asked of these images, in this order, with the right answers."""
+        """A batch with the chosen queries of each image, in this order, and their ground truth."""
         frames = self._frames(examples)
         targets = [
             frame.place_mask(example.mask(one))
@@ -116,55 +115,62 @@ class BatchMaker:
         )
 
     def _answers(self, chosen: Sequence[Sequence[TextQuery]], query: Query) -> Tensor:
-        """The right words (A,): [SEG] or [REJ] for an expression; for a question those of its answer, and the end."""
-        is_valid, answers, vocabulary = query.is_valid, list[int](), self.llm.vocabulary
+        """Correct token ids (A,): [SEG] or [REJ] for an expression; the answer's and the end token's for a question."""
+        is_valid, answers, vocabulary_size = query.is_valid, list[int](), self.llm.vocabulary_size
         rows = zip(
             query.ids[is_valid].tolist(),
             query.mask.sum(-1)[is_valid].tolist(),
             query.answer_lengths[is_valid].tolist(),
             strict=True,
         )
-        for one, (ids, length, given) in zip([one for queries in chosen for one in queries], rows, strict=True):
+        for one, (ids, length, answer_length) in zip([one for queries in chosen for one in queries], rows, strict=True):
             if isinstance(one, Expression):
-                answers.append(vocabulary + (SEG if one.targets else REJ))
+                answers.append(vocabulary_size + (SEG if one.targets else REJ))
             else:
-                answers += [*ids[length - given : length], self.llm.end]
+                answers += [*ids[length - answer_length : length], self.llm.end_id]
         return torch.tensor(answers, device=self.device)
 
     def features(self, examples: Sequence[Example]) -> VisualFeatures:
-        """What the projector sees of these images."""
-        frames = self._frames(examples)
+        """Load the projector's input for these images from the caches."""
         superpixels = None if self.superpixels is None else self.superpixels.load(examples).to(self.device)
-        patch_mask = torch.from_numpy(np.stack([frame.patch_mask(self.grid) for frame in frames])).to(self.device)
-        return self.build_features(self.vision.load(examples), patch_mask, superpixels)
+        return self.build_features(self.vision.load(examples), superpixels)
 
-    def build_features(self, encoding: Encoding, patch_mask: Tensor, superpixels: Tensor | None) -> VisualFeatures:
-        """What the projector sees of images that are encoded and cut."""
-        queries = {field.name: getattr(encoding, field.name) for field in fields(encoding)}
-        given = {name: value.float().to(self.device) for name, value in queries.items() if value is not None}
+    def build_features(self, encoded: VisualFeatures, superpixels: Tensor | None) -> VisualFeatures:
+        """Complete the vision encoder's output to the projector's input, in float32 on the device.
+
+        Args:
+            encoded: without superpixels and positional encoding, on any device.
+            superpixels: (B, R, R) label maps on the device; None if the projector requires none.
+        """
+        computed = {field.name: getattr(encoded, field.name) for field in fields(encoded)}
+        moved = {
+            name: (value.float() if value.is_floating_point() else value).to(self.device)
+            for name, value in computed.items()
+            if value is not None
+        }
         decoder_pe = None if self.decoder_pe is None else self.decoder_pe()
-        return VisualFeatures(**given, patch_mask=patch_mask, superpixels=superpixels, decoder_pe=decoder_pe)
+        return replace(encoded, **{**moved, "superpixels": superpixels, "decoder_pe": decoder_pe})
 
     @property
     def mask_frame(self) -> int:
-        """Side of the frame that masks are drawn in, in pixels: SAM's own, or else the vision encoder's."""
+        """Side in pixels of the frame that predicted masks cover: SAM's, or else the vision encoder's."""
         return self.vision.frame if self.sam is None else self.sam.frame
 
     def _frames(self, examples: Sequence[Example]) -> list[Frame]:
         return [Frame.of(example.size, self.vision.frame) for example in examples]
 
     def mask_inputs(self, examples: Sequence[Example]) -> Tensor:
-        """What masks are drawn from beside the patches: pixels (B, 3, R, R) in 0..1, or SAM's embeddings."""
+        """The mask decoder's input besides the patches: frames (B, 3, R, R) or SAM's embeddings (B, P, g, g)."""
         if self.sam is not None:
             return self.sam.load(examples).to(self.device)
         placed = zip(self._frames(examples), examples, strict=True)
         return to_tensor([frame.place_image(example.image) for frame, example in placed]).to(self.device)
 
     def query(self, chosen: Sequence[Sequence[TextQuery]], *, with_answers: bool = False) -> Query:
-        """What is asked of each image -> prompts (B, E, L), padded to the largest E.
+        """Tokenise the queries of each image, (B, E, L), padded to the largest E.
 
         Args:
-            answered: whether the answers to questions are given, as training teaches them.
+            with_answers: append the answers to the questions, for training.
         """
         width = max(len(row) for row in chosen)
         padded = [one for row in chosen for one in [*row, *[None] * (width - len(row))]]

@@ -1,6 +1,6 @@
-"""A trained cell as one safetensors file: what it learnt or drew, and in the metadata what else builds it again.
+"""Saves and loads a trained cell as one safetensors file, with its specification in the metadata.
 
-Pretrained parts are not in it: they are resolved by name as when the cell was trained, and must be the same by hash.
+Frozen pretrained weights are not saved. They are resolved by name when the cell is loaded, and their hash must match.
 """
 
 import json
@@ -23,15 +23,15 @@ from harness.model.weights.strict_loading import check_state_dict
 from harness.study.study import Cell, CellSpec
 
 VERSION = "4"
-"""Format of the file. A checkpoint of another version is refused."""
+"""Version of the file format; a checkpoint of another version is refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A cell that was read back, on its device.
+    """A loaded cell.
 
     Args:
-        arm, seed: of the cell, as in its row.
+        arm, seed: as in the cell's row of results.
     """
 
     arm: str
@@ -41,12 +41,12 @@ class Trained:
 
 
 def save(path: Path, cell: Cell, assembly: Assembly, words: list[str]) -> None:
-    """Write what makes a cell and is in no pretrained file.
+    """Save a trained cell.
 
     Args:
-        words: what an LLM from scratch took its vocabulary from.
+        words: vocabulary of an LLM from scratch.
     """
-    own = {name: value.detach().cpu().contiguous() for name, value in _own(assembly.segmenter).items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in _own_tensors(assembly.segmenter).items()}
     metadata = {
         "version": VERSION,
         "arm": cell.arm,
@@ -55,23 +55,21 @@ def save(path: Path, cell: Cell, assembly: Assembly, words: list[str]) -> None:
         "words": json.dumps(words),
         "weights": json.dumps([record.as_row() for record in assembly.weights]),
     }
-    save_file(own, path, metadata)
+    save_file(tensors, path, metadata)
 
 
 def load(path: Path, device: torch.device, precision: str | None = None) -> Trained:
-    """Build a cell again and give it what it learnt, strictly.
+    """Load a trained cell, strictly.
 
     Args:
-        path: of the checkpoint.
-        device: where the cell is to run.
-        precision: that the cell will run in, as `training.precision`; it decides the dtype of the LLM's base. None for
-            the precision of its training. `Trained.spec` holds it.
+        precision: replaces `training.precision`, which determines the dtype of the LLM's frozen weights; None for the
+            precision of training. `Trained.spec` holds the result.
 
     Raises:
-        WeightsError: no such file, no checkpoint of a cell, one of other pretrained weights than those found now, or of
-            tensors that do not fit the cell as this version builds it.
+        WeightsError: the file is missing or not a cell's checkpoint of this version, its tensors do not match the cell,
+            or pretrained weights differ from those of training.
     """
-    saved = _Saved.read(path, device)
+    saved = _Saved.load(path, device)
     try:
         spec = CellSpec.model_validate(saved.spec)
         if precision is not None:
@@ -80,9 +78,9 @@ def load(path: Path, device: torch.device, precision: str | None = None) -> Trai
         assembly = assemble(spec, saved.words, device)
     except ValidationError as error:
         reason = " ".join(str(error).split())
-        raise WeightsError(f"{path} holds a cell with settings that this version does not know: {reason}") from None
-    _refuse_others(str(path), saved.weights, assembly.weights)
-    _give(_own(assembly.segmenter), saved.tensors, str(path), "the cell")
+        raise WeightsError(f"{path} holds a cell with settings that this version does not support: {reason}") from None
+    _check_pretrained(str(path), saved.weights, assembly.weights)
+    _copy_tensors(_own_tensors(assembly.segmenter), saved.tensors, str(path), "the cell")
     return Trained(saved.arm, saved.seed, spec, assembly)
 
 
@@ -90,10 +88,10 @@ class Initialization:
     """The LLM and the mask decoder of a trained cell, from which other cells are initialized.
 
     Args:
-        spec: of the cell that begins; says which start, by name or file, and must have the backbone that it has.
+        spec: specification of the cell to initialize, with `init_from`; its backbone must be that of the checkpoint.
 
     Raises:
-        WeightsError: the start cannot be had, is no checkpoint of a cell, or was trained on another backbone.
+        WeightsError: the checkpoint is not found, is not that of a cell, or was trained on another backbone.
     """
 
     def __init__(self, spec: CellSpec, device: torch.device) -> None:
@@ -102,49 +100,50 @@ class Initialization:
         self.record = resolve(spec.init_from.name)
         if self.record.folder is None or self.record.file is None:
             raise WeightsError(
-                f"init_from: {self.record.name!r} is no file; name the checkpoint of a cell, *.safetensors"
+                f"init_from: {self.record.name!r} is not a file; use the checkpoint of a cell, *.safetensors"
             )
-        self._saved = _Saved.read(self.record.folder / self.record.file, device)
-        for section in _backbone(spec):
-            own = getattr(spec, section)
-            trained = dict(type(own).model_validate(self._saved.spec[section]))
-            for setting, value in own:
+        self._saved = _Saved.load(self.record.folder / self.record.file, device)
+        for component in _backbone(spec):
+            config = getattr(spec, component)
+            trained = dict(type(config).model_validate(self._saved.spec[component]))
+            for setting, value in config:
                 if value != trained[setting]:
                     raise WeightsError(
-                        f"init_from: {self.record.name!r} was trained with {section}.{setting} {trained[setting]}, and "
-                        f"this cell has {value}; give the cell the same, or set init_from: null"
+                        f"init_from: {self.record.name!r} was trained with {component}.{setting}={trained[setting]}, "
+                        f"but this cell has {value}; use the same value, or set init_from: null"
                     )
 
     def vocabulary_for(self, words: Iterable[str]) -> list[str]:
-        """The vocabulary of the start, if it has all of these words.
+        """The vocabulary of the checkpoint.
 
         Raises:
-            WeightsError: an LLM from scratch never read one of them.
+            WeightsError: an LLM from scratch lacks one of these words.
         """
-        unread = sorted(set(words) - set(self._saved.words))
-        if self._saved.spec["llm"]["name"] == "tiny" and unread:
+        missing = sorted(set(words) - set(self._saved.words))
+        if self._saved.spec["llm"]["name"] == "tiny" and missing:
             raise WeightsError(
-                f"init_from: the vocabulary of {self.record.name!r} lacks {', '.join(map(repr, unread[:8]))}, used by "
+                f"init_from: the vocabulary of {self.record.name!r} lacks {', '.join(map(repr, missing[:8]))}, used by "
                 "the training data; name a checkpoint that was trained on these words, or set init_from: null"
             )
         return self._saved.words
 
     def load_into(self, assembly: Assembly) -> None:
-        """Everything but the projector, in place.
+        """Copy all tensors but the projector's into a cell.
 
         Raises:
-            WeightsError: it was trained on other pretrained weights, or its tensors do not fit this version's.
+            WeightsError: the checkpoint was trained on other pretrained weights, or its tensors do not match the cell.
         """
-        names = {getattr(self._spec, section).name for section in _backbone(self._spec)}
+        names = {getattr(self._spec, component).name for component in _backbone(self._spec)}
         backbone = [record for record in self._saved.weights if record["name"] in names]
-        _refuse_others(self.record.name, backbone, assembly.weights)
-        own, saved = (_without_projector(tensors) for tensors in (_own(assembly.segmenter), self._saved.tensors))
-        _give(own, saved, self.record.name, "LLM and mask decoder of the cell")
+        _check_pretrained(self.record.name, backbone, assembly.weights)
+        own = _without_projector(_own_tensors(assembly.segmenter))
+        saved = _without_projector(self._saved.tensors)
+        _copy_tensors(own, saved, self.record.name, "the LLM and mask decoder of the cell")
 
 
 @dataclass(frozen=True, slots=True)
 class _Saved:
-    """What a checkpoint's file holds; `spec` as it was written, perhaps by another version."""
+    """Content of a checkpoint file; `spec` is not validated."""
 
     arm: str
     seed: int
@@ -154,8 +153,8 @@ class _Saved:
     tensors: dict[str, Tensor]
 
     @classmethod
-    def read(cls, path: Path, device: torch.device) -> "_Saved":
-        """Raises WeightsError where it is no checkpoint of a cell of this version."""
+    def load(cls, path: Path, device: torch.device) -> "_Saved":
+        """Raise WeightsError if the file is not a cell's checkpoint of this version."""
         try:
             with safe_open(path, "pt", str(device)) as file:
                 metadata = file.metadata() or {}
@@ -163,42 +162,40 @@ class _Saved:
         except (OSError, SafetensorError) as error:
             raise WeightsError(f"{path} cannot be read as the checkpoint of a cell: {error}") from None
         if "version" not in metadata:
-            raise WeightsError(f"{path} is no checkpoint of a cell; name a file of runs/<study>/cells/*.safetensors")
+            raise WeightsError(f"{path} is not the checkpoint of a cell; use a file runs/<study>/cells/*.safetensors")
         if metadata["version"] != VERSION:
             raise WeightsError(
-                f"{path} is a checkpoint of version {metadata['version']}, and {VERSION} is read; run its cell again, "
-                "in another folder (--out)"
+                f"{path} is a checkpoint of version {metadata['version']}, but only {VERSION} is supported; run its "
+                "cell again, in another folder (--out)"
             )
         try:
             spec, words, weights = (json.loads(metadata[key]) for key in ("spec", "words", "weights"))
-            about = metadata["arm"], int(metadata["seed"])
+            identity = metadata["arm"], int(metadata["seed"])
             are_names = all(isinstance(word, str) for word in words) and all(
                 isinstance(weight["name"], str) and "sha256" in weight for weight in weights
             )
-            is_whole = are_names and isinstance(spec["projector"]["name"], str) and isinstance(spec["llm"]["name"], str)
+            is_valid = are_names and isinstance(spec["projector"]["name"], str) and isinstance(spec["llm"]["name"], str)
         except (KeyError, TypeError, ValueError):
-            is_whole = False
-        if not is_whole:
-            raise WeightsError(
-                f"{path} does not say whole what cell it is of; run the cell again, in another folder (--out)"
-            )
-        return cls(*about, spec, words, weights, tensors)
+            is_valid = False
+        if not is_valid:
+            raise WeightsError(f"{path} has invalid metadata; run its cell again, in another folder (--out)")
+        return cls(*identity, spec, words, weights, tensors)
 
 
-def _own(segmenter: Segmenter) -> dict[str, Tensor]:
-    """Parameters and buffers, by name: what learns, and what else comes with no pretrained LLM and no frozen SAM."""
-    held = segmenter.state_dict().keys()
-    named = {**dict(segmenter.named_parameters()), **dict(segmenter.named_buffers())}  # what is tied, once
+def _own_tensors(segmenter: Segmenter) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name, without the frozen ones of a pretrained LLM or a frozen SAM."""
+    persistent = segmenter.state_dict().keys()
+    named = {**dict(segmenter.named_parameters()), **dict(segmenter.named_buffers())}  # tied parameters appear once
     pretrained = ("llm.model.",) if segmenter.mask_decoder.learns else ("llm.model.", "mask_decoder.")
     return {
         name: value
         for name, value in named.items()
-        if name in held and (value.requires_grad or not name.startswith(pretrained))
+        if name in persistent and (value.requires_grad or not name.startswith(pretrained))
     }
 
 
 def _backbone(spec: CellSpec) -> list[str]:
-    """The sections in which a cell must be as the one it begins with; only a head from scratch looks at patches."""
+    """Components whose settings must equal the checkpoint's; only a mask decoder from scratch depends on patches."""
     return ["llm", "mask_decoder", *(["vision_encoder"] if spec.mask_decoder.name == "scratch" else [])]
 
 
@@ -206,8 +203,8 @@ def _without_projector(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in tensors.items() if not name.startswith(("projector.", "visual_gain"))}
 
 
-def _give(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], name: str, kind: str) -> None:
-    """Copies what was saved, of which nothing may be missing, left over, or of another shape."""
+def _copy_tensors(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], name: str, kind: str) -> None:
+    """Copy saved tensors in place; raise WeightsError for missing, unexpected or reshaped ones."""
     check_state_dict(
         name,
         kind,
@@ -220,12 +217,12 @@ def _give(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], name: str, kin
             value.copy_(saved[key])
 
 
-def _refuse_others(name: str, trained_on: Iterable[Mapping[str, str]], found: tuple[WeightsRecord, ...]) -> None:
-    """Raises where a pretrained part is another than the one that the cell was trained on."""
-    now = {record.name: record.sha256 for record in found}
+def _check_pretrained(name: str, trained_on: Iterable[Mapping[str, str]], found: tuple[WeightsRecord, ...]) -> None:
+    """Raise WeightsError if the hash of a pretrained component differs from that in training."""
+    hashes = {record.name: record.sha256 for record in found}
     for record in trained_on:
-        if now.get(record["name"]) != record["sha256"]:
+        if hashes.get(record["name"]) != record["sha256"]:
             raise WeightsError(
-                f"{name} was trained on {record['name']!r} of sha256 {record['sha256'][:12]}, but what is found under "
-                f"that name has {str(now.get(record['name']))[:12]}; restore the weights it was trained on"
+                f"{name} was trained on {record['name']!r} with sha256 {record['sha256'][:12]}, but that name "
+                f"resolves to {str(hashes.get(record['name']))[:12]}; restore the weights it was trained on"
             )

@@ -1,5 +1,5 @@
-"""Frozen outputs on disk: encodings, mask candidates, superpixel labels. The only package that reads or writes them.
+"""Frozen outputs on disk: encodings, mask candidates, superpixel labels. No other package loads or saves them.
 
 Examples come in; tensors and label maps go out, computed where they are missing. It imports `superpixels`, `data`,
-`model` and `system`.
+`model`, `system` and the projector contract.
 """

@@ -1,7 +1,7 @@
-"""What frozen encoders make of an image, computed once and kept on disk: the vision encoder's patches, SAM's embedding.
+"""Disk cache of frozen encoder outputs, computed once per image: the vision encoder's features and SAM's embedding.
 
-A file's name is the hash of the image's pixels, its folder the hash of everything else that decides its content (model,
-weights, preprocessing, frame, dtype).
+The file name is the hash of the image's pixels. The folder name is the hash of everything else that determines the
+content: model, weights, preprocessing, frame, dtype and code.
 """
 
 from abc import ABC, abstractmethod
@@ -17,25 +17,26 @@ from torch import Tensor
 from harness.data.example import Example
 from harness.data.frame import Frame, to_tensor
 from harness.model.mask_decoder.sam import LoadedSam, load_sam
-from harness.model.vision.encoder import Encoding, VisionEncoder
+from harness.model.vision.encoder import VisionEncoder
 from harness.system.cache_folder import OnProgress, cache_folder, image_key
 from harness.system.device import default_device
 from harness.system.files import write_atomically
 from harness.system.fingerprint import fingerprint
+from projectors import VisualFeatures
 
 
 class EncodingCache(ABC):
-    """One float16 array an image.
+    """One float16 array per image.
 
     Args:
-        kind: what is kept, a folder's name.
-        identity: everything that decides what is computed, beside the image and its frame.
-        frame: side of the frame that the encoder sees, in pixels.
-        batch_images: how many images are encoded at a time.
+        kind: name of the parent folder.
+        identity: everything that determines the content, except the image and its frame.
+        frame: side of the encoder's input frame, in pixels.
+        batch_images: number of images encoded at once.
     """
 
     model_code: str
-    """The module of the frozen model; its code is part of the cache's identity."""
+    """Module of the frozen model; its code is part of the cache's identity."""
 
     def __init__(self, kind: str, identity: Mapping[str, object], frame: int, batch_images: int) -> None:
         self.frame = frame
@@ -45,10 +46,10 @@ class EncodingCache(ABC):
 
     @abstractmethod
     def encode(self, examples: Sequence[Example]) -> Tensor:
-        """The encodings (B, ...) of these images, computed now, float32 on the CPU."""
+        """Compute the encodings (B, ...) of these images, float32 on the CPU."""
 
     def ensure(self, examples: Sequence[Example], on_progress: OnProgress) -> None:
-        """Computes what is missing for these images."""
+        """Compute and store the missing encodings of these images."""
         missing = [example for example in examples if not self._path(example).exists()]
         for start in range(0, len(missing), self.batch_images):
             chunk = missing[start : start + self.batch_images]
@@ -57,7 +58,7 @@ class EncodingCache(ABC):
             on_progress(min(start + self.batch_images, len(missing)), len(missing))
 
     def load(self, examples: Sequence[Example]) -> Tensor:
-        """(B, ...) float32 of images that `ensure` has seen."""
+        """Load the encodings (B, ...) of images passed to `ensure` before, as float32."""
         return torch.from_numpy(np.stack([np.load(self._path(example)) for example in examples])).float()
 
     def _path(self, example: Example) -> Path:
@@ -65,7 +66,7 @@ class EncodingCache(ABC):
 
 
 class PatchCache(EncodingCache):
-    """Patches of the frozen vision encoder, (N, C) an image; the encoder runs for images not in the cache only."""
+    """Patches of the frozen vision encoder, (N, C) per image."""
 
     kind = "patches"
     model_code = VisionEncoder.__module__
@@ -83,10 +84,14 @@ class PatchCache(EncodingCache):
     def encode(self, examples: Sequence[Example]) -> Tensor:
         """Patches (B, N, C)."""
         with torch.inference_mode():
-            return self._encoding(examples).patches.float().cpu()
+            return self._run(examples).patches.float().cpu()
 
-    def _encoding(self, examples: Sequence[Example], **options: Any) -> Encoding:
-        """What the encoder makes of these images, with what else is asked of it."""
+    def _run(self, examples: Sequence[Example], **options: Any) -> VisualFeatures:
+        """Run the encoder on these images.
+
+        Args:
+            options: passed to `VisionEncoder.encode`.
+        """
         placed = [Frame.of(example.size, self.frame) for example in examples]
         frames = to_tensor([frame.place_image(e.image) for frame, e in zip(placed, examples, strict=True)])
         sizes = [(frame.height, frame.width) for frame in placed]
@@ -94,9 +99,9 @@ class PatchCache(EncodingCache):
 
 
 class AttentionCache(PatchCache):
-    """The patches' keys in the encoder's last block, after what CLS asks and offers there, where there is one.
+    """Keys of the encoder's last block, (A, N, C / A) per image.
 
-    (A, N, C / A) an image, (A, 2 + N, C / A) with CLS.
+    If the encoder has a CLS token, its query and key come first: (A, 2 + N, C / A).
     """
 
     kind = "queries-and-keys"
@@ -104,19 +109,19 @@ class AttentionCache(PatchCache):
     def encode(self, examples: Sequence[Example]) -> Tensor:
         """(B, A, N or 2 + N, C / A)."""
         with torch.inference_mode():
-            encoding = self._encoding(examples, has_attention=True)
-        assert encoding.keys is not None
-        if encoding.cls_query is None or encoding.cls_key is None:
-            return encoding.keys.float().cpu()
-        of_cls = torch.stack([encoding.cls_query, encoding.cls_key], dim=2)
-        return torch.cat([of_cls, encoding.keys], dim=2).float().cpu()
+            features = self._run(examples, has_attention=True)
+        assert features.keys is not None
+        if features.cls_query is None or features.cls_key is None:
+            return features.keys.float().cpu()
+        of_cls = torch.stack([features.cls_query, features.cls_key], dim=2)
+        return torch.cat([of_cls, features.keys], dim=2).float().cpu()
 
 
 class LayerCache(PatchCache):
-    """Patches as they leave some of the encoder's blocks, (K, N, C) an image.
+    """Patches after some of the encoder's blocks, (K, N, C) per image.
 
     Args:
-        layers: these blocks, counted from 1.
+        layers: the blocks, counted from 1.
     """
 
     kind = "layers"
@@ -128,17 +133,17 @@ class LayerCache(PatchCache):
     def encode(self, examples: Sequence[Example]) -> Tensor:
         """(B, K, N, C)."""
         with torch.inference_mode():
-            layers = self._encoding(examples, layers=self.layers).layers
+            layers = self._run(examples, layers=self.layers).layers
         assert layers is not None
         return layers.float().cpu()
 
 
 class VisionCache:
-    """What a projector reads of the vision encoder: patches, and only where it asks, attention and earlier blocks.
+    """The vision encoder's output that a projector requires: patches, and optionally attention and earlier blocks.
 
     Args:
-        has_attention: whether it reads keys, or the query and key of CLS.
-        layers: the earlier blocks that it reads, counted from 1.
+        has_attention: include the keys of the last block, and the query and key of CLS if there is one.
+        layers: include the outputs of these blocks, counted from 1.
     """
 
     def __init__(
@@ -151,31 +156,37 @@ class VisionCache:
         self.layers = LayerCache(encoder, frame, layers) if layers else None
 
     def ensure(self, examples: Sequence[Example], on_progress: OnProgress) -> None:
-        """Computes what is missing for these images."""
+        """Compute and store the missing outputs of these images."""
         for cache in (self.patches, self.attention, self.layers):
             if cache is not None:
                 cache.ensure(examples, on_progress)
 
-    def load(self, examples: Sequence[Example]) -> Encoding:
-        """Of images that `ensure` has seen, on the CPU."""
+    def load(self, examples: Sequence[Example]) -> VisualFeatures:
+        """Load the features of images passed to `ensure` before, on the CPU."""
         attention = None if self.attention is None else self.attention.load(examples)
         of_cls = None if attention is None or not self.encoder.has_cls else attention[:, :, :2]
-        return Encoding(
+        return VisualFeatures(
             patches=self.patches.load(examples),
+            patch_mask=self.patch_mask(examples),
             keys=attention if attention is None or of_cls is None else attention[:, :, 2:],
             cls_query=None if of_cls is None else of_cls[:, :, 0],
             cls_key=None if of_cls is None else of_cls[:, :, 1],
             layers=None if self.layers is None else self.layers.load(examples),
         )
 
-    def compute(self, frames: Tensor, sizes: Sequence[tuple[int, int]]) -> Encoding:
-        """The same of frames (B, 3, R, R) with images of these sizes, computed now in one run, on its device."""
+    def patch_mask(self, examples: Sequence[Example]) -> Tensor:
+        """(B, N) bool, False where a patch lies wholly in the padding of the frame."""
+        frames = [Frame.of(example.size, self.frame) for example in examples]
+        return torch.from_numpy(np.stack([frame.patch_mask(self.encoder.grid) for frame in frames]))
+
+    def compute(self, frames: Tensor, sizes: Sequence[tuple[int, int]]) -> VisualFeatures:
+        """Compute the same features for frames (B, 3, R, R) with images of these sizes, on the frames' device."""
         layers = () if self.layers is None else self.layers.layers
         return self.encoder.encode(frames, sizes, has_attention=self.attention is not None, layers=layers)
 
 
 class SamCache(EncodingCache):
-    """SAM's image embedding, (P, g, g) an image: one for the mask decoder and for the superpixels."""
+    """SAM's image embedding, (P, g, g) per image, shared by the mask decoder and the superpixels."""
 
     model_code = LoadedSam.__module__
 
@@ -190,9 +201,9 @@ class SamCache(EncodingCache):
             return self._embed(examples).cpu()
 
     def compute(self, example: Example) -> Tensor:
-        """What `load` returns for one image, (1, P, g, g), computed without the cache and left on the model's device.
+        """Compute the embedding (1, P, g, g) of one image without the cache, on the model's device.
 
-        It has the cache's float16 precision, so that whatever is made of it is the same.
+        It is rounded to float16 like the cached one, so that results do not depend on the cache.
         """
         return self._embed([example]).half().float()
 
@@ -206,9 +217,9 @@ class SamCache(EncodingCache):
 
 @lru_cache(maxsize=1)
 def frozen_sam(name: str) -> LoadedSam:
-    """A SAM that only answers, loaded once for all who ask, on the default device; compiled where that is a GPU.
+    """Load a frozen SAM once per process, on the default device; its image encoder is compiled on a GPU.
 
-    What begins at random does not depend on when.
+    The global random state is not changed.
     """
     device = default_device()
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""Mask candidates of a frozen SAM, computed once per image and kept on disk."""
+"""Disk cache of a frozen SAM's mask candidates, computed once per image."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,23 +17,23 @@ from harness.system.fingerprint import fingerprint
 
 
 class CandidateCache:
-    """Candidate pools on disk, one JSON an image, named like the encodings they are made from.
+    """Candidate pools, one JSON file per image, named like the image's embedding.
 
     Args:
-        embeddings: of the SAM that proposes.
+        embeddings: cached embeddings of the SAM that proposes the candidates.
     """
 
     def __init__(self, embeddings: SamCache, settings: PoolSettings) -> None:
         model = embeddings.model
         self.embeddings = embeddings
         self.settings = settings
-        self.head = MaskDecoder(model.sam.prompt_encoder, model.sam.mask_decoder)
+        self.mask_decoder = MaskDecoder(model.sam.prompt_encoder, model.sam.mask_decoder)
         code = fingerprint(propose.__module__)
         identity = {"model": model.record.name, "weights": model.record.sha256, **asdict(settings), "code": code}
         self.folder = cache_folder("candidates", identity)
 
     def ensure(self, examples: Sequence[Example], on_progress: OnProgress) -> None:
-        """Asks SAM about the images that are missing."""
+        """Compute and store the missing candidates of these images."""
         missing = [example for example in examples if not self._path(example).exists()]
         for done, example in enumerate(missing, start=1):
             self.embeddings.ensure([example], lambda *_: None)
@@ -41,17 +41,17 @@ class CandidateCache:
             on_progress(done, len(missing))
 
     def propose(self, example: Example) -> Candidates:
-        """The candidates of one image whose embedding is in the cache, computed now."""
+        """Compute the candidates of one image from its cached embedding."""
         return self.compute(self.embeddings.load([example])[0], example.size).candidates
 
     def compute(self, embedding: Tensor, size: tuple[int, int]) -> Proposal:
-        """The candidates of an image of this size (h, w) with this embedding (P, g, g), computed without the cache."""
-        device = next(self.head.parameters()).device
+        """Compute candidates from an image's size (h, w) and embedding (P, g, g), without the cache."""
+        device = next(self.mask_decoder.parameters()).device
         frame = Frame.of(size, self.embeddings.frame)
-        return Proposal(propose(self.head, embedding.to(device), frame, self.settings), frame, embedding.cpu())
+        return Proposal(propose(self.mask_decoder, embedding.to(device), frame, self.settings), frame, embedding.cpu())
 
     def proposal(self, example: Example, *, with_embedding: bool) -> Proposal:
-        """The candidates of one image, read from the cache, or computed where they are missing there."""
+        """Load the candidates of one image; compute and store them if they are missing."""
         self.ensure([example], lambda *_: None)
         embedding = None
         if with_embedding:
@@ -60,7 +60,7 @@ class CandidateCache:
         return Proposal(self.load(example), Frame.of(example.size, self.embeddings.frame), embedding)
 
     def load(self, example: Example) -> Candidates:
-        """Of an image that `ensure` has seen."""
+        """Load the candidates of an image passed to `ensure` before."""
         return Candidates.from_json(self._path(example).read_bytes())
 
     def _path(self, example: Example) -> Path:

@@ -1,6 +1,6 @@
-"""What is frozen is computed once per image and kept on disk: encodings (see `encodings.py`) and superpixels.
+"""Disk cache of superpixel label maps, computed once per image and shared by all cells.
 
-So a cell never recomputes what another cell left, and a changed setting never meets a stale file.
+The folder name is a hash of the source, its settings and its code, so a changed setting never loads a stale file.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from harness.system.fingerprint import fingerprint
 
 
 def segment(name: str, config: BaseModel, example: Example) -> np.ndarray:
-    """(h, w) superpixels of one image at its own size; the masks that a source chooses from come from the cache."""
+    """Superpixels (h, w) of one image at its own size; mask candidates, if the source requires them, are cached."""
     source = superpixels.get(name)
     request = source.request(config)
     if request is None:
@@ -42,11 +42,12 @@ def _candidates(request: CandidateRequest) -> CandidateCache:
 
 
 class SuperpixelCache:
-    """Label maps of one superpixel source, (R, R) with -1 in the padding.
+    """Label maps of one superpixel source, (R, R) per image with -1 in the padding.
 
     Args:
         name: of the source.
-        config: its settings.
+        config: settings of the source.
+        frame: side of the frame, in pixels.
     """
 
     def __init__(self, name: str, config: BaseModel, frame: int) -> None:
@@ -63,16 +64,16 @@ class SuperpixelCache:
 
     @property
     def key(self) -> str:
-        """Names this source with these settings, for files made from it."""
+        """Identifies this source with these settings, in names of derived files."""
         return self.folder.name
 
     @property
     def pool(self) -> CandidateCache | None:
-        """The cached candidates that the source chooses from, if it does."""
+        """The cached mask candidates that the source selects from; None for a source without candidates."""
         return None if self.request is None else _candidates(self.request)
 
     def ensure(self, examples: Sequence[Example], on_progress: OnProgress) -> None:
-        """Cuts the images that are missing."""
+        """Compute and store the missing label maps of these images."""
         missing = [example for example in examples if not self._path(example).exists()]
         for done, example in enumerate(missing, start=1):
             write_atomically(self._path(example), self.compute_superpixels(example).astype(np.int16))
@@ -80,17 +81,17 @@ class SuperpixelCache:
                 on_progress(done, len(missing))
 
     def compute_superpixels(self, example: Example) -> np.ndarray:
-        """The label map (R, R) of one image, computed now; a source with a pool takes its candidates from the cache."""
+        """Compute the label map (R, R) of one image; mask candidates come from the cache."""
         pool, proposal = self.pool, None
         if pool is not None and self.request is not None:
             proposal = pool.proposal(example, with_embedding=self.request.with_embedding)
-        return self.compute(self.seen(example), proposal)
+        return self.compute(self.source_input(example), proposal)
 
-    def seen(self, example: Example) -> Example:
-        """The image as the source sees it, in memory: as the frame shows it, without the padding.
+    def source_input(self, example: Example) -> Example:
+        """The source's input for an image, decoded: the resized image of the frame, without the padding.
 
-        A source with a model of its own has a frame of its own too: it sees the image as it was loaded, so that its
-        model's encoding serves all frames, and its superpixels are brought to this one.
+        A source with a model has a frame of its own. It takes the image at its original size, so that the model's
+        embedding is shared by all frames, and its superpixels are resized to this frame.
         """
         image = example.image
         if self.weights:
@@ -102,25 +103,25 @@ class SuperpixelCache:
             objects=encode_ids(frame.resize(example.id_map(), Image.Resampling.NEAREST)),
         )
 
-    def compute(self, seen: Example, proposal: Proposal | None = None) -> np.ndarray:
-        """The label map (R, R) of an image that `seen` returned.
+    def compute(self, image: Example, proposal: Proposal | None = None) -> np.ndarray:
+        """Compute the label map (R, R) of an image without the cache.
 
         Args:
-            seen: the image as the source sees it.
-            proposal: the candidates that a source with a pool chooses from; None for a source without one.
+            image: the return value of `source_input`.
+            proposal: mask candidates; None for a source without candidates.
         """
-        frame = Frame.of(seen.size, self.frame)
-        given = () if proposal is None else (proposal,)
-        labels = self.source.segment(self.config, seen, *given)
+        frame = Frame.of(image.size, self.frame)
+        proposals = () if proposal is None else (proposal,)
+        labels = self.source.segment(self.config, image, *proposals)
         if self.weights:
             labels = compact(frame.resize(labels.astype(np.int32), Image.Resampling.NEAREST))
         return frame.place_labels(labels)
 
     def load(self, examples: Sequence[Example]) -> Tensor:
-        """(B, R, R) int64 of images that `ensure` has seen."""
+        """Load the label maps (B, R, R) of images passed to `ensure` before, as int64."""
         return torch.from_numpy(np.stack([np.load(self._path(example)) for example in examples])).long()
 
     def _path(self, example: Example) -> Path:
-        # The ground truth is part of what an oracle sees, so it is part of the name.
+        # An oracle source uses the ground truth, so the ground truth is part of the name.
         objects = hashlib.sha256(b" ".join(one["counts"] for one in example.objects)).hexdigest()[:8]
         return self.folder / f"{image_key(example.image)}-{objects}.npy"

@@ -90,7 +90,9 @@ class Evaluator:
                 answer = self.segmenter.answer(tokens, features.patches, mask_inputs, query)
                 words = self._generate(answer, query)
             num_masks = query.is_expression.sum(1).tolist()
-            predicts_seg = answer.answer_logits[query.is_expression[query.is_valid]].argmax(-1) == SEG + llm.vocabulary
+            predicts_seg = (
+                answer.answer_logits[query.is_expression[query.is_valid]].argmax(-1) == SEG + llm.vocabulary_size
+            )
             frames = [Frame.of(example.size, self.batches.mask_frame) for example in chunk]
             for frame, logits, predicted_seg, num_tokens, row in zip(
                 frames,
@@ -108,7 +110,7 @@ class Evaluator:
         """The answers to the questions of a batch, in order."""
         questions = query.questions()
         ids = self.segmenter.generate(answer.tokens, questions).tolist() if questions.is_valid.any() else []
-        return iter([self.segmenter.llm.words(row) for row in ids])
+        return iter([self.segmenter.llm.decode(row) for row in ids])
 
     def score(self, examples: Sequence[Example]) -> tuple[pd.DataFrame, list[int]]:
         """One row per expression or question (columns: `SAMPLE_COLUMNS`), and the visual tokens of each image."""

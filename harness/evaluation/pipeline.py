@@ -30,10 +30,9 @@ class Pipeline:
         self.query = batches.query([example.queries[:1]])
         self._frame = Frame.of(example.size, batches.vision.frame)
         self._mask_frame = Frame.of(example.size, batches.mask_frame)
-        self._patch_mask = torch.from_numpy(self._frame.patch_mask(batches.grid)).unsqueeze(0).to(batches.device)
         self._first = torch.zeros(1, dtype=torch.long, device=batches.device)
         self._candidates = None if batches.superpixels is None else batches.superpixels.pool
-        self._seen = None if batches.superpixels is None else batches.superpixels.seen(self.example)
+        self._source_input = None if batches.superpixels is None else batches.superpixels.source_input(self.example)
 
     @property
     def device(self) -> torch.device:
@@ -46,13 +45,13 @@ class Pipeline:
         The caller sets gradients and autocast. Superpixels are computed without autocast, as for the cache.
         """
         frames = to_tensor([self._frame.place_image(self.example.image)]).to(self.device)
-        encoding = self.batches.vision.compute(frames, [(self._frame.height, self._frame.width)])
+        encoded = self.batches.vision.compute(frames, [(self._frame.height, self._frame.width)])
         lap("vision")
         mask_embedding, candidate_embedding = self._embeddings()
         lap("sam")
         labels = self._superpixels(candidate_embedding)
         lap("superpixels")
-        features = self.batches.build_features(encoding, self._patch_mask, labels)
+        features = self.batches.build_features(encoded, labels)
         tokens = self.segmenter.projector(features)
         lap("projector")
         if not self.query.is_expression.any():
@@ -79,11 +78,11 @@ class Pipeline:
 
     def _superpixels(self, embedding: Tensor | None) -> Tensor | None:
         """(1, R, R) int64 labels; None if the projector uses no superpixels."""
-        if self.batches.superpixels is None or self._seen is None:
+        if self.batches.superpixels is None or self._source_input is None:
             return None
         proposal = None
         with torch.autocast(self.device.type, enabled=False):
             if self._candidates is not None and embedding is not None:
                 proposal = self._candidates.compute(embedding[0], self.example.size)
-            labels = self.batches.superpixels.compute(self._seen, proposal)
+            labels = self.batches.superpixels.compute(self._source_input, proposal)
         return torch.from_numpy(labels).long().unsqueeze(0).to(self.device)

@@ -1,4 +1,4 @@
-"""What a study may vary about the shared backbone: one small model per part, bounds and units in the fields."""
+"""Configuration of the shared backbone: one model per component, bounds and units in the fields."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class BackboneConfig(BaseModel):
-    """Base of the backbone's configurations: immutable, unknown keys refused."""
+    """Base of the backbone's configurations: immutable, unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -17,12 +17,12 @@ class VisionConfig(BackboneConfig):
     name: str = Field(description="weight name (`--list encoders`), hub id or folder")
     frame: int = Field(default=224, ge=32, le=2048, description="side of the square frame, in pixels")
     layer: int | None = Field(
-        default=None, ge=1, le=1000, description="block whose patches are taken, counted from 1; left out, the last"
+        default=None, ge=1, le=1000, description="block whose output is used, counted from 1; default: the last"
     )
 
 
 class LoRAConfig(BackboneConfig):
-    """Low-rank adapters of a pretrained LLM; the defaults are LISA's."""
+    """LoRA of a pretrained LLM; the defaults are LISA's."""
 
     rank: int = Field(default=8, ge=1, description="rank of the update of a matrix")
     alpha: int = Field(default=16, ge=1, description="the update is scaled by alpha / rank")
@@ -41,28 +41,27 @@ class LLMConfig(BackboneConfig):
         default=None,
         ge=1,
         le=1000,
-        description="decoder layers: how many `tiny` is built of, or the first that are kept of a pretrained LLM; left "
-        "out, all of them",
+        description="decoder layers of `tiny`, or number of first layers kept of a pretrained LLM; default: all",
     )
     heads: int | None = Field(default=None, ge=1, description="attention heads; tiny only")
     lora: LoRAConfig | None = Field(default=None, description="pretrained LLMs only")
     quantization: Literal["4bit"] | None = Field(
-        default=None, description="of the frozen base, by bitsandbytes on CUDA; pretrained LLMs only"
+        default=None, description="of the frozen weights, by bitsandbytes on CUDA; pretrained LLMs only"
     )
     visual_attention: Literal["causal", "bidirectional"] = Field(
         default="causal", description="attention among the visual tokens of an image"
     )
     seg_state: Literal["predict", "own"] = Field(
         default="predict",
-        description="what prompts the mask decoder: the state that predicts [SEG], as in LISA, or that of [SEG] "
-        "itself, as in Sa2VA",
+        description="hidden state that prompts the mask decoder: the one that predicts [SEG], as in LISA, or that of "
+        "an appended [SEG] token, as in Sa2VA",
     )
     prompt: Literal["plain", "chat"] = Field(
-        default="plain", description="the template as it is, or as a user's turn in the tokenizer's chat template"
+        default="plain", description="use the template as it is, or as a user turn in the tokenizer's chat template"
     )
     template: str = Field(
         default="What is {expression} in this image? Please output segmentation mask.",
-        description="the one fixed prompt; must contain {expression}",
+        description="prompt for every expression; must contain {expression}",
     )
 
     @model_validator(mode="after")
@@ -73,20 +72,20 @@ class LLMConfig(BackboneConfig):
         if self.name == "tiny":
             missing = [key for key, value in {**sizes, "layers": self.layers}.items() if value is None]
             if missing:
-                raise ValueError(f"the LLM 'tiny' is built from scratch and needs {', '.join(missing)}")
+                raise ValueError(f"the LLM 'tiny' is built from scratch and requires {', '.join(missing)}")
             if self.width and self.heads and self.width % (2 * self.heads):
                 raise ValueError(
-                    f"{self.heads} heads do not share a width of {self.width} in even parts; use a multiple of "
-                    f"{2 * self.heads}"
+                    f"width={self.width} is not a multiple of {2 * self.heads}, twice the number of heads; use a "
+                    f"multiple of {2 * self.heads}"
                 )
-            given = {"lora": self.lora, "quantization": self.quantization}
-            ignored = [key for key, value in given.items() if value is not None]
+            pretrained_only = {"lora": self.lora, "quantization": self.quantization}
+            ignored = [key for key, value in pretrained_only.items() if value is not None]
             if self.prompt == "chat":
                 ignored.append("prompt: chat")
             if ignored:
                 raise ValueError(
-                    f"the LLM 'tiny' is trained whole, on plain words; remove {', '.join(ignored)} or name a "
-                    "pretrained LLM"
+                    f"{', '.join(ignored)} cannot take effect on the LLM 'tiny', which is trained from scratch; remove "
+                    "it or name a pretrained LLM"
                 )
         else:
             ignored = [key for key, value in sizes.items() if value is not None]
@@ -96,18 +95,16 @@ class LLMConfig(BackboneConfig):
 
 
 class InitFromConfig(BackboneConfig):
-    """A trained cell that others begin with: its LLM and its mask decoder, everything but its projector."""
+    """A trained cell whose LLM and mask decoder other cells are initialized from."""
 
-    name: str = Field(
-        description="`--list checkpoints`, or the checkpoint of a cell, runs/<study>/cells/<cell>.safetensors"
-    )
+    name: str = Field(description="`--list checkpoints`, or a cell's checkpoint, runs/<study>/cells/<cell>.safetensors")
 
 
 class MaskDecoderConfig(BackboneConfig):
     """SAM's prompt encoder and mask decoder.
 
-    `scratch` learns from nothing on the vision encoder's patches; any other name is a SAM, whose decoder begins as it
-    is and looks at that SAM's own frozen image embedding.
+    `scratch` is trained from random weights on the vision encoder's patches. Any other name is a SAM, whose pretrained
+    decoder takes that SAM's frozen image embedding.
     """
 
     name: str = Field(
@@ -122,17 +119,16 @@ class MaskDecoderConfig(BackboneConfig):
     pixel_width: int | None = Field(
         default=None,
         ge=4,
-        description="numbers a pixel is known by; scratch only, width / 8 as in SAM, which is few where expressions "
-        "share their pixels (image_update: false)",
+        description="channels of the upscaled image; scratch only, width / 8 as in SAM, which is narrow if expressions "
+        "share the upscaled image (image_update: false)",
     )
     image_update: bool = Field(
-        default=True, description="whether the image looks back at each prompt, as in SAM; false is far cheaper"
+        default=True, description="whether the image attends to each prompt, as in SAM; false is far cheaper"
     )
     prompt: Literal["state", "points"] = Field(
         default="state",
-        description="what the decoder is prompted with: an embedding of the [SEG] state, as in LISA, and it is trained "
-        "with the rest; or the places that the state points at, and it stays the SAM that it is, answers to places and "
-        "learns no words",
+        description="state: prompt a trained decoder with an embedding of the [SEG] state, as in LISA; points: prompt "
+        "the frozen SAM with points predicted from the [SEG] state",
     )
 
     @model_validator(mode="after")
@@ -140,7 +136,7 @@ class MaskDecoderConfig(BackboneConfig):
         if self.name == "scratch":
             if self.prompt == "points":
                 raise ValueError(
-                    "prompt: points asks a SAM, and a mask decoder from scratch knows no answer; name a SAM"
+                    "prompt: points requires a pretrained SAM, and the mask decoder is trained from scratch; name a SAM"
                 )
             return self
         sizes = ("width", "depth", "mlp_width", "heads", "pixel_width")
@@ -149,6 +145,6 @@ class MaskDecoderConfig(BackboneConfig):
             raise ValueError(f"{', '.join(ignored)} cannot take effect on the pretrained mask decoder {self.name!r}")
         if not self.image_update:
             raise ValueError(
-                f"image_update: false would cut the pretrained mask decoder {self.name!r} apart; remove it"
+                f"image_update: false removes layers of the pretrained mask decoder {self.name!r}; remove it"
             )
         return self

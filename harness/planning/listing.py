@@ -65,7 +65,7 @@ def _metrics() -> list[Line]:
 
 
 def _weights(kind: str) -> list[Line]:
-    from harness.model.weights.resolution import PACKAGED, SHIPPED
+    from harness.model.weights.known import PACKAGED, SHIPPED
 
     packaged = [
         (name, f"sha256 {found.sha256[:12]}", f"{found.package}=={found.version}")
@@ -99,7 +99,7 @@ def _llms() -> list[Line]:
 
 
 def _mask_decoders() -> list[Line]:
-    from harness.model.weights.resolution import CHECKPOINTS
+    from harness.model.weights.known import CHECKPOINTS
 
     meta = [(name, f"sha256 {found.sha256[:12]}", f"hub {found.repository}") for name, found in CHECKPOINTS.items()]
     return [

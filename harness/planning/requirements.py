@@ -10,7 +10,8 @@ import huggingface_hub
 
 from harness.errors import WeightsError
 from harness.model.vision.encoder import ARCHITECTURES, RANDOM
-from harness.model.weights.resolution import CHECKPOINTS, HUB_ID, PACKAGED, SHIPPED, check_name, resolve
+from harness.model.weights.known import CHECKPOINTS, PACKAGED, SHIPPED
+from harness.model.weights.resolution import HUB_ID, check_name, resolve
 from harness.study.study import CellSpec
 from harness.system.cache_folder import cache_dir
 from harness.system.device import default_device

@@ -15,6 +15,8 @@ from pathlib import Path
 
 _INFRASTRUCTURE = (
     "errors",
+    "model.weights.checksums",
+    "model.weights.known",
     "model.weights.packaged",
     "model.weights.resolution",
     "monitoring",

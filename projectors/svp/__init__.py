@@ -1,1 +1,1 @@
-"""SVP: one visual token per superpixel. `svp.py` is the projector, the other files are its named parts."""
+"""SVP: one visual token per superpixel. `svp.py` is the projector, the other modules are its parts."""

@@ -1,8 +1,8 @@
-"""BBox-MLP: the bounding box of a superpixel through a small MLP.
+"""BBox-MLP: a small MLP of a superpixel's bounding box.
 
 Source: named in SVP, https://arxiv.org/abs/2509.13676, as the simpler alternative to SSPE.
-Differs from the paper: widths and the form of the box are not in the sources we have; here [cx, cy, w, h], and
-a layer norm at the end (`position_norm`), so that the embedding has a known size beside the patches.
+Differs from the paper: our sources do not state the widths or the encoding of the box; here it is [cx, cy, w, h]. A
+final layer norm (`position_norm`) sets the scale of the embedding relative to the patches.
 """
 
 from typing import Literal
@@ -16,7 +16,7 @@ from projectors.svp.regions import PositionEncoder, Regions, position_norm
 
 
 class BBoxMLP(PositionEncoder):
-    """Knows where a superpixel lies and how far it reaches, not its shape."""
+    """Encodes the location and extent of a superpixel, not its shape."""
 
     class Config(PartConfig):
         name: Literal["bbox_mlp"] = "bbox_mlp"
@@ -31,7 +31,7 @@ class BBoxMLP(PositionEncoder):
 
 
 def boxes(regions: Regions) -> Tensor:
-    """(B, S, 4): centre x, centre y, width and height in 0..1 of the frame; a box includes its outermost pixels."""
+    """(B, S, 4): centre x, centre y, width and height in 0..1 of the frame; boxes include their outermost pixels."""
     side = regions.labels.shape[-1]
     left, right = _extent(regions.areas((1, side)))
     top, bottom = _extent(regions.areas((side, 1)))

@@ -1,4 +1,4 @@
-"""Decoder positional encoding: a superpixel's place in the coordinates in which the mask decoder thinks.
+"""Decoder positional encoding: a superpixel's location in the mask decoder's own positional encoding.
 
 Source: this project; the encoding itself is SAM's, https://arxiv.org/abs/2304.02643, appendix A (random Fourier
 features, https://arxiv.org/abs/2006.10739).
@@ -18,7 +18,7 @@ from projectors.svp.regions import PositionEncoder, Regions, position_norm
 
 
 class DecoderPE(PositionEncoder):
-    """Mean over the superpixel of the decoder's dense positional encoding, with its area, through a small MLP."""
+    """A small MLP of the decoder's positional encoding averaged over the superpixel, and of the superpixel's area."""
 
     required_inputs = frozenset({"decoder_pe"})
 
@@ -30,13 +30,13 @@ class DecoderPE(PositionEncoder):
         self.encode = nn.Sequential(mlp(dims.decoder + 2, dims.vision, depth=2), position_norm(dims.vision))
 
     def forward(self, regions: Regions) -> Tensor:
-        """(B, S, C) from the mean encoding of each region, its share of the frame, and the logarithm of that."""
+        """(B, S, C) from the mean encoding of each region, its share of the frame, and the logarithm of that share."""
         encoding = regions.decoder_pe
-        assert encoding is not None, "the encoder declares that it needs decoder_pe"
+        assert encoding is not None, "decoder_pe is a required input"
         areas = regions.areas((encoding.shape[1], encoding.shape[2]))
-        place = pool_by_area(rearrange(encoding, "p h w -> 1 (h w) p"), areas)
-        share = areas.mean(dim=-1, keepdim=True).to(place.dtype)
+        location = pool_by_area(rearrange(encoding, "p h w -> 1 (h w) p"), areas)
+        share = areas.mean(dim=-1, keepdim=True).to(location.dtype)
         pixel = 1 / regions.labels[0].numel()
         # 0 for a region of one pixel, 1 for the whole frame.
         size = 1 - share.clamp(min=pixel).log() / log(pixel)
-        return self.encode(torch.cat([place, share, size], dim=-1))
+        return self.encode(torch.cat([location, share, size], dim=-1))

@@ -1,4 +1,4 @@
-"""The named alternatives of which an SVP is put together; `position: none` in YAML is short for `{name: none}`."""
+"""The alternative parts of an SVP by name; `position: none` in YAML is short for `{name: none}`."""
 
 from typing import Annotated, Literal
 
@@ -15,7 +15,7 @@ from projectors.svp.sspe import SSPE
 
 
 class NoPosition(PositionEncoder):
-    """Superpixels without a place: the LLM reads a bag of them."""
+    """No positions: the LLM takes an unordered set of superpixels."""
 
     class Config(PartConfig):
         name: Literal["none"] = "none"
@@ -26,7 +26,7 @@ class NoPosition(PositionEncoder):
 
 
 class NoAggregation(PartConfig):
-    """Superpixels stay the means of their patches."""
+    """Superpixels are the means of their patches."""
 
     name: Literal["none"] = "none"
 
@@ -47,10 +47,10 @@ _POSITIONS: tuple[type[PositionEncoder], ...] = (NoPosition, BBoxMLP, SSPE, Deco
 
 
 def build_position(config: PositionConfig, dims: Dims) -> PositionEncoder:
-    """The encoder that a configuration belongs to."""
+    """Build the position encoder of a configuration."""
     return next(encoder for encoder in _POSITIONS if isinstance(config, encoder.Config))(config, dims)
 
 
 def build_aggregation(config: AggregationConfig, dims: Dims) -> SSA | None:
-    """The aggregator that a configuration belongs to; None for no aggregation."""
+    """Build the aggregator of a configuration; None for no aggregation."""
     return SSA(config, dims) if isinstance(config, SSA.Config) else None

@@ -1,4 +1,4 @@
-"""What a position encoder of SVP is given, and what it must return."""
+"""The contract of SVP's position encoders."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ from projectors.contract import Dims, PartConfig
 from projectors.layers import area_fractions
 
 POSITION_GAIN = 0.25
-"""Of a position beside what its superpixel holds, at the start of training.
+"""Initial scale of position embeddings relative to normalised patches.
 
-A mean of patches varies less than they do; a position of a patch's size drowns it, the more so the finer it tells
-places apart (embedded validation scenes, 250 steps: decoder_pe gIoU .450 with 1, .511 with 0.25).
+A mean of patches has a smaller variance than the patches, so with a gain of 1 the position would dominate the sum, most
+of all for a fine-grained encoding (embedded validation scenes, 250 steps: decoder_pe gIoU .450 with 1, .511 with 0.25).
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Regions:
-    """Where the regions of a batch of images lie; superpixels, or patches taken as regions.
+    """The regions of a batch of images: superpixels, or patches as regions.
 
     Args:
-        labels: (B, R, R) int64, 0..count-1 per image, -1 where there is none.
-        count: S, regions of the image that has most; the others have empty ones.
-        decoder_pe: (P, h, w), the mask decoder's dense positional encoding of the frame, where an encoder needs it.
+        labels: (B, R, R) int64, 0..count-1 per image, -1 for no region.
+        count: S, largest number of regions of an image; other images have empty regions.
+        decoder_pe: (P, h, w), the mask decoder's dense positional encoding of the frame; None unless required.
     """
 
     labels: Tensor
@@ -37,18 +37,18 @@ class Regions:
 
 
 def position_norm(width: int) -> nn.LayerNorm:
-    """The last layer of a position encoder, so that all of them begin equally loud."""
+    """The last layer of every position encoder, so that all start with the same scale."""
     norm = nn.LayerNorm(width)
     nn.init.constant_(norm.weight, POSITION_GAIN)
     return norm
 
 
 class PositionEncoder(nn.Module, ABC):
-    """One vector of the vision width for each region: where it lies, and perhaps its shape and size."""
+    """Base class: one vector of the vision width per region, from its location and possibly its shape and size."""
 
     Config: ClassVar[type[PartConfig]]
     is_late: ClassVar[bool] = False
-    """Whether it stays as initialised in the first training stage."""
+    """Whether it is frozen in the first training stage."""
     required_inputs: frozenset[str] = frozenset()
 
     def __init__(self, config: PartConfig, dims: Dims) -> None:
@@ -58,4 +58,4 @@ class PositionEncoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, regions: Regions) -> Tensor:
-        """(B, S, C); what stands in the rows of empty regions is of no account."""
+        """(B, S, C); rows of empty regions are ignored."""

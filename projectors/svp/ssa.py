@@ -1,9 +1,9 @@
-"""SSA: each superpixel reads the patches of the whole image, its own ones first.
+"""SSA: superpixels attend to the patches of the whole image.
 
 Source: SVP, https://arxiv.org/abs/2509.13676 (query = coarse superpixel embedding, keys and values = patches; query
 and keys share the superpixel's position embedding).
-Differs from the paper, or is not in the sources we have: heads, width, one layer, residual form; positions enter
-queries and keys, values are plain; `key_position: patch` is ours.
+Differs from the paper, or is not in our sources: heads, width, one layer, residual form; positions are added to queries
+and keys, not to values; `key_position: patch` is ours.
 """
 
 from typing import Literal
@@ -25,7 +25,7 @@ class SSA(nn.Module):
         heads: int = Field(default=8, ge=1, description="attention heads")
         width: int = Field(default=256, ge=8, description="of queries, keys and values, all heads together")
         key_position: Literal["superpixel", "patch"] = Field(
-            default="superpixel", description="a patch's key carries its superpixels' embedding, or one of its own"
+            default="superpixel", description="position embedding in a patch's key: that of its superpixels, or its own"
         )
 
     def __init__(self, config: Config, dims: Dims) -> None:
@@ -48,7 +48,7 @@ class SSA(nn.Module):
             position: (B, S, C), added to the queries.
             patches: (B, N, C), normalised.
             patch_position: (B, N, C) or (1, N, C), added to the keys.
-            patch_mask: (B, N) bool, False where a patch is padding and must not be read.
+            patch_mask: (B, N) bool, False where a patch is padding.
 
         Returns:
             (B, S, C).
@@ -56,8 +56,8 @@ class SSA(nn.Module):
         query = self._split(self.query(self.norm(coarse) + position))
         key = self._split(self.key(patches + patch_position))
         value = self._split(self.value(patches))
-        readable = rearrange(patch_mask, "b n -> b 1 1 n")
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=readable)
+        mask = rearrange(patch_mask, "b n -> b 1 1 n")
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return coarse + self.output(rearrange(attended, "b h t d -> b t (h d)"))
 
     def _split(self, values: Tensor) -> Tensor:

@@ -1,14 +1,14 @@
-"""SSPE: a small transformer reads the binary mask of a superpixel and says where it lies and what shape it has.
+"""SSPE: a small transformer that encodes location and shape of a superpixel from its binary mask.
 
 Source: SVP, https://arxiv.org/abs/2509.13676 (learnable queries cross-attend to the superpixel's mask; 3 blocks,
 4 queries per superpixel; trained in the second stage).
-Differs from the paper, or is not in the sources we have: mask resolution, width and heads; a cell of the mask holds
-the share of its pixels that are inside, so that a superpixel smaller than a cell still shows; a block is
-cross-attention and an MLP, without self-attention between the queries, which meet when they are concatenated and
-projected to one vector; a layer norm at the end (`position_norm`); `keys: decoder_pe` is ours.
-Initialisation is ours: because SSPE keeps its initial weights in the first stage, they must already tell regions
-apart. Queries start small and every head starts out looking inside the mask; with plain unit-scale queries the
-embeddings of different superpixels differ by 2% of their length only, and nothing can be read from them.
+Differs from the paper, or is not in our sources: mask resolution, width and heads; a cell of the mask holds the share
+of its pixels inside the superpixel, so that a superpixel smaller than a cell is not lost; a block is cross-attention
+and an MLP, without self-attention between the queries, which are combined only when they are concatenated and
+projected to one vector; a final layer norm (`position_norm`); `keys: decoder_pe` is ours.
+Initialisation is ours: SSPE is frozen in the first stage, so its initial embeddings must already differ between
+regions. Queries start small, and every head starts by attending to cells inside the mask. With unit-scale queries,
+embeddings of different superpixels differ by only 2% of their norm, too little for the LLM to use.
 """
 
 from typing import Literal
@@ -39,10 +39,10 @@ class SSPE(PositionEncoder):
         width: int = Field(
             default=128, ge=8, multiple_of=4, description="of queries, keys and values, all heads together"
         )
-        resolution: int = Field(default=16, ge=2, le=128, description="side of the mask that is read, in cells")
+        resolution: int = Field(default=16, ge=2, le=128, description="side of the downsampled mask, in cells")
         keys: Literal["grid", "decoder_pe"] = Field(
             default="grid",
-            description="position of a cell: Fourier features of its own, or the mask decoder's encoding",
+            description="position of a cell: Fourier features, or the mask decoder's positional encoding",
         )
 
     def __init__(self, config: Config, dims: Dims) -> None:
@@ -58,12 +58,12 @@ class SSPE(PositionEncoder):
         self.blocks = nn.ModuleList(_Block(config.width, config.heads) for _ in range(config.blocks))
         for block in self.blocks:
             assert isinstance(block, _Block)
-            block.look_inside(self.inside)
+            block.attend_inside(self.inside)
         self.norm = nn.LayerNorm(config.width)
         self.merge = nn.Sequential(nn.Linear(config.queries * config.width, dims.vision), position_norm(dims.vision))
 
     def forward(self, regions: Regions) -> Tensor:
-        """(B, S, C); only regions that exist are read."""
+        """(B, S, C); zero for empty regions."""
         areas = regions.areas((self.resolution, self.resolution))
         exists = areas.any(dim=-1)
         cells = self.cells(regions.decoder_pe)
@@ -94,8 +94,8 @@ class _Block(nn.Module):
         )
 
     @torch.no_grad()
-    def look_inside(self, inside: Tensor) -> None:
-        """Sets the query bias so that a cell inside the mask has e^4 times the weight of one outside, in each head."""
+    def attend_inside(self, inside: Tensor) -> None:
+        """Set the query bias so that a cell inside the mask has e^4 times the weight of one outside, in each head."""
         key = rearrange(self.key(inside), "(h d) -> h d", h=self.heads)
         direction = key / key.square().sum(dim=-1, keepdim=True)
         self.query.bias.copy_(rearrange(_INITIAL_GAIN * key.shape[-1] ** 0.5 * direction, "h d -> (h d)"))
@@ -109,7 +109,7 @@ class _Block(nn.Module):
         """Attention with the key and value W (cell + mask * inside) of every cell, for M masks over the same cells.
 
         Both are affine in the mask's value, so only the cells and `inside` are projected, once for all masks: the
-        logits are q.K_cell + mask * q.K_inside, and the values come apart in the same way.
+        logits are q.K_cell + mask * q.K_inside, and values are split in the same way.
         """
         num_masks = len(states)
         query = rearrange(self.query(states), "m q (h d) -> h (m q) d", h=self.heads)
@@ -132,7 +132,7 @@ class _GridCells(nn.Module):
     def __init__(self, width: int, resolution: int) -> None:
         super().__init__()
         centres = (torch.arange(resolution) + 0.5) / resolution
-        # transformers' from_pretrained can leave torch with a linspace that ignores `with torch.device(...)`.
+        # After transformers' from_pretrained, torch.linspace may ignore `with torch.device(...)`.
         exponents = torch.linspace(0, 1, width // 4, device=centres.device)
         frequencies = torch.pi * resolution**exponents
         angles = einsum(centres, frequencies, "r, f -> r f")
@@ -142,7 +142,7 @@ class _GridCells(nn.Module):
         self.register_buffer("features", torch.cat([rows, columns], dim=-1), persistent=False)
 
     def forward(self, decoder_pe: Tensor | None) -> Tensor:  # noqa: ARG002
-        """(n, W), whatever the decoder's encoding is."""
+        """(n, W), independent of the decoder's encoding."""
         return self.features
 
 
@@ -156,6 +156,6 @@ class _DecoderCells(nn.Module):
 
     def forward(self, decoder_pe: Tensor | None) -> Tensor:
         """(P, h, w) -> (n, W)."""
-        assert decoder_pe is not None, "the encoder declares that it needs decoder_pe"
+        assert decoder_pe is not None, "decoder_pe is a required input"
         pooled = F.adaptive_avg_pool2d(decoder_pe, self.resolution)
         return self.project(rearrange(pooled, "p h w -> (h w) p"))

@@ -3,10 +3,10 @@
 Source: SVP, https://arxiv.org/abs/2509.13676 (superpixel means, plus a position embedding, refined by SSA, then a
 2-layer MLP); parts in `sspe.py` and `ssa.py`.
 Licence: written from the paper, without the authors' code.
-Differs from the paper, or is not in the sources we have: superpixels are averaged by the exact share of each patch that
-they cover, so that one smaller than a patch still has a token; patches pass a layer norm first, because those of
-DINOv2 and of CLIP differ widely in scale; what no superpixel covers is expected to be superpixels of its own; every
-part can be exchanged or left out.
+Differs from the paper, or is not in our sources: superpixels are averaged by the exact share of each patch that they
+cover, so that one smaller than a patch still has a token; patches pass a layer norm first, because their scale differs
+widely between DINOv2 and CLIP; superpixels are expected to cover the whole image; every part can be replaced or left
+out.
 """
 
 import torch
@@ -25,7 +25,7 @@ from projectors.svp.sspe import SSPE
 
 @register
 class SVP(Projector):
-    """As many tokens as the image has superpixels: many where it is busy, few where it is plain."""
+    """One token per superpixel: many for complex images, few for simple ones."""
 
     class Config(ProjectorConfig):
         aggregation: AggregationConfig = Field(default=SSA.Config(), description="none or ssa")
@@ -52,7 +52,7 @@ class SVP(Projector):
 
     @property
     def max_tokens(self) -> int:
-        """As many as the image with most superpixels has."""
+        """One per superpixel."""
         return self.dims.max_superpixels
 
     def late_modules(self) -> tuple[nn.Module, ...]:
@@ -60,10 +60,10 @@ class SVP(Projector):
         return (self.position,) if self.position.is_late else ()
 
     def forward(self, features: VisualFeatures) -> VisualTokens:
-        """patches (B, N, C) -> embeds (B, S, D), S that of the image with most superpixels."""
-        assert features.superpixels is not None, "the projector declares that it needs superpixels"
+        """patches (B, N, C) -> embeds (B, S, D), S the largest number of superpixels of an image."""
+        assert features.superpixels is not None, "superpixels are a required input"
         count = int(features.superpixels.max()) + 1
-        assert count <= self.max_tokens, f"{count} superpixels, more than the {self.max_tokens} declared"
+        assert count <= self.max_tokens, f"{count} superpixels exceed max_superpixels={self.max_tokens}"
         regions = Regions(features.superpixels, count, features.decoder_pe)
         areas = regions.areas(self.dims.grid)
         mask = areas.any(dim=-1)
@@ -77,7 +77,7 @@ class SVP(Projector):
         return VisualTokens(embeds, mask, areas)
 
     def _patch_position(self, regions: Regions, areas: Tensor, position: Tensor) -> Tensor:
-        """Embeddings for the keys: each patch as a region (1, N, C), or a mixture of its superpixels' (B, N, C)."""
+        """Position embeddings of the keys: each patch as a region (1, N, C), or its superpixels' mean (B, N, C)."""
         if not self.has_patch_positions:
             return rearrange(areas.to(position.dtype), "b s n -> b n s") @ position
         height, width = self.dims.grid

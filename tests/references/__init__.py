@@ -1,15 +1,14 @@
-"""A naive reference for each projector, one file of the projector's name each.
+"""A naive reference for each projector, in a module of the projector's name.
 
-A file gives:
+A module defines:
     VARIANTS: settings to test under `tests.projector_cases.DIMS`.
-    PARAMETERS: pairs of settings and the count of parameters at LLaVA's size, as measured in the official classes.
-    WITHOUT_GRADIENT: how the names of those end that never learn: the bias of a release's keys adds as much to each
-        score, which the softmax takes away again.
-    reference(projector, batch, image): the real tokens of one image, by plain loops that share no code with ours.
-    flops(projector, batch): of a batch of one image without padding, by hand.
-    official_shapes(projector), official_forward(state, batch): where weights were published, their names and shapes and
-        what the authors' module makes of images without padding, (B, T, D).
-    unpublished(projector): what the release has not, and the official output is put through; most have nothing.
+    PARAMETERS: pairs of settings and number of parameters at LLaVA's size, as measured in the official classes.
+    WITHOUT_GRADIENT: suffixes of parameters without a gradient: the bias of keys cancels in the softmax.
+    reference(projector, batch, image): the valid tokens of one image, by plain loops that share no code with ours.
+    flops(projector, batch): FLOPs of a batch of one image without padding, by a formula.
+    official_shapes(projector), official_forward(state, batch): if weights were published, their names and shapes, and
+        the output of the authors' module for images without padding, (B, T, D).
+    unpublished(projector): parameters that the release lacks and that are applied to the official output; optional.
     OTHER_MODULES: names of other modules' weights in the authors' whole checkpoints.
 """
 

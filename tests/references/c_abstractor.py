@@ -1,4 +1,4 @@
-"""The C-Abstractor, place by place: each convolution written as what one place reads of its neighbours."""
+"""The C-Abstractor, location by location, with each convolution as a sum over the neighbours of a location."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +11,10 @@ from projectors import VisualFeatures
 from tests.references.plain import HEIGHT, WIDTH, linear_flops
 
 Map = dict[tuple[int, int], Tensor]
-"""What each real place of a grid holds."""
+"""Values of the valid locations of a grid, by (row, column)."""
 
 TOKENS_OF_WIDTH = {24: 9, 16: 16}
-"""So that the official forward can tell the tokens from its weights; cells of 9 do not overlap, those of 16 do."""
+"""The official forward infers the number of tokens from the weights; cells of 9 tokens do not overlap, of 16 do."""
 VARIANTS: list[dict[str, Any]] = [
     {"width": width, "tokens": tokens, "depth": depth}
     for (width, tokens), depth in zip(TOKENS_OF_WIDTH.items(), (1, 2), strict=True)
@@ -71,7 +71,7 @@ def _block(block: Any, maps: Map) -> Map:
 
 
 def _neighbours(weight: Tensor, maps: Map, at: tuple[int, int]) -> Tensor:
-    """Each channel reads itself in the 3 x 3 places around."""
+    """A depthwise 3 x 3 convolution."""
     y, x = at
     return sum(
         (
@@ -91,12 +91,12 @@ def _norm(norm: Any, value: Tensor) -> Tensor:
 def flops(projector: Any, batch: VisualFeatures) -> int:  # noqa: ARG001
     (c, width), tokens = (projector.dims.vision, projector.config.width), projector.config.tokens
     total = linear_flops(projector.project, tokens)
-    for places, entering in ((projector.dims.num_patches, c), (tokens, width)):
+    for locations, entering in ((projector.dims.num_patches, c), (tokens, width)):
         for block in range(projector.config.depth):
             ins = width if block else entering
             squeezed = 2 * 2 * width * round(ins / 4)
-            total += 2 * places * (ins * width + 9 * width + width**2) + squeezed
-            total += 2 * places * ins * width if ins != width else 0
+            total += 2 * locations * (ins * width + 9 * width + width**2) + squeezed
+            total += 2 * locations * ins * width if ins != width else 0
     return total
 
 

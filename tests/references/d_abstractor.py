@@ -1,4 +1,4 @@
-"""The D-Abstractor, query by query, head by head and place by place."""
+"""The D-Abstractor, query by query, head by head and location by location."""
 
 from collections.abc import Mapping
 from math import floor
@@ -12,7 +12,7 @@ from projectors import VisualFeatures
 from tests.references.plain import HEIGHT, WIDTH, attend, layer_norm
 
 HEADS_OF_WIDTH = {24: 3, 16: 2}
-"""So that the official forward can tell the heads from its weights."""
+"""Heads by width; the official forward infers their number from the weights."""
 VARIANTS: list[dict[str, Any]] = [
     {"width": 24, "heads": HEADS_OF_WIDTH[24], "tokens": 9, "depth": 1, "points": 2},
     {"width": 16, "heads": HEADS_OF_WIDTH[16], "tokens": 16, "depth": 2, "points": 3},
@@ -33,7 +33,7 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
         if batch.patch_mask[image, n]
     }
     side = round(projector.config.tokens**0.5)
-    means, states, places = [], [], []
+    means, states, locations = [], [], []
     for index in range(side**2):
         i, j = divmod(index, side)
         rows = range(i * HEIGHT // side, -(-(i + 1) * HEIGHT // side))
@@ -42,9 +42,9 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
         if inside:
             means.append(torch.stack(inside).mean(0))
             states.append(projector.queries[index])
-            places.append(projector.places[0, index])
+            locations.append(projector.reference_points[0, index])
     for layer in projector.layers:
-        states = _layer(layer, states, means, places, patches, projector.config)
+        states = _layer(layer, states, means, locations, patches, projector.config)
     return [projector.project.weight @ state + projector.project.bias for state in states]
 
 
@@ -55,7 +55,12 @@ def _enter(projector: Any, patch: Tensor) -> Tensor:
 
 
 def _layer(
-    layer: Any, states: list[Tensor], means: list[Tensor], places: list[Tensor], patches: dict[Any, Tensor], config: Any
+    layer: Any,
+    states: list[Tensor],
+    means: list[Tensor],
+    locations: list[Tensor],
+    patches: dict[Any, Tensor],
+    config: Any,
 ) -> list[Tensor]:
     own, other = layer.self_attn, layer.encoder_attn
     asking = [state + mean for state, mean in zip(states, means, strict=True)]
@@ -63,18 +68,18 @@ def _layer(
     values = torch.stack([_linear(own.v_proj, state) for state in states])
     offered = {at: _linear(other.value_proj, patch) for at, patch in patches.items()}
     out = []
-    for state, query, mean, place in zip(states, asking, means, places, strict=True):
-        read = _linear(own.o_proj, attend(_linear(own.q_proj, query), keys, values, config.heads))
-        attended = layer_norm(layer.self_attn_layer_norm, state + read)
+    for state, query, mean, location in zip(states, asking, means, locations, strict=True):
+        mixed = _linear(own.o_proj, attend(_linear(own.q_proj, query), keys, values, config.heads))
+        attended = layer_norm(layer.self_attn_layer_norm, state + mixed)
         offsets = _linear(other.sampling_offsets, attended + mean).unflatten(0, (config.heads, config.points, 2))
         weights = _linear(other.attention_weights, attended + mean).unflatten(0, (config.heads, -1)).softmax(-1)
-        read = torch.cat(
+        mixed = torch.cat(
             [
-                _gathered(_part(offered, head, config.heads), place, *of_head)
+                _gathered(_part(offered, head, config.heads), location, *of_head)
                 for head, of_head in enumerate(zip(offsets, weights, strict=True))
             ]
         )
-        attended = layer_norm(layer.encoder_attn_layer_norm, attended + _linear(other.output_proj, read))
+        attended = layer_norm(layer.encoder_attn_layer_norm, attended + _linear(other.output_proj, mixed))
         hidden = _linear(layer.mlp.fc2, F.relu(_linear(layer.mlp.fc1, attended)))
         out.append(layer_norm(layer.final_layer_norm, attended + hidden))
     return out
@@ -84,11 +89,11 @@ def _part(offered: dict[Any, Tensor], head: int, heads: int) -> dict[Any, Tensor
     return {at: value.chunk(heads)[head] for at, value in offered.items()}
 
 
-def _gathered(offered: dict[Any, Tensor], place: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-    """What one head reads: at each point the four patches around, by how near they are; nothing from beyond."""
+def _gathered(offered: dict[Any, Tensor], location: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    """Output of one head: bilinear samples of the patches at each point, zero outside the grid."""
     total = torch.zeros_like(next(iter(offered.values())))
     for offset, weight in zip(offsets, weights, strict=True):
-        x, y = float(place[0] * WIDTH + offset[0] - 0.5), float(place[1] * HEIGHT + offset[1] - 0.5)
+        x, y = float(location[0] * WIDTH + offset[0] - 0.5), float(location[1] * HEIGHT + offset[1] - 0.5)
         for row in (floor(y), floor(y) + 1):
             for column in (floor(x), floor(x) + 1):
                 if (row, column) in offered:
@@ -103,7 +108,7 @@ def _linear(layer: Any, value: Tensor) -> Tensor:
 def flops(projector: Any, batch: VisualFeatures) -> int:  # noqa: ARG001
     config, n, c = projector.config, projector.dims.num_patches, projector.dims.vision
     t, e, points = config.tokens, config.width, config.heads * config.points
-    # Queries, keys, values, output, and both linear layers after; scores and reading; offsets and weights; values.
+    # Queries, keys, values, output, two linear layers; scores and weighted sums; offsets and weights; values.
     layer = 2 * t * e**2 * (4 + 1 + 2) + 4 * t**2 * e + 2 * t * e * 3 * points + 2 * n * e**2
     entering = 0 if e == c else 2 * n * c * e
     return entering + config.depth * layer + 2 * t * e * projector.dims.language
@@ -151,18 +156,18 @@ def official_forward(state: Mapping[str, Tensor], batch: VisualFeatures) -> Tens
             linear(f"{name}self_attn.{part}_proj", entering).unflatten(-1, (heads, -1)).transpose(1, 2)
             for part, entering in (("q", states + pooled), ("k", states + pooled), ("v", states))
         )
-        read = ((query @ key.mT / query.shape[-1] ** 0.5).softmax(-1) @ value).transpose(1, 2).flatten(2)
-        states = norm(f"{name}self_attn_layer_norm", states + linear(f"{name}self_attn.out_proj", read))
+        mixed = ((query @ key.mT / query.shape[-1] ** 0.5).softmax(-1) @ value).transpose(1, 2).flatten(2)
+        states = norm(f"{name}self_attn_layer_norm", states + linear(f"{name}self_attn.out_proj", mixed))
         cross = f"{name}encoder_attn."
         offsets = linear(f"{cross}sampling_offsets", states + pooled).unflatten(-1, (heads, -1, 2)).transpose(1, 2)
         weights = linear(f"{cross}attention_weights", states + pooled).unflatten(-1, (heads, -1)).softmax(-1)
-        places = state["reference_points"][:, None, :, None] + offsets / offsets.new_tensor([WIDTH, HEIGHT])
+        locations = state["reference_points"][:, None, :, None] + offsets / offsets.new_tensor([WIDTH, HEIGHT])
         maps = linear(f"{cross}value_proj", patches).unflatten(1, (HEIGHT, WIDTH)).unflatten(-1, (heads, -1))
         maps = maps.permute(0, 3, 4, 1, 2).flatten(0, 1)
-        sampled = F.grid_sample(maps, 2 * places.flatten(0, 1) - 1, align_corners=False)
+        sampled = F.grid_sample(maps, 2 * locations.flatten(0, 1) - 1, align_corners=False)
         sampled = (sampled.unflatten(0, (-1, heads)) * weights.transpose(1, 2)[:, :, None]).sum(-1)
-        read = sampled.permute(0, 3, 1, 2).flatten(2)
-        states = norm(f"{name}encoder_attn_layer_norm", states + linear(f"{cross}output_proj", read))
+        mixed = sampled.permute(0, 3, 1, 2).flatten(2)
+        states = norm(f"{name}encoder_attn_layer_norm", states + linear(f"{cross}output_proj", mixed))
         hidden = linear(f"{name}fc2", linear(f"{name}fc1", states).relu())
         states = norm(f"{name}final_layer_norm", states + hidden)
         layer += 1

@@ -11,7 +11,7 @@ from projectors import VisualFeatures
 from tests.references.plain import HEIGHT, WIDTH, attend, layer_norm, linear_flops, linear_layers
 
 HEADS, THRESHOLD = 3, 0.1
-"""In every variant, because names and shapes of weights do not tell them. Of noise, few patches are more alike."""
+"""In every variant, because the weights do not determine them. Few pairs of random patches are more similar."""
 VARIANTS: list[dict[str, Any]] = [{"heads": HEADS, "threshold": THRESHOLD}]
 PARAMETERS = [({}, 31_021_056)]
 OTHER_MODULES = (
@@ -36,8 +36,10 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
             value = linear_layers(projector.value, patches[n] + projector.positions[n])
             keys.append(key_weight @ _half_norm(projector.norms, key, 0) + key_bias)
             values.append(value_weight @ _half_norm(projector.norms, value, 1) + value_bias)
-        asked = query_weight @ layer_norm(projector.query_norm, projector.query.weight @ patches[centre]) + query_bias
-        attended = attend(asked, torch.stack(keys), torch.stack(values), projector.config.heads)
+        projected_query = (
+            query_weight @ layer_norm(projector.query_norm, projector.query.weight @ patches[centre]) + query_bias
+        )
+        attended = attend(projected_query, torch.stack(keys), torch.stack(values), projector.config.heads)
         tokens.append(linear_layers(projector.project, linear_layers(projector.attention.out_proj, attended)))
     return tokens
 
@@ -45,18 +47,18 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
 def _clusters(projector: Any, batch: VisualFeatures, image: int) -> dict[int, list[int]]:
     """The patches nearest to each centre, centres in ascending order."""
     patches, threshold = batch.patches[image], projector.config.threshold
-    real = [n for n in range(HEIGHT * WIDTH) if batch.patch_mask[image, n]]
+    valid = [n for n in range(HEIGHT * WIDTH) if batch.patch_mask[image, n]]
     cosine = {
-        (n, m): float(patches[n] @ patches[m] / patches[n].norm() / patches[m].norm()) for n in real for m in real
+        (n, m): float(patches[n] @ patches[m] / patches[n].norm() / patches[m].norm()) for n in valid for m in valid
     }
-    neighbours = {n: sum(cosine[n, m] > threshold for m in real) for n in real}
-    free, centres = list(real), []
+    neighbours = {n: sum(cosine[n, m] > threshold for m in valid) for n in valid}
+    free, centres = list(valid), []
     while free:
         centre = max(free, key=lambda n: neighbours[n])
         centres.append(centre)
         free = [n for n in free if cosine[centre, n] <= threshold]
     clusters: dict[int, list[int]] = {centre: [] for centre in sorted(centres)}
-    for n in real:
+    for n in valid:
         clusters[max(clusters, key=lambda centre: cosine[centre, n])].append(n)
     return clusters
 
@@ -68,7 +70,7 @@ def _half_norm(norms: Any, value: Tensor, half: int) -> Tensor:
 
 def flops(projector: Any, batch: VisualFeatures) -> int:
     t, n, c = len(_clusters(projector, batch, 0)), projector.dims.num_patches, projector.dims.vision
-    # Each patch with each, then what enters the attention and leaves it, then scores and reading.
+    # Similarities, then projections of the attention, then scores and weighted sums.
     total = 2 * n**2 * c + 2 * c**2 * (2 * t + 2 * n) + 4 * t * n * c
     total += linear_flops(projector.query, t) + linear_flops(projector.key, n) + linear_flops(projector.value, n)
     return total + linear_flops(projector.project, t)

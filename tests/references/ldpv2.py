@@ -31,9 +31,9 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
             rows = range(floor(i * HEIGHT / side), ceil((i + 1) * HEIGHT / side))
             columns = range(floor(j * WIDTH / side), ceil((j + 1) * WIDTH / side))
             inside = [row * WIDTH + column for row in rows for column in columns]
-            real = [batch.patches[image, n] for n in inside if batch.patch_mask[image, n]]
-            if real:
-                cells[i, j] = sum(linear_layers(projector.project, patch) for patch in real) / len(real)
+            valid = [batch.patches[image, n] for n in inside if batch.patch_mask[image, n]]
+            if valid:
+                cells[i, j] = sum(linear_layers(projector.project, patch) for patch in valid) / len(valid)
     kernel, bias = projector.neighbours.weight, projector.neighbours.bias
     return [
         token

@@ -11,9 +11,9 @@ from projectors import VisualFeatures
 from tests.references.plain import HEIGHT, WIDTH, attend, layer_norm, linear_layers, resized_sincos, sincos
 
 HEADS, TOKENS = 3, 5
-"""In every variant, because names and shapes of weights do not tell them."""
+"""In every variant, because the weights do not determine them."""
 CONTENT_QUERIES = 16
-"""Of the variant with content keys and of no other, because weights do not tell that either."""
+"""Only of the variant with content keys, because the weights do not determine the kind of keys."""
 _SETTINGS = {"heads": HEADS, "tokens": TOKENS, "train_tokens": "fixed"}
 VARIANTS: list[dict[str, Any]] = [
     {**_SETTINGS, "max_queries": 9},
@@ -39,16 +39,18 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
     for n in range(HEIGHT * WIDTH):
         if not batch.patch_mask[image, n]:
             continue
-        place = resized_sincos(n, side, width)
+        location = resized_sincos(n, side, width)
         if projector.config.keys == "content":
-            place = place + batch.patches[image, n]
-        keys.append(key_weight @ _half_norm(projector.norms, place, 0) + key_bias)
+            location = location + batch.patches[image, n]
+        keys.append(key_weight @ _half_norm(projector.norms, location, 0) + key_bias)
         values.append(value_weight @ _half_norm(projector.norms, batch.patches[image, n], 1) + value_bias)
     tokens = []
     for index in range(projector.config.tokens):
-        place = sincos(*divmod(index, side), width)
-        asked = query_weight @ layer_norm(projector.query_norm, projector.queries[index] + place) + query_bias
-        attended = attend(asked, torch.stack(keys), torch.stack(values), projector.config.heads)
+        location = sincos(*divmod(index, side), width)
+        projected_query = (
+            query_weight @ layer_norm(projector.query_norm, projector.queries[index] + location) + query_bias
+        )
+        attended = attend(projected_query, torch.stack(keys), torch.stack(values), projector.config.heads)
         tokens.append(projector.project.T @ linear_layers(projector.attention.out_proj, attended))
     return tokens
 
@@ -60,7 +62,7 @@ def _half_norm(norms: Any, value: Tensor, half: int) -> Tensor:
 
 def flops(projector: Any, batch: VisualFeatures) -> int:  # noqa: ARG001
     t, n, c = projector.config.tokens, projector.dims.num_patches, projector.dims.vision
-    # Queries and what was read by token, keys and values by patch; then scores and reading; then the projection.
+    # Query and output projections by token, keys and values by patch; scores and weighted sums; the projection.
     return 2 * c**2 * (2 * t + 2 * n) + 4 * t * n * c + 2 * t * c * projector.dims.language
 
 
@@ -83,10 +85,10 @@ def official_forward(state: Mapping[str, Tensor], batch: VisualFeatures) -> Tens
     positions = state["pos_embed"]
     side = round(len(positions) ** 0.5)
     maps = positions.T.unflatten(-1, (side, side))[None]
-    places = F.interpolate(maps, (HEIGHT, WIDTH), mode="bicubic").flatten(2).mT.expand(len(batch.patches), -1, -1)
+    locations = F.interpolate(maps, (HEIGHT, WIDTH), mode="bicubic").flatten(2).mT.expand(len(batch.patches), -1, -1)
     if len(positions) == CONTENT_QUERIES:
-        places = places + batch.patches
-    asked = (state["query"] + positions)[:TOKENS].expand(len(batch.patches), -1, -1)
+        locations = locations + batch.patches
+    projected_query = (state["query"] + positions)[:TOKENS].expand(len(batch.patches), -1, -1)
     query, key, value = (
         F.linear(
             F.layer_norm(states, states.shape[-1:], state[f"ln_{part}.weight"], state[f"ln_{part}.bias"], 1e-6), w, b
@@ -95,7 +97,7 @@ def official_forward(state: Mapping[str, Tensor], batch: VisualFeatures) -> Tens
         .transpose(1, 2)
         for part, states, w, b in zip(
             "qkv",
-            (asked, places, batch.patches),
+            (projected_query, locations, batch.patches),
             state["attn.in_proj_weight"].chunk(3),
             state["attn.in_proj_bias"].chunk(3),
             strict=True,

@@ -32,7 +32,7 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
 
 
 def _mean(inside: list[list[bool]], patches: Tensor) -> Tensor:
-    """Each pixel brings its patch, divided by the number of pixels that this patch has."""
+    """Mean over the pixels, each with its patch weighted by one over the number of pixels in that patch."""
     side = len(inside)
     cells = [[y * HEIGHT // side * WIDTH + x * WIDTH // side for x in range(side)] for y in range(side)]
     total = [sum(row.count(n) for row in cells) for n in range(HEIGHT * WIDTH)]
@@ -43,15 +43,15 @@ def _mean(inside: list[list[bool]], patches: Tensor) -> Tensor:
 def _read(inside: list[list[bool]], resolution: int) -> Tensor:
     """Bilinear interpolation at the centre of each cell."""
     side = len(inside)
-    places = []
+    locations = []
     for cell in range(resolution):
         at = min(max((cell + 0.5) * side / resolution - 0.5, 0), side - 1)
         low = floor(at)
-        places.append(((low, 1 - (at - low)), (min(low + 1, side - 1), at - low)))
+        locations.append(((low, 1 - (at - low)), (min(low + 1, side - 1), at - low)))
     values = [
         sum(down * right * inside[y][x] for y, down in rows for x, right in columns)
-        for rows in places
-        for columns in places
+        for rows in locations
+        for columns in locations
     ]
     return torch.tensor(values).double()
 

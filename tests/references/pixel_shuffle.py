@@ -60,7 +60,7 @@ def official_forward(state: Mapping[str, Tensor], batch: VisualFeatures) -> Tens
         side = round((state["proj.weight"].shape[1] / DIMS.vision) ** 0.5)
         cells = batch.patches.view(len(batch.patches), HEIGHT // side, side, WIDTH // side, side, DIMS.vision)
         return cells.transpose(2, 3).flatten(3).flatten(1, 2) @ state["proj.weight"].T
-    # InternVL folds one axis at a time, and turns the grid back at the end (v2).
+    # InternVL folds one axis at a time, and transposes the grid at the end (v2).
     side = round((len(state["mlp1.0.weight"]) / DIMS.vision) ** 0.5)
     rows = batch.patches.view(len(batch.patches), HEIGHT, WIDTH // side, side * DIMS.vision).transpose(1, 2)
     folded = rows.reshape(len(rows), WIDTH // side, HEIGHT // side, -1).transpose(1, 2).flatten(1, 2)

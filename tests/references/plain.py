@@ -1,4 +1,4 @@
-"""Steps that references share: plain formulas on single vectors, with the weights of a module of ours."""
+"""Formulas on single vectors that references share, with the weights of a projector's modules."""
 
 from math import cos, floor, sin
 
@@ -12,7 +12,7 @@ HEIGHT, WIDTH = DIMS.grid
 
 
 def linear_layers(layers: nn.Module, value: Tensor) -> Tensor:
-    """Linear, GELU, linear, ... of a vector, over whatever linear layers the module holds."""
+    """All linear layers of a module applied to a vector, with GELU between them."""
     linear = [layer for layer in layers.modules() if isinstance(layer, nn.Linear)]
     for index, layer in enumerate(linear):
         value = layer.weight @ (F.gelu(value) if index else value) + layer.bias
@@ -37,12 +37,12 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
 
 
 def linear_flops(module: nn.Module, rows: int) -> int:
-    """Of the linear layers that the module holds, each over `rows` vectors."""
+    """FLOPs of all linear layers of a module on `rows` vectors."""
     return sum(2 * rows * layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
 
 
 def resized_sincos(n: int, side: int, width: int) -> Tensor:
-    """The position of patch n, read between the places of a grid of side x side."""
+    """The position embedding of patch n, interpolated from a grid of side x side."""
     terms = [
         down * across * sincos(row, column, width)
         for row, down in _cubic(n // WIDTH, side, HEIGHT)
@@ -52,13 +52,13 @@ def resized_sincos(n: int, side: int, width: int) -> Tensor:
 
 
 def sincos(row: int, column: int, width: int) -> Tensor:
-    """Sines and cosines of one place of a grid."""
+    """Sine-cosine embedding of one location of a grid."""
     waves = [[at / 10000 ** (4 * k / width) for k in range(width // 4)] for at in (column, row)]
     return torch.tensor([wave(angle) for angles in waves for wave in (sin, cos) for angle in angles]).double()
 
 
 def _cubic(at: int, length: int, new_length: int) -> list[tuple[int, float]]:
-    """Keys' cubic convolution with a = -0.75: which four positions a resized one reads, and how much of each."""
+    """Cubic interpolation (Keys, a = -0.75): the four source positions of a resized one, and their weights."""
     a, where = -0.75, (at + 0.5) * length / new_length - 0.5
     taps = []
     for position in range(floor(where) - 1, floor(where) + 3):

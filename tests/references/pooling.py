@@ -20,9 +20,9 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
             rows = range(floor(i * HEIGHT / side), ceil((i + 1) * HEIGHT / side))
             columns = range(floor(j * WIDTH / side), ceil((j + 1) * WIDTH / side))
             cell = [row * WIDTH + column for row in rows for column in columns]
-            real = [batch.patches[image, n] for n in cell if batch.patch_mask[image, n]]
-            if real:
-                tokens.append(linear_layers(projector.project, sum(real) / len(real)))
+            valid = [batch.patches[image, n] for n in cell if batch.patch_mask[image, n]]
+            if valid:
+                tokens.append(linear_layers(projector.project, sum(valid) / len(valid)))
     return tokens
 
 

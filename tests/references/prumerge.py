@@ -12,7 +12,7 @@ from projectors import VisualFeatures
 from tests.references.plain import HEIGHT, WIDTH, linear_flops, linear_layers
 
 NEAREST = 20
-"""In every variant, because weights do not tell it; one of the images has fewer patches."""
+"""In every variant, because the weights do not determine it; one of the images has fewer patches."""
 VARIANTS: list[dict[str, Any]] = [{"nearest": NEAREST}]
 PARAMETERS = [({}, 20_979_712)]
 OTHER_MODULES = (
@@ -25,25 +25,25 @@ OTHER_MODULES = (
 
 
 def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]:
-    attention, keys = looked_at(batch, image)
+    attention, keys = cls_attention(batch, image)
     return merged(projector, batch, image, outliers(attention), attention, keys)
 
 
-def looked_at(batch: VisualFeatures, image: int) -> tuple[dict[int, float], dict[int, Tensor]]:
-    """How much CLS looks at each real patch, and the patches' keys, all heads in one; it looks at itself too."""
+def cls_attention(batch: VisualFeatures, image: int) -> tuple[dict[int, float], dict[int, Tensor]]:
+    """Attention of CLS to each valid patch, and the patches' keys, with all heads as one; CLS attends to itself too."""
     assert batch.keys is not None
     assert batch.cls_query is not None
     assert batch.cls_key is not None
-    real = [n for n in range(HEIGHT * WIDTH) if batch.patch_mask[image, n]]
-    keys = {n: torch.cat([head[n] for head in batch.keys[image]]) for n in real}
+    valid = [n for n in range(HEIGHT * WIDTH) if batch.patch_mask[image, n]]
+    keys = {n: torch.cat([head[n] for head in batch.keys[image]]) for n in valid}
     query = torch.cat(list(batch.cls_query[image]))
-    looked_at = [*(keys[n] for n in real), torch.cat(list(batch.cls_key[image]))]
-    scores = torch.stack([query @ key / len(query) ** 0.5 for key in looked_at]).softmax(0)
-    return dict(zip(real, scores.tolist()[:-1], strict=True)), keys
+    attended_keys = [*(keys[n] for n in valid), torch.cat(list(batch.cls_key[image]))]
+    scores = torch.stack([query @ key / len(query) ** 0.5 for key in attended_keys]).softmax(0)
+    return dict(zip(valid, scores.tolist()[:-1], strict=True)), keys
 
 
 def outliers(attention: dict[int, float]) -> list[int]:
-    """Those above, the most looked at first."""
+    """Patches above the bound, by attention."""
     low, high = np.percentile(list(attention.values()), [25, 75])
     above = [n for n in attention if attention[n] > high + 1.5 * (high - low)]
     return sorted(above, key=lambda n: -attention[n])
@@ -57,7 +57,7 @@ def merged(
     attention: dict[int, float],
     keys: dict[int, Tensor],
 ) -> list[Tensor]:
-    """Each kept patch with what is most like it, then all that were not kept."""
+    """Each kept patch with its most similar patches, then the patches that were not kept."""
     tokens = []
     for n in kept:
         others = [m for m in keys if m != n]
@@ -72,11 +72,11 @@ def merged(
 
 
 def flops(projector: Any, batch: VisualFeatures) -> int:
-    return flops_of(projector, len(outliers(looked_at(batch, 0)[0])) + 1)
+    return flops_of(projector, len(outliers(cls_attention(batch, 0)[0])) + 1)
 
 
 def flops_of(projector: Any, tokens: int) -> int:
-    """CLS on itself and each patch, each patch on each, and the tokens' sums; then the MLP."""
+    """Scores of CLS, similarities of patches, and weighted sums; then the MLP."""
     n, c = projector.dims.num_patches, projector.dims.vision
     return 2 * (n + 1) * c + 2 * n**2 * c + 2 * tokens * n * c + linear_flops(projector.project, tokens)
 
@@ -91,7 +91,7 @@ def official_forward(state: Mapping[str, Tensor], batch: VisualFeatures) -> Tens
 
 
 def official_outliers(batch: VisualFeatures, image: int) -> Tensor:
-    """Indices, the most looked at first."""
+    """Patch indices by attention."""
     attention = official_attention(batch, image)
     quartiles = np.percentile(attention, [25, 75])
     count = int((attention.numpy() > quartiles[1] + 1.5 * (quartiles[1] - quartiles[0])).sum())

@@ -1,4 +1,4 @@
-"""PruMerge with patches at even distances, patch by patch."""
+"""PruMerge with evenly spaced patches, patch by patch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,18 +17,18 @@ OTHER_MODULES = prumerge.OTHER_MODULES
 
 
 def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]:
-    attention, keys = prumerge.looked_at(batch, image)
+    attention, keys = prumerge.cls_attention(batch, image)
     return prumerge.merged(projector, batch, image, _kept(attention), attention, keys)
 
 
 def _kept(attention: dict[int, float]) -> list[int]:
-    kept, real = prumerge.outliers(attention), list(attention)
-    step = max(len(real) // max(len(kept), 1) // 3, 1)
-    return kept + [n for n in real[:-1:step] if n not in kept]
+    kept, valid = prumerge.outliers(attention), list(attention)
+    step = max(len(valid) // max(len(kept), 1) // 3, 1)
+    return kept + [n for n in valid[:-1:step] if n not in kept]
 
 
 def flops(projector: Any, batch: VisualFeatures) -> int:
-    return prumerge.flops_of(projector, len(_kept(prumerge.looked_at(batch, 0)[0])) + 1)
+    return prumerge.flops_of(projector, len(_kept(prumerge.cls_attention(batch, 0)[0])) + 1)
 
 
 def official_forward(state: Mapping[str, Tensor], batch: VisualFeatures) -> Tensor:

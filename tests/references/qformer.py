@@ -11,7 +11,7 @@ from projectors import VisualFeatures
 from tests.references.plain import HEIGHT, WIDTH, attend, layer_norm, linear_flops
 
 HEADS_OF_WIDTH = {12: 3, 16: 2}
-"""So that the official forward can tell the heads from its weights."""
+"""Heads by width; the official forward infers their number from the weights."""
 VARIANTS: list[dict[str, Any]] = [
     {"tokens": 5, "depth": 3, "reads_every": 2, "width": 12, "heads": HEADS_OF_WIDTH[12]},
     {"tokens": 2, "depth": 2, "reads_every": 1, "width": 16, "heads": HEADS_OF_WIDTH[16]},
@@ -62,7 +62,7 @@ def _linear(layer: Any, value: Tensor) -> Tensor:
 def flops(projector: Any, batch: VisualFeatures) -> int:  # noqa: ARG001
     config, n, c = projector.config, projector.dims.num_patches, projector.dims.vision
     t, e, reading = config.tokens, config.width, len(range(0, config.depth, config.reads_every))
-    # Queries, keys, values and output, then two linear layers of four times the width; scores and reading.
+    # Queries, keys, values and output, then two linear layers of four times the width; scores and weighted sums.
     own = 2 * t * e**2 * (4 + 8) + 4 * t**2 * e
     other = 2 * t * e**2 * 2 + 2 * n * c * e * 2 + 4 * t * n * e
     return config.depth * own + reading * other + linear_flops(projector.project, t)
@@ -82,7 +82,7 @@ def official_shapes(projector: Any) -> dict[str, tuple[int, ...]]:
             norms.append(f"{name}{part}.output.LayerNorm")
         linear |= {f"{name}intermediate_query.dense": (4 * e, e), f"{name}output_query.dense": (e, 4 * e)}
         norms.append(f"{name}output_query.LayerNorm")
-        # Of text, and never used.
+        # Weights for text, which are not used.
         linear |= {f"{name}intermediate.dense": (4 * e, e), f"{name}output.dense": (e, 4 * e)}
     shapes |= {f"{norm}.{of}": (e,) for norm in norms for of in ("weight", "bias")}
     for layer_name, shape in linear.items():

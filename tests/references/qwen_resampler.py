@@ -11,7 +11,7 @@ from projectors import VisualFeatures
 from tests.references.plain import HEIGHT, WIDTH, attend, layer_norm, resized_sincos, sincos
 
 HEADS = 4
-"""In every variant, because names and shapes of weights do not tell them."""
+"""In every variant, because the weights do not determine them."""
 VARIANTS: list[dict[str, Any]] = [{"tokens": 9, "heads": HEADS}, {"tokens": 64, "heads": HEADS}]
 # 72.4 million of them before the last norm and projection.
 PARAMETERS = [({}, 89_169_920)]
@@ -43,8 +43,8 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
         values.append(value_weight @ patch + value_bias)
     tokens = []
     for index, query in enumerate(projector.queries):
-        asked = layer_norm(projector.query_norm, query) + sincos(*divmod(index, side), width)
-        attended = attend(query_weight @ asked + query_bias, torch.stack(keys), torch.stack(values), HEADS)
+        projected_query = layer_norm(projector.query_norm, query) + sincos(*divmod(index, side), width)
+        attended = attend(query_weight @ projected_query + query_bias, torch.stack(keys), torch.stack(values), HEADS)
         out = projector.attention.out_proj.weight @ attended + projector.attention.out_proj.bias
         tokens.append(projector.project.T @ layer_norm(projector.norm, out))
     return tokens
@@ -52,7 +52,7 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
 
 def flops(projector: Any, batch: VisualFeatures) -> int:  # noqa: ARG001
     t, n, c, d = projector.config.tokens, projector.dims.num_patches, projector.dims.vision, projector.dims.language
-    # Patches to the LLM's width, keys and values; queries, what was read and the projection; scores and reading.
+    # Patches to the LLM's width, keys and values; queries, outputs and the projection; scores and weighted sums.
     return 2 * n * c * d + 2 * n * d**2 * 2 + 2 * t * d**2 * 3 + 4 * t * n * d
 
 
@@ -81,13 +81,13 @@ def official_forward(state: Mapping[str, Tensor], batch: VisualFeatures) -> Tens
     positions = state["attn_pool.pos_embed"]
     side = round(len(positions) ** 0.5)
     maps = positions.T.unflatten(-1, (side, side))[None]
-    places = F.interpolate(maps, (HEIGHT, WIDTH), mode="bicubic").flatten(2).mT
+    locations = F.interpolate(maps, (HEIGHT, WIDTH), mode="bicubic").flatten(2).mT
     patches = norm("attn_pool.ln_kv", batch.patches @ state["attn_pool.kv_proj.weight"].T)
     queries = (norm("attn_pool.ln_q", state["attn_pool.query"]) + positions).expand(len(patches), -1, -1)
     weights, biases = state["attn_pool.attn.in_proj_weight"].chunk(3), state["attn_pool.attn.in_proj_bias"].chunk(3)
     query, key, value = (
         F.linear(states, weight, bias).unflatten(-1, (HEADS, -1)).transpose(1, 2)
-        for states, weight, bias in zip((queries, patches + places, patches), weights, biases, strict=True)
+        for states, weight, bias in zip((queries, patches + locations, patches), weights, biases, strict=True)
     )
     attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
     out = F.linear(attended, state["attn_pool.attn.out_proj.weight"], state["attn_pool.attn.out_proj.bias"])

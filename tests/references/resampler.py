@@ -11,7 +11,7 @@ from projectors import VisualFeatures
 from tests.references.plain import HEIGHT, WIDTH, attend, layer_norm, linear_flops
 
 HEADS = 2
-"""In every variant, because names and shapes of weights do not tell them."""
+"""In every variant, because the weights do not determine them."""
 VARIANTS: list[dict[str, Any]] = [
     {"tokens": 5, "depth": 2, "heads": HEADS, "head_width": 6},
     {"tokens": 1, "depth": 1, "heads": HEADS, "head_width": 12},
@@ -48,7 +48,7 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
 def flops(projector: Any, batch: VisualFeatures) -> int:  # noqa: ARG001
     config, n, c = projector.config, projector.dims.num_patches, projector.dims.vision
     t, e = config.tokens, config.heads * config.head_width
-    # Queries and output by latent, keys and values by patch and latent, the MLP; scores and reading.
+    # Queries and output by latent, keys and values by patch and latent, the MLP; scores and weighted sums.
     layer = 2 * t * c * e * 2 + 2 * (n + t) * c * 2 * e + 2 * t * c * 4 * c * 2 + 4 * t * (n + t) * e
     return config.depth * layer + linear_flops(projector.project, t)
 
@@ -71,7 +71,7 @@ def official_shapes(projector: Any) -> dict[str, tuple[int, ...]]:
 
 
 def unpublished(projector: Any) -> dict[str, Tensor]:
-    """The linear layer to the LLM, which the release has not."""
+    """The linear layer to the LLM's width, which the release lacks."""
     return {f"project.{name}": value for name, value in projector.project.state_dict().items()}
 
 

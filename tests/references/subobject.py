@@ -16,7 +16,7 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
     assert batch.superpixels is not None
     labels, bins = batch.superpixels[image], projector.config.resolution
     side = len(labels)
-    real = batch.patch_mask[image].double()
+    valid = batch.patch_mask[image].double()
     tokens = []
     for label in range(int(labels.max()) + 1):
         pixels = (labels == label).nonzero().tolist()
@@ -27,7 +27,7 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
         rows = _bins(top * HEIGHT / side, bottom * HEIGHT / side, bins, HEIGHT)
         columns = _bins(left * WIDTH / side, right * WIDTH / side, bins, WIDTH)
         weights = [
-            real[n] * sum(inside[i, j] * rows[i, n // WIDTH] * columns[j, n % WIDTH] for i, j in _pairs(bins))
+            valid[n] * sum(inside[i, j] * rows[i, n // WIDTH] * columns[j, n % WIDTH] for i, j in _pairs(bins))
             for n in range(HEIGHT * WIDTH)
         ]
         mean = sum(w * patch for w, patch in zip(weights, batch.patches[image], strict=True)) / sum(weights)
@@ -42,7 +42,7 @@ def _pairs(bins: int) -> list[tuple[int, int]]:
 
 
 def _bins(start: float, end: float, bins: int, length: int) -> Tensor:
-    """(bins, length), how much of each cell each bin reads; a cell's value stands at its centre."""
+    """(bins, length), weight of each cell in each bin; a cell's value is located at its centre."""
     samples = ceil((end - start) / bins)
     weights = torch.zeros(bins, length).double()
     for index in range(bins):

@@ -30,7 +30,7 @@ def _pixels(labels: Tensor, region: int) -> list[tuple[int, int]]:
 
 
 def _shares(labels: Tensor, region: int, height: int, width: int) -> list[Tensor]:
-    """By counting: the share of each cell's pixels that lie in the region."""
+    """The share of each cell's pixels that lie in the region."""
     side = len(labels)
     inside, total = [[0] * width for _ in range(height)], [[0] * width for _ in range(height)]
     for y, row in enumerate(labels.tolist()):
@@ -56,10 +56,10 @@ def _decoder_pe(encoder: Any, labels: Tensor, region: int, decoder_pe: Any) -> T
     _, height, width = decoder_pe.shape
     shares = _shares(labels, region, height, width)
     cells = [decoder_pe[:, n // width, n % width] for n in range(height * width)]
-    place = sum(share * cell for share, cell in zip(shares, cells, strict=True)) / sum(shares)
+    location = sum(share * cell for share, cell in zip(shares, cells, strict=True)) / sum(shares)
     share = sum(shares) / len(shares)
     size = 1 + share.clamp(min=1 / labels.numel()).log() / torch.tensor(labels.numel()).double().log()
-    vector = torch.cat([place, share[None], size[None]])
+    vector = torch.cat([location, share[None], size[None]])
     return layer_norm(encoder.encode[1], linear_layers(encoder.encode, vector))
 
 
@@ -80,7 +80,7 @@ def _cell_position(encoder: Any, y: int, x: int, decoder_pe: Any) -> Tensor:
 
 
 def _sspe(encoder: Any, labels: Tensor, region: int, decoder_pe: Any) -> Tensor:
-    """The plain form: each cell's key and value are projections of position + mask * embedding."""
+    """Without factoring: each cell's key and value are projections of position + mask * embedding."""
     config = encoder.config
     shares = _shares(labels, region, config.resolution, config.resolution)
     at = [(y, x) for y in range(config.resolution) for x in range(config.resolution)]
@@ -93,8 +93,8 @@ def _sspe(encoder: Any, labels: Tensor, region: int, decoder_pe: Any) -> Tensor:
         values = torch.stack([block.value.weight @ cell for cell in cells])
         for index, state in enumerate(states):
             query = linear_layers(block.query, layer_norm(block.attention_norm, state))
-            read = attend(query, keys, values, config.heads)
-            attended = state + linear_layers(block.output, read)
+            mixed = attend(query, keys, values, config.heads)
+            attended = state + linear_layers(block.output, mixed)
             states[index] = attended + linear_layers(block.mlp[1:], layer_norm(block.mlp[0], attended))
     joined = torch.cat([layer_norm(encoder.norm, state) for state in states])
     return layer_norm(encoder.merge[1], linear_layers(encoder.merge, joined))
@@ -106,14 +106,14 @@ POSITIONS = {"none": _no_position, "bbox_mlp": _bbox_mlp, "decoder_pe": _decoder
 def _ssa(
     aggregation: Any, coarse: list[Tensor], positions: list[Tensor], patches: list[Tensor], keyed: list[Tensor]
 ) -> list[Tensor]:
-    """One query at a time over the real patches."""
+    """One query at a time over the valid patches."""
     keys = torch.stack([aggregation.key.weight @ patch for patch in keyed])
     values = torch.stack([linear_layers(aggregation.value, patch) for patch in patches])
     refined = []
     for superpixel, position in zip(coarse, positions, strict=True):
         query = linear_layers(aggregation.query, layer_norm(aggregation.norm, superpixel) + position)
-        read = attend(query, keys, values, aggregation.heads)
-        refined.append(superpixel + linear_layers(aggregation.output, read))
+        mixed = attend(query, keys, values, aggregation.heads)
+        refined.append(superpixel + linear_layers(aggregation.output, mixed))
     return refined
 
 
@@ -128,15 +128,15 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
     positions = [encode(projector.position, labels, region, batch.decoder_pe) for region in regions]
     refined = coarse
     if projector.config.aggregation.name == "ssa":
-        real = [n for n in range(HEIGHT * WIDTH) if batch.patch_mask[image, n]]
+        valid = [n for n in range(HEIGHT * WIDTH) if batch.patch_mask[image, n]]
         if projector.config.aggregation.key_position == "patch":
             side = len(labels)
             ids = [[y * HEIGHT // side * WIDTH + x * WIDTH // side for x in range(side)] for y in range(side)]
-            owned = {n: encode(projector.position, torch.tensor(ids), n, batch.decoder_pe) for n in real}
+            owned = {n: encode(projector.position, torch.tensor(ids), n, batch.decoder_pe) for n in valid}
         else:
-            owned = {n: sum(shares[s][n] * positions[s] for s in regions) for n in real}
-        keyed = [patches[n] + owned[n] for n in real]
-        refined = _ssa(projector.aggregation, coarse, positions, [patches[n] for n in real], keyed)
+            owned = {n: sum(shares[s][n] * positions[s] for s in regions) for n in valid}
+        keyed = [patches[n] + owned[n] for n in valid]
+        refined = _ssa(projector.aggregation, coarse, positions, [patches[n] for n in valid], keyed)
     return [linear_layers(projector.project, r + p) for r, p in zip(refined, positions, strict=True)]
 
 
@@ -169,7 +169,7 @@ def _position_flops(projector: Any, batch: VisualFeatures, regions: int) -> int:
     for block in encoder.blocks:
         total += linear_flops(block.query, rows) + linear_flops(block.output, rows) + linear_flops(block.mlp, rows)
         total += linear_flops(block.key, cells + 1) + linear_flops(block.value, cells + 1)
-        # Scores with the cells and with what is added inside; what is read of the cells; how much of it lies inside.
+        # Scores with the cells and with `inside`, weighted sums of the cells, and attention weight inside the mask.
         total += 2 * rows * config.width * (cells + 1) + 2 * rows * config.width * cells
         total += 2 * rows * config.heads * cells
     return total

@@ -12,7 +12,7 @@ from projectors import VisualFeatures
 from tests.references.plain import HEIGHT, WIDTH, attend, layer_norm, linear_flops, linear_layers
 
 HEADS, SCALE = 4, 2
-"""In every variant, because names and shapes of weights do not tell them."""
+"""In every variant, because the weights do not determine them."""
 VARIANTS: list[dict[str, Any]] = [
     {"layers": [1, 3], "width": 16, "heads": HEADS, "scale": SCALE},
     {"layers": [4], "width": 24, "heads": HEADS, "scale": SCALE},
@@ -42,19 +42,19 @@ def reference(projector: Any, batch: VisualFeatures, image: int) -> list[Tensor]
             point = layer_norm(projector.query_norm, projector.query.weight @ _point(projector, batch, image, i, j))
             keys, values = [], []
             for n in region:
-                seen = torch.cat([batch.layers[image, k, n] for k in range(batch.layers.shape[1])])
-                key = _half_norm(projector.norms, linear_layers(projector.key, seen), 0)
-                value = _half_norm(projector.norms, linear_layers(projector.value, seen), 1)
+                concatenated = torch.cat([batch.layers[image, k, n] for k in range(batch.layers.shape[1])])
+                key = _half_norm(projector.norms, linear_layers(projector.key, concatenated), 0)
+                value = _half_norm(projector.norms, linear_layers(projector.value, concatenated), 1)
                 keys.append(key_weight @ key + key_bias)
                 values.append(value_weight @ value + value_bias)
-            asked = query_weight @ point + query_bias
-            attended = attend(asked, torch.stack(keys), torch.stack(values), projector.config.heads)
+            projected_query = query_weight @ point + query_bias
+            attended = attend(projected_query, torch.stack(keys), torch.stack(values), projector.config.heads)
             tokens.append(linear_layers(projector.project, linear_layers(projector.attention.out_proj, attended)))
     return tokens
 
 
 def _point(projector: Any, batch: VisualFeatures, image: int, i: int, j: int) -> Tensor:
-    """Bilinear between the real ones of the four patches around the middle of region (i, j)."""
+    """Bilinear over the valid ones of the four patches around the centre of region (i, j)."""
     scale = projector.config.scale
     y, x = ((at + 0.5) * scale - 0.5 for at in (i, j))
     total, weights = torch.zeros(projector.dims.vision).double(), 0.0
@@ -65,8 +65,8 @@ def _point(projector: Any, batch: VisualFeatures, image: int, i: int, j: int) ->
     if weights:
         return total / weights
     inside = [(y, x) for y in range(i * scale, (i + 1) * scale) for x in range(j * scale, (j + 1) * scale)]
-    real = [batch.patches[image, y * WIDTH + x] for y, x in inside if batch.patch_mask[image, y * WIDTH + x]]
-    return torch.stack(real).mean(0)
+    valid = [batch.patches[image, y * WIDTH + x] for y, x in inside if batch.patch_mask[image, y * WIDTH + x]]
+    return torch.stack(valid).mean(0)
 
 
 def _half_norm(norms: Any, value: Tensor, half: int) -> Tensor:
@@ -78,7 +78,7 @@ def flops(projector: Any, batch: VisualFeatures) -> int:  # noqa: ARG001
     n, width = projector.dims.num_patches, projector.config.width
     t = n // projector.config.scale**2
     layers = linear_flops(projector.key, n) + linear_flops(projector.value, n)
-    # Queries and what was read by token, keys and values by patch; each patch is scored and read once.
+    # Query and output projections by token, keys and values by patch; each patch has one score and one weighted sum.
     attention = 2 * width**2 * (2 * t + 2 * n) + 4 * n * width
     return linear_flops(projector.query, t) + layers + attention + linear_flops(projector.project, t)
 
@@ -104,10 +104,12 @@ def official_forward(state: Mapping[str, Tensor], batch: VisualFeatures) -> Tens
     images, (rows, columns) = len(batch.patches), (HEIGHT // SCALE, WIDTH // SCALE)
     maps = batch.patches.mT.unflatten(-1, (HEIGHT, WIDTH))
     points = F.interpolate(maps, (rows, columns), mode="bilinear").flatten(2).mT @ state["q_proj_1.weight"].T
-    seen = batch.layers.transpose(1, 2).flatten(2)
+    concatenated = batch.layers.transpose(1, 2).flatten(2)
     query, key, value = (
         F.layer_norm(states, states.shape[-1:], state[f"ln_{part}_1.weight"], state[f"ln_{part}_1.bias"], 1e-6)
-        for part, states in zip("qkv", (points, *(_mlp(seen, state, f"{p}_proj_1.") for p in "kv")), strict=True)
+        for part, states in zip(
+            "qkv", (points, *(_mlp(concatenated, state, f"{p}_proj_1.") for p in "kv")), strict=True
+        )
     )
     query, key, value = (
         F.linear(states, weight, bias).unflatten(-1, (HEADS, -1))

@@ -47,7 +47,7 @@ def flops(projector: Any, batch: VisualFeatures) -> int:  # noqa: ARG001
     n, c, tokens = projector.dims.num_patches, projector.dims.vision, projector.config.tokens
     total, count = 2 * tokens * n * c + linear_flops(projector.project, tokens), n
     while count > tokens:
-        # Means of keys of one head's width, then each of the one half with each of the other.
+        # Means of keys of one head's width, then similarities between the two halves.
         total += 2 * count * n * (c // HEADS) + 2 * ((count + 1) // 2) * (count // 2) * (c // HEADS)
         count = max(tokens, (count + 1) // 2)
     return total

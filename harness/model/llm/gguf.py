@@ -1,6 +1,6 @@
-"""A causal LM in a GGUF file as a folder that transformers reads: unpacked once, and not again by every cell.
+"""Converts a causal LM from a GGUF file to a transformers folder, once instead of in every cell.
 
-GGUF's own products are for reading only; adapters learn beside plain linear layers.
+The weights are dequantised, because LoRA requires plain linear layers.
 """
 
 from pathlib import Path
@@ -10,17 +10,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from harness.model.weights.strict_loading import load_strictly, readable
 
 VERSION = 1
-"""Of what `convert` writes; part of the name under which it is kept."""
+"""Version of the conversion; part of the cached folder's name."""
 
 
 def convert(source: Path, folder: Path, name: str) -> None:
-    """Writes the model in float32, which holds what it unpacks to exactly, and its tokenizer.
+    """Write the dequantised model in float32, which is exact, and its tokenizer.
 
     Args:
-        name: of the weights, for the message.
+        name: of the weights, for error messages.
 
     Raises:
-        WeightsError: the file cannot be read, or does not fit the architecture that it names.
+        WeightsError: the file cannot be read, or its weights do not match its architecture.
     """
     unpacked = GgufConfig(dequantize=True)
     model = load_strictly(

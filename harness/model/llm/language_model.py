@@ -1,9 +1,8 @@
-"""The LLM: reads visual tokens and what is asked, answers an expression by [SEG] or [REJ] and a question in words.
+"""The LLM: takes visual tokens and prompts; answers an expression with [SEG] or [REJ] and a question with text.
 
-[SEG] and [REJ] are rows of their own beside the pretrained vocabulary, so that only they are trained and no tokenizer
-changes. Visual tokens stand where a user would say them: behind the word that begins every text, or behind a chat
-template's head, and before the prompt. They come as the projector makes them; where a family scales its words (Gemma),
-it does so as it embeds them.
+[SEG] and [REJ] are two trainable rows of the output layer, next to the pretrained vocabulary; the tokenizer does not
+change. The input is a prefix (BOS, or the beginning of a chat turn), the visual tokens, then the prompt. Visual tokens
+are not rescaled, also where a family scales its token embeddings (Gemma).
 
 Source: LISA, https://arxiv.org/abs/2308.00692 ([SEG] as mask); GSVA, https://arxiv.org/abs/2312.10103 ([REJ]).
 """
@@ -26,20 +25,20 @@ from harness.model.llm.tiny import build_tiny
 from harness.model.weights.resolution import WeightsRecord, resolve
 from projectors import VisualTokens
 
-_SAID = "\ufffc"
-"""Stands in a chat's turn for what is said there."""
+_PLACEHOLDER = "\ufffc"
+"""Content of a chat turn, used to split the chat template around it."""
 SEG, REJ = 0, 1
-"""Index of an answer among the two trained rows; in `answer_logits` they come after the vocabulary."""
+"""Indices of the two trained output rows; in `answer_logits` they follow the vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """Tokenised prompts and what of their answers is given, padded on the right.
+    """Tokenised prompts with their answers, padded on the right.
 
     Args:
-        ids: (E, L) int64, the words of a prompt, then those of its answer.
-        mask: (E, L) bool.
-        given: (E,) int64, how many of the words are the answer's.
+        ids: (E, L) int64, the tokens of a prompt, then those of its answer.
+        mask: (E, L) bool, False for padding.
+        answer_lengths: (E,) int64, number of answer tokens.
     """
 
     ids: Tensor
@@ -48,16 +47,16 @@ class Prompts:
 
 
 class LanguageModel(nn.Module):
-    """A causal LM of transformers, with two answer rows, reached through embeddings.
+    """A causal LM of transformers whose input is embeddings, with two additional output rows.
 
     Args:
-        model: the causal LM; whether its parameters learn is decided by whoever builds it.
+        model: the causal LM; the caller decides which of its parameters are trainable.
         tokenizer: its tokenizer.
-        config: prompt template and how visual tokens attend to one another.
-        weights: where the weights come from; None for a model trained from scratch.
+        config: prompt template, attention between visual tokens, and source of the [SEG] state.
+        weights: source of the weights; None for a model trained from scratch.
 
     Attributes:
-        opening: (O,) int64, the words before the visual tokens; none for `tiny`.
+        prefix_ids: (O,) int64, the tokens before the visual tokens; empty for `tiny`.
     """
 
     prefix_ids: Tensor
@@ -76,17 +75,17 @@ class LanguageModel(nn.Module):
         self.weights = weights
         shape: Any = model.config
         self._shape = shape.get_text_config()
-        before, self._behind = self._turn() if config.prompt == "chat" else (self._first_word(), "")
+        prefix, self._suffix = self._split_turn() if config.prompt == "chat" else (self._first_token(), "")
         self.register_buffer(
-            "prefix_ids", torch.tensor(self._tokenise([before])[0], dtype=torch.int64), persistent=False
+            "prefix_ids", torch.tensor(self._tokenise([prefix])[0], dtype=torch.int64), persistent=False
         )
         head = model.get_output_embeddings().weight
         self.answers = nn.Parameter(torch.zeros(2, head.shape[1]).normal_(std=float(head.detach().float().std())))
         self.own_seg: nn.Parameter | None = None
         if config.seg_state == "own":
             table: Any = model.get_input_embeddings()
-            words = table.weight.detach().float()
-            self.own_seg = nn.Parameter(torch.zeros(words.shape[1]).normal_(std=float(words.std())))
+            embeddings = table.weight.detach().float()
+            self.own_seg = nn.Parameter(torch.zeros(embeddings.shape[1]).normal_(std=float(embeddings.std())))
 
     @property
     def width(self) -> int:
@@ -94,28 +93,28 @@ class LanguageModel(nn.Module):
         return int(self._shape.hidden_size)
 
     @property
-    def vocabulary(self) -> int:
-        """V, how many words the output layer knows, without the two answers."""
+    def vocabulary_size(self) -> int:
+        """V, rows of the output layer without [SEG] and [REJ]."""
         return self.model.get_output_embeddings().weight.shape[0]
 
     @property
-    def end(self) -> int:
-        """Id of the word that ends an answer."""
+    def end_id(self) -> int:
+        """Id of the end-of-sequence token."""
         return int(self.tokenizer.eos_token_id)
 
     def format_prompt(self, expression: str) -> str:
-        """The fixed template around an expression; all other braces are text."""
+        """Insert an expression into the prompt template; other braces in the template are plain text."""
         return self.config.template.replace("{expression}", expression)
 
     def prompts(self, texts: Sequence[str], answers: Sequence[str] | None = None) -> Prompts:
-        """What is said to the model, and what is given of each answer, which may be nothing."""
+        """Tokenise prompts with their answers. An answer may be empty; None means that all are."""
         answers = [""] * len(texts) if answers is None else answers
         is_chat = self.config.prompt == "chat"
-        prompted = [f"{text}{self._behind}" for text in texts]
-        # An answer stands behind a plain prompt as a word behind another; a chat's template has led up to it.
+        prompts = [f"{text}{self._suffix}" for text in texts]
+        # A chat template ends where the answer begins; after a plain prompt a space separates the two.
         space = "" if is_chat else " "
-        whole = [f"{text}{space}{answer}" if answer else text for text, answer in zip(prompted, answers, strict=True)]
-        prompt_rows = self._tokenise(prompted)
+        whole = [f"{text}{space}{answer}" if answer else text for text, answer in zip(prompts, answers, strict=True)]
+        prompt_rows = self._tokenise(prompts)
         rows = self._tokenise(whole) if any(answers) else prompt_rows
         longest = max(len(row) for row in rows)
         ids = torch.tensor([[*row, *[self.tokenizer.pad_token_id] * (longest - len(row))] for row in rows])
@@ -127,42 +126,42 @@ class LanguageModel(nn.Module):
         rows: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         return rows
 
-    def words(self, ids: Sequence[int]) -> str:
-        """The text of an answer, up to the word that ends it."""
-        kept = list(takewhile(lambda word: word != self.end and word < self.vocabulary, ids))
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of an answer, up to its end-of-sequence token."""
+        kept = list(takewhile(lambda token: token != self.end_id and token < self.vocabulary_size, ids))
         return str(self.tokenizer.decode(kept)).strip()
 
-    def _turn(self) -> tuple[str, str]:
-        """The tokenizer's own template before what a user says and behind it, up to where the model answers.
+    def _split_turn(self) -> tuple[str, str]:
+        """The tokenizer's chat template before and after the content of a user's turn, up to the model's answer.
 
         Raises:
-            WeightsError: it cannot be used so.
+            WeightsError: the template fails, or leaves out the content.
         """
-        prompted = [{"role": "user", "content": _SAID}]
+        messages = [{"role": "user", "content": _PLACEHOLDER}]
         try:
-            turn = str(self.tokenizer.apply_chat_template(prompted, tokenize=False, add_generation_prompt=True))
+            turn = str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         except (TemplateError, TypeError, ValueError) as error:
             raise WeightsError(
                 f"the chat template of {self.config.name!r} cannot be used ({error}); use llm.prompt: plain"
             ) from None
-        head, found, behind = turn.partition(_SAID)
+        before, found, after = turn.partition(_PLACEHOLDER)
         if not found:
             raise WeightsError(
-                f"the chat template of {self.config.name!r} leaves out what a user says; use llm.prompt: plain"
+                f"the chat template of {self.config.name!r} leaves out the user's text; use llm.prompt: plain"
             )
-        return head, behind
+        return before, after
 
-    def _first_word(self) -> str:
-        """The special token that the tokenizer begins every text with, if any."""
+    def _first_token(self) -> str:
+        """The special token with which the tokenizer begins every text, if any."""
         first = self.tokenizer.bos_token
-        has_one = first is not None and self.tokenizer("").input_ids[:1] == [self.tokenizer.bos_token_id]
-        return str(first) if has_one else ""
+        is_added = first is not None and self.tokenizer("").input_ids[:1] == [self.tokenizer.bos_token_id]
+        return str(first) if is_added else ""
 
     def prepend_prefix(self, visual: VisualTokens) -> VisualTokens:
-        """Visual tokens (B, T, D) behind what stands before them: (B, O + T, D)."""
-        words = self.embed(self.prefix_ids).to(visual.embeds.dtype).expand(len(visual.embeds), -1, -1)
+        """Visual tokens (B, T, D) -> prefix tokens and visual tokens (B, O + T, D)."""
+        prefix = self.embed(self.prefix_ids).to(visual.embeds.dtype).expand(len(visual.embeds), -1, -1)
         return VisualTokens(
-            torch.cat([words, visual.embeds], dim=1), F.pad(visual.mask, (len(self.prefix_ids), 0), value=True)
+            torch.cat([prefix, visual.embeds], dim=1), F.pad(visual.mask, (len(self.prefix_ids), 0), value=True)
         )
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -181,10 +180,10 @@ class LanguageModel(nn.Module):
 
         Args:
             embeds: (B, Q, D).
-            attention: (B, Q, K) bool, True where the query (row) may look at the key (column).
+            attention: (B, Q, K) bool, True where the query (row) may attend to the key (column).
             positions: (B, Q) position ids of the queries.
-            cache: keys and values of what was read before, to which those of the queries are added; None for none.
-            key_positions: (B, K) position ids of all that is looked at; None where it is the queries alone.
+            cache: keys and values of earlier tokens; those of the queries are added to it.
+            key_positions: (B, K) position ids of the keys; None if they are the queries.
         """
         decoder = self.model.get_decoder()
         output = decoder(
@@ -197,26 +196,26 @@ class LanguageModel(nn.Module):
         return output.last_hidden_state
 
     def _masks(self, attention: Tensor, positions: Tensor, key_positions: Tensor) -> Tensor | dict[str, Tensor]:
-        """The mask (B, 1, Q, K) that the family's layers take, or one for each kind of them.
+        """The attention mask (B, 1, Q, K) for the model's layers, or one per type of layer.
 
-        Layers with a sliding window see no further than it by position, as they would of one expression alone; by
-        place in the sequence, expressions packed behind others would lose sight of the image.
+        Sliding windows are measured in position ids, as for a single expression. Measured in sequence indices, the
+        image would fall out of the window of expressions that are packed after others.
         """
         config = self._shape
         is_sliding = [kind == "sliding_attention" for kind in getattr(config, "layer_types", None) or ()]
         window = getattr(config, "sliding_window", None)
         if window is None or (is_sliding and not any(is_sliding)):
-            return self._as_taken(attention)
+            return self._as_layer_mask(attention)
         near = (positions[:, :, None] - key_positions[:, None]).abs() < window
         if not is_sliding:
-            return self._as_taken(attention & near)
+            return self._as_layer_mask(attention & near)
         return {
-            "full_attention": self._as_taken(attention),
-            "sliding_attention": self._as_taken(attention & near),
+            "full_attention": self._as_layer_mask(attention),
+            "sliding_attention": self._as_layer_mask(attention & near),
         }
 
-    def _as_taken(self, attention: Tensor) -> Tensor:
-        """(B, Q, K) bool -> (B, 1, Q, K); plain attention adds its mask to the scores."""
+    def _as_layer_mask(self, attention: Tensor) -> Tensor:
+        """(B, Q, K) bool -> (B, 1, Q, K); eager attention takes a float mask that is added to the scores."""
         mask = attention.unsqueeze(1)
         if self.model.config._attn_implementation != "eager":
             return mask
@@ -224,9 +223,9 @@ class LanguageModel(nn.Module):
 
     def answer_logits(self, states: Tensor) -> Tensor:
         """states (M, D) -> (M, V + 2): the vocabulary, then [SEG], then [REJ]."""
-        words = self.model.get_output_embeddings()(states)
-        logits = torch.cat([words, states @ self.answers.to(states.dtype).T], dim=-1)
-        # Cohere multiplies, Granite divides; either is 1 elsewhere.
+        vocabulary = self.model.get_output_embeddings()(states)
+        logits = torch.cat([vocabulary, states @ self.answers.to(states.dtype).T], dim=-1)
+        # Cohere multiplies by a scale, Granite divides by one; other families have neither.
         scale = (getattr(self._shape, "logit_scale", None) or 1.0) / (
             getattr(self._shape, "logits_scaling", None) or 1.0
         )
@@ -234,35 +233,35 @@ class LanguageModel(nn.Module):
         cap = getattr(self._shape, "final_logit_softcapping", None)
         return logits if cap is None else cap * (logits / cap).tanh()
 
-    def with_own_seg(self, words: Tensor, mask: Tensor, is_expression: Tensor) -> tuple[Tensor, Tensor]:
-        """[SEG] put behind every expression, as if the LLM had answered it.
+    def with_own_seg(self, text: Tensor, mask: Tensor, is_expression: Tensor) -> tuple[Tensor, Tensor]:
+        """Append the trained [SEG] embedding to every expression.
 
         Args:
-            words: (B, E, L, D) embedded prompts, padded on the right.
+            text: (B, E, L, D) embedded prompts, padded on the right.
             mask: (B, E, L) bool.
-            drawn: (B, E) bool, which prompts are expressions.
+            is_expression: (B, E) bool, False for questions and padding, which stay as they are.
 
         Returns:
-            The same of length L + 1.
+            Text and mask of length L + 1.
         """
-        assert self.own_seg is not None, "the configuration reads [SEG] where it is predicted"
-        words, longer = F.pad(words, (0, 0, 0, 1)), F.pad(mask, (0, 1))
+        assert self.own_seg is not None, "llm.seg_state is not 'own'"
+        text, longer = F.pad(text, (0, 0, 0, 1)), F.pad(mask, (0, 1))
         length = mask.sum(dim=-1, keepdim=True)
         is_seg = (torch.arange(longer.shape[-1], device=mask.device) == length) & is_expression[..., None]
-        return torch.where(is_seg[..., None], self.own_seg.to(words.dtype), words), longer | is_seg
+        return torch.where(is_seg[..., None], self.own_seg.to(text.dtype), text), longer | is_seg
 
 
 def build_llm(config: LLMConfig, words: Iterable[str], base: torch.dtype = torch.float32) -> LanguageModel:
-    """`tiny` from scratch over these words, or a pretrained causal LM by name, hub id or folder, with its LoRA.
+    """Build `tiny` from scratch, or load a pretrained causal LM by name, hub id or folder and add its LoRA.
 
     Args:
-        words: what is asked and answered in training is made of; a pretrained LLM brings its own vocabulary.
-        base: in which a pretrained LLM is held, but for what learns, which is in float32. Where products are in
-            bfloat16 anyway, the base in it gives the same in half the memory.
+        words: the vocabulary of `tiny`; a pretrained LLM has its own.
+        base: dtype of a pretrained LLM's frozen parameters; trainable ones are float32. Under bfloat16 autocast a
+            bfloat16 base gives the same results with half the memory.
 
     Raises:
-        WeightsError: the pretrained weights cannot be found or do not load strictly, have fewer layers than are to be
-            kept, no layers of the LoRA's names or no chat template, or cannot be quantised here.
+        WeightsError: the pretrained weights are not found or do not load strictly, have fewer layers than `llm.layers`,
+            no layers named in `llm.lora.targets` or no chat template, or cannot be quantised on this machine.
     """
     if config.name == "tiny":
         return LanguageModel(*build_tiny(config, words), config, weights=None)

@@ -1,7 +1,7 @@
-"""Several expressions of an image in one sequence: the visual tokens once, then the expressions side by side.
+"""Packs several expressions of an image into one sequence: the visual tokens once, then all expressions.
 
-Each expression sees the image and itself, never another expression, and its positions start after the image, so that
-it scores as it would alone.
+Each expression attends to the image and itself only, and its position ids continue those of the image, so its hidden
+states equal those of the expression alone.
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from projectors import VisualTokens
 
 @dataclass(frozen=True, slots=True)
 class PackedSequence:
-    """What the LLM runs on; Q is T and the words of the image that is asked most.
+    """Input of the LLM; Q is T plus the largest number of text tokens of an image.
 
     Args:
         embeds: (B, Q, D).
-        attention: (B, Q, Q) bool, True where the query (row) may look at the key (column).
+        attention: (B, Q, Q) bool, True where the query (row) may attend to the key (column).
         positions: (B, Q) int64.
-        first: (B, E) int64, where in the sequence the first token of each expression stands.
+        first: (B, E) int64, index of each expression's first token in the sequence.
     """
 
     embeds: Tensor
@@ -30,37 +30,37 @@ class PackedSequence:
     first: Tensor
 
 
-def pack(visual: VisualTokens, words: Tensor, words_mask: Tensor, *, bidirectional: bool) -> PackedSequence:
+def pack(visual: VisualTokens, text: Tensor, text_mask: Tensor, *, bidirectional: bool) -> PackedSequence:
     """Visual tokens followed by every expression of the image.
 
     Args:
-        visual: T tokens an image, padded anywhere.
-        words: (B, E, L, D) embedded prompts, padded on the right.
-        words_mask: (B, E, L) bool; an expression of no words is padding and attends to nothing.
-        bidirectional: whether visual tokens see one another whole, or only those before them.
+        visual: T tokens per image, padded anywhere.
+        text: (B, E, L, D) embedded prompts, padded on the right.
+        text_mask: (B, E, L) bool; an expression without tokens is padding.
+        bidirectional: visual tokens attend to all visual tokens instead of only earlier ones.
     """
-    num_visual, length = visual.embeds.shape[1], words_mask.shape[-1]
-    is_word, lengths = rearrange(words_mask, "b e l -> b (e l)"), words_mask.sum(-1)
-    # The words of an image come first, in their order; what no image needs of the padding is cut off.
-    kept = (~is_word).byte().argsort(dim=1, stable=True)[:, : int(lengths.sum(1).max())]
+    num_visual, length = visual.embeds.shape[1], text_mask.shape[-1]
+    is_text, lengths = rearrange(text_mask, "b e l -> b (e l)"), text_mask.sum(-1)
+    # A stable sort moves the padding of each image to its end, where the padding common to all images is dropped.
+    kept = (~is_text).byte().argsort(dim=1, stable=True)[:, : int(lengths.sum(1).max())]
     image = torch.arange(len(kept), device=kept.device)[:, None]
-    is_valid = torch.cat([visual.mask, is_word[image, kept]], dim=1)
-    # 0 for the image, 1..E for the expressions; order inside a part is the order in the sequence.
+    is_valid = torch.cat([visual.mask, is_text[image, kept]], dim=1)
+    # Part 0 is the image, parts 1..E are the expressions.
     part = torch.cat([torch.zeros_like(visual.mask, dtype=kept.dtype), kept // length + 1], dim=1)
     order = torch.arange(part.shape[1], device=kept.device)
     is_visual = part == 0
     allowed = (part[:, None, :] == part[:, :, None]) & (order[None, :] <= order[:, None])
     allowed |= is_visual[:, None, :] & (~is_visual[:, :, None] | bidirectional)
-    # A padded query looks at itself alone, since a softmax over nothing is not a number.
+    # Padding attends to itself, because a softmax over no keys is NaN.
     itself = torch.eye(len(order), dtype=torch.bool, device=kept.device)
     attention = (allowed & is_valid[:, None, :] & is_valid[:, :, None]) | itself
 
     visual_positions = (visual.mask.cumsum(1) - 1).clamp(min=0)
-    word_positions = visual.mask.sum(1, keepdim=True) + kept % length
-    packed_words = rearrange(words, "b e l d -> b (e l) d")[image, kept]
+    text_positions = visual.mask.sum(1, keepdim=True) + kept % length
+    packed_text = rearrange(text, "b e l d -> b (e l) d")[image, kept]
     return PackedSequence(
-        embeds=torch.cat([visual.embeds, packed_words.to(visual.embeds.dtype)], dim=1),
+        embeds=torch.cat([visual.embeds, packed_text.to(visual.embeds.dtype)], dim=1),
         attention=attention,
-        positions=torch.cat([visual_positions, word_positions], dim=1),
+        positions=torch.cat([visual_positions, text_positions], dim=1),
         first=num_visual + lengths.cumsum(1) - lengths,
     )

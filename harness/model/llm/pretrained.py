@@ -1,4 +1,4 @@
-"""A pretrained LLM of any family that transformers loads: strictly, shortened where asked, frozen but for its LoRA."""
+"""Loads a pretrained causal LM of any transformers family strictly, keeps its first layers, and adds a LoRA."""
 
 from functools import partial
 from importlib.util import find_spec
@@ -23,19 +23,19 @@ from harness.model.weights.resolution import WeightsRecord, as_folder
 from harness.model.weights.strict_loading import load_strictly, readable
 
 ATTENTION = {"full_attention", "sliding_attention"}
-"""Kinds of layers that see of what is packed what a mask lets them see."""
+"""Layer types that respect an attention mask, which packed expressions require."""
 
 
 def load_pretrained(
     record: WeightsRecord, config: LLMConfig, base: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The causal LM and its tokenizer; of the LM only what its LoRA adds learns.
+    """Load a causal LM, frozen except for its LoRA, and its tokenizer.
 
     Args:
-        base: in which it is held, but for what learns, which is in float32.
+        base: dtype of the frozen parameters; trainable ones are float32.
 
     Raises:
-        WeightsError: as `build_llm` says.
+        WeightsError: as for `build_llm`.
     """
     model, tokenizer = _load(record, config, base)
     if config.layers is not None:
@@ -49,65 +49,65 @@ def load_pretrained(
 def _load(
     record: WeightsRecord, config: LLMConfig, base: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The causal LM and its tokenizer, with no weight missing and none left over."""
+    """Load the causal LM strictly, and its tokenizer."""
     folder = as_folder(record, gguf.VERSION, partial(gguf.convert, name=record.name))
     with readable(record.name):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         shape: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.eos_token is None:
-        raise WeightsError(
-            f"the tokenizer of {record.name!r} has no word that ends a text (eos_token); name another LLM"
-        )
+        raise WeightsError(f"the tokenizer of {record.name!r} has no eos_token; use another LLM")
     if config.prompt == "chat" and not tokenizer.chat_template:
         raise WeightsError(f"the tokenizer of {record.name!r} has no chat template; use llm.prompt: plain")
-    # Fused attention cannot cap its scores.
+    # Fused attention does not support softcapping.
     is_capped = getattr(shape.get_text_config(), "attn_logit_softcapping", None) is not None
     settings: dict[str, Any] = {"attn_implementation": "eager" if is_capped else "sdpa", "dtype": base}
     if config.quantization == "4bit":
         settings["quantization_config"] = _four_bits()
     model = load_strictly(AutoModelForCausalLM, folder, record.name, **settings)
-    _refuse_memory(model, record.name)
-    _settle_words(model, tokenizer, record.name)
+    _check_attention_only(model, record.name)
+    _check_special_tokens(model, tokenizer, record.name)
     return model, tokenizer
 
 
-def _refuse_memory(model: PreTrainedModel, name: str) -> None:
-    """Raises where a layer reads by another way than the attention that keeps packed expressions apart."""
+def _check_attention_only(model: PreTrainedModel, name: str) -> None:
+    """Raise WeightsError if a layer is not attention; an attention mask could not separate packed expressions in it."""
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - ATTENTION
     if kinds or model._is_stateful:
-        what = ", ".join(sorted(kinds)) or "a state"
+        found = ", ".join(sorted(kinds)) or "recurrent state"
         raise WeightsError(
-            f"{name!r} reads by {what}, through which expressions packed behind one image would see one another; name "
-            "an LLM of attention only"
+            f"{name!r} has layers with {found}, through which expressions packed into one sequence would affect one "
+            "another; use an LLM with attention layers only"
         )
 
 
-def _settle_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raises where the model has no word that ends a text, which is also what fills one up where nothing else does."""
+def _check_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise WeightsError if the model has no embedding of eos_token, which also replaces a missing pad_token."""
     table: Any = model.get_input_embeddings()
     known = range(table.weight.shape[0])
     if tokenizer.eos_token_id not in known:
         raise WeightsError(
-            f"the tokenizer of {name!r} ends a text with {tokenizer.eos_token!r}, word {tokenizer.eos_token_id}, and "
-            f"the model knows {len(known)}; mend its tokenizer_config.json"
+            f"the eos_token {tokenizer.eos_token!r} of {name!r} has id {tokenizer.eos_token_id}, but the model has "
+            f"{len(known)} token embeddings; correct its tokenizer_config.json"
         )
     if tokenizer.pad_token is None or tokenizer.pad_token_id not in known:
         tokenizer.pad_token = tokenizer.eos_token
 
 
 def _keep_first(model: PreTrainedModel, count: int, name: str) -> None:
-    """Leaves out the layers behind these; what they make goes to the final norm.
+    """Remove all layers but the first `count`, whose output goes to the final norm.
 
-    Source: SmolVLA, https://arxiv.org/abs/2506.01844 (the first half of SmolLM2's layers reads images for a policy).
+    Source: SmolVLA, https://arxiv.org/abs/2506.01844 (uses the first half of SmolLM2's layers).
 
     Raises:
-        WeightsError: there are not so many.
+        WeightsError: the model has fewer layers.
     """
     decoder: Any = model.get_decoder()
     if not hasattr(decoder, "layers"):
-        raise WeightsError(f"llm.layers is {count}, and what layers {name!r} has is not known; leave llm.layers out")
+        raise WeightsError(f"llm.layers={count}, but the decoder of {name!r} has no `layers`; remove llm.layers")
     if count > len(decoder.layers):
-        raise WeightsError(f"llm.layers is {count}, and {name!r} has {len(decoder.layers)}; keep at most so many")
+        raise WeightsError(
+            f"llm.layers={count}, but {name!r} has {len(decoder.layers)} layers; use at most {len(decoder.layers)}"
+        )
     decoder.layers = decoder.layers[:count]
     shape: Any = decoder.config
     shape.num_hidden_layers = count
@@ -116,11 +116,11 @@ def _keep_first(model: PreTrainedModel, count: int, name: str) -> None:
 
 
 def _four_bits() -> BitsAndBytesConfig:
-    """QLoRA's, https://arxiv.org/abs/2305.14314: NormalFloat, its constants quantised again, products in bfloat16."""
+    """QLoRA's settings, https://arxiv.org/abs/2305.14314: NF4, double quantisation, bfloat16 products."""
     if not torch.cuda.is_available():
-        raise WeightsError("llm.quantization: 4bit needs a CUDA device, and there is none; leave it out")
+        raise WeightsError("llm.quantization: 4bit requires a CUDA device, and none is available; remove it")
     if find_spec("bitsandbytes") is None:
-        raise WeightsError("llm.quantization: 4bit needs bitsandbytes; pip install bitsandbytes, or leave it out")
+        raise WeightsError("llm.quantization: 4bit requires bitsandbytes; pip install bitsandbytes, or remove it")
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -130,16 +130,16 @@ def _four_bits() -> BitsAndBytesConfig:
 
 
 def _add_lora(model: PreTrainedModel, config: LoRAConfig, name: str) -> None:
-    """Put the adapters into the model's own layers; they are what `requires_grad` afterwards.
+    """Add LoRA to the model's layers in place; afterwards only its parameters require gradients.
 
     Raises:
-        WeightsError: a target is no linear layer of the model.
+        WeightsError: a target is not a linear layer of the model.
     """
     linear = {path.rpartition(".")[2] for path, part in model.named_modules() if isinstance(part, nn.Linear)}
     unknown = set(config.targets) - linear
     if unknown:
         raise WeightsError(
-            f"llm.lora.targets names {', '.join(sorted(unknown))}, and {name!r} has no linear layers of that name; "
+            f"llm.lora.targets: {name!r} has no linear layers named {', '.join(sorted(unknown))}; "
             f"use {', '.join(sorted(linear - {'lm_head'}))}"
         )
     get_peft_model(

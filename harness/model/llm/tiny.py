@@ -1,4 +1,4 @@
-"""`tiny`: an LLM of a few layers that learns from nothing, for studies that have no pretrained one."""
+"""`tiny`: a small LLM that is trained from scratch, for studies without a pretrained one."""
 
 from collections.abc import Iterable
 
@@ -16,7 +16,7 @@ from harness.model.config import LLMConfig
 
 
 def build_tiny(config: LLMConfig, words: Iterable[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The LLM and a tokenizer that knows these words and those of the prompt's template."""
+    """The LLM, with random weights, and a tokenizer over these words and those of the prompt template."""
     template_words = config.template.replace("{expression}", "").split()
     vocabulary = ["[PAD]", "[UNK]", *sorted({*words, *template_words})]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
@@ -50,13 +50,13 @@ def build_tiny(config: LLMConfig, words: Iterable[str]) -> tuple[PreTrainedModel
 
 
 class RunningEmbedding(nn.Embedding):
-    """A word's embedding with those of the words before it in its text, so that every state knows what was said.
+    """Token embedding plus the sum of the embeddings up to that token, so that each state depends on the whole prompt.
 
-    Reading a prompt takes a trained LLM one layer; a small one from scratch spends most of its steps on learning to,
-    and asks visual tokens about the prompt's last word meanwhile.
+    Without it, a small LLM trained from scratch spends most of its steps on learning to attend to earlier words; until
+    then it attends to visual tokens according to the prompt's last word only.
 
-    Source: the mean of what came before as a layer of its own, https://arxiv.org/abs/1805.00631.
-    Differs from the paper: a sum, of embeddings.
+    Source: average attention, https://arxiv.org/abs/1805.00631, a layer that averages all earlier positions.
+    Differs from the paper: a sum instead of a mean, of embeddings instead of hidden states.
     """
 
     def forward(self, ids: Tensor) -> Tensor:

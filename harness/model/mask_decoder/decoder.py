@@ -1,9 +1,9 @@
-"""The mask decoder: SAM's prompt encoder and mask decoder, for many images and many expressions in one call.
+"""SAM's prompt encoder and mask decoder, for several images with several prompts each in one call.
 
 Source: Segment Anything, https://arxiv.org/abs/2304.02643; segment-anything 1.0, `MaskDecoder.predict_masks`.
 Differs from upstream: upstream repeats one image for all prompts (`repeat_interleave` by the number of prompts), so
-several images with several prompts raise a shape error; here each prompt names its image. High-resolution features,
-where given, are added between the two upscaling steps, as in SAM 2 (https://arxiv.org/abs/2408.00714, section 4).
+several images with several prompts raise a shape error; here each prompt has the index of its image. High-resolution
+features, if any, are added in the two upscaling steps, as in SAM 2 (https://arxiv.org/abs/2408.00714, section 4).
 """
 
 from dataclasses import dataclass
@@ -22,15 +22,15 @@ from harness.model.config import MaskDecoderConfig
 from harness.model.mask_decoder.two_way import Grouping, two_way
 
 UPSCALE = 4
-"""How much finer the decoder's masks are than its image embedding."""
+"""Side of a mask over side of the image embedding."""
 
-POINTS_DRAWN_AT_ONCE = 4
-"""The pixels of so few points stay in a processor's cache from the first step of upscaling to the mask."""
+POINTS_PER_CHUNK = 4
+"""Points whose masks are computed at once, so few that the upscaled images stay in a processor's cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageEmbedding:
-    """What the mask decoder looks at.
+    """Image features for the mask decoder.
 
     Args:
         coarse: (B, P, g, g).
@@ -42,10 +42,10 @@ class ImageEmbedding:
 
 
 class PatchEmbedding(nn.Module):
-    """Where there is no SAM encoder: an image embedding from the vision encoder's patches and a shallow RGB stem.
+    """Image embedding for a mask decoder from scratch, from the vision encoder's patches and a shallow RGB stem.
 
-    Patches already know their surroundings, so a linear map and a layer norm stand in for SAM's neck; the stem gives
-    small objects their edges.
+    A linear layer and a layer norm replace SAM's neck, because patches already contain context. The stem adds the
+    resolution that small objects and edges require.
     """
 
     def __init__(self, vision_width: int, mask_decoder: "MaskDecoder", grid: tuple[int, int]) -> None:
@@ -60,29 +60,29 @@ class PatchEmbedding(nn.Module):
         """patches (B, N, C), frames (B, 3, R, R) in 0..1 -> embedding of side g = grid."""
         height, width = self.grid
         coarse = rearrange(self.neck(patches), "b (h w) p -> b p h w", h=height)
-        # Twice the side of the masks, so that a convolution of stride 2 lands on them.
+        # Twice the side of the masks, which a convolution of stride 2 halves.
         size = (2 * UPSCALE * height, 2 * UPSCALE * width)
         fine = self.stem_fine(F.interpolate(frames, size, mode="bilinear", antialias=True) - 0.5)
         return ImageEmbedding(coarse, (self.stem_middle(fine), fine))
 
 
 class SamEmbedding(nn.Module):
-    """Where there is a SAM: its own image embedding, which comes frozen from the cache."""
+    """Image embedding for the mask decoder of a SAM: the frozen SAM's own, from the cache."""
 
-    def forward(self, patches: Tensor, mask_inputs: Tensor) -> ImageEmbedding:  # noqa: ARG002 - what any embedding is given
-        """view (B, P, g, g) -> the same."""
+    def forward(self, patches: Tensor, mask_inputs: Tensor) -> ImageEmbedding:  # noqa: ARG002 - as PatchEmbedding
+        """SAM's embeddings (B, P, g, g) -> the same."""
         return ImageEmbedding(mask_inputs)
 
 
 @dataclass(frozen=True, slots=True)
 class PointMasks:
-    """K masks that points were answered with.
+    """K masks predicted from point prompts.
 
     Args:
-        logits: (K, 4g, 4g) of the padded frame.
-        prompt: (K,) the number of the point.
-        level: (K,) which of SAM's three answers: 0 subpart, 1 part, 2 whole.
-        predicted_iou: (K,) how good SAM thinks it is.
+        logits: (K, 4g, 4g) over the padded frame.
+        prompt: (K,) index of the point.
+        level: (K,) which of SAM's three masks: 0 subpart, 1 part, 2 whole.
+        predicted_iou: (K,) SAM's estimate of the mask's IoU.
     """
 
     logits: Tensor
@@ -95,14 +95,14 @@ class MaskDecoder(nn.Module):
     """SAM's prompt encoder (frozen) and mask decoder (trained), prompted with [SEG] states.
 
     Args:
-        prompt_encoder: gives the positional encoding and the "no mask" embedding.
-        mask_decoder: a decoder of the same width.
-        image_update: whether the image looks back at the prompt, as in SAM. Without it one upscaled image serves all
-            its expressions, and the decoder's cost no longer grows with their number.
+        prompt_encoder: provides the positional encoding and the "no mask" embedding.
+        sam_decoder: a decoder of the same width.
+        image_update: whether the image attends to the prompt, as in SAM. Without it, all expressions of an image share
+            one upscaled image, and its cost does not grow with their number.
     """
 
     learns: ClassVar[bool] = True
-    """Whether its masks teach it, and what prompts it; none are drawn in training where they do not."""
+    """Whether a loss on masks trains the decoder and its prompts; if not, training decodes no masks."""
 
     def __init__(
         self, prompt_encoder: PromptEncoder, sam_decoder: SamMaskDecoder, *, image_update: bool = True
@@ -111,7 +111,7 @@ class MaskDecoder(nn.Module):
         self.prompt_encoder = prompt_encoder.requires_grad_(False)
         self.sam_decoder = sam_decoder
         self.image_update = image_update
-        # What never runs does not learn: one mask a prompt is asked for, so nothing ranks several.
+        # Parts that never run are frozen: there is one mask per prompt, so no ranking of several.
         sam_decoder.iou_prediction_head.requires_grad_(False)
         sam_decoder.output_hypernetworks_mlps[1:].requires_grad_(False)
         if not image_update:
@@ -126,33 +126,33 @@ class MaskDecoder(nn.Module):
 
     @property
     def detail_widths(self) -> tuple[int, int]:
-        """How many numbers a cell of 2g and a pixel of 4g have, in SAM P/4 and P/8."""
+        """Channels of the features at 2g and at 4g, in SAM P/4 and P/8."""
         first, _, _, second, _ = self.sam_decoder.output_upscaling
         return first.out_channels, second.out_channels
 
     def positional_encoding(self, side: int) -> Tensor:
-        """(P, side, side): the coordinates in which the decoder thinks, on a grid of that many cells a side."""
+        """The decoder's dense positional encoding on a grid of side x side cells, (P, side, side)."""
         return self.prompt_encoder.pe_layer((side, side))
 
     def location_logits(self, prompts: Tensor) -> Tensor:
-        """Prompts (M, P) -> how well each agrees with the decoder's coordinates, (M, g, g) logits.
+        """Prompts (M, P) -> similarity to the positional encoding of each cell, (M, g, g) logits.
 
-        The embedding of a point agrees best with where the point lies: there its logit is the root of P, and about zero
-        far away.
+        The embedding of a point has its maximum, the square root of P, at the point's location, and is about zero far
+        from it.
         """
         coordinates = self.prompt_encoder.get_dense_pe()[0].float()
         return einsum(prompts.float(), coordinates, "m p, p h w -> m h w") * 2 * self.width**-0.5
 
     def forward(self, embedding: ImageEmbedding, prompts: Tensor, image: Tensor) -> Tensor:
-        """One mask a prompt.
+        """Predict one mask per prompt.
 
         Args:
             embedding: of B images.
-            prompts: (M, P), one prompt embedding an expression.
-            image: (M,) int64, which image each prompt belongs to.
+            prompts: (M, P), one prompt embedding per expression.
+            image: (M,) int64, index of each prompt's image.
 
         Returns:
-            (M, 4g, 4g) mask logits of the padded frame.
+            (M, 4g, 4g) mask logits over the padded frame.
         """
         group = Grouping.of(image, len(embedding.coarse))
         states, keys = self._two_way(embedding, prompts.unsqueeze(1), group)
@@ -166,51 +166,53 @@ class MaskDecoder(nn.Module):
         return _to_image(masks, embedding.coarse.shape[-2])
 
     def at_points(self, embedding: ImageEmbedding, points: Tensor, image: Tensor, min_iou: float) -> PointMasks:
-        """SAM's answer to single points: subpart, part and whole, of which only those worth their pixels are drawn.
+        """Masks of single points, three per point (subpart, part, whole), without those of low predicted IoU.
 
         Args:
             embedding: of B images.
             points: (M, 2) x and y in pixels of the frame.
-            image: (M,) int64, which image each point lies in.
-            min_iou: masks with a predicted IoU of no more than this are left out.
+            image: (M,) int64, index of each point's image.
+            min_iou: masks with a predicted IoU of at most this are not computed.
         """
-        predicted_iou, states, keys = self._asked(embedding, points, image)
+        predicted_iou, states, keys = self._prompt_with_points(embedding, points, image)
         is_wanted = predicted_iou > min_iou
-        drawn = is_wanted.any(dim=1).nonzero().squeeze(1)
+        selected = is_wanted.any(dim=1).nonzero().squeeze(1)
         logits = []
-        for some in drawn.split(POINTS_DRAWN_AT_ONCE):
-            pixels = self._upscale(keys[some], embedding.details, image[some])
-            masks = einsum(self._kernels(states[some]), pixels, "m level c, m n ij kl c -> m level n ij kl")
-            logits.append(_to_image(masks[is_wanted[some]], embedding.coarse.shape[-2]))
+        for chunk in selected.split(POINTS_PER_CHUNK):
+            pixels = self._upscale(keys[chunk], embedding.details, image[chunk])
+            masks = einsum(self._kernels(states[chunk]), pixels, "m level c, m n ij kl c -> m level n ij kl")
+            logits.append(_to_image(masks[is_wanted[chunk]], embedding.coarse.shape[-2]))
         prompt, level = is_wanted.nonzero(as_tuple=True)
         return PointMasks(torch.cat(logits), prompt, level, predicted_iou[is_wanted])
 
     def best_at_points(self, embedding: ImageEmbedding, points: Tensor, image: Tensor) -> Tensor:
-        """Of SAM's three answers to each of these points the one it thinks best, (M, 4g, 4g) logits.
+        """The mask of highest predicted IoU of the three of each point, (M, 4g, 4g) logits.
 
-        Args: as in `at_points`.
+        Args are those of `at_points`.
         """
-        predicted_iou, states, keys = self._asked(embedding, points, image)
+        predicted_iou, states, keys = self._prompt_with_points(embedding, points, image)
         kernel = self._kernels(states)[torch.arange(len(points), device=points.device), predicted_iou.argmax(1)]
         pixels = self._upscale(keys, embedding.details, image)
         return _to_image(einsum(kernel, pixels, "m c, m n ij kl c -> m n ij kl"), embedding.coarse.shape[-2])
 
-    def _asked(self, embedding: ImageEmbedding, points: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Single points -> predicted IoU (M, 3), mask states (M, 3, P), and the image as each point sees it."""
-        assert self.image_update, "a point's masks are SAM's own, whose image looks back at the point"
+    def _prompt_with_points(
+        self, embedding: ImageEmbedding, points: Tensor, image: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Single points -> predicted IoU (M, 3), mask tokens (M, 3, P), and each point's image features (M, N, P)."""
+        assert self.image_update, "point prompts require image_update"
         labels = torch.ones(len(points), 1, dtype=torch.int, device=points.device)
         prompts, _ = self.prompt_encoder(points=(points.unsqueeze(1), labels), boxes=None, masks=None)
         states, keys = self._two_way(embedding, prompts, Grouping.of(image, len(embedding.coarse)))
-        # The first mask token is for prompts that leave no doubt what is meant; a point leaves some.
+        # The first mask token is for unambiguous prompts; a single point is ambiguous.
         return self.sam_decoder.iou_prediction_head(states[:, 0])[:, 1:], states[:, 2:], keys
 
     def _kernels(self, states: Tensor) -> Tensor:
-        """What each of the three mask states (M, 3, P) looks for in a pixel."""
+        """Pixel classifiers of the three mask tokens (M, 3, P), (M, 3, pixel width)."""
         networks = self.sam_decoder.output_hypernetworks_mlps[1:]
         return torch.stack([network(states[:, level]) for level, network in enumerate(networks)], dim=1)
 
     def _two_way(self, embedding: ImageEmbedding, prompts: Tensor, group: Grouping) -> tuple[Tensor, Tensor]:
-        """The answers (M, 1 + masks, P) to prompts (M, K, P), IoU first, and the image as each prompt sees it."""
+        """Prompts (M, K, P) -> IoU and mask tokens (M, 1 + masks, P), and the updated image features."""
         decoder = self.sam_decoder
         keys = rearrange(embedding.coarse, "b p h w -> b (h w) p") + self.prompt_encoder.no_mask_embed.weight
         position = rearrange(self.prompt_encoder.get_dense_pe(), "1 p h w -> 1 (h w) p").to(keys.dtype)
@@ -223,14 +225,14 @@ class MaskDecoder(nn.Module):
             tokens,
             group,
             image_update=self.image_update,
-            num_read=len(output_tokens),
+            num_outputs=len(output_tokens),
         )
 
     def _upscale(self, keys: Tensor, details: tuple[Tensor, Tensor] | None, image: Tensor | None) -> Tensor:
-        """(X, N, P) -> (X, N, 4, 4, P/8 or the pixel width): a patch's 2 x 2 cells, and of each its 2 x 2 pixels.
+        """(X, N, P) -> (X, N, 4, 4, pixel width): 2 x 2 cells per position, and 2 x 2 pixels per cell.
 
-        A transposed convolution whose kernel is its stride is a linear map of each position, so nothing needs to be
-        put back into an image between the two of them. `image` says whose details each row of `keys` takes.
+        A transposed convolution whose kernel size equals its stride is a linear map of each position, so the two can be
+        applied without arranging positions as an image between them. `image` (X,) selects the details of each row.
         """
         first, norm, activate, second, activate_last = self.sam_decoder.output_upscaling
         cells = _spread(first, keys)
@@ -259,7 +261,7 @@ def _spread(convolution: nn.Module, values: Tensor) -> Tensor:
 
 
 def build_mask_decoder(config: MaskDecoderConfig, grid: tuple[int, int], frame: int) -> MaskDecoder:
-    """A mask decoder from scratch, of segment-anything's own classes, with SAM's sizes where none are given."""
+    """Build a mask decoder from scratch from segment-anything's classes, with SAM's sizes by default."""
     width, heads = config.width or 256, config.heads or 8
     prompt_encoder = PromptEncoder(
         embed_dim=width, image_embedding_size=grid, input_image_size=(frame, frame), mask_in_chans=16
@@ -275,7 +277,7 @@ def build_mask_decoder(config: MaskDecoderConfig, grid: tuple[int, int], frame: 
 
 
 def _widen(decoder: SamMaskDecoder, width: int) -> None:
-    """Pixels of `width` numbers from the first step of upscaling on, and kernels to match."""
+    """Set the channels of both upscaling steps and of the pixel classifiers to `width`."""
     decoder.output_upscaling = nn.Sequential(
         nn.ConvTranspose2d(decoder.transformer_dim, width, kernel_size=2, stride=2),
         LayerNorm2d(width),
@@ -289,11 +291,11 @@ def _widen(decoder: SamMaskDecoder, width: int) -> None:
 
 
 def initialise(decoder: SamMaskDecoder) -> None:
-    """Starts the decoder as a dot product of the prompt with the image; its attention is added by learning.
+    """Initialise the decoder so that a mask is a dot product of prompt and image; training adds attention.
 
-    With torch's defaults the mask token hardly knows its prompt, which SAM's eleven million images make up for and a
-    few hundred do not. So the first self-attention, the one without a residual, begins as the mean of the tokens;
-    every residual branch begins at zero; what is left keeps the variance of what passes through it.
+    With torch's defaults the mask token hardly depends on the prompt, which matters when training on few images. The
+    first self-attention, which has no residual connection, starts as the mean of the tokens. Every residual branch
+    starts at zero. All other layers preserve the variance of their input.
     """
     for module in decoder.modules():
         if isinstance(module, nn.Linear):

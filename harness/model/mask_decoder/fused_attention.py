@@ -1,7 +1,7 @@
-"""The attention of SAM's image encoder as one fused kernel: the same parameters and the same sums.
+"""The attention of SAM's image encoder as one fused kernel, with the same parameters and results.
 
-Source: segment-anything 1.0, `Attention` of `image_encoder.py`; the means are SAM-Fast's,
-https://github.com/pytorch-labs/segment-anything-fast, without its kernels for one generation of GPUs.
+Source: segment-anything 1.0, `Attention` of `image_encoder.py`; the method is that of SAM-Fast,
+https://github.com/pytorch-labs/segment-anything-fast, without its custom GPU kernels.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class FusedAttention(nn.Module):
-    """In place of one block's attention, whose parameters it takes over under the same names."""
+    """Replaces the attention of one block; it has the same parameters under the same names."""
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class FusedAttention(nn.Module):
         return self.proj(rearrange(attended, "b a (h w) d -> b h w (a d)", h=height))
 
     def _bias(self, query: Tensor, height: int, width: int) -> Tensor | None:
-        """(B, a, h*w, h*w), what the relative row and column of a key add to its score; unscaled, as upstream."""
+        """(B, a, h*w, h*w), relative position bias of the scores, from unscaled queries, as upstream."""
         if self.rel_pos_h is None or self.rel_pos_w is None:
             return None
         rows, columns = get_rel_pos(height, height, self.rel_pos_h), get_rel_pos(width, width, self.rel_pos_w)
@@ -43,7 +43,7 @@ class FusedAttention(nn.Module):
 
 
 def fuse_attention(encoder: ImageEncoderViT) -> None:
-    """Exchanges the attention of every block, in place; those that are exchanged stay."""
+    """Replace the attention of every block in place, unless it is replaced already."""
     blocks: Any = encoder.blocks
     for block in blocks:
         if not isinstance(block.attn, FusedAttention):

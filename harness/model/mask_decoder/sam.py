@@ -1,8 +1,8 @@
-"""A frozen SAM by name: its image embedding for the mask decoder, and the model itself for candidate masks.
+"""Loads a frozen SAM by name, for image embeddings and candidate masks.
 
     sam-scenes           small, trained on the embedded benchmark; ships with this package
     sam-vit-b, -l, -h    Meta's checkpoints
-    path/to/file         a checkpoint of one of these, as Meta (.pth) or we (.safetensors) write it
+    path/to/file         a checkpoint of one of these architectures, .pth as from Meta or .safetensors
 
 Source: Segment Anything, https://arxiv.org/abs/2304.02643; segment-anything 1.0, `build_sam.py` and `Sam.preprocess`.
 bfloat16 on a GPU as in SAM-Fast, https://github.com/pytorch-labs/segment-anything-fast.
@@ -29,11 +29,11 @@ SCENES_WIDTH = 96
 
 
 class LoadedSam(nn.Module):
-    """A frozen SAM and where its weights are from.
+    """A frozen SAM with fused attention.
 
     Args:
         sam: segment-anything's model.
-        record: which weights it has.
+        record: name, source and hash of the weights.
     """
 
     def __init__(self, sam: Sam, record: WeightsRecord) -> None:
@@ -44,12 +44,12 @@ class LoadedSam(nn.Module):
 
     @property
     def frame(self) -> int:
-        """R, side of the square frame in pixels; SAM's positions fit no other."""
+        """R, side of the square frame in pixels, fixed by SAM's position embeddings."""
         return self.sam.image_encoder.img_size
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(g, g), cells of the image embedding; masks are four times as fine."""
+        """(g, g), cells of the image embedding; masks are (4g, 4g)."""
         return self.sam.prompt_encoder.image_embedding_size
 
     @property
@@ -62,12 +62,12 @@ class LoadedSam(nn.Module):
         return super().train(False)
 
     def embed(self, frames: Tensor, valid_mask: Tensor | None = None) -> Tensor:
-        """The image embedding, float32.
+        """Compute the image embedding in float32.
 
         Args:
             frames: (B, 3, R, R) in 0..1.
-            inside: (B, R, R) bool, False in the padding, where SAM wants zeros after its normalisation whatever the
-                frame holds; None when the images fill their frames.
+            valid_mask: (B, R, R) bool, False in the padding, which is set to zero after normalisation as in SAM; None
+                if the images fill their frames.
 
         Returns:
             (B, P, g, g).
@@ -118,25 +118,25 @@ BUILDERS: dict[int, Callable[[], Sam]] = {
     1024: sam_model_registry["vit_l"],
     1280: sam_model_registry["vit_h"],
 }
-"""Known architectures by the width of their image encoder, by which a checkpoint tells them apart."""
+"""Known architectures by the width of their image encoder, which identifies a checkpoint's architecture."""
 
 
 def load_sam(name: str) -> LoadedSam:
-    """The SAM of this name, on the CPU in float32, frozen.
+    """Load a SAM by name, frozen, on the CPU in float32.
 
     Raises:
-        WeightsError: its weights cannot be had, are no SAM's, or do not load strictly.
+        WeightsError: the weights are not found, are not those of a SAM, or do not load strictly.
     """
     record = resolve(name)
     if record.folder is None or record.file is None:
-        raise WeightsError(
-            f"{name!r} is a folder; name the checkpoint file of a SAM in it (.pth as Meta writes it, or .safetensors)"
-        )
+        raise WeightsError(f"{name!r} is a folder; use the path of a SAM's checkpoint file (.pth or .safetensors)")
     state = read_tensors(record.folder / record.file, name)
     patches = state.get("image_encoder.patch_embed.proj.weight")
     if patches is None or len(patches) not in BUILDERS:
         found = "no SAM image encoder" if patches is None else f"an image encoder of width {len(patches)}"
-        raise WeightsError(f"the weights {name!r} hold {found}; known SAMs have width {', '.join(map(str, BUILDERS))}")
+        raise WeightsError(
+            f"the weights {name!r} hold {found}; supported SAMs have width {', '.join(map(str, BUILDERS))}"
+        )
     sam = BUILDERS[len(patches)]()
     _load_strictly(sam, state, name)
     return LoadedSam(sam, record)
@@ -146,7 +146,7 @@ def _load_strictly(sam: Sam, state: dict[str, Tensor], name: str) -> None:
     expected = sam.state_dict()
     check_state_dict(
         name,
-        "their SAM",
+        "a SAM",
         missing=expected.keys() - state.keys(),
         unexpected=state.keys() - expected.keys(),
         reshaped={key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape},

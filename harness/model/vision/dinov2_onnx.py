@@ -1,8 +1,8 @@
-"""Reads DINOv2 out of an ONNX graph that torch exported, into a folder as `save_pretrained` writes it.
+"""Converts DINOv2 from an ONNX graph exported by torch to a folder as `save_pretrained` writes it.
 
-In such a graph most weights keep their names under `backbone.`. The matrices of linear layers do not: each is a
-transposed initialiser without a name of its own, found as the input of the MatMul node that is named after its layer.
-The position table is split into its CLS row and its patch rows. The mask token is absent: only pre-training uses it.
+Most weights keep their names in the graph, under `backbone.`. Weight matrices of linear layers do not: each is an
+unnamed, transposed initialiser, identified by the MatMul node that is named after its layer. The position embeddings
+are split into a CLS row and patch rows. The mask token, which only pre-training uses, is absent.
 """
 
 import re
@@ -17,10 +17,10 @@ from transformers import Dinov2Config
 from harness.errors import WeightsError
 
 VERSION = 1
-"""Of what `convert` writes; part of the name under which it is kept."""
+"""Version of the conversion; part of the cached folder's name."""
 PREFIX = "backbone."
 IGNORED = "decoder."
-"""What else is in the file: a saliency head that we have no use for."""
+"""Prefix of weights that are not DINOv2's: a saliency head."""
 LINEAR_NODE = re.compile(r"/backbone/(?P<layer>.+)/MatMul")
 
 
@@ -38,10 +38,10 @@ def small() -> Dinov2Config:
 
 
 def read_state(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
-    """The weights by the names of DINOv2 checkpoints on the hub; each initialiser of the backbone is used once.
+    """The weights under the names of DINOv2 checkpoints on the hub; each initialiser of the backbone is used once.
 
     Raises:
-        WeightsError: something in the graph is left over, or two parts of it claim the same name.
+        WeightsError: an initialiser is left over, or two have the same name.
     """
     left = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     named: list[tuple[str, np.ndarray]] = []
@@ -61,15 +61,15 @@ def read_state(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
 
 
 def _position_table(left: dict[str, np.ndarray]) -> np.ndarray:
-    """Takes the CLS row (1, 1, C) and the patch rows (1, N, C) out of what is left, and joins them."""
+    """Remove the CLS row (1, 1, C) and the patch rows (1, N, C) from `left` and concatenate them."""
     tables = sorted((name for name, value in left.items() if value.ndim == 3), key=lambda name: left[name].shape[1])
     if len(tables) != 2 or left[tables[0]].shape[1] != 1:
-        raise WeightsError(f"unexpected DINOv2 graph: no position table among {sorted(left)}")
+        raise WeightsError(f"unexpected DINOv2 graph: no position embeddings among {sorted(left)}")
     return np.concatenate([left.pop(name) for name in tables], axis=1)
 
 
 def convert(source: Path, folder: Path) -> None:
-    """Writes config.json and model.safetensors of DINOv2-small."""
+    """Write config.json and model.safetensors of DINOv2-small."""
     state = read_state(onnx.load(str(source)).graph)
     small().save_pretrained(folder)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

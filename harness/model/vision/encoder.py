@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,50 +16,33 @@ from harness.errors import WeightsError
 from harness.model.config import VisionConfig
 from harness.model.vision import dinov2_onnx
 from harness.model.vision.families import FAMILIES, Family
-from harness.model.weights import resolution as weights
+from harness.model.weights import known
 from harness.model.weights.resolution import WeightsRecord, as_folder, resolve
 from harness.model.weights.strict_loading import load_strictly, readable
+from projectors import VisualFeatures
 
 ARCHITECTURES = {"dinov2-small": dinov2_onnx.small}
 RANDOM = "random-"
-"""Before a packaged name: the same architecture with random weights, an arm of its own and never a fallback."""
+"""Prefix of a packaged name: the same architecture with random weights. Only used if a study names it."""
 RANDOM_SEED = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Encoding:
-    """What a vision encoder makes of B frames; the fields are those of `projectors.VisualFeatures`.
-
-    Args:
-        patches: (B, N, C).
-        keys: (B, A, N, C / A), of the last block that runs; None unless asked for.
-        cls_query, cls_key: (B, A, C / A), of the same block; None unless asked for, or where there is no CLS.
-        layers: (B, K, N, C), as they leave the blocks asked for; None unless asked for.
-    """
-
-    patches: Tensor
-    keys: Tensor | None = None
-    cls_query: Tensor | None = None
-    cls_key: Tensor | None = None
-    layers: Tensor | None = None
-
-
 class VisionEncoder(nn.Module):
-    """Patches of a frozen encoder as its last hidden state has them, without CLS and register tokens.
+    """A frozen vision encoder whose output is its last hidden state without CLS and register tokens.
 
-    Patches of an earlier block take what the family does after its last one, DINO's and SigLIP's layer norm, as in
-    DINOv2's `get_intermediate_layers`, and nothing in CLIP's, as in LLaVA; the blocks behind it are dropped.
+    With `layer`, the blocks after it are dropped. The output of that block passes through the model's final layer norm
+    where the family has one (DINO, SigLIP), as in DINOv2's `get_intermediate_layers`; CLIP has none, as in LLaVA.
 
     Args:
-        model: an encoder of transformers.
-        family: how it reads a frame.
+        model: a vision encoder of transformers.
+        family: how the model takes its input and orders its output.
         frame: side R of the square frame, in pixels.
-        record: which weights it has.
-        layer: the block whose patches are taken, from 1; None for the last.
+        record: name, source and hash of the weights.
+        layer: the block whose output is used, counted from 1; None for the last.
         normalisation: mean and standard deviation per channel; None for the family's.
 
     Raises:
-        WeightsError: the frame does not divide into what the encoder reads, or it has no such block.
+        WeightsError: the frame is not a multiple of the patch size (or tile size), or there is no such block.
     """
 
     mean: Tensor
@@ -80,7 +62,7 @@ class VisionEncoder(nn.Module):
         if frame % unit:
             lower = max(frame // unit, 1) * unit
             raise WeightsError(
-                f"vision_encoder.frame={frame} is no multiple of the {unit} px that {record.name!r} reads at a time; "
+                f"vision_encoder.frame={frame} is not a multiple of {unit} px, as {record.name!r} requires; "
                 f"use {lower} or {lower + unit}"
             )
         parent = model.get_submodule(family.blocks.rpartition(".")[0])
@@ -111,12 +93,12 @@ class VisionEncoder(nn.Module):
 
     @property
     def has_cls(self) -> bool:
-        """Whether `Encoding.cls_query` and `cls_key` can be had."""
+        """Whether the encoder has a CLS token, and so `cls_query` and `cls_key`."""
         return self.family.has_cls
 
     @property
     def model_id(self) -> str:
-        """The weight's name, which together with its hash names what is computed."""
+        """Name of the weights."""
         return self.weights.name
 
     def train(self, mode: bool = True) -> "VisionEncoder":  # noqa: ARG002 - a frozen encoder has one mode
@@ -134,36 +116,37 @@ class VisionEncoder(nn.Module):
         *,
         has_attention: bool = False,
         layers: Sequence[int] = (),
-    ) -> Encoding:
-        """Frames (B, 3, R, R) in 0..1 -> patches, and in the same run what else is asked for.
+    ) -> VisualFeatures:
+        """Frames (B, 3, R, R) in 0..1 -> patches and their mask, and optional features from the same forward pass.
 
         Args:
-            sizes: height and width in pixels of the image in each frame, from its upper left corner; None where they
-                fill their frames. Encoders of native resolution see no more than that.
-            has_attention: also the keys, and the query and key of CLS where there is one, in the last block, before
-                any rotation.
-            layers: also the patches as they leave these blocks, counted from 1, before whatever follows the last.
+            sizes: height and width in pixels of the image in each frame, from its upper left corner; None if images
+                fill their frames. Encoders of native resolution process only that part of the frame.
+            has_attention: return the keys of the last block, and the query and key of CLS if there is one, before any
+                rotary embedding.
+            layers: return the outputs of these blocks, counted from 1, before any final layer norm.
         """
         shapes = [self._shape(size) for size in sizes or [self.frame_size] * len(frames)]
         blocks = self.model.get_submodule(self.family.blocks)
         assert isinstance(blocks, nn.ModuleList)
-        watched = [*(blocks[layer - 1] for layer in layers)]
-        watched += self.family.projections(blocks[-1]) if has_attention else []
-        seen: dict[nn.Module, Tensor] = {}
-        hooks = [module.register_forward_hook(partial(_note, seen)) for module in watched]
+        hooked = [*(blocks[layer - 1] for layer in layers)]
+        hooked += self.family.projections(blocks[-1]) if has_attention else []
+        outputs: dict[nn.Module, Tensor] = {}
+        hooks = [module.register_forward_hook(partial(_record_output, outputs)) for module in hooked]
         try:
             last = self.family.run(self.model, (frames - self.mean) / self.std, shapes)
         finally:
             for hook in hooks:
                 hook.remove()
-        placed = [
+        arranged = [
             self.family.arranged(states, self.model.config, shapes, self.grid)
-            for states in (last, *(seen[module] for module in watched))
+            for states in (last, *(outputs[module] for module in hooked))
         ]
-        prefix, earlier = self.num_prefix_tokens, placed[1 : 1 + len(layers)]
-        query, key = self._attention(torch.cat(placed[1 + len(layers) :], dim=-1)) if has_attention else (None, None)
-        return Encoding(
-            patches=placed[0][:, prefix:],
+        prefix, earlier = self.num_prefix_tokens, arranged[1 : 1 + len(layers)]
+        query, key = self._attention(torch.cat(arranged[1 + len(layers) :], dim=-1)) if has_attention else (None, None)
+        return VisualFeatures(
+            patches=arranged[0][:, prefix:],
+            patch_mask=self._patch_mask(shapes).to(frames.device),
             keys=None if key is None else key[:, :, prefix:],
             cls_query=query[:, :, 0] if query is not None and self.has_cls else None,
             cls_key=key[:, :, 0] if key is not None and self.has_cls else None,
@@ -171,7 +154,7 @@ class VisionEncoder(nn.Module):
         )
 
     def _attention(self, projected: Tensor) -> tuple[Tensor, Tensor]:
-        """What the last block projects (B, n, >= 2C) -> queries and keys (B, A, n, C / A)."""
+        """Joint projection of the last block (B, n, >= 2C) -> queries and keys (B, A, n, C / A)."""
         query, key = projected[..., : 2 * self.width].chunk(2, dim=-1)
         heads = self.family.heads(self.model.config)
         return (
@@ -180,32 +163,40 @@ class VisionEncoder(nn.Module):
         )
 
     def _shape(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of patches that hold a pixel of an image of this height and width."""
+        """Rows and columns of patches that hold at least one pixel of an image of this height and width."""
         return -(-size[0] // self.patch_size), -(-size[1] // self.patch_size)
 
+    def _patch_mask(self, shapes: Sequence[tuple[int, int]]) -> Tensor:
+        """(B, N) bool, True where a patch holds at least one pixel of its image."""
+        rows, columns = torch.tensor(shapes).unsqueeze(-1).unbind(1)
+        is_row, is_column = torch.arange(self.grid[0]) < rows, torch.arange(self.grid[1]) < columns
+        return rearrange(is_row[:, :, None] & is_column[:, None], "b h w -> b (h w)")
 
-def _note(seen: dict[nn.Module, Tensor], module: nn.Module, _: object, output: Tensor | tuple[Tensor, ...]) -> None:
-    """A hook: what a module gave; of several things the first."""
-    seen[module] = output if isinstance(output, Tensor) else output[0]
+
+def _record_output(
+    outputs: dict[nn.Module, Tensor], module: nn.Module, _: object, output: Tensor | tuple[Tensor, ...]
+) -> None:
+    """A forward hook that stores a module's output; the first element of a tuple."""
+    outputs[module] = output if isinstance(output, Tensor) else output[0]
 
 
 def names() -> list[str]:
-    """Encoders that need no path and no hub."""
-    return [*weights.names("encoder"), *(RANDOM + name for name in ARCHITECTURES)]
+    """Vision encoders known by name, which require no path and no hub id."""
+    return [*known.names("encoder"), *(RANDOM + name for name in ARCHITECTURES)]
 
 
 def load_vision_encoder(config: VisionConfig) -> VisionEncoder:
-    """The encoder of this name, on the CPU in float32.
+    """Load a vision encoder by name, on the CPU in float32.
 
     Raises:
-        WeightsError: its weights cannot be had or do not load strictly, its family is not known, the frame does not
-            divide into its patches, or it has no such block.
+        WeightsError: the weights are not found or do not load strictly, the family is not supported, the frame is not a
+            multiple of the patch size, or there is no such block.
     """
     if config.name.startswith(RANDOM):
         return _random(config)
     record = resolve(config.name)
     if record.file is not None and not record.file.endswith(".onnx"):
-        raise WeightsError(f"{record.name!r} is no vision encoder; name one of {', '.join(names())} or a folder")
+        raise WeightsError(f"{record.name!r} is not a vision encoder; use {', '.join(names())} or a folder")
     folder = as_folder(record, dinov2_onnx.VERSION, dinov2_onnx.convert)
     family = _family_of(folder, record.name)
     model = load_strictly(family.model, folder, record.name, family.unused, key_mapping=dict(family.renamed) or None)
@@ -218,38 +209,43 @@ def _family_of(folder: Path, name: str) -> Family:
     with readable(name):
         kind = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).model_type
     if kind not in FAMILIES:
-        raise WeightsError(f"{name!r} is of the family {kind!r}; known vision encoders: {', '.join(FAMILIES)}")
+        raise WeightsError(
+            f"{name!r} has model_type {kind!r}, which is not a supported vision encoder; use one of "
+            f"{', '.join(FAMILIES)}"
+        )
     return FAMILIES[kind]
 
 
 def _normalisation(folder: Path, family: Family) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the checkpoint's own preprocessing, the family's by default.
+    """Mean and standard deviation from the checkpoint's preprocessing config, the family's by default.
 
     Raises:
-        ValueError: they are no three numbers each, or a deviation is not positive.
+        ValueError: they are not three numbers each, or a standard deviation is not positive.
     """
-    given: dict[str, Any] = {}
-    # Transformers 5 writes what it knows of images into the file of the whole processor.
+    settings: dict[str, Any] = {}
+    # transformers 5 writes the image processor's settings into processor_config.json.
     for name in ("processor_config.json", "preprocessor_config.json"):
         if (folder / name).exists():
             content = json.loads((folder / name).read_text(encoding="utf-8"))
-            given |= content.get("image_processor", content)
+            settings |= content.get("image_processor", content)
     mean, std = (
-        tuple(float(value) for value in given.get(key) or usual)
-        for key, usual in zip(("image_mean", "image_std"), family.normalisation, strict=True)
+        tuple(float(value) for value in settings.get(key) or default)
+        for key, default in zip(("image_mean", "image_std"), family.normalisation, strict=True)
     )
     if not len(mean) == len(std) == 3 or min(std) <= 0:
         raise ValueError(
-            f"image_mean {mean} and image_std {std}, and three numbers each are allowed, the last positive"
+            f"image_mean is {mean} and image_std is {std}; each must hold three numbers, and image_std positive ones"
         )
     return mean, std
 
 
 def _random(config: VisionConfig) -> VisionEncoder:
-    """The architecture of a packaged encoder with seeded random weights; the caller's random state is left alone."""
+    """A packaged encoder's architecture with seeded random weights; the global random state is not changed."""
     base = config.name.removeprefix(RANDOM)
     if base not in ARCHITECTURES:
-        raise WeightsError(f"no random encoder {config.name!r}; known: {', '.join(RANDOM + n for n in ARCHITECTURES)}")
+        raise WeightsError(
+            f"no random encoder {config.name!r}; use one of {', '.join(RANDOM + name for name in ARCHITECTURES)}"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         model = AutoModel.from_config(ARCHITECTURES[base](), dtype=torch.float32)

@@ -1,11 +1,11 @@
-"""Families of vision encoders: how each of them reads a frame, and where in it things are.
+"""Families of vision encoders: how each takes its input, and how its output is arranged.
 
-A family is known by the `model_type` of its checkpoint, of the vision encoder alone or of a whole CLIP or vision LLM.
-Most see the padded frame whole. Those of native resolution see of each image its own patches only; InternVL sees as
-many rows and columns of tiles as the image reaches. Whatever they see, their patches are put back into the one grid of
-the frame.
-Differs from the releases of native resolution: an image keeps its shape, but its longer side becomes that of the frame,
-so that a study decides what is seen; InternVL stretches the image until it fills its tiles, and adds the whole, small.
+A family is identified by the `model_type` of a checkpoint, which is that of a vision encoder, a CLIP or a vision LLM.
+Most take the whole padded frame. Encoders of native resolution take the patches of each image only, and InternVL the
+tiles that contain part of the image. In every case the output is arranged as the patch grid of the frame.
+Differs from the releases: images for encoders of native resolution keep their aspect ratio, but are resized so that the
+longer side is that of the frame, because studies fix the resolution; InternVL's release stretches the image to fill its
+tiles and adds a thumbnail of the whole image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,29 +31,29 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransforme
 from transformers.vision_utils import get_vision_window_index
 
 Shape = tuple[int, int]
-"""Rows and columns of patches that hold something of an image, in the upper left corner of the grid."""
+"""Rows and columns of patches that contain part of an image, in the upper left corner of the grid."""
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 OF_CLIP = (r"(vision_model\.)?embeddings\.position_ids", r"text_model\..*", r"(text|visual)_projection\..*", "logit_.*")
-"""What a whole CLIP or SigLIP has beside its vision encoder."""
+"""Weights of a CLIP or SigLIP outside its vision encoder."""
 OF_LLM = (r"(model|lm_head|language_model|multi_modal_projector|mlp1)\..*",)
-"""What a vision LLM has beside its vision encoder."""
+"""Weights of a vision LLM outside its vision encoder."""
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A ViT that sees the whole padded frame, as [CLS], registers, patches.
+    """A ViT that takes the whole padded frame; its sequence is [CLS], registers, patches.
 
     Args:
-        model: the class of transformers.
-        blocks: where in the model its blocks are.
-        normalisation: mean and standard deviation per channel, where a checkpoint brings none of its own.
-        unused: regular expressions of weights that may be missing or left over.
-        renamed: regular expressions of beginnings of names in a whole checkpoint -> what stands there in the encoder's.
-        settings: handed to the model's forward.
-        has_cls: whether there is a CLS token that looks at the patches.
+        model: class of transformers.
+        blocks: path of the model's `ModuleList` of blocks.
+        normalisation: mean and standard deviation per channel, unless a checkpoint has its own.
+        unused: regular expressions of weights that may be missing or unexpected.
+        renamed: regular expressions of name prefixes in the checkpoint of a whole model -> prefix in the encoder.
+        settings: passed to the model's forward.
+        has_cls: whether there is a CLS token.
     """
 
     model: type[PreTrainedModel]
@@ -65,7 +65,7 @@ class Family:
     has_cls: bool = True
 
     def width(self, config: Any) -> int:
-        """C, the width of a patch as it leaves a block."""
+        """C, the width of a block's output."""
         return int(config.hidden_size)
 
     def heads(self, config: Any) -> int:
@@ -77,31 +77,31 @@ class Family:
         return int(config.patch_size)
 
     def unit(self, config: Any) -> int:
-        """What the side of a frame must be a multiple of, in pixels."""
+        """Number of pixels of which the frame's side must be a multiple."""
         return self.patch_size(config)
 
     def num_prefix_tokens(self, config: Any) -> int:
-        """CLS and registers, which stand before the patches."""
+        """Number of CLS and register tokens before the patches."""
         return int(self.has_cls) + getattr(config, "num_register_tokens", 0)
 
     def projections(self, block: torch.nn.Module) -> list[torch.nn.Module]:
-        """The layers of a block whose outputs, side by side, begin with queries and keys."""
+        """Modules of a block whose concatenated outputs begin with queries and keys."""
         parts = dict(block.named_modules())
         ends = ("q_proj", "k_proj") if any(name.endswith("q_proj") for name in parts) else ("qkv",)
         return [next(parts[name] for name in parts if name.endswith(end)) for end in ends]
 
     def run(self, model: PreTrainedModel, frames: Tensor, shapes: Sequence[Shape]) -> Tensor:  # noqa: ARG002
-        """Normalised frames (B, 3, R, R) through the model: its last hidden state, in an order of its own."""
+        """Normalised frames (B, 3, R, R) -> the model's last hidden state, in the family's order."""
         return model(pixel_values=frames, **self.settings).last_hidden_state
 
     def arranged(self, states: Tensor, config: Any, shapes: Sequence[Shape], grid: Shape) -> Tensor:  # noqa: ARG002
-        """States as `run` or a block gives them -> (B, prefix + N, E), row-major, zero where there is no image."""
+        """Output of `run` or of a block -> (B, prefix + N, E), row-major; zero for patches that were not processed."""
         return states
 
 
 @dataclass(frozen=True, slots=True)
 class Tiles(Family):
-    """InternVL: the frame is cut into tiles of the checkpoint's image size; those that hold something are seen."""
+    """InternVL: the frame is split into tiles of the checkpoint's image size; tiles of padding only are skipped."""
 
     has_cls: bool = False
 
@@ -114,30 +114,30 @@ class Tiles(Family):
     def run(self, model: PreTrainedModel, frames: Tensor, shapes: Sequence[Shape]) -> Tensor:
         side = self.unit(model.config)
         tiles = rearrange(frames, "b c (i y) (j x) -> b i j c y x", y=side, x=side)
-        shown = self._shown(model.config, shapes, (tiles.shape[1], tiles.shape[2])).to(frames.device)
-        return model(pixel_values=tiles[shown]).last_hidden_state
+        is_used = self._used_tiles(model.config, shapes, (tiles.shape[1], tiles.shape[2])).to(frames.device)
+        return model(pixel_values=tiles[is_used]).last_hidden_state
 
     def arranged(self, states: Tensor, config: Any, shapes: Sequence[Shape], grid: Shape) -> Tensor:
         side = self.unit(config) // self.patch_size(config)
-        shown = self._shown(config, shapes, (grid[0] // side, grid[1] // side)).to(states.device)
-        # A tile's own CLS sees no more than the tile.
+        is_used = self._used_tiles(config, shapes, (grid[0] // side, grid[1] // side)).to(states.device)
+        # Each tile has its own CLS, which is dropped.
         patches = states[:, 1:]
-        placed = patches.new_zeros(*shown.shape, *patches.shape[1:])
-        placed[shown] = patches
+        placed = patches.new_zeros(*is_used.shape, *patches.shape[1:])
+        placed[is_used] = patches
         return rearrange(placed, "b i j (y x) e -> b (i y j x) e", y=side)
 
-    def _shown(self, config: Any, shapes: Sequence[Shape], tiles: Shape) -> Tensor:
-        """(B, rows of tiles, columns of tiles) bool, of each tile whether it holds something of its image."""
+    def _used_tiles(self, config: Any, shapes: Sequence[Shape], tiles: Shape) -> Tensor:
+        """(B, rows of tiles, columns of tiles) bool, True where a tile contains part of its image."""
         side = self.unit(config) // self.patch_size(config)
-        shown = torch.zeros(len(shapes), *tiles, dtype=torch.bool)
+        is_used = torch.zeros(len(shapes), *tiles, dtype=torch.bool)
         for image, (rows, columns) in enumerate(shapes):
-            shown[image, : -(-rows // side), : -(-columns // side)] = True
-        return shown
+            is_used[image, : -(-rows // side), : -(-columns // side)] = True
+        return is_used
 
 
 @dataclass(frozen=True, slots=True)
 class NaFlex(Family):
-    """SigLIP 2 of native resolution: an image is the sequence of its own patches."""
+    """SigLIP 2 of native resolution: each image is a sequence of its own patches, padded."""
 
     has_cls: bool = False
 
@@ -161,9 +161,10 @@ class NaFlex(Family):
 
 @dataclass(frozen=True, slots=True)
 class Qwen(Family):
-    """The vision tower of Qwen2-VL and Qwen2.5-VL before its merger, which is a projector of its own.
+    """The vision tower of Qwen2-VL and Qwen2.5-VL without its merger, which is a projector.
 
-    All images are one sequence; the patches that the merger would join stand together, in Qwen2.5-VL by windows.
+    All images form one sequence, in which the patches that the merger would join are adjacent; Qwen2.5-VL also groups
+    them by attention windows.
     """
 
     has_cls: bool = False
@@ -186,15 +187,15 @@ class Qwen(Family):
         patches = repeat(frames, "b c (h y) (w x) -> (b h w) (c t y x)", y=side, x=side, t=config.temporal_patch_size)
         grid = (frames.shape[-2] // side, frames.shape[-1] // side)
         order = self._merge_order(config, shapes, grid).to(frames.device)
-        shown = torch.tensor(self._frames_shown(config, shapes), device=frames.device)
-        return model(patches[order], grid_thw=shown).last_hidden_state
+        sizes = torch.tensor(self._sizes(config, shapes), device=frames.device)
+        return model(patches[order], grid_thw=sizes).last_hidden_state
 
     def arranged(self, states: Tensor, config: Any, shapes: Sequence[Shape], grid: Shape) -> Tensor:
         order = self._merge_order(config, shapes, grid)
         if hasattr(config, "window_size"):
-            shown = torch.tensor(self._frames_shown(config, shapes))
+            sizes = torch.tensor(self._sizes(config, shapes))
             windows, _ = get_vision_window_index(
-                shown, config.spatial_merge_size, config.window_size, self.patch_size(config)
+                sizes, config.spatial_merge_size, config.window_size, self.patch_size(config)
             )
             order = order.unflatten(0, (-1, config.spatial_merge_size**2))[windows].flatten()
         placed = states.new_zeros(len(shapes) * grid[0] * grid[1], states.shape[-1])
@@ -202,22 +203,22 @@ class Qwen(Family):
         return placed.unflatten(0, (len(shapes), -1))
 
     def _merge_order(self, config: Any, shapes: Sequence[Shape], grid: Shape) -> Tensor:
-        """Of each place of the sequence, where its patch stands among the B * N of the frames."""
+        """Index of each patch of the sequence among the B * N patches of the frames."""
         side = config.spatial_merge_size
         positions = torch.arange(len(shapes) * grid[0] * grid[1]).view(len(shapes), *grid)
         return torch.cat(
             [
                 rearrange(positions[image, :rows, :columns], "(h y) (w x) -> (h w y x)", y=side, x=side)
-                for image, (rows, columns) in enumerate(self._whole(config, shapes))
+                for image, (rows, columns) in enumerate(self._rounded_up(config, shapes))
             ]
         )
 
-    def _frames_shown(self, config: Any, shapes: Sequence[Shape]) -> list[tuple[int, int, int]]:
-        """Of each image how many frames, rows and columns the tower is shown."""
-        return [(1, *shape) for shape in self._whole(config, shapes)]
+    def _sizes(self, config: Any, shapes: Sequence[Shape]) -> list[tuple[int, int, int]]:
+        """Number of time steps, rows and columns of each image."""
+        return [(1, *shape) for shape in self._rounded_up(config, shapes)]
 
-    def _whole(self, config: Any, shapes: Sequence[Shape]) -> list[Shape]:
-        """Shapes, rounded up to what the merger joins; the frame's padding fills them."""
+    def _rounded_up(self, config: Any, shapes: Sequence[Shape]) -> list[Shape]:
+        """Shapes rounded up to multiples of the merge size; the frame's padding fills the difference."""
         side = config.spatial_merge_size
         return [(-(-rows // side) * side, -(-columns // side) * side) for rows, columns in shapes]
 

