@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from harness.evaluation.trained_cell import TrainedCell, load_cell
     from harness.execution.session import run_study
-    from harness.execution.study_results import Results
     from harness.study.study import Study
+    from reports.study_results import Results
 
 __all__ = ["Results", "Study", "TrainedCell", "load_cell", "run_study"]
 
 _MODULES = {
-    "Results": "harness.execution.study_results",
+    "Results": "reports.study_results",
     "Study": "harness.study.study",
     "TrainedCell": "harness.evaluation.trained_cell",
     "load_cell": "harness.evaluation.trained_cell",

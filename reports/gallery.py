@@ -158,10 +158,12 @@ def _questions(findings: Findings, folder: Path, reference: str) -> Iterator[Gal
     """Items of questions."""
     keys = ["image_id", "expression_id"]
     tables = {each.name: _first_seed(findings, each).set_index(keys).sort_index() for each in findings.variants}
-    answered = tables[reference].dropna(subset="generated_text")
-    answered = answered[np.array([_picture(folder, image_id).exists() for image_id, _ in answered.index], bool)]
+    answered_rows = tables[reference].dropna(subset="generated_text")
+    answered_rows = answered_rows[
+        np.array([_picture(folder, image_id).exists() for image_id, _ in answered_rows.index], bool)
+    ]
     shown: set[str] = set()
-    for family, rows in answered.groupby("family", sort=False):
+    for family, rows in answered_rows.groupby("family", sort=False):
         for word, extreme in {"best": rows["score"].max(), "worst": rows["score"].min()}.items():
             extreme_rows = rows[(rows["score"] == extreme) & (rows["score"].nunique() > 1)]
             unused = extreme_rows[~extreme_rows.index.get_level_values("image_id").isin(shown)]

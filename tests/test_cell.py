@@ -85,8 +85,8 @@ def test_a_cell_trains_and_scores_on_files_in_an_official_format(cells, folder, 
 def test_a_study_loads_question_files_and_mixes_datasets(folder, tmp_path, name):
     """Settings that hold others make the whole way from the study file; one image is scored, so no other is shown."""
     own = datasets.write_instances(tmp_path / "own", datasets.made(3))
-    given = own if name == "coco_instances" else {"name": "mix", "train": [own, own], "score": own}
-    cell, *_ = Study.from_yaml(tmp_path / "study.yaml", [f"base.data={json.dumps(given)}"]).cells()
+    settings = own if name == "coco_instances" else {"name": "mix", "train": [own, own], "score": own}
+    cell, *_ = Study.from_yaml(tmp_path / "study.yaml", [f"base.data={json.dumps(settings)}"]).cells()
     row = run_cell(cell, folder, quiet())
     assert row["status"] == "done", row["reason"]
     assert row["num_images"] == 1

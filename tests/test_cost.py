@@ -30,9 +30,9 @@ MASK_DECODERS = {
 }
 
 
-def _assembled(cell, **sections):
+def _assembled(cell, **settings):
     """The parts of a cell, and the first scored image."""
-    spec = cell.spec.model_copy(update=sections)
+    spec = cell.spec.model_copy(update=settings)
     words = assembly.build_vocabulary(assembly.load_examples(spec, "train"))
     return assembly.assemble(spec, words, CPU), assembly.load_examples(spec, "test")[0]
 

@@ -1,4 +1,4 @@
-"""The projector in `examples/max_pooling`, installed as anyone would: found, planned, and held to the contract."""
+"""The projector in `examples/max_pooling`, installed as anyone would: found, planned, and tested by the contract."""
 
 import importlib
 import os
@@ -75,7 +75,7 @@ def test_it_takes_the_largest_real_value_of_each_cell(monkeypatch):
         for top in range(0, height, 2):
             for left in range(0, width, 2):
                 cell = [(top + y) * width + left + x for y in (0, 1) for x in (0, 1)]
-                real = [batch.patches[image, n] for n in cell if batch.patch_mask[image, n]]
-                if real:
-                    expected.append(torch.stack([max(channel) for channel in torch.stack(real, dim=1)]))
+                valid = [batch.patches[image, n] for n in cell if batch.patch_mask[image, n]]
+                if valid:
+                    expected.append(torch.stack([max(channel) for channel in torch.stack(valid, dim=1)]))
         torch.testing.assert_close(tokens.embeds[image][tokens.mask[image]], torch.stack(expected))

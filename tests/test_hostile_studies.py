@@ -10,8 +10,8 @@ import pytest
 
 from harness import run
 from harness.study.checks import MAX_CELLS
-from harness.study.limits import MAX_DEPTH, MAX_INT, MAX_KEY, MAX_TEXT
-from harness.study.yaml_reader import MAX_FILE_BYTES
+from harness.study.nodes.limits import MAX_DEPTH, MAX_INT, MAX_KEY, MAX_TEXT
+from harness.study.nodes.yaml_reader import MAX_FILE_BYTES
 from tests import hostile
 from tests.small_study import PRESET, STUDY, write_study
 

@@ -47,16 +47,16 @@ def photograph(tmp_path):
 @pytest.mark.parametrize("arm", ["pooling", "decoder_pe"])
 def test_a_loaded_cell_has_the_same_scores(cells, folder, arm):
     checkpoint = _trained(cells[arm], folder)
-    torch.manual_seed(12345)  # what is drawn at random must come from the file
+    torch.manual_seed(12345)  # random tensors must come from the file
     trained = load(checkpoint, CPU)
     assert (trained.arm, trained.seed, trained.spec) == (arm, 0, cells[arm].spec)
     testing = load_examples(trained.spec, "test")
     parts, precision = trained.assembly, trained.spec.training.precision
     samples, _ = Evaluator(parts.segmenter, parts.batches, 16, precision).score(testing)
     before = pd.read_parquet(folder.cells / f"{cells[arm].id}.samples.parquet")
-    drawn = ["iou_teacher_forced", "intersection_teacher_forced", "predicted_area_teacher_forced"]
+    mask_columns = ["iou_teacher_forced", "intersection_teacher_forced", "predicted_area_teacher_forced"]
     assert 0 < before["predicted_area_teacher_forced"].mean() < 0.9 * (before["height"] * before["width"]).mean()
-    pd.testing.assert_frame_equal(samples[[*drawn, "iou"]], before[[*drawn, "iou"]])
+    pd.testing.assert_frame_equal(samples[[*mask_columns, "iou"]], before[[*mask_columns, "iou"]])
 
 
 @pytest.mark.parametrize("trained_in", ["float32", "bfloat16", "auto"])

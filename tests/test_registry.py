@@ -222,4 +222,4 @@ def test_a_study_runs_components_of_another_package(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "every configuration passes" in done.stdout
+    assert "all configurations passed" in done.stdout

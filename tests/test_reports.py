@@ -363,7 +363,7 @@ def test_a_study_of_questions_is_reported_without_masks(tmp_path: Path) -> None:
         generated_text=np.where(is_right, "red", "blue"),
         references='["red"]',
     )
-    folder = write_run(tmp_path / "asked", results, samples)  # with pictures
+    folder = write_run(tmp_path / "questions", results, samples)  # with pictures
     answered.to_parquet(folder / "samples.parquet")
     study = folder / "study.resolved.yaml"
     text = study.read_text().replace("giou: maximize", "accuracy: maximize")

@@ -37,8 +37,8 @@ def test_the_papers_scale_exceeds_a_laptop(preset):
 @pytest.mark.parametrize(("precision", "llm_bytes"), [("float32", 4), ("bfloat16", 2)])
 def test_memory_counts_weights_once_in_the_precision_of_this_machine(precision, llm_bytes, monkeypatch):
     monkeypatch.setattr(requirements, "resolve_precision", lambda *_: precision)
-    asked = 4 * (304_368_640 + 641_090_608) + llm_bytes * 6_738_415_616
-    assert f"they take up to {asked / 2**30:.1f} GiB" in requirements.verdict(specs("paper"))
+    expected = 4 * (304_368_640 + 641_090_608) + llm_bytes * 6_738_415_616
+    assert f"they take up to {expected / 2**30:.1f} GiB" in requirements.verdict(specs("paper"))
 
 
 @pytest.mark.usefixtures("_a_small_machine")

@@ -165,11 +165,11 @@ def _die(study: Path, out: Path, log: Path, cell_id: str, stage: str) -> None:
         write_cell(self, row, samples)
 
     def logged(self: Trainer, examples: object) -> object:
-        is_trained = self.training_checkpoint is not None and self.training_checkpoint.exists()
+        is_trained = self.loop.checkpoint is not None and self.loop.checkpoint.exists()
         curve = train(self, examples)  # type: ignore[arg-type]
         if not is_trained:
             with log.open("a") as file:
-                file.write(f"{self.training_checkpoint.name.partition('.')[0]}\n")  # type: ignore[union-attr]
+                file.write(f"{self.loop.checkpoint.name.partition('.')[0]}\n")  # type: ignore[union-attr]
         return curve
 
     RunFolder.write_cell, Trainer.run = write_or_die, logged  # type: ignore[method-assign, assignment]

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 import projectors
 from harness.errors import StudyError
-from harness.study import cell_spec as sections
+from harness.study import cell_spec
 from harness.study.study import Point, Study
 from tests.small_study import PRESET, STUDY, sampled_study, write_study
 
@@ -224,7 +224,7 @@ def test_sampled_points_are_not_listed_before_the_run(tmp_path):
 def test_required_inputs_of_every_projector_are_known_on_the_meta_device():
     for name in projectors.names():
         settings = projectors.get(name).Config().model_dump(mode="json")
-        assert sections.projector_inputs({"name": name, **settings}) is not None
+        assert cell_spec.projector_inputs({"name": name, **settings}) is not None
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)

@@ -169,11 +169,11 @@ def test_a_step_is_at_most_the_size_of_its_range(tmp_path):
 )
 def test_the_plan_reports_names_without_weights(setting, expected, tmp_path, capsys):
     path, file = write_study(tmp_path), tmp_path / "presets" / "small.yaml"
-    places = {"file": file, "short": shorten(str(file)), "folder": file.parent}
-    assert run.main([str(path), "--plan", "--out", str(tmp_path / "none"), "--set", setting.format(**places)]) == 2
+    paths = {"file": file, "short": shorten(str(file)), "folder": file.parent}
+    assert run.main([str(path), "--plan", "--out", str(tmp_path / "none"), "--set", setting.format(**paths)]) == 2
     printed = capsys.readouterr().err
     assert printed.startswith(f"{path}: ")
-    assert expected.format(**places) in printed
+    assert expected.format(**paths) in printed
 
 
 def test_settings_are_shortened_to_their_shortest_unique_suffix():

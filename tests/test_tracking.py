@@ -244,8 +244,8 @@ def test_a_store_that_cannot_be_opened_ends_the_study_before_a_cell_runs(tmp_pat
 
 
 def test_a_study_or_its_preset_selects_the_store_without_changing_cells(tmp_path, study):
-    given = "tracking: {uri: http://ann:secret@host:5000, experiment: shared}\n"
-    for text, preset in ((STUDY + given, PRESET), (STUDY, PRESET + given)):
+    settings = "tracking: {uri: http://ann:secret@host:5000, experiment: shared}\n"
+    for text, preset in ((STUDY + settings, PRESET), (STUDY, PRESET + settings)):
         tracked = Study.from_yaml(write_study(tmp_path, text, preset))
         assert tracked.settings.tracking.uri == "http://ann:secret@host:5000"
         assert Tracker(tracked, RunFolder(tmp_path / "run")).experiment == "shared"
@@ -266,8 +266,8 @@ def test_problems_in_tracking_have_their_location_and_hide_the_password(tmp_path
 
 
 def test_credentials_are_removed_from_commands_and_messages(monkeypatch):
-    given = ["--storage", "postgresql://bob:hid'd en@db/optuna", f"--tracking-uri={SECRETS}", "--set", "a=b@c"]
-    monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python", "-m", "harness.run", *given])
+    settings = ["--storage", "postgresql://bob:hid'd en@db/optuna", f"--tracking-uri={SECRETS}", "--set", "a=b@c"]
+    monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python", "-m", "harness.run", *settings])
     assert command() == (
         "python -m harness.run --storage 'postgresql://***@db/optuna' "
         "'--tracking-uri=http://***@127.0.0.1:1/mlflow?token=***' --set a=b@c"

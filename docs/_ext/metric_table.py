@@ -6,10 +6,7 @@ from collections.abc import Callable
 from markup import escape, table
 from sphinx.errors import ExtensionError
 
-try:
-    from harness.results.metrics import METRICS
-except ImportError:
-    from harness.results.run_folder import METRICS
+from harness.results.metrics import METRICS
 
 DEFINITIONS = {
     r"giou": "mean IoU over expressions; not the generalized-box IoU of the same name",

@@ -10,7 +10,7 @@ from markup import escape, link, table
 import projectors
 from harness.planning import reference_cost
 
-costs_of = cache(getattr(reference_cost, "measure", None) or reference_cost.measured)
+costs_of = cache(reference_cost.measure)
 _TITLE = re.compile(r"(Source|Licence|Differs [^:]+): ?(.*)")
 _HEADINGS = ("projector", "tokens", "parameters", "GFLOPs", "required inputs beside patches", "licence")
 

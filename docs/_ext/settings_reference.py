@@ -176,7 +176,7 @@ def registered(section: str) -> str:
     """One subsection with a table for every name that a section can have."""
     parts = []
     for name in REGISTRIES[section].names():
-        model = REGISTRIES[section].config(name)
+        model = REGISTRIES[section].get(name).Config
         label = f"settings-{section}-{name}".replace("_", "-")
         parts.append(f"({label})=\n### `{name}`\n\n{settings_table(model)}")
     return "\n".join(parts)

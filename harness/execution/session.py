@@ -4,13 +4,13 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from rich.console import Console
 
 from harness.errors import WeightsError
 from harness.execution.report_process import ReportProcess
-from harness.execution.study_results import Results
 from harness.execution.worker import RunsCells
 from harness.monitoring.progress import progress_on
 from harness.monitoring.result_table import result_table
@@ -18,6 +18,9 @@ from harness.monitoring.run_log import run_log
 from harness.results.run_folder import RunFolder
 from harness.study.study import Cell, Study
 from harness.system.environment import command
+
+if TYPE_CHECKING:
+    from reports.study_results import Results
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +41,7 @@ def run_study(
     storage: str | None = None,
     tracking_uri: str | None = None,
     console: Console | None = None,
-) -> Results:
+) -> "Results":
     """Run the cells of a study that have no result yet; write its tables and its report.
 
     Args:
@@ -97,6 +100,8 @@ def run_study(
         console.print(f"MLflow: {link}", soft_wrap=True, markup=False)
     if shortfall := tracker.shortfall():
         console.print(shortfall, soft_wrap=True, markup=False)
+    from reports.study_results import Results
+
     return Results(folder.path, outcome.num_failed)
 
 

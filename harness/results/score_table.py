@@ -110,7 +110,7 @@ class ScoreTable:
     def is_above_chance(self, variant: str, metric: str = "giou") -> bool:
         """Whether a variant's interval lies above the score of a model that ignores the image; True if that is unknown.
 
-        Chance is the highest of the metric's controls. Metrics without controls are judged by gIoU.
+        Chance is the highest of the metric's controls. For metrics without controls, that of gIoU is used.
         """
         metric = metric if METRICS[metric].chance else "giou"
         chance = self._controls.loc[variant, list(METRICS[metric].chance)].max()

@@ -11,9 +11,9 @@ import projectors
 from harness import data, superpixels
 from harness.errors import HarnessError, shorten, suggest, unknown_key
 from harness.model.config import InitFromConfig, LLMConfig, MaskDecoderConfig, VisionConfig
+from harness.study.nodes.yaml_node import YamlNode, merge
 from harness.study.training_config import EvaluationConfig, TrainingConfig
 from harness.study.validation import location_of, shown, validate
-from harness.study.yaml_node import YamlNode, merge
 from projectors import REFERENCE_DIMS, IncompatibleError, ProjectorError
 from projectors.registry import PROJECTORS, Registry
 

@@ -7,11 +7,11 @@ from typing import Any
 from harness.errors import shorten, suggest
 from harness.results.metrics import METRICS
 from harness.study.cell_spec import CellSpec, data_config, resolve
-from harness.study.limits import MAX_PROBLEMS
+from harness.study.nodes.limits import MAX_PROBLEMS
+from harness.study.nodes.yaml_node import YamlNode, merge
 from harness.study.schema import Search, StudySettings
 from harness.study.search_checks import combination_problems, duplicates, sampler_problems, space_problems
 from harness.study.validation import validate
-from harness.study.yaml_node import YamlNode, merge
 
 MAX_CELLS = 20_000
 """Cells of one study; also the number of single values that a search may have."""

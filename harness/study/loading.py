@@ -13,11 +13,11 @@ from typing import Any
 from harness.errors import StudyError, shorten, suggest, unknown_key
 from harness.study.cell_spec import IS_MISSING, SECTIONS
 from harness.study.checks import check
-from harness.study.limits import MAX_DEPTH, MAX_PROBLEMS, string_problem
-from harness.study.mapping_reader import read_mapping
+from harness.study.nodes.limits import MAX_DEPTH, MAX_PROBLEMS, string_problem
+from harness.study.nodes.mapping_reader import read_mapping
+from harness.study.nodes.yaml_node import SourceLocation, YamlNode, merge
+from harness.study.nodes.yaml_reader import parse, read
 from harness.study.schema import StudySettings
-from harness.study.yaml_node import SourceLocation, YamlNode, merge
-from harness.study.yaml_reader import parse, read
 from harness.system.files import find
 
 STUDIES = Path(__file__).parents[2] / "studies"

@@ -7,9 +7,9 @@ from typing import Any
 
 from harness.errors import shorten
 from harness.study.cell_spec import resolve, set_value
-from harness.study.limits import MAX_PROBLEMS
+from harness.study.nodes.limits import MAX_PROBLEMS
+from harness.study.nodes.yaml_node import SourceLocation, YamlNode
 from harness.study.schema import grid
-from harness.study.yaml_node import SourceLocation, YamlNode
 
 
 def sampler_problems(search: YamlNode) -> Iterator[str]:

@@ -21,8 +21,8 @@ from harness.errors import StudyError
 from harness.study.cell_code import component_code
 from harness.study.cell_spec import CellSpec, resolve, set_value
 from harness.study.loading import LoadedStudy, load_mapping, load_yaml
+from harness.study.nodes.yaml_node import SourceLocation, YamlNode
 from harness.study.schema import Choice, StudySettings, ends_of, grid
-from harness.study.yaml_node import SourceLocation, YamlNode
 from harness.system.device import default_device
 from harness.system.precision import resolve_precision
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from harness.errors import shorten, suggest, unknown_key
-from harness.study.yaml_node import SourceLocation, YamlNode
+from harness.study.nodes.yaml_node import SourceLocation, YamlNode
 
 M = TypeVar("M", bound=BaseModel)
 

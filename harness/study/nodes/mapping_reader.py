@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from harness.study.limits import MAX_INT, NOT_AN_INTEGER, LimitError, check_size, key_problem, string_problem
-from harness.study.yaml_node import SourceLocation, YamlNode
+from harness.study.nodes.limits import MAX_INT, NOT_AN_INTEGER, LimitError, check_size, key_problem, string_problem
+from harness.study.nodes.yaml_node import SourceLocation, YamlNode
 
 _ALLOWED = "a mapping, a list, a string, a number, a bool or None"
 

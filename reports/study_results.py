@@ -9,6 +9,9 @@ import pandas as pd
 from harness.errors import HarnessError, suggest
 from harness.results.score_table import ScoreTable
 from harness.results.statistics import Difference
+from reports.findings import load
+from reports.page import build
+from reports.result_tables import all_tables
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,6 @@ class Results:
         Raises:
             HarnessError: the report has no table of this name.
         """
-        from reports.findings import load
-        from reports.result_tables import all_tables
-
         found = {table.name: table for table in all_tables(load(self.folder))}
         if name not in found:
             raise HarnessError(f"the report has no table {name!r}; {suggest(name, found)}")
@@ -75,6 +75,4 @@ class Results:
 
     def report(self) -> Path:
         """Build the report; returns its page, <folder>/report/index.html."""
-        from reports import build
-
         return build(self.folder)

@@ -1,4 +1,4 @@
-"""Loads YAML as nodes, within the limits of `harness.study.limits`; any file gives a node or a message.
+"""Loads YAML as nodes, within the limits of `harness.study.nodes.limits`; any file gives a node or a message.
 
 A study needs plain YAML only: mappings with string keys, lists, strings, numbers, true, false and null. Anchors and
 aliases are allowed. Dates, merge keys (`<<`) and other tags are refused, because no setting takes them.
@@ -17,7 +17,7 @@ from ruamel.yaml.nodes import Node as RuamelNode
 from ruamel.yaml.reader import ReaderError
 
 from harness.errors import shorten
-from harness.study.limits import (
+from harness.study.nodes.limits import (
     MAX_DEPTH,
     MAX_INT,
     NOT_AN_INTEGER,
@@ -28,7 +28,7 @@ from harness.study.limits import (
     key_problem,
     string_problem,
 )
-from harness.study.yaml_node import SourceLocation, YamlNode
+from harness.study.nodes.yaml_node import SourceLocation, YamlNode
 
 MAX_FILE_BYTES = 1_000_000
 
