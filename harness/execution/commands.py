@@ -59,8 +59,7 @@ def run_command(options: argparse.Namespace) -> int:
 
         console.print(set_aside_outdated(study, folder, options.rerun or None), soft_wrap=True)
     uri = choose_tracking_uri(options.tracking_uri, study.settings.tracking.uri)
-    results = session.run_study(study, folder.path, storage=options.storage, tracking_uri=uri, console=console)
-    return 1 if results.num_failed else 0
+    return 1 if session.run(study, folder, options.storage, uri, console) else 0
 
 
 def _folder(path: Path) -> Path:

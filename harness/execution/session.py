@@ -53,11 +53,17 @@ def run_study(
     Raises:
         HarnessError: an error that the user can fix, such as a configuration that cannot run.
     """
+    from reports.study_results import Results
+
+    folder = RunFolder(Path(out) if out is not None else Path("runs") / study.name)
+    num_failed = run(study, folder, storage, tracking_uri, console or Console(markup=False, emoji=False))
+    return Results(folder.path, num_failed)
+
+
+def run(study: Study, folder: RunFolder, storage: str | None, tracking_uri: str | None, console: Console) -> int:
+    """Does the work of `run_study`; returns the number of failed cells."""
     from harness.execution.run_study import execute
     from harness.monitoring.tracker import Tracker
-
-    console = console or Console(markup=False, emoji=False)
-    folder = RunFolder(Path(out) if out is not None else Path("runs") / study.name)
 
     # A configuration that cannot run is reported before any cell is trained.
     finished = folder.finished()
@@ -100,9 +106,7 @@ def run_study(
         console.print(f"MLflow: {link}", soft_wrap=True, markup=False)
     if shortfall := tracker.shortfall():
         console.print(shortfall, soft_wrap=True, markup=False)
-    from reports.study_results import Results
-
-    return Results(folder.path, outcome.num_failed)
+    return outcome.num_failed
 
 
 def check(study: Study, cells: Sequence[Cell], console: Console) -> None:
