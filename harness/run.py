@@ -5,7 +5,7 @@ import errno
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,11 +19,20 @@ LIST_KINDS = ("projectors", "superpixels", "datasets", "metrics", "encoders", "l
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 1 if cells failed, 2 for an error of the user, 130 if interrupted."""
     options = _parser().parse_args(arguments)
+
+    def run() -> int:
+        from harness.execution.commands import run_command  # imported here so that --help is fast
+
+        return run_command(options)
+
+    return run_guarded(run)
+
+
+def run_guarded(command: Callable[[], int]) -> int:
+    """Run a command; errors of the user and interruptions become one sentence and an exit code."""
     try:
         with _terminates_as_interrupt():
-            from harness.execution.commands import run_command  # imported here so that --help is fast
-
-            return run_command(options)
+            return command()
     except HarnessError as error:
         sys.stderr.write(f"{redact(str(error))}\n")
         return 2
@@ -52,6 +61,13 @@ def _terminates_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, usual)
 
 
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"found {number}; give 1 or more")
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m harness.run", description=__doc__)
     parser.add_argument("study", nargs="?", type=Path, metavar="STUDY.yaml")
@@ -74,9 +90,21 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="override a setting, as in training.steps=100; can be repeated",
     )
+    parser.add_argument(
+        "--workers",
+        type=_count,
+        metavar="N",
+        help="processes that run cells on this machine; default: one per GPU, or one per CPU core as memory allows",
+    )
+    parser.add_argument(
+        "--retries", type=int, default=2, metavar="N", help="runs of a cell after a worker died in it; default: 2"
+    )
+    parser.add_argument("--cell-minutes", type=float, metavar="M", help="time limit of a cell; default: none")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results; default: runs/<study>")
     parser.add_argument(
-        "--storage", metavar="URL", help="Optuna's storage; default: SQLite in the folder of the results"
+        "--storage",
+        metavar="URL",
+        help="storage of Optuna: a PostgreSQL URL, or SQLite for one worker; default: a journal file in DIR",
     )
     parser.add_argument(
         "--tracking-uri",

@@ -9,6 +9,7 @@ from transformers import Dinov2Config, Dinov2Model
 from harness.assembly import assembly
 from harness.results.run_folder import RunFolder
 from harness.study.study import Study
+from harness.system.shares import shares
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # There is one worker per core; more threads would compete for the cores.
@@ -74,3 +75,10 @@ def cells(tmp_path, monkeypatch):
 @pytest.fixture
 def folder(tmp_path) -> RunFolder:
     return RunFolder(tmp_path / "run")
+
+
+@pytest.fixture(autouse=True)
+def _cells_run_in_this_process(monkeypatch):
+    """A run in a test has one worker unless the test asks for more."""
+    choose = shares
+    monkeypatch.setattr("harness.execution.session.shares", lambda workers, *rest: choose(workers or 1, *rest))

@@ -13,7 +13,7 @@ LEVELS = """run predict __main__ / execution / planning / monitoring pretraining
 LEVEL = {name: number for number, row in enumerate(LEVELS.split("/")) for name in row.split()}
 SHARED = {"__init__", "contract", "errors", "layers", "registry"}
 PROJECTORS = {("projectors", path.stem) for path in (ROOT / "projectors").iterdir() if path.stem not in SHARED}
-ONLY = {"optuna": "harness/execution/search.py", "mlflow": "harness/monitoring/mlflow_store.py"}
+ONLY = {"optuna": "harness/execution/cell_queue.py", "mlflow": "harness/monitoring/mlflow_store.py"}
 
 
 def imported(path: Path) -> set[str]:

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from harness.errors import HarnessError, shorten
 from harness.execution import session
+from harness.execution.worker import Limits
 from harness.results.run_folder import RunFolder
 from harness.study.study import Study
 from harness.system.uris import choose_tracking_uri
@@ -59,7 +60,9 @@ def run_command(options: argparse.Namespace) -> int:
 
         console.print(set_aside_outdated(study, folder, options.rerun or None), soft_wrap=True)
     uri = choose_tracking_uri(options.tracking_uri, study.settings.tracking.uri)
-    return 1 if session.run(study, folder, options.storage, uri, console) else 0
+    seconds = 60 * options.cell_minutes if options.cell_minutes else None
+    chosen = session.Options(options.storage, uri, options.workers, Limits(options.retries, seconds))
+    return 1 if session.run(study, folder, chosen, console) else 0
 
 
 def _folder(path: Path) -> Path:

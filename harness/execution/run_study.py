@@ -1,19 +1,30 @@
 """Runs a study in its folder: points, cells, tables and search. Finished cells are not run again."""
 
 import json
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from harness.execution.cell_queue import CellQueue, default_path
+from harness.execution.local_workers import Job, LocalWorkers
 from harness.execution.publishing import Publisher
-from harness.execution.search import Search, default_path, default_url
-from harness.execution.worker import RunsCells, Worker
+from harness.execution.worker import DEFAULT_LIMITS, Limits, RunsCells, Worker, return_dead_cells
 from harness.monitoring.progress import Progress
 from harness.monitoring.tracker import TrackedProgress, Tracker
+from harness.monitoring.worker_table import WorkerTable
 from harness.results.run_folder import Row, RunFolder
 from harness.study.study import Cell, Study
 from harness.system.environment import command, describe_environment
+from harness.system.lease import Watch, read
+from harness.system.shares import Share
+
+_POLL_S = 0.5
+"""Pause between two looks at the workers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +46,20 @@ class Outcome:
     num_others: int
 
 
+@dataclass(frozen=True, slots=True)
+class Team:
+    """Worker processes on this machine.
+
+    Attributes:
+        shares: of the machine, one per worker.
+        make_cells: makes the object that runs cells in a worker; importable by name.
+    """
+
+    shares: Sequence[Share]
+    make_cells: Callable[[], RunsCells]
+    console: Console
+
+
 def execute(
     study: Study,
     folder: RunFolder,
@@ -43,40 +68,70 @@ def execute(
     progress: Progress,
     tracker: Tracker | None = None,
     start_report: Callable[[RunFolder], None] | None = None,
+    team: Team | None = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Outcome:
     """Runs the unfinished cells; updates tables and report after each cell and after an interruption.
 
     Args:
-        storage: URL of Optuna's storage; SQLite in the folder if None.
+        storage: URL of Optuna's storage; a journal file in the folder if None.
+        cells: runs cells in this process, where there is no team, and times them.
         tracker: logs the cells as they run; the caller calls its `sync` after the report is built.
         start_report: starts building a report from the tables, without waiting for it; None for no report.
+        team: processes that run the cells; None to run them in this process.
 
     Raises:
         HarnessError: another run has locked the folder, or the storage cannot be opened.
     """
+    where: str | Path = storage or default_path(folder.path)
     with folder.lock():
         folder.write_if_changed(folder.study, study.resolved())
-        with Search(study, storage or default_url(folder.path)) as search:
-            publisher = Publisher(folder, lambda: _all_cells(study, search), start_report)
+        with CellQueue(study, where) as queue:
+            publisher = Publisher(folder, lambda: _all_cells(study, queue), start_report)
             watched = TrackedProgress(progress, tracker) if tracker else progress
-            with tracker or nullcontext(), watched:
-                worker = Worker(study, folder, cells, watched, publisher.after_cell)
-                try:
-                    search.run(worker)
-                    worker.time(_all_cells(study, search))
-                except BaseException:
-                    publisher.write_tables()
-                    raise
-            known = _all_cells(study, search)
-            if (
-                worker.num_run
-                or worker.has_timed
-                or not folder.is_reported
-                or folder.tabled() != [cell.id for cell in known]
-            ):
-                _update(folder, publisher, search.importance())
-        rows = folder.rows()
-    return _outcome(known, worker.num_run, rows)
+            with folder.queue_lock():
+                queue.fill(folder.finished())
+            before = {cell: row.get("started_at") for cell, row in folder.rows().items()}
+            try:
+                with tracker or nullcontext(), watched:
+                    if team is None:
+                        Worker(study, folder, cells, queue, watched, limits, publisher.after_cell).run()
+                    else:
+                        job = Job(study, folder.path, where, limits, team.make_cells)
+                        _supervise(job, team, queue, publisher, tracker)
+                    known = _all_cells(study, queue)
+                    has_timed = cells.time(known, folder, watched)
+            except BaseException:
+                publisher.write_tables()
+                raise
+            rows = folder.rows()
+            num_run = sum(before.get(cell.id) != rows[cell.id].get("started_at") for cell in known if cell.id in rows)
+            tabled = folder.tabled()
+            if num_run or has_timed or not folder.is_reported or tabled != [cell.id for cell in known]:
+                _update(folder, publisher, queue.importance(rows))
+    return _outcome(known, num_run, rows)
+
+
+def _supervise(job: Job, team: Team, queue: CellQueue, publisher: Publisher, tracker: Tracker | None) -> None:
+    """Starts workers, and watches them and those of other machines until no cell is left."""
+    folder, watch = RunFolder(job.folder), Watch()
+    before, reported = folder.rows(), dict[str, Row]()
+    ids = {cell.id for cell in _all_cells(job.study, queue)}
+    finished = {cell: row for cell, row in folder.finished().items() if cell in ids}
+    total = len(job.study.cells()) + job.study.num_sampled * len(job.study.settings.seeds)
+    with LocalWorkers(job, team.shares) as workers, WorkerTable(team.console, total, finished) as table:
+        while workers.poll() or queue.running():
+            return_dead_cells(queue, folder, watch, job.limits.retries)
+            rows = {cell: row for cell, row in folder.rows().items() if row != before.get(cell)}
+            new = [row for cell, row in rows.items() if row["status"] != "unfinished" and row != reported.get(cell)]
+            reported |= {row["cell"]: row for row in new}
+            table.update([found for path in folder.leases() if (found := read(path))], reported)
+            if tracker is not None:
+                for row in new:
+                    tracker.record(row)
+            if new:
+                publisher.after_cell()
+            time.sleep(_POLL_S)
 
 
 def _outcome(cells: list[Cell], num_run: int, rows: Mapping[str, Row]) -> Outcome:
@@ -88,9 +143,9 @@ def _outcome(cells: list[Cell], num_run: int, rows: Mapping[str, Row]) -> Outcom
     return Outcome(tuple(cells), num_run, failed, len(superseded), len(others) - len(superseded))
 
 
-def _all_cells(study: Study, search: Search) -> list[Cell]:
+def _all_cells(study: Study, queue: CellQueue) -> list[Cell]:
     """The cells that are known before the run, then those of sampled points; each once."""
-    sampled = search.points() if study.num_sampled else []
+    sampled = queue.points() if study.num_sampled else []
     cells = [*study.cells(), *(cell for point in sampled for cell in study.cells_of(point))]
     return list({cell.id: cell for cell in cells}.values())
 
@@ -99,8 +154,8 @@ def known_cells(study: Study, folder: RunFolder, storage: str | None) -> list[Ce
     """All cells of a study that are known so far; sampled points come from Optuna's storage, if it exists."""
     if not study.num_sampled or (storage is None and not default_path(folder.path).exists()):
         return study.cells()
-    with Search(study, storage or default_url(folder.path)) as search:
-        return _all_cells(study, search)
+    with CellQueue(study, storage or default_path(folder.path)) as queue:
+        return _all_cells(study, queue)
 
 
 def _update(folder: RunFolder, publisher: Publisher, importance: dict[str, Any] | None) -> None:

@@ -3,23 +3,27 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 from rich.console import Console
 
-from harness.errors import WeightsError
+from harness.errors import HarnessError, WeightsError
 from harness.execution.report_process import ReportProcess
-from harness.execution.worker import RunsCells
+from harness.execution.worker import DEFAULT_LIMITS, Cells, Limits, RunsCells
 from harness.monitoring.progress import progress_on
 from harness.monitoring.result_table import result_table
 from harness.monitoring.run_log import run_log
 from harness.results.run_folder import RunFolder
 from harness.study.study import Cell, Study
-from harness.system.environment import command
+from harness.system.environment import command, free_memory_gib, visible_gpus
+from harness.system.shares import shares
+from harness.system.uris import redact
 
 if TYPE_CHECKING:
+    from harness.execution.run_study import Team
     from reports.study_results import Results
 
 _log = logging.getLogger(__name__)
@@ -34,12 +38,30 @@ def weights_of(study: Study) -> Iterator[None]:
         raise WeightsError(f"{study.source}: {error}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a study is run.
+
+    Attributes:
+        storage: URL of Optuna's storage; None for a journal file in the run folder.
+        tracking_uri: MLflow server, database or file store; None for SQLite in the run folder.
+        workers: processes that run cells; 1 runs them in this process, None chooses by the machine.
+        limits: retries and time limit of a cell.
+    """
+
+    storage: str | None = None
+    tracking_uri: str | None = None
+    workers: int | None = 1
+    limits: Limits = DEFAULT_LIMITS
+
+
 def run_study(
     study: Study,
     out: Path | str | None = None,
     *,
     storage: str | None = None,
     tracking_uri: str | None = None,
+    workers: int | None = 1,
     console: Console | None = None,
 ) -> "Results":
     """Run the cells of a study that have no result yet; write its tables and its report.
@@ -48,6 +70,8 @@ def run_study(
         out: run folder; runs/<name of the study> by default.
         storage: URL of Optuna's storage; a file in the run folder by default.
         tracking_uri: MLflow server, database or file store; SQLite in the run folder by default.
+        workers: processes that run cells; 1 runs them in this process, None chooses by the machine. A script that asks
+            for more than 1 must guard its own start by `if __name__ == "__main__"`.
         console: shows progress, results and paths; standard output by default.
 
     Raises:
@@ -56,11 +80,12 @@ def run_study(
     from reports.study_results import Results
 
     folder = RunFolder(Path(out) if out is not None else Path("runs") / study.name)
-    num_failed = run(study, folder, storage, tracking_uri, console or Console(markup=False, emoji=False))
+    options = Options(storage, tracking_uri, workers)
+    num_failed = run(study, folder, options, console or Console(markup=False, emoji=False))
     return Results(folder.path, num_failed)
 
 
-def run(study: Study, folder: RunFolder, storage: str | None, tracking_uri: str | None, console: Console) -> int:
+def run(study: Study, folder: RunFolder, options: Options, console: Console) -> int:
     """Does the work of `run_study`; returns the number of failed cells."""
     from harness.execution.run_study import execute
     from harness.monitoring.tracker import Tracker
@@ -68,12 +93,23 @@ def run(study: Study, folder: RunFolder, storage: str | None, tracking_uri: str 
     # A configuration that cannot run is reported before any cell is trained.
     finished = folder.finished()
     check(study, [cell for cell in study.cells_to_check() if cell.id not in finished], console)
-    tracker = Tracker(study, folder, tracking_uri)
+    tracker = Tracker(study, folder, options.tracking_uri)
+    team = _team(study, folder, options, console)
     with run_log(folder.path / "run.log"):
         _log.info("run started", extra={"fields": {"command": command(), "cells": len(study.cells())}})
         try:
             with ReportProcess(_build) as report:
-                outcome = execute(study, folder, storage, _cells(), progress_on(console), tracker, report.start)
+                outcome = execute(
+                    study,
+                    folder,
+                    options.storage,
+                    _cells(),
+                    progress_on(console),
+                    tracker,
+                    report.start,
+                    team,
+                    options.limits,
+                )
         except BaseException as error:
             _log.info("run interrupted", extra={"fields": {"by": type(error).__name__}})
             if folder.results.exists():
@@ -122,9 +158,31 @@ def check(study: Study, cells: Sequence[Cell], console: Console) -> None:
 
 def _cells() -> RunsCells:
     """Runs cells on this machine; torch is imported when the first cell runs."""
-    from harness.execution.cells import Cells
-
     return Cells()
+
+
+def _team(study: Study, folder: RunFolder, options: Options, console: Console) -> "Team | None":
+    """The workers of a run; None to run cells in this process. Prints what was chosen.
+
+    Raises:
+        HarnessError: several processes cannot use the storage.
+    """
+    from harness.execution.run_study import Team
+
+    finished = folder.finished()
+    left = sum(cell.id not in finished for cell in study.cells()) + study.num_sampled * len(study.settings.seeds)
+    chosen = shares(options.workers, left, visible_gpus(), free_memory_gib())
+    if len(chosen) < 2 or left == 0:
+        return None
+    storage = options.storage
+    if storage is not None and storage.startswith("sqlite"):
+        raise HarnessError(
+            f"--storage {redact(storage)!r} is for one process, and there are {len(chosen)} workers; leave "
+            "--storage out, give a PostgreSQL URL, or use --workers 1"
+        )
+    where = "one per GPU" if chosen[0].gpu else f"{chosen[0].threads} thread{'s' * (chosen[0].threads > 1)} each"
+    console.print(f"{len(chosen)} workers, {where}; {left} cells to run", markup=False, highlight=False)
+    return Team(chosen, Cells, console)
 
 
 def _build(path: Path) -> None:

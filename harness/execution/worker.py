@@ -1,34 +1,90 @@
-"""Runs the unfinished cells of a study one after the other."""
+"""A worker: claims cells of a study from the queue and runs them, until none is left or running elsewhere."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from typing import Protocol
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
-from harness.errors import StudyError
-from harness.monitoring.progress import Progress
+from harness.errors import HarnessError
+from harness.monitoring.progress import Progress, title
 from harness.results.run_folder import Row, RunFolder
-from harness.study.study import Cell, Point, Study
+from harness.study.study import Cell, Study
 from harness.system.environment import command
+from harness.system.lease import Lease, LeaseLostError, Status, Watch
+
+if TYPE_CHECKING:
+    from harness.execution.cell_queue import CellQueue, Claim
 
 _log = logging.getLogger(__name__)
+_IDLE_S = 0.5
+"""Pause between two looks at the queue of a worker that has nothing to do."""
 
 
 class RunsCells(Protocol):
-    """Checks, runs and times cells: `harness.execution.cells.Cells`, or a substitute in a test."""
+    """Runs cells: `harness.execution.cells.Cells`, or something as small in a test."""
 
     def check(self, cells: Sequence[Cell], log: Callable[[str], None]) -> None:
-        """Runs each configuration of these cells once on a few images; raises a HarnessError if any fails."""
+        """Run each configuration of these cells once on two images; raises a HarnessError if any fails."""
 
     def run(self, cell: Cell, folder: RunFolder, progress: Progress) -> Row:
-        """Trains and scores a cell; writes its row and samples, or its row with the reason of the failure."""
+        """Train and score a cell; write its row and samples, or its row with the reason why there are none."""
 
     def time(self, cells: Sequence[Cell], folder: RunFolder, progress: Progress) -> bool:
-        """Times the finished cells in turns, unless that was done before; returns whether rows were changed."""
+        """Time the finished ones of these cells in turns, unless they were; whether rows changed."""
+
+
+class Cells:
+    """Checks, runs and times cells on this machine's device."""
+
+    def check(self, cells: Sequence[Cell], log: Callable[[str], None]) -> None:
+        """Refer to `harness.execution.preflight.preflight`.
+
+        Raises:
+            HarnessError: a configuration fails.
+        """
+        from harness.execution.preflight import preflight, refuse_failures
+
+        refuse_failures(preflight(cells, log))
+
+    def run(self, cell: Cell, folder: RunFolder, progress: Progress) -> Row:
+        """Refer to `harness.execution.cell.run_cell`."""
+        from harness.execution.cell import run_cell
+
+        return run_cell(cell, folder, progress)
+
+    def time(self, cells: Sequence[Cell], folder: RunFolder, progress: Progress) -> bool:
+        """Times these cells unless all of them were timed in one round; refer to `harness.execution.timing`."""
+        waiting = folder.untimed(cell.id for cell in cells)
+        if not waiting:
+            return False
+        from harness.execution.timing import time_cells
+
+        time_cells([cell for cell in cells if cell.id in waiting], folder, progress)
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a cell may take.
+
+    Attributes:
+        retries: how often a cell is run again after a worker died in it.
+        cell_seconds: wall-clock time of a cell; none for no limit.
+    """
+
+    retries: int = 2
+    cell_seconds: float | None = None
+
+
+DEFAULT_LIMITS = Limits()
 
 
 class Worker:
-    """Runs the points of a search and returns their rows.
+    """Runs cells one after the other.
 
     Args:
         after_cell: called after each cell that this worker ran.
@@ -39,62 +95,132 @@ class Worker:
         study: Study,
         folder: RunFolder,
         cells: RunsCells,
+        queue: "CellQueue",
         progress: Progress,
+        limits: Limits,
         after_cell: Callable[[], None] = lambda: None,
     ) -> None:
-        self.study = study
         self.folder = folder
         self.cells = cells
+        self.queue = queue
         self.progress = progress
+        self.limits = limits
         self.after_cell = after_cell
-        self.finished = folder.finished()
         self.total = len(study.cells()) + study.num_sampled * len(study.settings.seeds)
-        self.num_finished = sum(cell.id in self.finished for cell in study.cells())
+        self.num_finished = len(folder.finished().keys() & {cell.id for cell in study.cells()})
         self.num_run = 0
-        self.has_timed = False
+        self._watch = Watch()
 
-    def seed_by_seed(self, points: Mapping[int, Point]) -> None:
-        """Runs the cells of all points, the first seed of every point before any second seed, then times them in turns.
+    def run(self) -> None:
+        """Run cells until the queue is empty and no other worker runs one that might come back."""
+        while True:
+            claim = self.queue.claim()
+            if claim is not None:
+                self._run(claim)
+            elif not self.queue.running():
+                return
+            else:
+                return_dead_cells(self.queue, self.folder, self._watch, self.limits.retries)
+                time.sleep(_IDLE_S)
 
-        Args:
-            points: by number of their trials.
-        """
-        planned = []
-        for trial, point in points.items():
-            with suppress(StudyError):  # reported when the point is evaluated
-                planned.append([(cell, trial) for cell in self.study.cells_of(point)])
-        for of_one_seed in zip(*planned, strict=True):
-            for cell, trial in of_one_seed:
-                self._row(cell, trial)
-        self.time(self.study.cells())
+    def _run(self, claim: "Claim") -> None:
+        cell, path = claim.cell, self.folder.lease(claim.cell.id)
+        finished = self.folder.finished_row(cell.id)
+        if finished:
+            self.queue.tell(claim, finished)
+        elif not self._watch.has_ended(path):
+            self.queue.give_up(claim.trial, "another worker runs this cell")
+        else:
+            try:
+                with Lease(path, Status(cell.id, title(cell), started=time.time())) as lease:
+                    self.queue.tell(claim, self._row(claim, lease))
+            except LeaseLostError:
+                _log.warning("cell taken over", extra={"fields": {"cell": cell.id}})
+            except BaseException:
+                self.queue.release(claim)
+                raise
 
-    def time(self, cells: Sequence[Cell]) -> None:
-        """Times the finished cells in turns, and loads their rows again."""
-        if self.cells.time(cells, self.folder, self.progress):
-            self.has_timed = True
-            self.finished |= {cell.id: self.folder.row(cell.id) for cell in cells if cell.id in self.finished}
-
-    def evaluate(self, point: Point, trial: int) -> list[Row]:
-        """The rows of a point, one per seed; runs its unfinished cells.
-
-        Raises:
-            StudyError: the values of the point are invalid together.
-        """
-        return [self._row(cell, trial) for cell in self.study.cells_of(point)]
-
-    def _row(self, cell: Cell, trial: int) -> Row:
-        if cell.id in self.finished:
-            return self.finished[cell.id]
+    def _row(self, claim: "Claim", lease: Lease) -> Row:
+        cell = claim.cell
         self.num_run += 1
         self.progress.started(cell, self.num_finished + self.num_run, self.total)
-        of_cell = {"cell": cell.id, "arm": cell.arm, "point": dict(cell.point), "seed": cell.seed}
-        _log.info("cell started", extra={"fields": of_cell})
-        row = {**self.cells.run(cell, self.folder, self.progress), "command": command(), "trial": trial}
-        self.folder.write_cell(row)
+        fields = {"cell": cell.id, "arm": cell.arm, "point": dict(cell.point), "seed": cell.seed}
+        _log.info("cell started", extra={"fields": fields})
+        with time_limit(self.limits.cell_seconds):
+            row = self.cells.run(cell, self.folder, LeasedProgress(self.progress, lease))
+        lease.check()
+        self.folder.write_cell({**row, "command": command(), "trial": claim.trial})
         row = self.folder.row(cell.id)
-        self.finished[cell.id] = row
         self.progress.finished(row)
         outcome = {name: row.get(name) for name in ("status", "stage", "failed_stage", "reason", "wall_seconds")}
-        _log.info("cell finished", extra={"fields": of_cell | outcome})
+        _log.info("cell finished", extra={"fields": fields | outcome})
         self.after_cell()
         return row
+
+
+class LeasedProgress(Progress):
+    """Passes progress on and keeps the status of the lease; raises LeaseLostError once the lease is lost."""
+
+    def __init__(self, inner: Progress, lease: Lease) -> None:
+        self.inner = inner
+        self.lease = lease
+
+    def started(self, cell: Cell, index: int, total: int) -> None:
+        """Passed on."""
+        self.inner.started(cell, index, total)
+
+    def step(self, point: Mapping[str, float], total: int) -> None:
+        """Step and loss go into the lease."""
+        status = self.lease.status
+        status.note, status.step, status.steps, status.loss = "training", int(point["step"]), total, point["loss"]
+        self.lease.check()
+        self.inner.step(point, total)
+
+    def note(self, text: str) -> None:
+        """The stage goes into the lease."""
+        self.lease.status.note = text
+        self.lease.check()
+        self.inner.note(text)
+
+    def finished(self, row: Row) -> None:
+        """Passed on."""
+        self.inner.finished(row)
+
+
+@contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Raise a HarnessError in this process's main thread after so many seconds; no limit on Windows."""
+    if seconds is None or not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def expire(*_: object) -> None:
+        raise HarnessError(f"the cell took more than {seconds / 60:g} minutes; raise the limit with --cell-minutes")
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def return_dead_cells(queue: "CellQueue", folder: RunFolder, watch: Watch, retries: int) -> None:
+    """Enqueue the cells of dead workers again; a cell in which too many workers died is recorded as failed."""
+    with folder.queue_lock():
+        for number, cell in queue.running().items():
+            if not (watch.has_ended(folder.lease(cell)) if cell else queue.is_unnamed_for_long(number)):
+                continue
+            _log.warning("worker died", extra={"fields": {"cell": cell, "trial": number}})
+            attempts = queue.num_deaths(number) + 1
+            if attempts <= retries:
+                queue.return_dead(number)
+                continue
+            reason = (
+                f"{attempts} workers died while they ran this cell: killed, or out of memory; look for the cause in "
+                "the log of the system, then run the study again"
+            )
+            queue.give_up(number, reason)
+            failed = queue.cell_of(number)
+            folder.write_cell({**failed.columns, **folder.kept_row(failed.id), "status": "failed", "reason": reason})

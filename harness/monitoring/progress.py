@@ -49,6 +49,22 @@ class Progress(ABC):
         """The running cell ended; `row` is its result."""
 
 
+class SilentProgress(Progress):
+    """Shows nothing; for a worker whose parent process shows the progress."""
+
+    def started(self, cell: Cell, index: int, total: int) -> None:
+        """Shows nothing."""
+
+    def step(self, point: Mapping[str, float], total: int) -> None:
+        """Shows nothing."""
+
+    def note(self, text: str) -> None:
+        """Shows nothing."""
+
+    def finished(self, row: Row) -> None:
+        """Shows nothing."""
+
+
 class LineProgress(Progress):
     """One line when a cell starts, one when it ends, and one at most every `QUIET_SECONDS` in between."""
 

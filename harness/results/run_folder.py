@@ -55,6 +55,14 @@ class RunFolder:
         """The checkpoint from which an interrupted training continues."""
         return self.cells / f"{cell}.training.pt"
 
+    def lease(self, cell: str) -> Path:
+        """The file that the worker which runs a cell renews."""
+        return self.cells / f"{cell}.lease"
+
+    def leases(self) -> list[Path]:
+        """The files of all leases."""
+        return sorted(self.cells.glob("*.lease"))
+
     def write_cell(self, row: Row, samples: pd.DataFrame | None = None) -> None:
         """Write the samples and the row of a cell; the row comes last, so that a cell with a row has its samples."""
         if samples is not None:
@@ -85,6 +93,13 @@ class RunFolder:
     def finished(self) -> dict[str, Row]:
         """Rows of the cells that are done or skipped and do not run again."""
         return {cell: row for cell, row in self.rows().items() if row["status"] in {"done", "skipped"}}
+
+    def finished_row(self, cell: str) -> Row | None:
+        """The row of a cell that need not run again; None if it has to run."""
+        if not (self.cells / f"{cell}.json").exists():
+            return None
+        row = self.row(cell)
+        return row if row["status"] in {"done", "skipped"} else None
 
     def kept_row(self, cell: str) -> Row:
         """The row of an unfinished or failed cell that can continue after its last stage; empty if it cannot."""
@@ -168,6 +183,13 @@ class RunFolder:
             yield
         finally:
             lock.release()
+
+    @contextmanager
+    def queue_lock(self) -> Iterator[None]:
+        """Let one process at a time add cells to the queue; waits for the others."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path / ".queue.lock", fallback_to_soft=False):
+            yield
 
 
 def in_short(reason: str | None) -> str:

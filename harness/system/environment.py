@@ -92,6 +92,22 @@ def memory_gib() -> float | None:
     return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
 
 
+def free_memory_gib() -> float | None:
+    """Free main memory; None if the system does not report it."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return memory_gib()
+    return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("MemAvailable:")), memory_gib())
+
+
+def visible_gpus() -> list[str]:
+    """CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return named.split(",")[:count] if named else [str(index) for index in range(count)]
+
+
 def accelerator() -> dict[str, Any]:
     """The device on which cells run."""
     if not torch.cuda.is_available():

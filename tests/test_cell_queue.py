@@ -4,10 +4,10 @@ import json
 
 import optuna
 import pytest
+from harness.execution.search import Search, default_url
 from optuna.trial import TrialState
 
 from harness.errors import HarnessError
-from harness.execution.search import Search, default_url
 from harness.study.study import Point, Study
 from tests.small_study import STUDY, row_of, sampled_study, write_study
 

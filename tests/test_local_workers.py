@@ -1,0 +1,124 @@
+"""Several worker processes of one run: every cell once, also when workers die."""
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from functools import partial
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from harness.errors import HarnessError
+from harness.execution.run_study import Team, execute
+from harness.results.run_folder import RunFolder
+from harness.study.study import Study
+from harness.system.lease import read
+from harness.system.shares import Share, shares
+from tests.small_study import Cells, quiet, run_folder, sampled_study, write_study
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),  # in MLflow's own tables
+]
+
+
+def team(num_workers: int, make_cells) -> Team:
+    return Team([Share(1)] * num_workers, make_cells, Console(quiet=True))
+
+
+class Refused(Cells):
+    """Cells that meet an error of the user."""
+
+    def run(self, *_: object):
+        """Raises it."""
+        raise HarnessError("the data are missing")
+
+
+def test_three_workers_run_every_cell_once_and_write_the_tables_of_one(tmp_path):
+    study, log = Study.from_yaml(write_study(tmp_path)), tmp_path / "started.log"
+    folder, alone = run_folder(tmp_path), RunFolder(tmp_path / "alone")
+    outcome = execute(study, folder, None, Cells(), quiet(), team=team(3, partial(Cells, seconds=0.3, log=log)))
+    execute(study, alone, None, Cells(), quiet())
+    assert (outcome.num_run, outcome.num_failed) == (12, 0)
+    assert Counter(log.read_text().split()) == Counter(cell.id for cell in study.cells())
+    varying = ["trial", "command", "environment"]
+    found, expected = (pd.read_parquet(each.results).drop(columns=varying) for each in (folder, alone))
+    pd.testing.assert_frame_equal(found, expected)
+    assert folder.leases() == []
+
+
+def test_a_killed_worker_is_replaced_and_its_cell_runs_again(tmp_path):
+    study, folder, log = Study.from_yaml(write_study(tmp_path)), run_folder(tmp_path), tmp_path / "started.log"
+    killed: list[str] = []
+
+    def kill() -> None:
+        deadline = time.monotonic() + 60
+        while len(killed) < 3 and time.monotonic() < deadline:
+            for found in (read(path) for path in folder.leases()):
+                if found and found[1].cell not in killed and found[0].pid != os.getpid() and len(killed) < 3:
+                    os.kill(found[0].pid, signal.SIGKILL)
+                    killed.append(found[1].cell)
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    outcome = execute(study, folder, None, Cells(), quiet(), team=team(2, partial(Cells, seconds=0.5, log=log)))
+    killer.join()
+    assert len(killed) == 3
+    assert (outcome.num_failed, len(outcome.cells)) == (0, 12)
+    assert Counter(log.read_text().split()) == Counter([cell.id for cell in study.cells()] + killed)
+
+
+def test_a_cell_in_which_every_worker_dies_is_recorded_as_failed(tmp_path):
+    study, folder = Study.from_yaml(write_study(tmp_path), ["seeds=[0]"]), run_folder(tmp_path)
+    outcome = execute(study, folder, None, Cells(), quiet(), team=team(2, Fatal))
+    assert (outcome.num_failed, len(outcome.cells)) == (1, 6)
+    [row] = [row for row in folder.rows().values() if row["status"] == "failed"]
+    assert row["arm"] == "bbox_mlp"
+    assert row["reason"].startswith("3 workers died while they ran this cell")
+
+
+class Fatal(Cells):
+    """Cells of which one arm kills its process."""
+
+    def run(self, cell, folder, progress):
+        """Dies, or runs."""
+        if cell.arm == "bbox_mlp":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().run(cell, folder, progress)
+
+
+def test_an_error_of_the_user_in_a_worker_ends_the_run_with_its_sentence(tmp_path):
+    study, folder = Study.from_yaml(write_study(tmp_path)), run_folder(tmp_path)
+    with pytest.raises(HarnessError, match="the data are missing"):
+        execute(study, folder, None, Cells(), quiet(), team=team(2, Refused))
+    assert execute(study, folder, None, Cells(), quiet()).num_run == 12
+
+
+def test_sampled_points_run_every_seed_once_with_two_workers(tmp_path):
+    study, folder, log = sampled_study(tmp_path), run_folder(tmp_path), tmp_path / "started.log"
+    outcome = execute(study, folder, None, Cells(), quiet(), team=team(2, partial(Cells, log=log)))
+    started = Counter(log.read_text().split())
+    assert set(started.values()) == {1}
+    assert started.keys() == {cell.id for cell in outcome.cells}
+    assert len(started) == 2 * (1 + study.num_sampled)
+
+
+@pytest.mark.parametrize(
+    ("workers", "cells", "gpus", "memory", "expected"),
+    [
+        (None, 8, ["0", "1"], 64.0, [Share(4, "0"), Share(4, "1")]),
+        (None, 1, [], 64.0, [Share(8)]),
+        (None, 20, [], 64.0, [Share(1)] * 8),
+        (None, 20, [], 7.0, [Share(4)] * 2),
+        (None, 20, [], 1.0, [Share(8)]),
+        (3, 20, ["0", "1"], 64.0, [Share(2, "0"), Share(2, "1"), Share(2, "0")]),
+        (2, 20, [], 1.0, [Share(4)] * 2),
+    ],
+)
+def test_workers_share_the_machine(workers, cells, gpus, memory, expected, monkeypatch):
+    monkeypatch.setattr("harness.system.shares.num_cores", lambda: 8)
+    assert shares(workers, cells, gpus, memory) == expected
