@@ -1,7 +1,8 @@
 """Divides missing outputs between the processes that fill one cache, so that each output is computed once.
 
 A process locks an output before it computes it, by a lock file next to the output. The operating system releases the
-lock when the process ends, also if it is killed.
+lock when the process ends, also if it is killed. Files are replaced atomically: if a network file system shows the
+output of another machine late, it is computed again and replaced by the same content.
 """
 
 import time
