@@ -191,8 +191,16 @@ def prepare(
         log: called with progress messages.
         with_mask_inputs: whether the mask decoder's input is required.
     """
-    batches.vision.ensure(examples, lambda done, total: log(f"patches {done}/{total}"))
+
+    def fill(cache: VisionCache | SamCache | SuperpixelCache, content: str) -> None:
+        cache.ensure(
+            examples,
+            on_progress=lambda done, total: log(f"{content} {done}/{total}"),
+            on_wait=lambda: log(f"{content}: waiting for another worker"),
+        )
+
+    fill(batches.vision, "patches")
     if batches.sam is not None and with_mask_inputs:
-        batches.sam.ensure(examples, lambda done, total: log(f"SAM embeddings {done}/{total}"))
+        fill(batches.sam, "SAM embeddings")
     if batches.superpixels is not None:
-        batches.superpixels.ensure(examples, lambda done, total: log(f"superpixels {done}/{total}"))
+        fill(batches.superpixels, "superpixels")

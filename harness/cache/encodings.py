@@ -5,7 +5,7 @@ content: model, weights, preprocessing, frame, dtype and code.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.cache.shared_work import OnWait, compute_missing
 from harness.data.example import Example
 from harness.data.frame import Frame, to_tensor
 from harness.model.mask_decoder.sam import LoadedSam, load_sam
 from harness.model.vision.encoder import VisionEncoder
 from harness.system.cache_folder import OnProgress, cache_folder, image_key
 from harness.system.device import default_device
-from harness.system.files import write_atomically
 from harness.system.fingerprint import fingerprint
 from projectors import VisualFeatures
 
@@ -48,14 +48,17 @@ class EncodingCache(ABC):
     def encode(self, examples: Sequence[Example]) -> Tensor:
         """Compute the encodings (B, ...) of these images, float32 on the CPU."""
 
-    def ensure(self, examples: Sequence[Example], on_progress: OnProgress) -> None:
-        """Compute and store the missing encodings of these images."""
-        missing = [example for example in examples if not self._path(example).exists()]
-        for start in range(0, len(missing), self.batch_images):
-            chunk = missing[start : start + self.batch_images]
-            for example, encoding in zip(chunk, self.encode(chunk), strict=True):
-                write_atomically(self._path(example), encoding.numpy().astype(np.float16))
-            on_progress(min(start + self.batch_images, len(missing)), len(missing))
+    def ensure(self, examples: Sequence[Example], on_progress: OnProgress, on_wait: OnWait | None = None) -> None:
+        """Compute and store the missing encodings of these images, sharing the work with other processes.
+
+        How images are grouped into batches depends on what other processes compute. On a CPU an image's encoding is
+        bitwise the same in any batch (DINOv2, CLIP and SAM); on a GPU it may differ by rounding.
+        """
+        outputs = ((self._path(example), example) for example in examples)
+        compute_missing(outputs, self._arrays, self.batch_images, on_progress, on_wait)
+
+    def _arrays(self, examples: Sequence[Example]) -> Iterator[np.ndarray]:
+        return (encoding.numpy().astype(np.float16) for encoding in self.encode(examples))
 
     def load(self, examples: Sequence[Example]) -> Tensor:
         """Load the encodings (B, ...) of images passed to `ensure` before, as float32."""
@@ -155,11 +158,11 @@ class VisionCache:
         self.attention = AttentionCache(encoder, frame) if has_attention else None
         self.layers = LayerCache(encoder, frame, layers) if layers else None
 
-    def ensure(self, examples: Sequence[Example], on_progress: OnProgress) -> None:
-        """Compute and store the missing outputs of these images."""
+    def ensure(self, examples: Sequence[Example], on_progress: OnProgress, on_wait: OnWait | None = None) -> None:
+        """Compute and store the missing outputs of these images, sharing the work with other processes."""
         for cache in (self.patches, self.attention, self.layers):
             if cache is not None:
-                cache.ensure(examples, on_progress)
+                cache.ensure(examples, on_progress, on_wait)
 
     def load(self, examples: Sequence[Example]) -> VisualFeatures:
         """Load the features of images passed to `ensure` before, on the CPU."""

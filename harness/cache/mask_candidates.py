@@ -1,18 +1,18 @@
 """Disk cache of a frozen SAM's mask candidates, computed once per image."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor
 
 from harness.cache.encodings import SamCache
+from harness.cache.shared_work import OnWait, compute_missing
 from harness.data.example import Example
 from harness.data.frame import Frame
 from harness.model.mask_decoder.decoder import MaskDecoder
 from harness.superpixels.candidates import Candidates, PoolSettings, Proposal, propose
 from harness.system.cache_folder import OnProgress, cache_folder, image_key
-from harness.system.files import write_atomically
 from harness.system.fingerprint import fingerprint
 
 
@@ -32,13 +32,16 @@ class CandidateCache:
         identity = {"model": model.record.name, "weights": model.record.sha256, **asdict(settings), "code": code}
         self.folder = cache_folder("candidates", identity)
 
-    def ensure(self, examples: Sequence[Example], on_progress: OnProgress) -> None:
-        """Compute and store the missing candidates of these images."""
-        missing = [example for example in examples if not self._path(example).exists()]
-        for done, example in enumerate(missing, start=1):
-            self.embeddings.ensure([example], lambda *_: None)
-            write_atomically(self._path(example), self.propose(example).to_json())
-            on_progress(done, len(missing))
+    def ensure(self, examples: Sequence[Example], on_progress: OnProgress, on_wait: OnWait | None = None) -> None:
+        """Compute and store the missing candidates of these images, sharing the work with other processes."""
+
+        def compute(batch: Sequence[Example]) -> Iterator[bytes]:
+            for example in batch:
+                self.embeddings.ensure([example], lambda *_: None, on_wait)
+                yield self.propose(example).to_json()
+
+        outputs = ((self._path(example), example) for example in examples)
+        compute_missing(outputs, compute, batch_size=1, on_progress=on_progress, on_wait=on_wait)
 
     def propose(self, example: Example) -> Candidates:
         """Compute the candidates of one image from its cached embedding."""

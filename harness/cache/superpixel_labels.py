@@ -4,7 +4,7 @@ The folder name is a hash of the source, its settings and its code, so a changed
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +17,13 @@ from torch import Tensor
 from harness import superpixels
 from harness.cache.encodings import SamCache, frozen_sam
 from harness.cache.mask_candidates import CandidateCache
+from harness.cache.shared_work import OnWait, compute_missing
 from harness.data.example import Example, encode_ids
 from harness.data.frame import Frame
 from harness.model.weights.resolution import WeightsRecord
 from harness.superpixels.candidates import CandidateRequest, Proposal
 from harness.superpixels.partition import compact
 from harness.system.cache_folder import OnProgress, cache_folder, image_key
-from harness.system.files import write_atomically
 from harness.system.fingerprint import fingerprint
 
 
@@ -72,13 +72,14 @@ class SuperpixelCache:
         """The cached mask candidates that the source selects from; None for a source without candidates."""
         return None if self.request is None else _candidates(self.request)
 
-    def ensure(self, examples: Sequence[Example], on_progress: OnProgress) -> None:
-        """Compute and store the missing label maps of these images."""
-        missing = [example for example in examples if not self._path(example).exists()]
-        for done, example in enumerate(missing, start=1):
-            write_atomically(self._path(example), self.compute_superpixels(example).astype(np.int16))
-            if done % 16 == 0 or done == len(missing) or self.weights:
-                on_progress(done, len(missing))
+    def ensure(self, examples: Sequence[Example], on_progress: OnProgress, on_wait: OnWait | None = None) -> None:
+        """Compute and store the missing label maps of these images, sharing the work with other processes."""
+        outputs = ((self._path(example), example) for example in examples)
+        batch_images = 1 if self.weights else 16  # a source with a model takes seconds per image
+        compute_missing(outputs, self._arrays, batch_images, on_progress, on_wait)
+
+    def _arrays(self, examples: Sequence[Example]) -> Iterator[np.ndarray]:
+        return (self.compute_superpixels(example).astype(np.int16) for example in examples)
 
     def compute_superpixels(self, example: Example) -> np.ndarray:
         """Compute the label map (R, R) of one image; mask candidates come from the cache."""

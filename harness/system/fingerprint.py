@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _INFRASTRUCTURE = (
+    "cache.shared_work",
     "errors",
     "model.weights.checksums",
     "model.weights.known",
