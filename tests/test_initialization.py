@@ -103,6 +103,15 @@ def test_another_llm_is_refused(cells, checkpoint):
         Initialization(cell.spec, CPU)
 
 
+def test_a_checkpoint_that_was_trained_without_gradient_checkpointing_is_accepted_with_it():
+    arms = {"pooling": {"projector": {"name": "pooling", "tokens": 4}}}
+    settings = {"question": "Does it load?", "extends": "presets/small.yaml", "baseline": "pooling", "arms": arms}
+    study = Study.from_dict(settings, ["base.llm.gradient_checkpointing=true"])
+    (cell,) = study.cells()
+    assert cell.spec.llm.gradient_checkpointing
+    assert Initialization(cell.spec, CPU).record.name == "smollm2-scenes"
+
+
 def test_only_a_mask_decoder_from_scratch_requires_the_same_patches(cells, on_sam, checkpoint, folder):
     other_block = _changed(cells["pooling"], "vision_encoder", layer=1)
     cell = _with(cells["pooling"], init_from=InitFromConfig(name=str(checkpoint)), **other_block)

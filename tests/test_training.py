@@ -205,9 +205,9 @@ def test_the_llm_learns_in_the_second_stage_only():
 
 def test_a_curriculum_trains_on_its_families_first():
     class RecordedBatches(FixedBatches):
-        def training(self, examples, num_expressions, generator, *, with_mask_inputs=True):
-            families.append({one.family for example in examples for one in example.expressions})
-            return super().training(examples, num_expressions, generator, with_mask_inputs=with_mask_inputs)
+        def make(self, examples, chosen, *, with_mask_inputs=True):
+            families.append({one.family for queries in chosen for one in queries})
+            return super().make(examples, chosen, with_mask_inputs=with_mask_inputs)
 
     families: list[set[str]] = []
     segmenter = tiny_segmenter()

@@ -31,10 +31,11 @@ def tiny_segmenter(
     projector: str = "pooling",
     visual_attention: str = "bidirectional",
     seg_state: str = "predict",
+    llm: LanguageModel | None = None,
     **settings: object,
 ) -> Segmenter:
-    """A segmenter on 4 x 4 patches of 8 pixels."""
-    llm = tiny_llm(visual_attention, seg_state)
+    """A segmenter on 4 x 4 patches of 8 pixels, with this LLM or else `tiny`."""
+    llm = llm or tiny_llm(visual_attention, seg_state)
     mask_decoder = build_mask_decoder(MaskDecoderConfig(width=32, depth=2, mlp_width=32, heads=4), GRID, FRAME)
     kind = projectors.get(projector)
     dims = Dims(

@@ -72,21 +72,6 @@ class BatchMaker:
         self.device = device
         self.sam = sam
 
-    def training(
-        self,
-        examples: Sequence[Example],
-        num_expressions: int,
-        generator: torch.Generator,
-        *,
-        with_mask_inputs: bool = True,
-    ) -> Batch:
-        """A batch with at most `num_expressions` queries per image, sampled without replacement."""
-        chosen = []
-        for example in examples:
-            order = torch.randperm(len(example.queries), generator=generator)[:num_expressions]
-            chosen.append([example.queries[i] for i in order.tolist()])
-        return self.make(examples, chosen, with_mask_inputs=with_mask_inputs)
-
     def make(
         self, examples: Sequence[Example], chosen: Sequence[Sequence[TextQuery]], *, with_mask_inputs: bool = True
     ) -> Batch:

@@ -24,6 +24,8 @@ from harness.study.study import Cell, CellSpec
 
 VERSION = "4"
 """Version of the file format; a checkpoint of another version is refused."""
+MEMORY_SETTINGS = {"gradient_checkpointing"}
+"""Settings of the backbone that change the memory of training and not its result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ class Initialization:
             config = getattr(spec, component)
             trained = dict(type(config).model_validate(self._saved.spec[component]))
             for setting, value in config:
-                if value != trained[setting]:
+                if value != trained[setting] and setting not in MEMORY_SETTINGS:
                     raise WeightsError(
                         f"init_from: {self.record.name!r} was trained with {component}.{setting}={trained[setting]}, "
                         f"but this cell has {value}; use the same value, or set init_from: null"

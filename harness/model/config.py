@@ -48,6 +48,11 @@ class LLMConfig(BackboneConfig):
     quantization: Literal["4bit"] | None = Field(
         default=None, description="of the frozen weights, by bitsandbytes on CUDA; pretrained LLMs only"
     )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="recompute the activations of each decoder layer in the backward pass: less memory, slower steps; "
+        "pretrained LLMs only",
+    )
     visual_attention: Literal["causal", "bidirectional"] = Field(
         default="causal", description="attention among the visual tokens of an image"
     )
@@ -82,6 +87,8 @@ class LLMConfig(BackboneConfig):
             ignored = [key for key, value in pretrained_only.items() if value is not None]
             if self.prompt == "chat":
                 ignored.append("prompt: chat")
+            if self.gradient_checkpointing:
+                ignored.append("gradient_checkpointing: true")
             if ignored:
                 raise ValueError(
                     f"{', '.join(ignored)} cannot take effect on the LLM 'tiny', which is trained from scratch; remove "

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from harness.errors import HarnessError
 from harness.system.files import replace_file
 
-VERSION = 2
+VERSION = 3
 """Of the layout of a training checkpoint."""
 Point = dict[str, float]
 """A point of a training curve: its step, and means since the point before."""

@@ -1,11 +1,11 @@
-"""The order of training images, and the subset of examples that a curriculum uses."""
+"""Samples training images and their queries; selects the examples that a curriculum uses."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
-from harness.data.example import Example
+from harness.data.example import Example, TextQuery
 from harness.errors import DataError, suggest
 
 
@@ -24,6 +24,15 @@ class EpochSampler:
             self.left = torch.randperm(len(self.examples), generator=self.generator).tolist()
         batch, self.left = self.left[: self.size], self.left[self.size :]
         return [self.examples[i] for i in batch]
+
+
+def sample_queries(examples: Sequence[Example], num_queries: int, generator: torch.Generator) -> list[list[TextQuery]]:
+    """At most `num_queries` queries of each image, without replacement."""
+    chosen = []
+    for example in examples:
+        order = torch.randperm(len(example.queries), generator=generator)[:num_queries]
+        chosen.append([example.queries[i] for i in order.tolist()])
+    return chosen
 
 
 def of_families(examples: Sequence[Example], families: Sequence[str]) -> list[Example]:

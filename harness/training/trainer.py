@@ -1,8 +1,11 @@
 """Trains one segmenter in two stages, with the expressions of an image packed together.
 
+A step that exceeds the memory of the GPU is repeated once with micro-batches of half the size.
+
 Source: SVP, https://arxiv.org/abs/2509.13676 (stages).
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +15,17 @@ import torch
 from torch import Tensor
 
 from harness.assembly.batches import Batch, BatchMaker
-from harness.data.example import Example
+from harness.data.example import Example, TextQuery
 from harness.model.segmenter import Segmenter
 from harness.study.training_config import TrainingConfig
 from harness.system.precision import autocast
 from harness.training.loop import Interval, Optimization, Point, TrainingLoop
 from harness.training.losses import Counts, Losses, losses
 from harness.training.optimizers import build_optimizers
-from harness.training.sampler import EpochSampler, of_families
+from harness.training.sampler import EpochSampler, of_families, sample_queries
 from harness.training.schedules import warmup_cosine
 
+logger = logging.getLogger(__name__)
 SAVE_EVERY_SECONDS = 120.0
 MAX_POINTS = 50
 """Points of a training curve, apart from those at the ends of stages."""
@@ -51,6 +55,9 @@ class Trainer:
         training_checkpoint: a file written every two minutes and at the end, from which an interrupted training
             continues with the same result; the caller removes it. None for no training checkpoint.
         micro_batch_images: in place of the configuration's.
+
+    Attributes:
+        micro_batch_images: images whose activations are in memory together; `backward` halves it at most once.
     """
 
     def __init__(
@@ -67,7 +74,8 @@ class Trainer:
         self.batches = batches
         self.config = config
         self.generator = generator
-        self.micro_batch_images = micro_batch_images or config.micro_batch_images
+        self.micro_batch_images = micro_batch_images or config.micro_batch_images or config.batch_images
+        self.has_halved_micro_batch = False
         self.groups = segmenter.parameter_groups()
         self.parameters = [*self.groups["early"], *self.groups["late"]]
         self.samplers: list[EpochSampler] = []
@@ -116,9 +124,39 @@ class Trainer:
         self.loop.run(Optimization(optimizers, schedules, [parameters], self.config.clip_norm), steps)
 
     def backward(self, step: int) -> dict[str, Tensor]:
-        """Adds the gradients of the objective on the next images of the sampler; returns its terms."""
+        """Adds the gradients of the objective on the next images of the sampler; returns its terms.
+
+        The first time that a step exceeds the memory of the GPU, it is repeated on the same images and queries with
+        micro-batches of half the size, which all later steps use too. Dropout masks of the repeated step are new.
+
+        Raises:
+            torch.OutOfMemoryError: the memory is exceeded again, or by a micro-batch of one image.
+        """
         num_simple = self.config.curriculum.steps if self.config.curriculum else 0
-        batches = self._micro_batches(self.samplers[step >= num_simple].next())
+        examples = self.samplers[step >= num_simple].next()
+        chosen = sample_queries(examples, self.config.expressions_per_image, self.generator)
+        try:
+            return self._add_gradients(examples, chosen)
+        except torch.OutOfMemoryError:
+            size = min(self.micro_batch_images, len(examples))
+            if self.has_halved_micro_batch or size == 1:
+                raise
+        # Outside the handler, whose traceback keeps the activations of the failed step in memory.
+        logger.warning(
+            "step %d exceeded the memory of the GPU; micro-batches have %d images instead of %d from now on",
+            step + 1,
+            size // 2,
+            size,
+        )
+        self.micro_batch_images, self.has_halved_micro_batch = size // 2, True
+        for parameter in self.parameters:
+            parameter.grad = None
+        torch.cuda.empty_cache()
+        return self._add_gradients(examples, chosen)
+
+    def _add_gradients(self, examples: Sequence[Example], chosen: Sequence[Sequence[TextQuery]]) -> dict[str, Tensor]:
+        """Adds the gradients of the objective on the chosen queries of these images; returns its terms."""
+        batches = self._micro_batches(examples, chosen)
         counts = [Counts.of(batch) for batch in batches]
         totals = sum(counts[1:], counts[0])
         sums: dict[str, Tensor] = {}
@@ -130,19 +168,11 @@ class Trainer:
             sums = {name: term.detach() + sums.get(name, 0.0) for name, term in parts.terms().items()}
         return sums
 
-    def _micro_batches(self, examples: Sequence[Example]) -> list[Batch]:
+    def _micro_batches(self, examples: Sequence[Example], chosen: Sequence[Sequence[TextQuery]]) -> list[Batch]:
         """The images of a step in batches whose activations fit into memory together."""
-        config, with_mask_inputs = self.config, self.segmenter.mask_decoder.learns
-        size = self.micro_batch_images or len(examples)
-        return [
-            self.batches.training(
-                examples[first : first + size],
-                config.expressions_per_image,
-                self.generator,
-                with_mask_inputs=with_mask_inputs,
-            )
-            for first in range(0, len(examples), size)
-        ]
+        size, with_mask_inputs = self.micro_batch_images, self.segmenter.mask_decoder.learns
+        parts = [slice(first, first + size) for first in range(0, len(examples), size)]
+        return [self.batches.make(examples[part], chosen[part], with_mask_inputs=with_mask_inputs) for part in parts]
 
     def curve_point(self, averages: dict[str, Tensor]) -> Point:
         """The objective at the mean terms, and these."""
@@ -155,6 +185,7 @@ class Trainer:
             "parameters": [parameter.detach() for parameter in self.parameters],
             "samplers": [sampler.left for sampler in self.samplers],
             "generator": self.generator.get_state(),
+            "micro_batch": (self.micro_batch_images, self.has_halved_micro_batch),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -165,3 +196,4 @@ class Trainer:
         for sampler, left in zip(self.samplers, state["samplers"], strict=True):
             sampler.left = left
         self.generator.set_state(state["generator"])
+        self.micro_batch_images, self.has_halved_micro_batch = state["micro_batch"]

@@ -261,7 +261,8 @@ def build_llm(config: LLMConfig, words: Iterable[str], base: torch.dtype = torch
 
     Raises:
         WeightsError: the pretrained weights are not found or do not load strictly, have fewer layers than `llm.layers`,
-            no layers named in `llm.lora.targets` or no chat template, or cannot be quantised on this machine.
+            no layers named in `llm.lora.targets` or no chat template, do not support gradient checkpointing, or cannot
+            be quantised on this machine.
     """
     if config.name == "tiny":
         return LanguageModel(*build_tiny(config, words), config, weights=None)

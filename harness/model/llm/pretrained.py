@@ -43,6 +43,8 @@ def load_pretrained(
     model.requires_grad_(False)
     if config.lora is not None:
         _add_lora(model, config.lora, record.name)
+    if config.gradient_checkpointing:
+        _checkpoint_gradients(model, record.name)
     return model, tokenizer
 
 
@@ -152,3 +154,20 @@ def _add_lora(model: PreTrainedModel, config: LoRAConfig, name: str) -> None:
             task_type="CAUSAL_LM",
         ),
     )
+
+
+def _checkpoint_gradients(model: PreTrainedModel, name: str) -> None:
+    """Recompute the activations of each decoder layer in the backward pass, in training mode only.
+
+    Source: Chen et al. 2016, https://arxiv.org/abs/1604.06174.
+
+    Raises:
+        WeightsError: the family does not support it.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise WeightsError(
+            f"llm.gradient_checkpointing: the layers of {name!r} ({type(model).__name__}) do not support it; remove it"
+        )
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    # transformers makes the token embeddings require gradients, which only reentrant checkpointing needs.
+    model.disable_input_require_grads()
