@@ -1,14 +1,14 @@
-"""Optuna: each point once, across restarts; sampled points; failures; importance."""
+"""The queue of cells: each cell once, across restarts and processes; sampled points; failures; importance."""
 
 import json
+from collections import Counter
 
-import optuna
 import pytest
-from harness.execution.search import Search, default_url
 from optuna.trial import TrialState
 
 from harness.errors import HarnessError
-from harness.study.study import Point, Study
+from harness.execution.cell_queue import CellQueue, default_path
+from harness.study.study import Study
 from tests.small_study import STUDY, row_of, sampled_study, write_study
 
 
@@ -17,175 +17,170 @@ def study(tmp_path):
     return Study.from_yaml(write_study(tmp_path))
 
 
-class Points:
-    """Evaluates points and remembers them."""
-
-    def __init__(self, study, fails=(), stop_after=None, after=None):
-        self.study, self.fails, self.stop_after = study, fails, stop_after
-        self.seen: list[Point] = []
-        self.finished: set[str] = set() if after is None else after.finished
-
-    def seed_by_seed(self, points):
-        self.begun = points
-
-    def evaluate(self, point, trial):
-        self.seen.append(point)
-        if self.stop_after is not None and len(self.seen) > self.stop_after:
-            raise KeyboardInterrupt
-        status = self.fails.get(point.arm, "done") if self.fails else "done"
-        cells = self.study.cells_of(point)
-        self.finished |= {cell.id for cell in cells if status != "failed"}
-        return [{**row_of(cell, status, "as the test asks"), "trial": trial} for cell in cells]
-
-    @property
-    def keys(self):
-        return [(point.arm, point.to_json()) for point in self.seen]
+def drain(queue, rows, fails=(), skips=(), stop_after=None):
+    """Run every waiting cell; returns the cells in order and keeps the rows of finished ones in `rows`."""
+    ran = []
+    while (stop_after is None or len(ran) < stop_after) and (claim := queue.claim()) is not None:
+        status = "failed" if claim.cell.arm in fails else "skipped" if claim.cell.arm in skips else "done"
+        row = row_of(claim.cell, status, "as the test asks")
+        queue.name(claim)
+        queue.tell(claim, row)
+        if status != "failed":
+            rows[claim.cell.id] = row
+        ran.append(claim.cell)
+    return ran
 
 
-def states(search) -> dict[str, int]:
-    trials = search.optuna.get_trials()
-    return {state.name: sum(trial.state == state for trial in trials) for state in {trial.state for trial in trials}}
+def states(queue) -> dict[str, int]:
+    return Counter(trial.state.name for trial in queue.optuna.get_trials())
 
 
-def test_a_grid_runs_each_point_once_and_then_nothing(tmp_path, study):
-    points = Points(study)
-    with Search(study, default_url(tmp_path)) as search:
-        search.run(points)
-        assert sorted(points.begun) == [trial.number for trial in search.optuna.get_trials()]
-        assert list(points.begun.values()) == points.seen
-        search.run(points)
-        assert states(search) == {"COMPLETE": 6}
-    with Search(study, default_url(tmp_path)) as search:
-        search.run(points)
-    assert sorted(points.keys) == sorted((point.arm, point.to_json()) for point in study.points())
+def test_each_cell_is_claimed_once_and_seed_by_seed(tmp_path, study):
+    rows = {}
+    with CellQueue(study, default_path(tmp_path)) as queue:
+        queue.fill(rows)
+        ran = drain(queue, rows)
+        queue.fill(rows)
+        assert drain(queue, rows) == []
+        assert states(queue) == {"COMPLETE": 12}
+    with CellQueue(study, default_path(tmp_path)) as queue:
+        queue.fill(rows)
+        assert queue.claim() is None
+    assert sorted(cell.id for cell in ran) == sorted(cell.id for cell in study.cells())
+    assert [cell.seed for cell in ran] == [0] * 6 + [1] * 6
 
 
-def test_values_are_means_over_seeds(tmp_path, study):
-    with Search(study, default_url(tmp_path)) as search:
-        search.run(Points(study))
-        trials = {(trial.params["arm"], len(trial.params)): trial for trial in search.optuna.get_trials()}
-        directions = [direction.name for direction in search.optuna.directions]
-    rows = [row_of(cell) for cell in study.cells_of(Point("pooling"))]
-    assert trials["pooling", 1].values == pytest.approx([sum(row["giou"] for row in rows) / 2, rows[0]["tokens"]])
-    assert directions == ["MAXIMIZE", "MINIMIZE"]
+def test_the_values_of_a_trial_are_the_objectives_of_its_cell(tmp_path, study):
+    rows = {}
+    with CellQueue(study, default_path(tmp_path)) as queue:
+        queue.fill(rows)
+        drain(queue, rows)
+        for trial in queue.optuna.get_trials():
+            row = rows[trial.user_attrs["cell"]]
+            assert trial.values == [row["giou"], row["tokens"]]
+        assert [direction.name for direction in queue.optuna.directions] == ["MAXIMIZE", "MINIMIZE"]
+        assert queue.optuna.metric_names == ["giou", "tokens"]
 
 
-def test_only_an_interrupted_point_runs_again(tmp_path, study):
-    first = Points(study, stop_after=3)
-    second = Points(study, after=first)
-    with Search(study, default_url(tmp_path)) as search, pytest.raises(KeyboardInterrupt):
-        search.run(first)
-    with Search(study, default_url(tmp_path)) as search:
-        search.run(second)
-        assert states(search) == {"COMPLETE": 6, "FAIL": 1}
-    assert first.keys[3] in second.keys
-    assert sorted(first.keys[:3] + second.keys) == sorted((point.arm, point.to_json()) for point in study.points())
+def test_two_processes_never_claim_the_same_cell(tmp_path, study):
+    with CellQueue(study, default_path(tmp_path)) as one, CellQueue(study, default_path(tmp_path)) as other:
+        one.fill({})
+        claims = [queue.claim() for _ in range(6) for queue in (one, other)]
+        assert len({claim.cell.id for claim in claims}) == 12
+        assert one.claim() is None
+        assert other.claim() is None
 
 
-def test_a_running_trial_of_a_killed_process_is_replaced(tmp_path, study):
-    with Search(study, default_url(tmp_path)) as search:
-        search.optuna.enqueue_trial({"arm": "pooling"})
-        search.optuna.ask()
-        assert states(search) == {"RUNNING": 1}
-    points = Points(study)
-    with Search(study, default_url(tmp_path)) as search:
-        search.run(points)
-        assert states(search) == {"COMPLETE": 6, "FAIL": 1}
-    assert len(points.seen) == 6
+def test_a_released_cell_and_that_of_a_dead_worker_are_claimed_again(tmp_path, study):
+    with CellQueue(study, default_path(tmp_path)) as queue:
+        queue.fill({})
+        released, dead = queue.claim(), queue.claim()
+        queue.name(dead)
+        queue.release(released)
+        assert queue.running() == {dead.trial: dead.cell.id}
+        assert queue.num_deaths(dead.trial) == 0
+        queue.return_dead(dead.trial)
+        rest = []
+        while (claim := queue.claim()) is not None:
+            rest.append(claim)
+        assert [claim.cell for claim in rest[-2:]] == [released.cell, dead.cell]
+        assert [claim.attempts for claim in rest[-2:]] == [0, 1]
+        assert queue.num_deaths(rest[-1].trial) == 1
 
 
-def test_failed_points_run_again_and_skipped_ones_do_not(tmp_path, study):
-    first = Points(study, fails={"bbox_mlp": "failed", "pooling": "skipped"})
-    with Search(study, default_url(tmp_path)) as search:
-        search.run(first)
-        assert states(search) == {"COMPLETE": 4, "FAIL": 1, "PRUNED": 1}
-        reasons = {trial.user_attrs.get("reason") for trial in search.optuna.get_trials()}
+def test_failed_cells_run_again_and_skipped_ones_do_not(tmp_path, study):
+    rows = {}
+    with CellQueue(study, default_path(tmp_path)) as queue:
+        queue.fill(rows)
+        drain(queue, rows, fails=("bbox_mlp",), skips=("pooling",))
+        assert states(queue) == {"COMPLETE": 8, "FAIL": 2, "PRUNED": 2}
+        reasons = {trial.user_attrs.get("reason") for trial in queue.optuna.get_trials()}
         assert reasons == {None, "as the test asks"}
-    points = Points(study, after=first)
-    with Search(study, default_url(tmp_path)) as search:
-        search.run(points)
-    assert points.keys == [("bbox_mlp", "{}")]
+        queue.fill(rows)
+        assert [cell.arm for cell in drain(queue, rows)] == ["bbox_mlp"] * 2
 
 
-def test_a_point_runs_again_if_the_result_of_a_cell_was_removed(tmp_path, study):
-    points = Points(study)
-    with Search(study, default_url(tmp_path)) as search:
-        search.run(points)
-    points.finished -= {study.cells_of(Point("pooling"))[0].id}
-    with Search(study, default_url(tmp_path)) as search:
-        search.run(points)
-        search.run(points)
-    assert points.keys[6:] == [("pooling", "{}")]
-
-
-def test_a_sampled_point_whose_result_was_removed_runs_again_unchanged(tmp_path):
-    study = sampled_study(tmp_path)
-    points = Points(study)
-    with Search(study, default_url(tmp_path)) as search:
-        search.run(points)
-    removed = points.seen[2]
-    points.finished -= {cell.id for cell in study.cells_of(removed)}
-    with Search(study, default_url(tmp_path)) as search:
-        search.run(points)
-        search.run(points)
-    assert points.seen[1 + study.num_sampled :] == [removed]
+def test_a_cell_whose_row_was_removed_runs_again(tmp_path, study):
+    rows = {}
+    with CellQueue(study, default_path(tmp_path)) as queue:
+        queue.fill(rows)
+        drain(queue, rows)
+        removed = study.cells()[3]
+        del rows[removed.id]
+        queue.fill(rows)
+        assert [cell.id for cell in drain(queue, rows)] == [removed.id]
 
 
 def test_a_changed_study_is_another_study_in_the_same_storage(tmp_path, study):
     changed = Study.from_yaml(write_study(tmp_path), ["training.steps=11"])
-    points = Points(changed)
-    for one, worker in ((study, Points(study)), (changed, points)):
-        with Search(one, default_url(tmp_path)) as search:
-            search.run(worker)
-    assert len(points.seen) == 6
-    assert len(optuna.get_all_study_names(default_url(tmp_path))) == 2
+    for one in (study, changed):
+        with CellQueue(one, default_path(tmp_path)) as queue:
+            queue.fill({})
+            assert len(drain(queue, {})) == 12
 
 
 def test_sampled_points_share_the_arms_and_keep_to_the_space(tmp_path):
-    study = sampled_study(tmp_path)
-    points = Points(study)
-    with Search(study, default_url(tmp_path)) as search:
-        search.run(points)
-        assert [point.arm for point in search.points()] == [point.arm for point in points.seen]
-    assert [point.arm for point in points.begun.values()] == ["pooling"], "the others are not known before they run"
-    assert [point.arm for point in points.seen] == ["pooling", "sspe", "bbox_mlp", "sspe", "bbox_mlp"]
-    for point in points.seen[1:]:
+    study, rows = sampled_study(tmp_path), {}
+    with CellQueue(study, default_path(tmp_path)) as queue:
+        queue.fill(rows)
+        ran = drain(queue, rows)
+        points = queue.points()
+    assert len({cell.id for cell in ran}) == len(ran) == 2 * (1 + study.num_sampled)
+    assert Counter(point.arm for point in points) == {"pooling": 1, "sspe": 2, "bbox_mlp": 2}
+    for point in points[1:]:
         assert 1e-4 <= point.values["training.learning_rate"] <= 1e-2
         assert point.values["training.steps"] in {10, 20, 30}
 
 
-def test_a_resumed_sampler_adds_points_up_to_the_number_of_trials(tmp_path):
-    study = sampled_study(tmp_path)
-    first = Points(study, stop_after=2)
-    second = Points(study, after=first)
-    with Search(study, default_url(tmp_path)) as search, pytest.raises(KeyboardInterrupt):
-        search.run(first)
-    with Search(study, default_url(tmp_path)) as search:
-        search.run(second)
-        assert search.optuna.get_trials(states=(TrialState.COMPLETE,))
-        search.run(second)
-    assert first.keys[2] in second.keys, "the point that was interrupted comes again as it was"
-    assert len({*first.keys, *second.keys}) == 1 + study.num_sampled
+def test_sampled_points_of_one_worker_do_not_depend_on_interruptions(tmp_path):
+    study, found = sampled_study(tmp_path), []
+    for name, stops in (("whole", [None]), ("parts", [3, 4, None])):
+        rows = {}
+        for stop in stops:
+            with CellQueue(study, tmp_path / name) as queue:
+                queue.fill(rows)
+                drain(queue, rows, stop_after=stop)
+                points = queue.points()
+        found.append([(point.arm, point.to_json()) for point in points])
+        assert len(rows) == 2 * (1 + study.num_sampled)
+    assert found[0] == found[1]
+
+
+def test_sampled_points_and_importance_survive_the_loss_of_the_storage(tmp_path):
+    study, rows = sampled_study(tmp_path), {}
+    with CellQueue(study, default_path(tmp_path)) as queue:
+        queue.fill(rows)
+        drain(queue, rows)
+        importance = queue.importance(rows)
+        points = {point.to_json() for point in queue.points()}
+    assert importance is not None
+    default_path(tmp_path).unlink()
+    with CellQueue(study, default_path(tmp_path)) as queue:
+        queue.fill(rows)
+        assert queue.claim() is None
+        assert {point.to_json() for point in queue.points()} == points
+        assert queue.importance(rows) == importance
 
 
 def test_choices_may_be_mappings(tmp_path):
     space = "{projector.position: [none, {name: sspe, blocks: 2}]}"
     text = STUDY.replace("{projector.position.blocks: [1, 3], projector.position.queries: [1, 2]}", space)
     study = Study.from_yaml(write_study(tmp_path, text), ["seeds=[0]"])
-    positions = [cell.spec.projector["position"]["name"] for cell in study.cells() if cell.arm == "sspe"]
-    assert positions == ["none", "sspe"]
+    with CellQueue(study, default_path(tmp_path)) as queue:
+        queue.fill({})
+        cells = [queue.claim().cell for _ in study.cells()]
+        assert queue.claim() is None
+    assert [cell.spec.projector["position"]["name"] for cell in cells if cell.arm == "sspe"] == ["none", "sspe"]
 
 
 def test_importance_names_its_method_and_finds_the_relevant_parameter(tmp_path, study):
-    class Deeper(Points):
-        def evaluate(self, point, trial):
-            giou = point.values.get("projector.position.blocks", 0) / 3
-            return [{**row, "giou": giou} for row in super().evaluate(point, trial)]
-
-    with Search(study, default_url(tmp_path)) as search:
-        assert search.importance() is None
-        search.run(Deeper(study))
-        importance = search.importance()
+    rows = {}
+    with CellQueue(study, default_path(tmp_path)) as queue:
+        assert queue.importance(rows) is None
+        queue.fill(rows)
+        for cell in drain(queue, rows):
+            rows[cell.id]["giou"] = cell.point.get("projector.position.blocks", 0) / 3
+        importance = queue.importance(rows)
     assert json.loads(json.dumps(importance)) == importance
     assert importance["method"].startswith("PED-ANOVA")
     shares = importance["importance"]["giou"]
@@ -195,17 +190,19 @@ def test_importance_names_its_method_and_finds_the_relevant_parameter(tmp_path, 
     assert "tokens" not in importance["importance"], "every point has as many"
 
 
+def test_sqlite_is_a_storage_for_one_process(tmp_path, study):
+    rows = {}
+    with CellQueue(study, f"sqlite:///{tmp_path}/optuna.db") as queue:
+        queue.fill(rows)
+        assert len(drain(queue, rows)) == 12
+        assert len(queue.optuna.get_trials(states=(TrialState.COMPLETE,))) == 12
+
+
 def test_a_storage_that_cannot_be_opened_is_an_error_of_the_user(tmp_path, study):
     for url in ("optuna.db", "nosuch://x", f"sqlite:///{tmp_path}/missing/optuna.db"):
         with pytest.raises(HarnessError, match="storage"):
-            Search(study, url)
+            CellQueue(study, url)
     for url in ("nosuch://ann:secret@host/x", "mysql+nosuch://ann:secret@host/x", "ann:secret@host/x"):
         with pytest.raises(HarnessError, match="storage") as caught:
-            Search(study, url)
+            CellQueue(study, url)
         assert "secret" not in str(caught.value)
-
-
-def test_objectives_keep_their_names_in_the_dashboard(tmp_path, study):
-    for _ in range(2):
-        with Search(study, default_url(tmp_path)) as search:
-            assert search.optuna.metric_names == ["giou", "tokens"]

@@ -185,6 +185,11 @@ class CellQueue:
                 return Claim(cell, waiting.number, int(waiting.user_attrs.get("attempts", 0)))
         return None
 
+    def name(self, claim: Claim) -> None:
+        """Record which cell a trial runs, once its lease is held: from now on, the cell without a lease is dead."""
+        trial_id = self.storage.get_trial_id_from_study_id_trial_number(self._study_id, claim.trial)
+        self.storage.set_trial_user_attr(trial_id, "cell", claim.cell.id)
+
     def tell(self, claim: Claim, row: Row) -> None:
         """Record the outcome of a cell; its objectives are the values of its trial."""
         objectives = list(self.study.settings.objectives)
@@ -270,7 +275,6 @@ class CellQueue:
             self._end(trial.number, TrialState.PRUNED, str(error))
             return None
         cell = next(cell for cell in cells if cell.seed == params[SEED])
-        trial.set_user_attr("cell", cell.id)
         if trial.user_attrs.get("sampled") and params[SEED] == self.study.settings.seeds[0]:
             active = {_key(_fixed(each)) for each in self.optuna.get_trials(deepcopy=False)}
             self._enqueue_seeds(_without_seed(params), self.study.settings.seeds[1:], active, {})

@@ -127,12 +127,14 @@ class Worker:
         cell, path = claim.cell, self.folder.lease(claim.cell.id)
         finished = self.folder.finished_row(cell.id)
         if finished:
+            self.queue.name(claim)
             self.queue.tell(claim, finished)
         elif not self._watch.has_ended(path):
             self.queue.give_up(claim.trial, "another worker runs this cell")
         else:
             try:
                 with Lease(path, Status(cell.id, title(cell), started=time.time())) as lease:
+                    self.queue.name(claim)
                     self.queue.tell(claim, self._row(claim, lease))
             except LeaseLostError:
                 _log.warning("cell taken over", extra={"fields": {"cell": cell.id}})

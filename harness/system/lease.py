@@ -24,8 +24,11 @@ EXPIRES_S = 60.0
 """How long a lease is kept without a renewal. Longer than a stall of a shared file system."""
 
 
-class LeaseLostError(Exception):
-    """Another worker took over the cell, because this one did not renew its lease in time."""
+class LeaseLostError(BaseException):
+    """Another worker took over the cell, because this one did not renew its lease in time.
+
+    Not an `Exception`: the cell must end without writing a row.
+    """
 
 
 @dataclass(frozen=True, slots=True)
