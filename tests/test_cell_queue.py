@@ -7,7 +7,7 @@ import pytest
 from optuna.trial import TrialState
 
 from harness.errors import HarnessError
-from harness.execution.cell_queue import CellQueue, default_path
+from harness.execution.cell_queue import CellQueue, default_path, repair
 from harness.study.study import Study
 from tests.small_study import STUDY, row_of, sampled_study, write_study
 
@@ -206,3 +206,20 @@ def test_a_storage_that_cannot_be_opened_is_an_error_of_the_user(tmp_path, study
         with pytest.raises(HarnessError, match="storage") as caught:
             CellQueue(study, url)
         assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [b'{"op_code": 4, "wor', b'{"op_code": 4, "wor{"op_code": 5}\n'])
+def test_a_damaged_journal_is_moved_aside_and_filled_from_the_rows(tmp_path, study, damage):
+    rows = {}
+    with CellQueue(study, default_path(tmp_path)) as queue:
+        queue.fill(rows)
+        drain(queue, rows, stop_after=5)
+    repair(tmp_path)
+    assert [path.name for path in tmp_path.glob("optuna.*")] == ["optuna.journal"]
+    with default_path(tmp_path).open("ab") as file:
+        file.write(damage)
+    repair(tmp_path)
+    assert len(list(tmp_path.glob("optuna.damaged-*"))) == 1
+    with CellQueue(study, default_path(tmp_path)) as queue:
+        queue.fill(rows)
+        assert len(drain(queue, rows)) == 7

@@ -337,6 +337,26 @@ def default_path(folder: Path) -> Path:
     return folder / "optuna.journal"
 
 
+def repair(folder: Path) -> None:
+    """Move a damaged journal aside; the queue is then filled from the rows again.
+
+    A disk that was full may leave a truncated line in the middle, after which Optuna cannot load the journal.
+    """
+    path = default_path(folder)
+    if not path.exists():
+        return
+    *lines, last = path.read_bytes().split(b"\n")
+    try:
+        for line in lines:
+            json.loads(line)
+    except ValueError:
+        is_damaged = True
+    else:
+        is_damaged = last != b""
+    if is_damaged:
+        path.replace(path.with_suffix(f".damaged-{time.time_ns()}"))
+
+
 def label(choice: Choice) -> bool | int | float | str | None:
     """A choice as Optuna can store it: mappings and lists become text."""
     return choice if choice is None or isinstance(choice, bool | int | float | str) else json.dumps(choice)

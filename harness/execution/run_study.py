@@ -10,7 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from harness.execution.cell_queue import CellQueue, default_path
+from harness.errors import HarnessError
+from harness.execution.cell_queue import CellQueue, default_path, repair
 from harness.execution.local_workers import Job, LocalWorkers
 from harness.execution.publishing import Publisher
 from harness.execution.worker import DEFAULT_LIMITS, Limits, RunsCells, Worker, return_dead_cells
@@ -86,6 +87,8 @@ def execute(
     where: str | Path = storage or default_path(folder.path)
     with folder.lock():
         folder.write_if_changed(folder.study, study.resolved())
+        if storage is None:
+            repair(folder.path)
         with CellQueue(study, where) as queue:
             publisher = Publisher(folder, lambda: _all_cells(study, queue), start_report)
             watched = TrackedProgress(progress, tracker) if tracker else progress
@@ -101,6 +104,11 @@ def execute(
                         _supervise(job, team, queue, publisher, tracker)
                     known = _all_cells(study, queue)
                     has_timed = cells.time(known, folder, watched)
+            except json.JSONDecodeError as error:
+                raise HarnessError(
+                    f"{where} is damaged ({error}), as after a full disk; run the same command again: the queue is "
+                    "filled from the rows, and finished cells are kept"
+                ) from None
             except BaseException:
                 publisher.write_tables()
                 raise
