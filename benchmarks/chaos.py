@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -117,8 +117,9 @@ def chaos(folder: Path, storage: str | None, database: "Database | None", seed: 
             if code is not None:
                 process = None
                 continue
-            if kills.total() < NUM_KILLS and time.monotonic() >= next_kill:
-                kills[_kill(chance, RunFolder(folder), process, database)] += 1
+            workers = [found[0].pid for path in RunFolder(folder).leases() if (found := read(path))]
+            if workers and kills.total() < NUM_KILLS and time.monotonic() >= next_kill:
+                kills[_kill(chance, workers, process, database)] += 1
                 next_kill = time.monotonic() + chance.uniform(0.5, 2.0)
             if kills.total() == NUM_KILLS // 2 and not is_filled:
                 is_filled = True
@@ -127,19 +128,20 @@ def chaos(folder: Path, storage: str | None, database: "Database | None", seed: 
     return _figures(folder, storage, runs, kills, is_filled, time.monotonic() - started)
 
 
-def _kill(chance: random.Random, folder: RunFolder, run: "subprocess.Popen[bytes]", database: "Database | None") -> str:
+def _kill(
+    chance: random.Random, workers: list[int], run: "subprocess.Popen[bytes]", database: "Database | None"
+) -> str:
     """Kill one process; returns its kind."""
     kind = chance.choices(("worker", "run", "database"), (7, 2, 1 if database else 0))[0]
-    workers = [found[0].pid for path in folder.leases() if (found := read(path))]
     if kind == "database" and database is not None:
         database.crash()
         database.start()
-    elif kind == "run" or not workers:
-        kind = "run"
+    elif kind == "run":
         run.kill()
         run.wait()
     else:
-        os.kill(chance.choice(workers), signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(chance.choice(workers), signal.SIGKILL)
     return kind
 
 
@@ -197,7 +199,12 @@ class Database:
         """Start the server and wait until it answers."""
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder}"
         data = str(self.folder / "data")
-        self._call("pg_ctl", "-D", data, "-o", options, "-l", str(self.folder / "log"), "-w", "start")
+        for _ in range(60):  # after a crash, the server's other processes take a while to end
+            with suppress(subprocess.CalledProcessError):
+                self._call("pg_ctl", "-D", data, "-o", options, "-l", str(self.folder / "log"), "-w", "start")
+                return
+            time.sleep(0.5)
+        raise RuntimeError(f"the server does not start; see {self.folder / 'log'}")
 
     def crash(self) -> None:
         """SIGKILL the server."""
