@@ -5,7 +5,7 @@ import errno
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,20 +19,11 @@ LIST_KINDS = ("projectors", "superpixels", "datasets", "metrics", "encoders", "l
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 1 if cells failed, 2 for an error of the user, 130 if interrupted."""
     options = _parser().parse_args(arguments)
-
-    def run() -> int:
-        from harness.execution.commands import run_command  # imported here so that --help is fast
-
-        return run_command(options)
-
-    return run_guarded(run)
-
-
-def run_guarded(command: Callable[[], int]) -> int:
-    """Run a command; errors of the user and interruptions become one sentence and an exit code."""
     try:
         with _terminates_as_interrupt():
-            return command()
+            from harness.execution.commands import run_command  # imported here so that --help is fast
+
+            return run_command(options)
     except HarnessError as error:
         sys.stderr.write(f"{redact(str(error))}\n")
         return 2
@@ -98,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--retries", type=int, default=2, metavar="N", help="runs of a cell after a worker died in it; default: 2"
+    )
+    parser.add_argument(
+        "--join", action="store_true", help="run cells of a study whose run was started elsewhere with the same --out"
     )
     parser.add_argument("--cell-minutes", type=float, metavar="M", help="time limit of a cell; default: none")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results; default: runs/<study>")

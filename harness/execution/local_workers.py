@@ -14,7 +14,7 @@ from typing import Self
 
 from harness.errors import HarnessError
 from harness.execution.cell_queue import CellQueue, default_path
-from harness.execution.worker import DEFAULT_LIMITS, Cells, Limits, RunsCells, Worker
+from harness.execution.worker import Cells, Limits, RunsCells, Worker
 from harness.monitoring.progress import Progress, SilentProgress
 from harness.monitoring.run_log import run_log
 from harness.results.run_folder import RunFolder
@@ -61,19 +61,20 @@ def work(job: Job, errors: Connection | None = None) -> int:
     return 0
 
 
-def join(study: Study, folder: Path, storage: str | None, progress: Progress) -> None:
+def join(study: Study, folder: RunFolder, storage: str | None, progress: Progress, limits: Limits) -> None:
     """Run cells of a study in this process, for a run of it on this or another machine.
 
     Raises:
         HarnessError: the folder is not a run folder of this study, or the storage cannot be opened.
     """
-    run = RunFolder(folder)
-    if not run.study.exists():
+    if not folder.study.exists():
         raise HarnessError(
-            f"{folder} is not the run folder of a study; start `python -m harness.run` with the same --out first"
+            f"{folder.path} is not the run folder of a study; start `python -m harness.run` with the same --out and "
+            "without --join first"
         )
-    with run_log(run.path / "run.log"), CellQueue(study, storage or default_path(folder)) as queue, progress:
-        Worker(study, run, Cells(), queue, progress, DEFAULT_LIMITS).run()
+    where = storage or default_path(folder.path)
+    with run_log(folder.path / "run.log"), CellQueue(study, where) as queue, progress:
+        Worker(study, folder, Cells(), queue, progress, limits).run()
 
 
 def _main(job: Job, errors: Connection) -> None:
