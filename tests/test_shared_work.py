@@ -110,7 +110,8 @@ def test_the_items_of_a_killed_process_are_computed_by_another_one(tmp_path):
     wait_for((tmp_path / "stuck").exists)
     others = [start(tmp_path, name) for name in ("second", "third")]
     wait_for(lambda: len(computed(tmp_path, "second") + computed(tmp_path, "third")) == NUM_ITEMS - BATCH_SIZE)
-    assert {path.name for path in locks(tmp_path)} == {f".{item}.bin.lock" for item in range(BATCH_SIZE)}
+    held = {f".{item}.bin.lock" for item in range(BATCH_SIZE)}
+    wait_for(lambda: {path.name for path in locks(tmp_path)} == held)
     killed.kill()
     join(others)
     assert computed(tmp_path, "killed") == [0, 1]

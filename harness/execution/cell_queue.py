@@ -116,8 +116,8 @@ class CellQueue:
 
     def _restore(self, rows: Mapping[str, Row]) -> None:
         """Add a finished trial for every finished cell without one, as after the loss of the storage."""
-        complete = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        told = {str(trial.user_attrs.get("cell")) for trial in complete}
+        known = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
+        told = {str(trial.user_attrs.get("cell")) for trial in known}
         ids = {cell.id: cell for cell in self._known.values()}
         for cell_id, row in rows.items():
             cell = ids.get(cell_id) or self._sampled_cell(row)
@@ -224,6 +224,10 @@ class CellQueue:
     def num_deaths(self, number: int) -> int:
         """How many workers died in the cell of this trial before."""
         return int(self._trial(number).user_attrs.get("attempts", 0))
+
+    def release_dead(self, number: int) -> None:
+        """Enqueue the cell of a dead worker again, without counting its death."""
+        self._again(self._trial(number), 0, "its worker died")
 
     def return_dead(self, number: int) -> None:
         """Enqueue the cell of a dead worker again. One process at a time may do this."""

@@ -14,7 +14,7 @@ from harness.errors import HarnessError
 from harness.execution.cell_queue import CellQueue, default_path, repair
 from harness.execution.local_workers import Job, LocalWorkers
 from harness.execution.publishing import Publisher
-from harness.execution.worker import DEFAULT_LIMITS, Limits, RunsCells, Worker, return_dead_cells
+from harness.execution.worker import DEFAULT_LIMITS, Limits, RunsCells, Worker, release_dead_cells, return_dead_cells
 from harness.monitoring.progress import Progress
 from harness.monitoring.tracker import TrackedProgress, Tracker
 from harness.monitoring.worker_table import WorkerTable
@@ -93,6 +93,7 @@ def execute(
             publisher = Publisher(folder, lambda: _all_cells(study, queue), start_report)
             watched = TrackedProgress(progress, tracker) if tracker else progress
             with folder.queue_lock():
+                release_dead_cells(queue, folder)
                 queue.fill(folder.finished())
             before = {cell: row.get("started_at") for cell, row in folder.rows().items()}
             try:

@@ -25,7 +25,7 @@ _IDLE_S = 0.5
 
 
 class RunsCells(Protocol):
-    """Runs cells: `harness.execution.cells.Cells`, or something as small in a test."""
+    """Runs cells: `Cells`, or something as small in a test."""
 
     def check(self, cells: Sequence[Cell], log: Callable[[str], None]) -> None:
         """Run each configuration of these cells once on two images; raises a HarnessError if any fails."""
@@ -226,3 +226,11 @@ def return_dead_cells(queue: "CellQueue", folder: RunFolder, watch: Watch, retri
             queue.give_up(number, reason)
             failed = queue.cell_of(number)
             folder.write_cell({**failed.columns, **folder.kept_row(failed.id), "status": "failed", "reason": reason})
+
+
+def release_dead_cells(queue: "CellQueue", folder: RunFolder) -> None:
+    """Enqueue the cells of workers that died before this run, which counts deaths anew."""
+    watch = Watch()
+    for number, cell in queue.running().items():
+        if watch.has_ended(folder.lease(cell)) if cell else queue.is_unnamed_for_long(number):
+            queue.release_dead(number)
