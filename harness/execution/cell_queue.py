@@ -90,6 +90,7 @@ class CellQueue:
             warnings.simplefilter("ignore", ExperimentalWarning)  # the function may change, the stored names do not
             self.optuna.set_metric_names(list(study.settings.objectives))
         self._known = {_key(_params(cell)): cell for cell in _seed_by_seed(study)}
+        self._order = {key: number for number, key in enumerate(self._known)}
 
     def __enter__(self) -> Self:
         return self
@@ -172,8 +173,13 @@ class CellQueue:
             self.optuna.enqueue_trial({ARM: arm, SEED: self.study.settings.seeds[0]}, user_attrs={"sampled": True})
 
     def claim(self) -> Claim | None:
-        """Take the next waiting cell; None if none waits now. Invalid points of a search are pruned on the way."""
-        for waiting in self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        """Take the next waiting cell in the order of the study; None if none waits now.
+
+        Points of a search whose values are invalid together are pruned on the way.
+        """
+        trials = self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        last = len(self._order)
+        for waiting in sorted(trials, key=lambda trial: (self._order.get(_key(_fixed(trial)), last), trial.number)):
             trial_id = self.storage.get_trial_id_from_study_id_trial_number(self._study_id, waiting.number)
             try:
                 if not self.storage.set_trial_state_values(trial_id, TrialState.RUNNING):
