@@ -50,7 +50,6 @@ class Trainer:
         on_step: called with each new point of the curve and the number of steps of the whole training.
         training_checkpoint: a file written every two minutes and at the end, from which an interrupted training
             continues with the same result; the caller removes it. None for no training checkpoint.
-        micro_batch_images: in place of the configuration's.
     """
 
     def __init__(
@@ -61,13 +60,11 @@ class Trainer:
         generator: torch.Generator,
         on_step: Callable[[dict[str, float], int], None],
         training_checkpoint: Path | None = None,
-        micro_batch_images: int | None = None,
     ) -> None:
         self.segmenter = segmenter
         self.batches = batches
         self.config = config
         self.generator = generator
-        self.micro_batch_images = micro_batch_images or config.micro_batch_images
         self.groups = segmenter.parameter_groups()
         self.parameters = [*self.groups["early"], *self.groups["late"]]
         self.samplers: list[EpochSampler] = []
@@ -119,13 +116,15 @@ class Trainer:
         """Adds the gradients of the objective on the next images of the sampler; returns its terms."""
         num_simple = self.config.curriculum.steps if self.config.curriculum else 0
         batches = self._micro_batches(self.samplers[step >= num_simple].next())
-        counts = [Counts.of(batch) for batch in batches]
-        totals = sum(counts[1:], counts[0])
+        # Counting waits for the device, and the only batch of a step needs no scale.
+        counts = [Counts.of(batch) for batch in batches] if len(batches) > 1 else []
         sums: dict[str, Tensor] = {}
-        for batch, own in zip(batches, counts, strict=True):
+        for number, batch in enumerate(batches):
             with autocast(self.config.precision, self.loop.device):
                 answer = self.segmenter(batch.features, batch.mask_inputs, batch.query)
-            parts = losses(answer, batch).scaled(own, totals)
+            parts = losses(answer, batch)
+            if counts:
+                parts = parts.scaled(counts[number], sum(counts[1:], counts[0]))
             parts.total(self.config.location_loss).backward()
             sums = {name: term.detach() + sums.get(name, 0.0) for name, term in parts.terms().items()}
         return sums
@@ -133,7 +132,7 @@ class Trainer:
     def _micro_batches(self, examples: Sequence[Example]) -> list[Batch]:
         """The images of a step in batches whose activations fit into memory together."""
         config, with_mask_inputs = self.config, self.segmenter.mask_decoder.learns
-        size = self.micro_batch_images or len(examples)
+        size = config.micro_batch_images or len(examples)
         return [
             self.batches.training(
                 examples[first : first + size],
