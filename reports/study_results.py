@@ -9,7 +9,7 @@ import pandas as pd
 from harness.errors import HarnessError, suggest
 from harness.results.score_table import ScoreTable
 from harness.results.statistics import Difference
-from reports.findings import load
+from reports.findings import Findings, load
 from reports.page import build
 from reports.result_tables import all_tables
 
@@ -37,9 +37,13 @@ class Results:
         return pd.read_parquet(self.folder / "samples.parquet")
 
     @cached_property
+    def _findings(self) -> Findings:
+        return load(self.folder)
+
+    @property
     def scores(self) -> ScoreTable:
         """Estimates and paired comparisons of the finished cells."""
-        return ScoreTable(self.cells, self.samples)
+        return self._findings.score_table
 
     def table(self, name: str = "main") -> pd.DataFrame:
         """A table of the report as numbers: one row per arm and search point, intervals in columns of their own.
@@ -50,7 +54,7 @@ class Results:
         Raises:
             HarnessError: the report has no table of this name.
         """
-        found = {table.name: table for table in all_tables(load(self.folder))}
+        found = {table.name: table for table in all_tables(self._findings)}
         if name not in found:
             raise HarnessError(f"the report has no table {name!r}; {suggest(name, found)}")
         return found[name].frame()

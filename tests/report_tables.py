@@ -66,6 +66,20 @@ def with_failures(results: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([results, pd.DataFrame([failed, skipped]).astype(object)], ignore_index=True)
 
 
+def as_questions(results: pd.DataFrame, samples: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The same tables with questions instead of expressions; an answer is right where the IoU was over a half."""
+    masks = [column for column in samples if "area" in column or "rle" in column or "iou" in column]
+    results = results.drop(columns=[column for column in results if "giou" in column or "rate" in column])
+    is_right = samples["iou"] > 0.5
+    answered = samples.drop(columns=[*masks, "intersection", "union", "predicted_seg"]).assign(
+        scoring="accuracy",
+        score=is_right.astype(float),
+        generated_text=np.where(is_right, "red", "blue"),
+        references='["red"]',
+    )
+    return results.assign(accuracy=0.5, accuracy_shuffled=0.4), answered
+
+
 def write_run(folder: Path, results: pd.DataFrame, samples: pd.DataFrame, num_gallery: int = 12) -> Path:
     """Write a run folder with all files of a report."""
     folder.mkdir(parents=True, exist_ok=True)

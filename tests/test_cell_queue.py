@@ -223,3 +223,15 @@ def test_a_damaged_journal_is_moved_aside_and_filled_from_the_rows(tmp_path, stu
     with CellQueue(study, default_path(tmp_path)) as queue:
         queue.fill(rows)
         assert len(drain(queue, rows)) == 7
+
+
+def test_a_cell_whose_row_was_written_as_its_worker_died_has_one_finished_trial(tmp_path, study):
+    with CellQueue(study, default_path(tmp_path)) as queue:
+        queue.fill({})
+        claim = queue.claim()
+        queue.name(claim)
+        rows = {claim.cell.id: row_of(claim.cell)}
+        queue.release_dead(claim.trial)
+        queue.fill(rows)
+        drain(queue, rows)
+        assert states(queue) == {"COMPLETE": 12, "FAIL": 1}

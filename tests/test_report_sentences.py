@@ -20,7 +20,7 @@ from reports.figures import captions
 from reports.findings import Findings, load
 from reports.narrative import answers, finding_sentence
 from reports.result_tables import all_tables
-from tests.report_tables import tables, with_failures, write_run
+from tests.report_tables import as_questions, tables, with_failures, write_run
 
 GOLDEN = Path(__file__).parent / "golden" / "sentences.txt"
 Frames = tuple[pd.DataFrame, pd.DataFrame]
@@ -69,17 +69,7 @@ def at_chance() -> Frames:
 
 def questions() -> Frames:
     """Questions instead of expressions; the only arms with one seed."""
-    results, samples = tables(num_images=12, num_seeds=1)
-    masks = [column for column in samples if "area" in column or "rle" in column or "iou" in column]
-    results = results.drop(columns=[column for column in results if "giou" in column or "rate" in column])
-    is_right = samples["iou"] > 0.5
-    answered = samples.drop(columns=[*masks, "intersection", "union", "predicted_seg"]).assign(
-        scoring="accuracy",
-        score=is_right.astype(float),
-        generated_text=np.where(is_right, "red", "blue"),
-        references='["red"]',
-    )
-    return results.assign(accuracy=0.5, accuracy_shuffled=0.4), answered
+    return as_questions(*tables(num_images=12, num_seeds=1))
 
 
 def unfinished() -> Frames:

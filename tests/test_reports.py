@@ -23,7 +23,7 @@ from reports.numbers import DASH, count, fixed, p_value
 from reports.result_tables import all_tables, main_table
 from reports.tables import Cell, Column, Table, mark_best
 from reports.unfinished import unfinished_table
-from tests.report_tables import tables, with_failures, write_run
+from tests.report_tables import as_questions, tables, with_failures, write_run
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -353,16 +353,7 @@ def test_arms_with_several_budgets_have_a_figure(tmp_path: Path) -> None:
 
 def test_a_study_of_questions_is_reported_without_masks(tmp_path: Path) -> None:
     results, samples = tables(num_images=12, num_seeds=1)
-    masks = [column for column in samples if "area" in column or "rle" in column or "iou" in column]
-    results = results.drop(columns=[column for column in results if "giou" in column or "rate" in column])
-    results = results.assign(accuracy=0.5, accuracy_shuffled=0.4)
-    is_right = samples["iou"] > 0.5
-    answered = samples.drop(columns=[*masks, "intersection", "union", "predicted_seg"]).assign(
-        scoring="accuracy",
-        score=is_right.astype(float),
-        generated_text=np.where(is_right, "red", "blue"),
-        references='["red"]',
-    )
+    results, answered = as_questions(results, samples)
     folder = write_run(tmp_path / "questions", results, samples)  # with pictures
     answered.to_parquet(folder / "samples.parquet")
     study = folder / "study.resolved.yaml"

@@ -37,7 +37,7 @@ class ShortAnswersConfig(BaseModel):
         return self.template.replace("{question}", question)
 
     def require_split(self, split: str) -> None:
-        """Raises a DataError if there is no such split."""
+        """Raises a DataError if the split does not exist."""
         if split not in self.splits:
             raise DataError(f"{self.name} has no split {split!r} with answers; {suggest(split, self.splits)}")
 

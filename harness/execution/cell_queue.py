@@ -106,24 +106,34 @@ class CellQueue:
         Args:
             rows: of finished cells, by cell.
         """
-        self._restore(rows)
+        active = self._active()
+        self._restore(rows, active)
         trials = self.optuna.get_trials(deepcopy=False)
-        active = {_key(_fixed(trial)) for trial in trials if not trial.state.is_finished()}
         for key, cell in self._known.items():
             if cell.id not in rows and key not in active:
                 self.optuna.enqueue_trial(_params(cell))
         if self.study.num_sampled:
             self._fill_sampled(trials, active, rows)
 
-    def _restore(self, rows: Mapping[str, Row]) -> None:
-        """Add a finished trial for every finished cell without one, as after the loss of the storage."""
-        known = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
+    def _active(self) -> set[str]:
+        """Parameters of the trials that wait or run."""
+        trials = self.optuna.get_trials(deepcopy=False)
+        return {_key(_fixed(trial)) for trial in trials if not trial.state.is_finished()}
+
+    def _restore(self, rows: Mapping[str, Row], active: set[str]) -> None:
+        """Add a finished trial for every finished cell without one, as after the loss of the storage.
+
+        A cell that waits or runs gets its values when a worker claims it and finds the row.
+        """
+        known = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         told = {str(trial.user_attrs.get("cell")) for trial in known}
         ids = {cell.id: cell for cell in self._known.values()}
         for cell_id, row in rows.items():
             cell = ids.get(cell_id) or self._sampled_cell(row)
             values = [row.get(metric) for metric in self.study.settings.objectives]
             if cell is None or cell_id in told or row["status"] != "done" or None in values:
+                continue
+            if _key(_params(cell)) in active:
                 continue
             attributes = {"cell": cell_id, **({} if cell_id in ids else {"sampled": True})}
             self.optuna.add_trial(

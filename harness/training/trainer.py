@@ -54,7 +54,6 @@ class Trainer:
         on_step: called with each new point of the curve and the number of steps of the whole training.
         training_checkpoint: a file written every two minutes and at the end, from which an interrupted training
             continues with the same result; the caller removes it. None for no training checkpoint.
-        micro_batch_images: in place of the configuration's.
 
     Attributes:
         micro_batch_images: images whose activations are in memory together; `backward` halves it at most once.
@@ -68,13 +67,12 @@ class Trainer:
         generator: torch.Generator,
         on_step: Callable[[dict[str, float], int], None],
         training_checkpoint: Path | None = None,
-        micro_batch_images: int | None = None,
     ) -> None:
         self.segmenter = segmenter
         self.batches = batches
         self.config = config
         self.generator = generator
-        self.micro_batch_images = micro_batch_images or config.micro_batch_images or config.batch_images
+        self.micro_batch_images = config.micro_batch_images or config.batch_images
         self.has_halved_micro_batch = False
         self.groups = segmenter.parameter_groups()
         self.parameters = [*self.groups["early"], *self.groups["late"]]
@@ -157,13 +155,15 @@ class Trainer:
     def _add_gradients(self, examples: Sequence[Example], chosen: Sequence[Sequence[TextQuery]]) -> dict[str, Tensor]:
         """Adds the gradients of the objective on the chosen queries of these images; returns its terms."""
         batches = self._micro_batches(examples, chosen)
-        counts = [Counts.of(batch) for batch in batches]
-        totals = sum(counts[1:], counts[0])
+        # Counting waits for the device, and the only batch of a step needs no scale.
+        counts = [Counts.of(batch) for batch in batches] if len(batches) > 1 else []
         sums: dict[str, Tensor] = {}
-        for batch, own in zip(batches, counts, strict=True):
+        for number, batch in enumerate(batches):
             with autocast(self.config.precision, self.loop.device):
                 answer = self.segmenter(batch.features, batch.mask_inputs, batch.query)
-            parts = losses(answer, batch).scaled(own, totals)
+            parts = losses(answer, batch)
+            if counts:
+                parts = parts.scaled(counts[number], sum(counts[1:], counts[0]))
             parts.total(self.config.location_loss).backward()
             sums = {name: term.detach() + sums.get(name, 0.0) for name, term in parts.terms().items()}
         return sums

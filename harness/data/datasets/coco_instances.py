@@ -47,7 +47,7 @@ def load(config: Config, split: str) -> Sequence[Example]:
     """The examples of a split, by ascending image id; annotations without expressions are objects too.
 
     Raises:
-        DataError: a file is missing or malformed, no annotation has an expression, or there is no such split.
+        DataError: a file is missing or malformed, no annotation has an expression, or the split does not exist.
     """
     if split not in config.annotations:
         raise DataError(f"data.annotations has no split {split!r}; {suggest(split, config.annotations)}")

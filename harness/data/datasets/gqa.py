@@ -38,7 +38,7 @@ def load(config: Config, split: str) -> Sequence[Example]:
     """The examples of a split, by image id.
 
     Raises:
-        DataError: a file is missing or malformed, or there is no such split.
+        DataError: a file is missing or malformed, or the split does not exist.
     """
     return examples(_read(config, split))
 

@@ -51,7 +51,7 @@ def load(config: Config, split: str) -> Sequence[Example]:
     """The examples of a split, by ascending image id; families are single, multi and no_target.
 
     Raises:
-        DataError: a file is missing or malformed, or there is no such split.
+        DataError: a file is missing or malformed, or the split does not exist.
     """
     return examples(config.read_refs().split(split), config.masks)
 

@@ -58,7 +58,7 @@ def load(config: Config, split: str) -> Sequence[Example]:
     """The concatenated examples of the training datasets, or a split of the scored dataset.
 
     Raises:
-        DataError: a file is missing or malformed, or there is no such split.
+        DataError: a file is missing or malformed, or the split does not exist.
     """
     if split != "train":
         return _load(config.score, split)

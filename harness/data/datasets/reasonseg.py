@@ -55,7 +55,7 @@ def load(config: Config, split: str) -> Sequence[Example]:
     An annotation without the field `shapes` is skipped; one with an empty list has no target.
 
     Raises:
-        DataError: a file is missing or malformed, or there is no such split.
+        DataError: a file is missing or malformed, or the split does not exist.
     """
     annotations = {path: _read(path) for path in _paths(config, split)}
     return [_example(path, one, split) for path, one in annotations.items() if "shapes" in one]

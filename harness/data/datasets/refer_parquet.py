@@ -110,7 +110,7 @@ def load(config: Config, split: str) -> Sequence[Example]:
     """The examples of a split, by ascending image id.
 
     Raises:
-        DataError: a file is missing, malformed or of another mirror, or there is no such split.
+        DataError: a file is missing, malformed or of another mirror, or the split does not exist.
     """
     if split not in config.splits:
         raise DataError(f"{config.dataset} has no split {split!r} in {config.refs}; {suggest(split, config.splits)}")

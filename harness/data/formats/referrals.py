@@ -138,7 +138,7 @@ class RefFile:
         """The refs of a split.
 
         Raises:
-            DataError: there is no such split.
+            DataError: the split does not exist.
         """
         if not self.splits.get(name):
             hint = suggest(name, self.splits) if self.splits else "it has no refs at all; use the official file"

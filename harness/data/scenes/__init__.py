@@ -151,7 +151,7 @@ def load(config: Config, split: str) -> Sequence[Example]:
     """The examples of a split, in a fixed order.
 
     Raises:
-        DataError: no such split.
+        DataError: the split does not exist.
     """
     if split not in SPLITS:
         raise DataError(f"scenes has no split {split!r}; {suggest(split, SPLITS)}")
