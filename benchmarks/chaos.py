@@ -25,7 +25,6 @@ from rich.console import Console
 
 from harness import Study
 from harness.execution.run_study import Team, execute
-from harness.execution.worker import Limits
 from harness.monitoring.progress import LineProgress, Progress
 from harness.monitoring.tracker import Tracker
 from harness.results.columns import SAMPLE_COLUMNS
@@ -33,6 +32,7 @@ from harness.results.run_folder import Row, RunFolder
 from harness.study.study import Cell
 from harness.system.lease import read
 from harness.system.shares import Share
+from harness.worker.worker import Limits
 
 NUM_WORKERS, NUM_KILLS, SECONDS = 8, 20, 0.3
 DEADLINE_S = 900.0

@@ -1,55 +1,25 @@
 """Runs a study: `python -m harness.run studies/sspe_sweep.yaml`. Running the command again resumes the study."""
 
 import argparse
-import errno
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from harness.errors import HarnessError
-from harness.system.uris import redact
+from harness.system.exit_code import exit_code
 
-_RESUME = "run the same command again to resume"
 LIST_KINDS = ("projectors", "superpixels", "datasets", "metrics", "encoders", "llms", "mask_decoders", "checkpoints")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 1 if cells failed, 2 for an error of the user, 130 if interrupted."""
     options = _parser().parse_args(arguments)
-    try:
-        with _terminates_as_interrupt():
-            from harness.execution.commands import run_command  # imported here so that --help is fast
-
-            return run_command(options)
-    except HarnessError as error:
-        sys.stderr.write(f"{redact(str(error))}\n")
-        return 2
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        sys.stderr.write(
-            f"no space left on the disk ({error}); finished stages are kept; free some space, then {_RESUME}\n"
-        )
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write(f"interrupted; finished stages are kept; {_RESUME}\n")
-        return 130
+    return exit_code(lambda: _run(options))
 
 
-@contextmanager
-def _terminates_as_interrupt() -> Iterator[None]:
-    """Handles SIGTERM as Ctrl-C. Signal handlers can be set in the main thread only."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    usual = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, usual)
+def _run(options: argparse.Namespace) -> int:
+    from harness.execution.commands import run_command  # imported here so that --help is fast
+
+    return run_command(options)
 
 
 def _count(text: str) -> int:
@@ -89,9 +59,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--retries", type=int, default=2, metavar="N", help="runs of a cell after a worker died in it; default: 2"
-    )
-    parser.add_argument(
-        "--join", action="store_true", help="run cells of a study whose run was started elsewhere with the same --out"
     )
     parser.add_argument("--cell-minutes", type=float, metavar="M", help="time limit of a cell; default: none")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results; default: runs/<study>")

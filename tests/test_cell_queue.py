@@ -7,7 +7,8 @@ import pytest
 from optuna.trial import TrialState
 
 from harness.errors import HarnessError
-from harness.execution.cell_queue import CellQueue, default_path, repair
+from harness.queue.cell_queue import CellQueue
+from harness.queue.storage import default_path, repair
 from harness.study.study import Study
 from tests.small_study import STUDY, row_of, sampled_study, write_study
 

@@ -8,8 +8,8 @@ from harness import run
 from harness.errors import HarnessError
 from harness.execution import preflight as module
 from harness.execution import session
+from harness.execution.cells import Cells
 from harness.execution.preflight import preflight, refuse_failures
-from harness.execution.worker import Cells
 from projectors.pooling import Pooling
 from projectors.svp.svp import SVP
 

@@ -12,8 +12,8 @@ import pytest
 from harness import run
 from harness.execution import session
 from harness.execution.cell import run_cell
+from harness.execution.cells import Cells
 from harness.execution.run_study import execute
-from harness.execution.worker import Cells
 from harness.monitoring.progress import Progress
 from harness.results.run_folder import STAGES, Row, RunFolder
 from harness.study.study import Cell, Study

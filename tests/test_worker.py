@@ -11,8 +11,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.execution.cell_queue import CellQueue, default_path
 from harness.execution.run_study import execute
+from harness.queue.cell_queue import CellQueue
+from harness.queue.storage import default_path
 from harness.results.run_folder import RunFolder
 from harness.study.study import Study
 from tests.small_study import Cells, quiet, run_folder, sampled_study, write_study

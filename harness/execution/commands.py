@@ -8,11 +8,10 @@ from rich.console import Console
 
 from harness.errors import HarnessError, shorten
 from harness.execution import session
-from harness.execution.worker import Limits
-from harness.monitoring.progress import progress_on
 from harness.results.run_folder import RunFolder
 from harness.study.study import Study
 from harness.system.uris import choose_tracking_uri
+from harness.worker.worker import Limits
 
 
 def run_command(options: argparse.Namespace) -> int:
@@ -62,11 +61,6 @@ def run_command(options: argparse.Namespace) -> int:
         console.print(set_aside_outdated(study, folder, options.rerun or None), soft_wrap=True)
     seconds = 60 * options.cell_minutes if options.cell_minutes else None
     limits = Limits(options.retries, seconds)
-    if options.join:
-        from harness.execution.local_workers import join
-
-        join(study, folder, options.storage, progress_on(console), limits)
-        return 0
     uri = choose_tracking_uri(options.tracking_uri, study.settings.tracking.uri)
     chosen = session.Options(options.storage, uri, options.workers, limits)
     return 1 if session.run(study, folder, chosen, console) else 0

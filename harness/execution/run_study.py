@@ -11,18 +11,19 @@ from typing import Any
 from rich.console import Console
 
 from harness.errors import HarnessError
-from harness.execution.cell_queue import CellQueue, default_path, repair
-from harness.execution.local_workers import Job, LocalWorkers
 from harness.execution.publishing import Publisher
-from harness.execution.worker import DEFAULT_LIMITS, Limits, RunsCells, Worker, release_dead_cells, return_dead_cells
 from harness.monitoring.progress import Progress
 from harness.monitoring.tracker import TrackedProgress, Tracker
 from harness.monitoring.worker_table import WorkerTable
+from harness.queue.cell_queue import CellQueue
+from harness.queue.storage import default_path, repair
 from harness.results.run_folder import Row, RunFolder
 from harness.study.study import Cell, Study
 from harness.system.environment import command, describe_environment
 from harness.system.lease import Watch, read
 from harness.system.shares import Share
+from harness.worker.local_workers import Job, LocalWorkers
+from harness.worker.worker import DEFAULT_LIMITS, Limits, RunsCells, Worker, release_dead_cells, return_dead_cells
 
 _POLL_S = 0.5
 """Pause between two looks at the workers."""

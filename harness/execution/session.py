@@ -11,8 +11,8 @@ import pandas as pd
 from rich.console import Console
 
 from harness.errors import HarnessError, WeightsError
+from harness.execution.cells import Cells
 from harness.execution.report_process import ReportProcess
-from harness.execution.worker import DEFAULT_LIMITS, Cells, Limits, RunsCells
 from harness.monitoring.progress import progress_on
 from harness.monitoring.result_table import result_table
 from harness.monitoring.run_log import run_log
@@ -21,6 +21,7 @@ from harness.study.study import Cell, Study
 from harness.system.environment import command, free_memory_gib, visible_gpus
 from harness.system.shares import shares
 from harness.system.uris import redact
+from harness.worker.worker import DEFAULT_LIMITS, Limits, RunsCells
 
 if TYPE_CHECKING:
     from harness.execution.run_study import Team

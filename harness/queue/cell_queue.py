@@ -1,4 +1,4 @@
-"""Optuna's storage as the queue of a study's cells. The only module that imports Optuna.
+"""Optuna's storage as the queue of a study's cells.
 
 One Optuna trial is one cell: an arm, a search point and a seed. Known cells (arms without a search, and grids) are
 enqueued seed by seed, so that every arm has a result early. Sampled points are enqueued with arm and first seed only;
@@ -14,39 +14,24 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.samplers import TPESampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
-from harness.errors import HarnessError, StudyError
+from harness.errors import StudyError
+from harness.queue.importance import importance
+from harness.queue.parameters import ARM, SEED, Parameters, enqueued, key, params_of, without_seed
+from harness.queue.storage import open_storage
 from harness.results.run_folder import Row
-from harness.study.schema import Choice, Range
 from harness.study.study import Cell, Point, Study
-from harness.system.uris import redact
 
-Direction = Literal["maximize", "minimize"]
-ARM, SEED = "arm", "seed"
-_IMPORTANCE_POINTS = 4
-"""Importance needs at least this many points."""
 _UNNAMED_S = 30.0
 """How long a claimed trial may lack the name of its cell before its worker counts as dead."""
-_EXPECTED_WARNINGS = (
-    "Argument ``normalize`` is an experimental feature",
-    "Target and region quantiles select the same set of trials",
-    "Some regimes for parameter .* have less than 2 trials",
-)
-"""The report states the number of points, which is what the last two are about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +63,8 @@ class CellQueue:
     def __init__(self, study: Study, storage: str | Path) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.study = study
-        self.storage = _open(storage)
+        self.parameters = Parameters(study)
+        self.storage = open_storage(storage)
         self.optuna = optuna.create_study(
             storage=self.storage,
             study_name=f"{study.name}-{study.fingerprint}",
@@ -89,7 +75,7 @@ class CellQueue:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # the function may change, the stored names do not
             self.optuna.set_metric_names(list(study.settings.objectives))
-        self._known = {_key(_params(cell)): cell for cell in _seed_by_seed(study)}
+        self._known = {key(params_of(cell)): cell for cell in _seed_by_seed(study)}
         self._order = {key: number for number, key in enumerate(self._known)}
 
     def __enter__(self) -> Self:
@@ -109,16 +95,16 @@ class CellQueue:
         active = self._active()
         self._restore(rows, active)
         trials = self.optuna.get_trials(deepcopy=False)
-        for key, cell in self._known.items():
-            if cell.id not in rows and key not in active:
-                self.optuna.enqueue_trial(_params(cell))
+        for name, cell in self._known.items():
+            if cell.id not in rows and name not in active:
+                self.optuna.enqueue_trial(params_of(cell))
         if self.study.num_sampled:
             self._fill_sampled(trials, active, rows)
 
     def _active(self) -> set[str]:
         """Parameters of the trials that wait or run."""
         trials = self.optuna.get_trials(deepcopy=False)
-        return {_key(_fixed(trial)) for trial in trials if not trial.state.is_finished()}
+        return {key(enqueued(trial)) for trial in trials if not trial.state.is_finished()}
 
     def _restore(self, rows: Mapping[str, Row], active: set[str]) -> None:
         """Add a finished trial for every finished cell without one, as after the loss of the storage.
@@ -133,13 +119,13 @@ class CellQueue:
             values = [row.get(metric) for metric in self.study.settings.objectives]
             if cell is None or cell_id in told or row["status"] != "done" or None in values:
                 continue
-            if _key(_params(cell)) in active:
+            if key(params_of(cell)) in active:
                 continue
             attributes = {"cell": cell_id, **({} if cell_id in ids else {"sampled": True})}
             self.optuna.add_trial(
                 optuna.create_trial(
-                    params=_params(cell),
-                    distributions=self._distributions(cell.arm),
+                    params=params_of(cell),
+                    distributions=self.parameters.distributions(cell.arm),
                     values=[float(value) for value in values if value is not None],
                     user_attrs=attributes,
                 )
@@ -155,16 +141,6 @@ class CellQueue:
             return next((cell for cell in cells if cell.id == row["cell"]), None)
         return None
 
-    def _distributions(self, arm: str) -> dict[str, BaseDistribution]:
-        """The distributions of all parameters of an arm."""
-        search, settings = self.study.settings.search, self.study.settings
-        own = search.space if search is not None and arm in search.arms else {}
-        fixed = {
-            ARM: CategoricalDistribution(list(self.study.arms)),
-            SEED: CategoricalDistribution(list(settings.seeds)),
-        }
-        return {**fixed, **{path: _distribution(values) for path, values in own.items()}}
-
     def _fill_sampled(self, trials: list[FrozenTrial], active: set[str], rows: Mapping[str, Row]) -> None:
         """Points drawn before are enqueued again where a cell lacks a result; new ones fill up the number asked for."""
         search = self.study.settings.search
@@ -172,8 +148,8 @@ class CellQueue:
         drawn: dict[str, dict[str, Any]] = {}
         num_undrawn = 0
         for trial in trials:
-            if _is_sampled(trial) and self._is_whole(trial.params):
-                drawn.setdefault(_key(_without_seed(trial.params)), _without_seed(trial.params))
+            if _is_sampled(trial) and self.parameters.is_complete(trial.params):
+                drawn.setdefault(key(without_seed(trial.params)), without_seed(trial.params))
             elif _is_sampled(trial) and not trial.state.is_finished():
                 num_undrawn += 1
         for params in drawn.values():
@@ -189,7 +165,7 @@ class CellQueue:
         """
         trials = self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         last = len(self._order)
-        for waiting in sorted(trials, key=lambda trial: (self._order.get(_key(_fixed(trial)), last), trial.number)):
+        for waiting in sorted(trials, key=lambda trial: (self._order.get(key(enqueued(trial)), last), trial.number)):
             trial_id = self.storage.get_trial_id_from_study_id_trial_number(self._study_id, waiting.number)
             try:
                 if not self.storage.set_trial_state_values(trial_id, TrialState.RUNNING):
@@ -233,8 +209,8 @@ class CellQueue:
 
     def cell_of(self, number: int) -> Cell:
         """The cell of a trial whose parameters are all there."""
-        params = _fixed(self._trial(number))
-        cells = self.study.cells_of(self._point(_without_seed(params)))
+        params = enqueued(self._trial(number))
+        cells = self.study.cells_of(self.parameters.point(without_seed(params)))
         return next(cell for cell in cells if cell.seed == params[SEED])
 
     def num_deaths(self, number: int) -> int:
@@ -253,42 +229,26 @@ class CellQueue:
         """End the trial of a cell that no worker will run again."""
         self._end(number, TrialState.FAIL, reason)
 
+    def importance(self, rows: Mapping[str, Row]) -> dict[str, Any] | None:
+        """Refer to `harness.queue.importance.importance`."""
+        trials = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return importance(self.study, trials, rows)
+
     def points(self) -> list[Point]:
         """Every point that was drawn, in the order of trials; each once."""
         found: dict[str, Point] = {}
         for trial in self.optuna.get_trials(deepcopy=False):
-            params = _without_seed(_fixed(trial))
-            if self._is_whole(params):
-                found.setdefault(_key(params), self._point(params))
+            params = without_seed(enqueued(trial))
+            if self.parameters.is_complete(params):
+                found.setdefault(key(params), self.parameters.point(params))
         return list(found.values())
-
-    def importance(self, rows: Mapping[str, Row]) -> dict[str, Any] | None:
-        """Importance of each searched parameter for each objective; None if there are too few points.
-
-        Only searched arms count: differences between arms are in the tables.
-        """
-        search = self.study.settings.search
-        points: dict[str, list[tuple[FrozenTrial, Row]]] = {}
-        for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            row = rows.get(str(trial.user_attrs.get("cell")))
-            if search is not None and trial.params[ARM] in search.arms and row is not None and row["status"] == "done":
-                points.setdefault(_key(_without_seed(trial.params)), []).append((trial, row))
-        if len(points) < _IMPORTANCE_POINTS:
-            return None
-        quantile = min(0.5, max(0.1, 5 / len(points)))
-        shares = {}
-        for metric, direction in self.study.settings.objectives.items():
-            means = [(found[0][0], fmean(float(row[metric]) for _, row in found)) for found in points.values()]
-            raw = _importance(means, direction, quantile)
-            if sum(raw.values()) > 0:
-                shares[metric] = {name: value / sum(raw.values()) for name, value in raw.items()}
-        method = f"PED-ANOVA for membership of the best {quantile:.0%} of {len(points)} points"
-        return {"method": method, "importance": shares} if shares else None
 
     def _cell(self, trial: Trial) -> Cell | None:
         """The cell of a trial that was just claimed; None for a point whose values do not go together."""
-        params = self._suggest(trial)
-        point = self._point(_without_seed(params))
+        # A function of the history and of the trial's number: a resumed run draws no point twice.
+        self.optuna.sampler = TPESampler(seed=trial.number, constant_liar=True)
+        params = self.parameters.suggest(trial)
+        point = self.parameters.point(without_seed(params))
         try:
             cells = self.study.cells_of(point)
         except StudyError as error:
@@ -296,8 +256,8 @@ class CellQueue:
             return None
         cell = next(cell for cell in cells if cell.seed == params[SEED])
         if trial.user_attrs.get("sampled") and params[SEED] == self.study.settings.seeds[0]:
-            active = {_key(_fixed(each)) for each in self.optuna.get_trials(deepcopy=False)}
-            self._enqueue_seeds(_without_seed(params), self.study.settings.seeds[1:], active, {})
+            active = {key(enqueued(each)) for each in self.optuna.get_trials(deepcopy=False)}
+            self._enqueue_seeds(without_seed(params), self.study.settings.seeds[1:], active, {})
         return cell
 
     def _enqueue_seeds(
@@ -305,41 +265,18 @@ class CellQueue:
     ) -> None:
         """Enqueue a drawn point for seeds that neither are active nor have a result."""
         try:
-            cells = {cell.seed: cell for cell in self.study.cells_of(self._point(params))}
+            cells = {cell.seed: cell for cell in self.study.cells_of(self.parameters.point(params))}
         except StudyError:
             return  # another run changes nothing about a point whose values do not go together
         for seed in seeds:
             whole = {**params, SEED: seed}
-            if cells[seed].id not in rows and _key(whole) not in active:
+            if cells[seed].id not in rows and key(whole) not in active:
                 self.optuna.enqueue_trial(whole, user_attrs={"sampled": True})
-
-    def _suggest(self, trial: Trial) -> dict[str, Any]:
-        """All parameters of a trial; enqueued ones are taken as they are."""
-        # A function of the history and of the trial's number: a resumed run draws no point twice.
-        self.optuna.sampler = TPESampler(seed=trial.number, constant_liar=True)
-        arm = trial.suggest_categorical(ARM, list(self.study.arms))
-        return {name: _suggest(trial, name, each) for name, each in self._distributions(arm).items()}
-
-    def _point(self, params: Mapping[str, Any]) -> Point:
-        values = {path: self._choice(path, value) for path, value in params.items() if path not in (ARM, SEED)}
-        return Point(params[ARM], values)
-
-    def _choice(self, path: str, value: Any) -> Choice:
-        search = self.study.settings.search
-        space = search.space[path] if search is not None else ()
-        return value if isinstance(space, Range) else next(choice for choice in space if label(choice) == value)
-
-    def _is_whole(self, params: Mapping[str, Any]) -> bool:
-        """Whether all parameters of a point are there; a worker may have died while it drew them."""
-        search = self.study.settings.search
-        if ARM not in params:
-            return False
-        return search is None or params[ARM] not in search.arms or set(search.space) <= set(params)
 
     def _again(self, trial: FrozenTrial, attempts: int, reason: str) -> None:
         self._end(trial.number, TrialState.FAIL, reason)
         kept = {key: value for key, value in trial.user_attrs.items() if key == "sampled"}
-        self.optuna.enqueue_trial(_fixed(trial), user_attrs={**kept, "attempts": attempts})
+        self.optuna.enqueue_trial(enqueued(trial), user_attrs={**kept, "attempts": attempts})
 
     def _end(self, number: int, state: TrialState, reason: str = "", values: list[float] | None = None) -> None:
         trial_id = self.storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
@@ -352,119 +289,10 @@ class CellQueue:
         return self.optuna.get_trials(deepcopy=False)[number]
 
 
-def default_path(folder: Path) -> Path:
-    """The journal file of Optuna in a run folder. Its lock works on shared file systems."""
-    return folder / "optuna.journal"
-
-
-def repair(folder: Path) -> None:
-    """Move a damaged journal aside; the queue is then filled from the rows again.
-
-    A disk that was full may leave a truncated line in the middle, after which Optuna cannot load the journal.
-    """
-    path = default_path(folder)
-    if not path.exists():
-        return
-    *lines, last = path.read_bytes().split(b"\n")
-    try:
-        for line in lines:
-            json.loads(line)
-    except ValueError:
-        is_damaged = True
-    else:
-        is_damaged = last != b""
-    if is_damaged:
-        path.replace(path.with_suffix(f".damaged-{time.time_ns()}"))
-
-
-def label(choice: Choice) -> bool | int | float | str | None:
-    """A choice as Optuna can store it: mappings and lists become text."""
-    return choice if choice is None or isinstance(choice, bool | int | float | str) else json.dumps(choice)
-
-
-def is_single_process(storage: str | Path) -> bool:
-    """Whether a storage serves one process only, as SQLite does."""
-    return str(storage).startswith("sqlite")
-
-
-def _open(storage: str | Path) -> BaseStorage:
-    if isinstance(storage, Path):
-        storage.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(storage)))
-    try:
-        shown = make_url(storage).render_as_string(hide_password=True)
-        return RDBStorage(storage)
-    except (ArgumentError, NoSuchModuleError, ImportError) as error:
-        raise HarnessError(
-            f"--storage {redact(storage)!r} is no storage URL ({redact(str(error))}); give one like "
-            "postgresql://user@host/optuna"
-        ) from error
-    except OperationalError as error:
-        raise HarnessError(
-            f"the storage {shown} cannot be opened: {error.orig}; start the server, or correct the URL"
-        ) from error
-
-
 def _seed_by_seed(study: Study) -> list[Cell]:
     """The known cells, the first seed of every arm before any second."""
     return sorted(study.cells(), key=lambda cell: study.settings.seeds.index(cell.seed))
 
 
-def _params(cell: Cell) -> dict[str, Any]:
-    return {ARM: cell.arm, SEED: cell.seed, **{path: label(value) for path, value in cell.point.items()}}
-
-
-def _fixed(trial: FrozenTrial) -> dict[str, Any]:
-    """Parameters of a trial, also before it runs."""
-    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-
-
-def _without_seed(params: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in params.items() if name != SEED}
-
-
 def _is_sampled(trial: FrozenTrial) -> bool:
     return bool(trial.user_attrs.get("sampled"))
-
-
-def _key(params: Mapping[str, Any]) -> str:
-    return json.dumps(dict(params), sort_keys=True)
-
-
-def _importance(points: list[tuple[FrozenTrial, float]], direction: Direction, quantile: float) -> dict[str, float]:
-    """PED-ANOVA importance of each parameter for one objective; all zero where values tie."""
-    alone = optuna.create_study(direction=direction)
-    first = points[0][0].params
-    arms = {trial.params[ARM] for trial, _ in points}
-    varied = [name for name in first if name != SEED and (name != ARM or len(arms) > 1)]
-    for trial, value in points:
-        params = {name: trial.params[name] for name in varied}
-        distributions = {name: trial.distributions[name] for name in varied}
-        alone.add_trial(optuna.create_trial(params=params, distributions=distributions, value=value))
-    evaluator = PedAnovaImportanceEvaluator(target_quantile=quantile)
-    with warnings.catch_warnings():
-        for message in _EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message)
-        return get_param_importances(alone, evaluator=evaluator, normalize=False)
-
-
-def _distribution(values: Range | tuple[Choice, ...]) -> BaseDistribution:
-    """The distribution of a path of the search space."""
-    if not isinstance(values, Range):
-        return CategoricalDistribution([label(choice) for choice in values])
-    low, high, step = values.low, values.high, values.step
-    if isinstance(low, int) and isinstance(high, int) and (step is None or isinstance(step, int)):
-        return IntDistribution(low, high, log=values.log, step=step or 1)
-    return FloatDistribution(low, high, log=values.log, step=step)
-
-
-def _suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
-    """The value of a parameter: enqueued, or drawn by the sampler."""
-    if isinstance(distribution, CategoricalDistribution):
-        return trial.suggest_categorical(name, distribution.choices)
-    if isinstance(distribution, IntDistribution):
-        return trial.suggest_int(
-            name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
-        )
-    assert isinstance(distribution, FloatDistribution)
-    return trial.suggest_float(name, distribution.low, distribution.high, step=distribution.step, log=distribution.log)

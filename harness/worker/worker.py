@@ -17,7 +17,7 @@ from harness.system.environment import command
 from harness.system.lease import Lease, LeaseLostError, Status, Watch
 
 if TYPE_CHECKING:
-    from harness.execution.cell_queue import CellQueue, Claim
+    from harness.queue.cell_queue import CellQueue, Claim
 
 _log = logging.getLogger(__name__)
 _IDLE_S = 0.5
@@ -25,7 +25,7 @@ _IDLE_S = 0.5
 
 
 class RunsCells(Protocol):
-    """Runs cells: `Cells`, or something as small in a test."""
+    """Runs cells: `harness.execution.cells.Cells`, or something as small in a test."""
 
     def check(self, cells: Sequence[Cell], log: Callable[[str], None]) -> None:
         """Run each configuration of these cells once on two images; raises a HarnessError if any fails."""
@@ -35,36 +35,6 @@ class RunsCells(Protocol):
 
     def time(self, cells: Sequence[Cell], folder: RunFolder, progress: Progress) -> bool:
         """Time the finished ones of these cells in turns, unless they were; whether rows changed."""
-
-
-class Cells:
-    """Checks, runs and times cells on this machine's device."""
-
-    def check(self, cells: Sequence[Cell], log: Callable[[str], None]) -> None:
-        """Refer to `harness.execution.preflight.preflight`.
-
-        Raises:
-            HarnessError: a configuration fails.
-        """
-        from harness.execution.preflight import preflight, refuse_failures
-
-        refuse_failures(preflight(cells, log))
-
-    def run(self, cell: Cell, folder: RunFolder, progress: Progress) -> Row:
-        """Refer to `harness.execution.cell.run_cell`."""
-        from harness.execution.cell import run_cell
-
-        return run_cell(cell, folder, progress)
-
-    def time(self, cells: Sequence[Cell], folder: RunFolder, progress: Progress) -> bool:
-        """Times these cells unless all of them were timed in one round; refer to `harness.execution.timing`."""
-        waiting = folder.untimed(cell.id for cell in cells)
-        if not waiting:
-            return False
-        from harness.execution.timing import time_cells
-
-        time_cells([cell for cell in cells if cell.id in waiting], folder, progress)
-        return True
 
 
 @dataclass(frozen=True, slots=True)

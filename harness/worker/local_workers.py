@@ -13,13 +13,13 @@ from types import TracebackType
 from typing import Self
 
 from harness.errors import HarnessError
-from harness.execution.cell_queue import CellQueue, default_path
-from harness.execution.worker import Cells, Limits, RunsCells, Worker
-from harness.monitoring.progress import Progress, SilentProgress
+from harness.monitoring.progress import SilentProgress
 from harness.monitoring.run_log import run_log
+from harness.queue.cell_queue import CellQueue
 from harness.results.run_folder import RunFolder
 from harness.study.study import Study
 from harness.system.shares import Share
+from harness.worker.worker import Limits, RunsCells, Worker
 
 _MAX_STARTS_PER_WORKER = 20
 """A machine on which workers die more often than this has another problem."""
@@ -59,22 +59,6 @@ def work(job: Job, errors: Connection | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
-
-
-def join(study: Study, folder: RunFolder, storage: str | None, progress: Progress, limits: Limits) -> None:
-    """Run cells of a study in this process, for a run of it on this or another machine.
-
-    Raises:
-        HarnessError: the folder is not a run folder of this study, or the storage cannot be opened.
-    """
-    if not folder.study.exists():
-        raise HarnessError(
-            f"{folder.path} is not the run folder of a study; start `python -m harness.run` with the same --out and "
-            "without --join first"
-        )
-    where = storage or default_path(folder.path)
-    with run_log(folder.path / "run.log"), CellQueue(study, where) as queue, progress:
-        Worker(study, folder, Cells(), queue, progress, limits).run()
 
 
 def _main(job: Job, errors: Connection) -> None:
