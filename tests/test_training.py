@@ -19,7 +19,7 @@ from harness.study.training_config import CurriculumConfig, TrainingConfig
 from harness.training import trainer as training
 from harness.training.losses import dice_loss, location_loss, losses
 from harness.training.sampler import EpochSampler, of_families
-from harness.training.schedules import warmup_cosine, warmup_stable_decay
+from harness.training.schedules import WarmupStableDecay, decay_start
 from harness.training.trainer import CurvePoint, Trainer
 from projectors import VisualTokens
 from tests.tiny import FixedBatches, tiny_segmenter
@@ -97,17 +97,18 @@ def _rates(build: Callable[[Optimizer], LRScheduler], steps: int) -> list[float]
     return rates
 
 
-def test_cosine_schedule_rises_then_falls_to_zero():
-    rates = _rates(lambda optimizer: warmup_cosine(optimizer, warmup=4, steps=12), 12)
-    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert rates[5:] == sorted(rates[5:], reverse=True)
-    assert rates[-1] == pytest.approx(0.0)
-
-
-def test_stable_schedule_rises_stays_constant_and_falls_to_zero():
-    rates = _rates(lambda optimizer: warmup_stable_decay(optimizer, warmup=10, steps=1000, decay=0.5), 1000)
+def test_the_rate_rises_stays_constant_and_falls_to_zero():
+    rates = _rates(WarmupStableDecay(warmup=9, end=1000, decay=0.5).of, 1000)
     found = [rates[step] for step in (0, 9, 300, 500, 750, 999, 1000)]
     assert found == pytest.approx([0.1, 1.0, 1.0, 1.0, 0.5, 0.002, 0.0])
+
+
+@pytest.mark.parametrize("end", [1, 2, 3, 7, 100])
+def test_the_rate_falls_for_at_least_one_step_and_to_zero(end):
+    rates = _rates(WarmupStableDecay(warmup=0, end=end, decay=0.2).of, end)
+    assert rates[decay_start(end, 0.2)] == 1.0
+    assert rates[-1] == 0.0
+    assert rates == sorted(rates, reverse=True)
 
 
 def _train(config: TrainingConfig) -> tuple[list[CurvePoint], list[dict[str, torch.Tensor]]]:
@@ -177,6 +178,76 @@ def test_a_resumed_training_equals_an_uninterrupted_one(interrupted_at, tmp_path
         assert torch.equal(value, other), name
 
 
+def _budgets(budgets, steps, place=None, seed=0, interrupted_at=None):
+    """Curve, final parameters, and the parameters at each earlier budget; with dropout."""
+    torch.manual_seed(0)
+    segmenter = tiny_segmenter()
+    segmenter.prompt[1] = torch.nn.Dropout(0.5)
+    torch.manual_seed(seed)
+    found, seen = {}, []
+
+    def keep(steps):
+        found[steps] = [parameter.detach().clone() for parameter in segmenter.parameters()]
+
+    def on_step(point, total):
+        seen.append((point["step"], total))
+        if point["step"] == interrupted_at:
+            raise KeyboardInterrupt
+
+    batches = FixedBatches(segmenter.llm)
+    config = TrainingConfig(
+        steps=steps, budgets=budgets, batch_images=1, expressions_per_image=1, optimizer="muon", warmup_steps=2
+    )
+    generator = torch.Generator().manual_seed(seed)
+    trainer = Trainer(segmenter, batches, config, generator, on_step, place, on_budget=keep)
+    curve = trainer.run(batches.examples)
+    keep(steps)
+    return curve, found, seen
+
+
+def test_the_model_of_a_budget_is_that_of_a_training_of_its_length():
+    """Bitwise, and the branches leave no trace in the last one."""
+    curve, found, seen = _budgets((0.25, 0.5, 1.0), 20)
+    assert list(found) == [5, 10, 20]
+    for steps, parameters in found.items():
+        alone, reference, _ = _budgets((1.0,), steps)
+        assert all(torch.equal(*pair) for pair in zip(parameters, reference[steps], strict=True)), steps
+    assert curve == alone, "the last reference has the same length"
+    assert [point.step for point in curve] == list(range(1, 21))
+    assert seen == [(step, 23) for step in range(1, 24)], "20 steps, and decays of 1 and 2"
+
+
+@pytest.mark.parametrize("interrupted_at", [4, 5, 6, 10, 11, 12, 13, 23])
+def test_a_training_resumed_in_a_branch_equals_an_uninterrupted_one(interrupted_at, tmp_path, monkeypatch):
+    """The first branch has step 5, the second the steps 10 and 11 of 23."""
+    monkeypatch.setattr(training, "SAVE_EVERY_SECONDS", 0.0)
+    curve, expected, _ = _budgets((0.25, 0.5, 1.0), 20)
+    place = tmp_path / "cell.training.pt"
+    with pytest.raises(KeyboardInterrupt):
+        _budgets((0.25, 0.5, 1.0), 20, place, interrupted_at=interrupted_at)
+    resumed, found, _ = _budgets((0.25, 0.5, 1.0), 20, place, seed=1)
+    assert resumed == curve
+    for steps, parameters in found.items():
+        assert all(torch.equal(*pair) for pair in zip(parameters, expected[steps], strict=True)), steps
+
+
+def test_validation_is_part_of_the_curve_and_changes_nothing_else():
+    values = iter(range(100))
+
+    def trained(validate):
+        torch.manual_seed(0)
+        segmenter = tiny_segmenter()
+        batches, config = FixedBatches(segmenter.llm), TrainingConfig(steps=7, batch_images=2)
+        generator = torch.Generator().manual_seed(0)
+        trainer = Trainer(segmenter, batches, config, generator, lambda *_: None, validate=validate)
+        return trainer.run(batches.examples)
+
+    plain, measured = trained(None), trained(lambda: {"validation_loss": float(next(values))})
+    with_value = [point.step for point in measured if point.validation_loss is not None]
+    assert len(with_value) == 2
+    assert [replace(point, validation_loss=None) for point in measured] == plain
+
+
 def test_a_training_checkpoint_of_another_layout_is_refused(tmp_path):
     path = tmp_path / "cell.training.pt"
     torch.save({"step": 1}, path)
@@ -217,7 +288,7 @@ def test_a_curriculum_trains_on_its_families_first():
         for one in batches.examples
     ]
     curriculum = CurriculumConfig(steps=2, families=("attribute",))
-    config = TrainingConfig(steps=3, batch_images=2, curriculum=curriculum, learning_rate=1e-3)
+    config = TrainingConfig(steps=3, budgets=(1.0,), batch_images=2, curriculum=curriculum, learning_rate=1e-3)
     Trainer(segmenter, batches, config, torch.Generator().manual_seed(0), lambda *_: None).run(examples)
     assert families == [{"attribute"}, {"attribute"}, {"attribute", "texture"}]
 

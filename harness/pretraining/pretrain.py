@@ -11,7 +11,7 @@ from torch import nn
 
 from harness.training.loop import Interval, Optimization, Point, Task, TrainingLoop
 from harness.training.muon import Muon
-from harness.training.schedules import warmup_stable_decay
+from harness.training.schedules import WarmupStableDecay
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def build_optimization(
         torch.optim.AdamW(others, options.learning_rate, (0.9, 0.98), weight_decay=options.weight_decay),
         Muon(matrices, options.muon_learning_rate, weight_decay=options.weight_decay),
     ]
-    schedules = [warmup_stable_decay(each, options.warmup, options.steps, options.cooldown) for each in optimizers]
+    schedules = [WarmupStableDecay(options.warmup, options.steps, options.cooldown).of(each) for each in optimizers]
     return Optimization(optimizers, schedules, [others, matrices], clip_norm=1.0)
 
 

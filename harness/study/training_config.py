@@ -1,8 +1,8 @@
 """Settings of training and evaluation, in a module of their own so that loading a study imports no model."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class CurriculumConfig(BaseModel):
@@ -21,6 +21,12 @@ class TrainingConfig(BaseModel):
 
     steps: int = Field(
         ge=1, description="optimizer steps of the second stage, in which all trainable parameters are updated"
+    )
+    budgets: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        default=(0.5, 1.0),
+        min_length=1,
+        description="shares of the steps at which a cell is scored, ascending, the last 1. Before each, the learning "
+        "rate decays in a short branch, so that the score is that of a training of this length",
     )
     alignment_steps: int = Field(
         default=0,
@@ -42,7 +48,7 @@ class TrainingConfig(BaseModel):
         default="adamw",
         description="muon: for matrices of hidden layers, including LoRA; AdamW for all other parameters",
     )
-    learning_rate: float = Field(default=3e-4, gt=0, le=10, description="after warm-up; a cosine to 0 follows")
+    learning_rate: float = Field(default=3e-4, gt=0, le=10, description="between warm-up and the decay to 0")
     weight_decay: float = Field(default=0.0, ge=0, le=10, description="decoupled, as in AdamW")
     warmup_steps: int = Field(default=100, ge=0, description="steps of linear warmup in each stage")
     location_loss: float = Field(
@@ -56,6 +62,18 @@ class TrainingConfig(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="auto: bfloat16 if the hardware supports it natively, else float32"
     )
+
+    @field_validator("budgets")
+    @classmethod
+    def _check_budgets(cls, budgets: tuple[float, ...]) -> tuple[float, ...]:
+        if budgets[-1] != 1.0 or list(budgets) != sorted(set(budgets)):
+            raise ValueError(f"found {list(budgets)}; give ascending shares of the steps, the last of them 1.0")
+        return budgets
+
+    @property
+    def budget_steps(self) -> list[int]:
+        """The number of steps of each budget, ascending; budgets of equal length are one."""
+        return sorted({max(1, round(share * self.steps)) for share in self.budgets})
 
 
 class EvaluationConfig(BaseModel):

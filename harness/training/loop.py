@@ -4,6 +4,7 @@ The segmenter's training and the pretraining of SAM and CLIP share it. Each is a
 holds the parameters.
 """
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from harness.errors import HarnessError
 from harness.system.files import replace_file
 
-VERSION = 3
+VERSION = 4
 """Of the layout of a training checkpoint."""
 Point = dict[str, float]
 """A point of a training curve: its step, and means since the point before."""
@@ -123,10 +124,17 @@ class TrainingLoop:
         self.checkpoint = checkpoint
         self.save_every = save_every
         self.step = 0
+        self.num_run = 0
         self.seconds = 0.0
         self.curve: list[Point] = []
         self._window: list[dict[str, Tensor]] = []
         self._saved_optimization: list[dict[str, Any]] | None = None
+        self._branch: dict[str, Any] | None = None
+
+    @property
+    def branch_stop(self) -> int | None:
+        """The last step of the branch that is running; None outside a branch."""
+        return None if self._branch is None else self._branch["stop"]
 
     def run(self, optimization: Optimization, steps: range) -> None:
         """Runs the remaining steps of this range; a loop restored within the range restores the optimisers too."""
@@ -150,6 +158,7 @@ class TrainingLoop:
         optimization.update()
         self._window.append({name: part.detach() for name, part in parts.items()})
         self.step += 1
+        self.num_run += 1
         self.seconds += time.perf_counter() - started
 
     def _report(self) -> None:
@@ -164,20 +173,39 @@ class TrainingLoop:
         """Writes the checkpoint; None, without optimisers, is for a training that has finished."""
         if self.checkpoint is None:
             return
-        state = {
-            "version": VERSION,
+        state = {**self._state(optimization), "version": VERSION, "num_run": self.num_run, "branch": self._branch}
+        replace_file(self.checkpoint, lambda path: torch.save(state, path))
+        if self.save_every is not None:
+            self.save_every.restart()
+
+    def run_branch(self, optimization: Optimization, steps: range, at_end: Callable[[], None]) -> None:
+        """Runs the remaining steps of this range, calls `at_end`, and goes back to the state before these steps.
+
+        A loop that was restored within a branch continues the branch. Time spent in a branch is not counted.
+        """
+        if self._saved_optimization is not None and self.step > steps.start:
+            optimization.load_state_dict(self._saved_optimization)
+            self._saved_optimization = None
+        if self._branch is None:
+            self._branch = {"stop": steps.stop, "before": copy.deepcopy(self._state(optimization))}
+        self.run(optimization, steps)
+        at_end()
+        before, self._branch = self._branch["before"], None
+        self._load(before)
+        optimization.load_state_dict(before["optimization"])
+
+    def _state(self, optimization: Optimization | None) -> dict[str, Any]:
+        """Everything that the next steps depend on."""
+        return {
             "step": self.step,
             "seconds": self.seconds,
-            "curve": self.curve,
+            "curve": list(self.curve),
             "window": self._window,
             "task": self.task.state_dict(),
             "optimization": None if optimization is None else optimization.state_dict(),
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all(),
         }
-        replace_file(self.checkpoint, lambda path: torch.save(state, path))
-        if self.save_every is not None:
-            self.save_every.restart()
 
     def restore(self) -> None:
         """Continues from the checkpoint if its file exists.
@@ -193,9 +221,13 @@ class TrainingLoop:
                 f"{self.checkpoint}: training checkpoint of layout version {state.get('version', 1)}, but only version "
                 f"{VERSION} can be resumed; delete the file to train from the first step"
             )
+        self.num_run, self._branch = state["num_run"], state["branch"]
+        self._load(state)
+        self._saved_optimization = state["optimization"]
+
+    def _load(self, state: dict[str, Any]) -> None:
         self.step, self.seconds, self.curve = state["step"], state["seconds"], state["curve"]
         self._window = [{name: part.to(self.device) for name, part in parts.items()} for parts in state["window"]]
         self.task.load_state_dict(state["task"])
-        self._saved_optimization = state["optimization"]
         torch.set_rng_state(state["torch"])
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,26 +1,42 @@
-"""Learning-rate schedules: factors of an optimiser's learning rate, by step."""
+"""The learning-rate schedule: linear warm-up, a stable rate, and a linear decay to zero.
 
-import math
+While the rate is stable, the end can be moved: from one stable run, a short decay before each of several ends gives
+models of several budgets.
+
+Source: WSD, MiniCPM, https://arxiv.org/abs/2404.06395; linear decay to zero, Haegele et al., https://arxiv.org/abs/2405.18392.
+"""
+
+from dataclasses import dataclass
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 
-def warmup_cosine(optimizer: Optimizer, warmup: int, steps: int) -> LRScheduler:
-    """Linear rise over `warmup` steps, then a cosine to zero at `steps`."""
+@dataclass
+class WarmupStableDecay:
+    """Factor of the learning rate by step.
 
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    Attributes:
+        warmup: steps of the linear rise.
+        end: number of steps; the factor is zero there.
+        decay: share of the steps over which the factor falls to zero.
+    """
 
-    return LambdaLR(optimizer, factor)
+    warmup: int
+    end: int
+    decay: float
+
+    def __call__(self, step: int) -> float:
+        """The factor of the update after `step` steps."""
+        return min(
+            1.0, (step + 1) / (self.warmup + 1), (self.end - step) / (self.end - decay_start(self.end, self.decay))
+        )
+
+    def of(self, optimizer: Optimizer) -> LambdaLR:
+        """This schedule as torch applies it to an optimiser."""
+        return LambdaLR(optimizer, self)
 
 
-def warmup_stable_decay(optimizer: Optimizer, warmup: int, steps: int, decay: float) -> LRScheduler:
-    """Linear rise over `warmup` steps, a constant rate, then a linear fall to zero over the last `decay` of `steps`."""
-
-    def factor(step: int) -> float:
-        return min(1.0, (step + 1) / warmup, (steps - step) / (decay * steps))
-
-    return LambdaLR(optimizer, factor)
+def decay_start(end: int, decay: float) -> int:
+    """The step from which the factor falls, so that it falls for at least one step."""
+    return end - max(1, round(decay * end))

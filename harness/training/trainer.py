@@ -23,17 +23,25 @@ from harness.training.loop import Interval, Optimization, Point, TrainingLoop
 from harness.training.losses import Counts, Losses, losses
 from harness.training.optimizers import build_optimizers
 from harness.training.sampler import EpochSampler, of_families, sample_queries
-from harness.training.schedules import warmup_cosine
+from harness.training.schedules import WarmupStableDecay, decay_start
+from harness.training.validation import Measured
 
 logger = logging.getLogger(__name__)
 SAVE_EVERY_SECONDS = 120.0
-MAX_POINTS = 50
+MAX_POINTS = 60
 """Points of a training curve, apart from those at the ends of stages."""
+POINTS_PER_VALIDATION = 3
+DECAY = 0.2
+"""Share of the steps of a stage or budget over which the learning rate falls."""
 
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """One point of a training curve; losses are means since the point before."""
+    """One point of a training curve; losses are means since the point before.
+
+    Attributes:
+        validation_loss, validation_location: of the validation split, at every third point.
+    """
 
     step: int
     loss: float
@@ -41,6 +49,8 @@ class CurvePoint:
     bce: float
     dice: float
     location: float
+    validation_loss: float | None = None
+    validation_location: float | None = None
 
 
 class Trainer:
@@ -51,9 +61,11 @@ class Trainer:
         batches: turns examples into tensors on the segmenter's device.
         config: numbers of steps and learning rates.
         generator: samples images and expressions.
-        on_step: called with each new point of the curve and the number of steps of the whole training.
+        on_step: called with each new point of the curve and `num_steps`; its step counts those of branches too.
         training_checkpoint: a file written every two minutes and at the end, from which an interrupted training
             continues with the same result; the caller removes it. None for no training checkpoint.
+        validate: measures the segmenter on the validation split; None for no validation.
+        on_budget: called with the number of steps when the segmenter is trained for a budget before the last.
 
     Attributes:
         micro_batch_images: images whose activations are in memory together; `backward` halves it at most once.
@@ -67,6 +79,8 @@ class Trainer:
         generator: torch.Generator,
         on_step: Callable[[dict[str, float], int], None],
         training_checkpoint: Path | None = None,
+        validate: Callable[[], Measured] | None = None,
+        on_budget: Callable[[int], None] | None = None,
     ) -> None:
         self.segmenter = segmenter
         self.batches = batches
@@ -77,11 +91,14 @@ class Trainer:
         self.groups = segmenter.parameter_groups()
         self.parameters = [*self.groups["early"], *self.groups["late"]]
         self.samplers: list[EpochSampler] = []
+        self.validate = validate
+        self.on_budget = on_budget
+        self.num_points = 0
         total = config.alignment_steps + config.steps
         self.loop = TrainingLoop(
             self,
             self.parameters[0].device,
-            on_point=lambda point: on_step(point, total),
+            on_point=lambda point: on_step({**point, "step": self.loop.num_run}, num_steps(config)),
             report_every=Interval(steps=max(1, total // MAX_POINTS)),
             checkpoint=training_checkpoint,
             save_every=Interval(seconds=SAVE_EVERY_SECONDS),
@@ -103,23 +120,45 @@ class Trainer:
         simple = of_families(examples, config.curriculum.families) if config.curriculum else examples
         self.samplers = [EpochSampler(each, config.batch_images, self.generator) for each in (simple, examples)]
         self.loop.restore()
-        self._stage(("early",), range(config.alignment_steps))
-        self._stage(("early", "late"), range(config.alignment_steps, config.alignment_steps + config.steps))
+        self._stage(("early",), 0, [config.alignment_steps])
+        self._stage(("early", "late"), config.alignment_steps, config.budget_steps)
         # If the process dies before the trained model is written, no step is run again.
         self.loop.save()
         return [CurvePoint(**point) for point in self.loop.curve]  # type: ignore[arg-type]
 
-    def _stage(self, learning: tuple[str, ...], steps: range) -> None:
-        """The remaining steps of one stage, in which only the named parameter groups learn."""
-        if self.loop.step >= steps.stop:
+    def _stage(self, learning: tuple[str, ...], start: int, ends: Sequence[int]) -> None:
+        """The remaining steps of one stage, in which only the named parameter groups learn.
+
+        Args:
+            ends: numbers of steps of the stage at which its budgets end, ascending.
+        """
+        if self.loop.step >= start + ends[-1]:
             return
         for name, group in self.groups.items():
             for parameter in group:
                 parameter.requires_grad_(name in learning)
         parameters = [parameter for name in learning for parameter in self.groups[name]]
         optimizers = build_optimizers(self.segmenter, parameters, self.config)
-        schedules = [warmup_cosine(optimizer, self.config.warmup_steps, len(steps)) for optimizer in optimizers]
-        self.loop.run(Optimization(optimizers, schedules, [parameters], self.config.clip_norm), steps)
+        schedule = WarmupStableDecay(self.config.warmup_steps, ends[0], DECAY)
+        schedules = [schedule.of(optimizer) for optimizer in optimizers]
+        optimization = Optimization(optimizers, schedules, [parameters], self.config.clip_norm)
+        for end in ends[:-1]:
+            schedule.end = end
+            self._branch(optimization, start, end)
+        schedule.end = ends[-1]
+        self.loop.run(optimization, range(start, start + ends[-1]))
+
+    def _branch(self, optimization: Optimization, start: int, end: int) -> None:
+        """Decay the learning rate for a budget that ends before the stage, then undo the decay."""
+
+        def at_end() -> None:
+            if self.on_budget is not None:
+                self.on_budget(end)
+
+        before, stop = start + decay_start(end, DECAY), start + end
+        self.loop.run(optimization, range(start, before))
+        if self.loop.branch_stop == stop or (self.loop.branch_stop is None and self.loop.step == before):
+            self.loop.run_branch(optimization, range(start, stop), at_end)
 
     def backward(self, step: int) -> dict[str, Tensor]:
         """Adds the gradients of the objective on the next images of the sampler; returns its terms.
@@ -177,7 +216,9 @@ class Trainer:
     def curve_point(self, averages: dict[str, Tensor]) -> Point:
         """The objective at the mean terms, and these."""
         total = Losses(**averages).total(self.config.location_loss)
-        return {"loss": float(total), **{name: float(mean) for name, mean in averages.items()}}
+        self.num_points += 1
+        measured = self.validate() if self.validate and self.num_points % POINTS_PER_VALIDATION == 0 else {}
+        return {"loss": float(total), **{name: float(mean) for name, mean in averages.items()}, **measured}
 
     def state_dict(self) -> dict[str, Any]:
         """Trained parameters, and the state of the sampling."""
@@ -197,3 +238,9 @@ class Trainer:
             sampler.left = left
         self.generator.set_state(state["generator"])
         self.micro_batch_images, self.has_halved_micro_batch = state["micro_batch"]
+
+
+def num_steps(config: TrainingConfig) -> int:
+    """All steps of a training, with those of the branches of budgets before the last."""
+    branches = [end - decay_start(end, DECAY) for end in config.budget_steps[:-1]]
+    return config.alignment_steps + config.steps + sum(branches)
