@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from harness.results.labels import short_names
 from harness.results.metrics import METRICS
+from reports import learning
 from reports.findings import Findings
 from reports.frontier import COSTS, budgets, quality_against, quality_by_budget
 from reports.numbers import is_missing
@@ -62,6 +63,7 @@ def _figures(findings: Findings) -> Iterator[tuple[str, str, Draw]]:
             "Bands and bars are 95% intervals."
         )
         yield "budget", caption, quality_by_budget
+    yield from learning.figures(findings)
     if findings.families:
         caption = f"{findings.label} by family with 95% intervals. The dotted line is the baseline."
         yield "families", caption, families
@@ -79,7 +81,10 @@ def _figures(findings: Findings) -> Iterator[tuple[str, str, Draw]]:
             grid,
         )
     if findings.done["curve"].notna().any():
-        caption = "Training loss and its terms. Lines are means over seeds, bands are the ranges over seeds."
+        caption = (
+            "Training loss and its terms, and what was measured on the validation split. Lines are means over seeds, "
+            "bands are the ranges over seeds."
+        )
         yield "training", caption, training
 
 
@@ -176,11 +181,11 @@ def training(findings: Findings) -> Figure:
         for (name, curve), style in zip(curves.items(), styles(findings), strict=True):
             if part not in curve:
                 continue
-            by_step = curve.groupby("step")[part]
+            by_step = curve.dropna(subset=part).groupby("step")[part]
             mean = by_step.mean()
             axes.plot(mean.index, mean, lw=1.5, color=style.color, label=name)
             axes.fill_between(mean.index, by_step.min(), by_step.max(), color=style.color, alpha=0.15, lw=0)
-        axes.set_title(part, fontsize=11)
+        axes.set_title(part.replace("_", " "), fontsize=11)
         axes.set_xlabel("step")
         axes.set_ylim(bottom=0)
     for axes in subplots[len(parts) :]:

@@ -11,13 +11,14 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from harness.errors import RENAMED, DataError
+from harness.results.budget_scores import BudgetScores
 from harness.results.claims import Claim, Judgement, judge_claims
 from harness.results.columns import COLUMNS, SAMPLE_COLUMNS
 from harness.results.metrics import FAMILIES, METRICS, SCORES, aggregate_seeds
 from harness.results.score_table import ScoreTable, variant_name
 from harness.results.statistics import Difference, Estimate, Verdict, holm, is_on_front, judge
 
-DEFAULT_MARGIN = 0.01
+DEFAULT_MARGIN, DEFAULT_TOLERANCE = 0.01, 0.02
 _OPTIONAL = ("stage", "failed_stage", "code", "latency_p90_ms", "latency_runs", "latency_round")
 """Columns that tables of earlier runs may lack."""
 
@@ -68,9 +69,11 @@ class Findings:
     results: pd.DataFrame
     samples: pd.DataFrame
     score_table: ScoreTable
+    scores: BudgetScores
     variants: tuple[Variant, ...]
     baselines: tuple[str, ...]
     margin: float
+    tolerance: float
     judgements: tuple[Judgement, ...]
     environment: dict[str, Any]
     importance: dict[str, Any] | None
@@ -153,9 +156,13 @@ def load(folder: Path) -> Findings:
     study = YAML(typ="safe").load(folder / "study.resolved.yaml")
     results = results.reindex(columns=list(dict.fromkeys([*results.columns, *COLUMNS, *_OPTIONAL])))
     samples = samples.reindex(columns=list(SAMPLE_COLUMNS))  # tables of earlier runs lack the columns of questions
-    score_table = ScoreTable(results, samples)
+    early = folder / "early_samples.parquet"
+    early_samples = pd.read_parquet(early) if early.exists() else samples.iloc[:0]
+    scores = BudgetScores.of(results, samples, early_samples.reindex(columns=list(SAMPLE_COLUMNS)))
+    score_table = scores.last
     metric = _ranked_by(study.get("objectives") or {})
     margin = float(study.get("margin") or DEFAULT_MARGIN)
+    tolerance = float(study.get("tolerance") or DEFAULT_TOLERANCE)
     found = [score_table.variants_of(arm) for arm in _named_baselines(study)]
     baselines = tuple(variants[0] for variants in found if variants)
     claims = [Claim.model_validate(claim) for claim in study.get("claims") or []]
@@ -166,10 +173,12 @@ def load(folder: Path) -> Findings:
         results=results,
         samples=samples,
         score_table=score_table,
+        scores=scores,
         variants=_variants(score_table, metric, results, baselines, margin),
         baselines=baselines,
         margin=margin,
-        judgements=tuple(judge_claims(claims, score_table, margin)),
+        tolerance=tolerance,
+        judgements=tuple(judge_claims(claims, scores, margin, tolerance)),
         environment=_json(folder / "environment.json") or {},
         importance=_json(folder / "importance.json"),
     )

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 
+from harness.results.budget_scores import STEPS_TO_GIOU
 from harness.results.claims import Finding, Judgement
 from harness.results.metrics import METRICS
 from harness.results.score_table import seeds_in_words
 from harness.results.statistics import Verdict
-from reports import granularity
+from reports import granularity, learning
 from reports.findings import Comparison, Findings, Variant
 from reports.numbers import between, fixed, is_missing, listed, p_value, percent, plural
 from reports.unfinished import scored_but_unfinished
@@ -18,6 +19,7 @@ def answers(findings: Findings) -> list[str]:
     if best is None:
         return ["No cell finished, so the question cannot be answered.", *scored_but_unfinished(findings)]
     return [
+        learning.sentence(findings),
         _best(findings, best),
         *(sentence for baseline in findings.baselines for sentence in _verdicts(findings, baseline)),
         *_not_compared(findings),
@@ -29,18 +31,40 @@ def answers(findings: Findings) -> list[str]:
 
 def finding_sentence(judgement: Judgement, finding: Finding) -> str:
     """The numbers behind one comparison of a claim."""
-    claim, difference, metric = judgement.claim, finding.difference, METRICS[judgement.claim.metric]
+    claim, difference = judgement.claim, finding.difference
+    if claim.metric == STEPS_TO_GIOU:
+        return (
+            f"{finding.variant} minus {finding.other}: {difference.delta:+,.0f} training steps to gIoU "
+            f"{fixed(claim.reaches)} [{difference.low:+,.0f}, {difference.high:+,.0f}]; "
+            f"Holm p {p_value(finding.adjusted_p)} over {plural(finding.num_comparisons, 'test')}; "
+            f"{plural(difference.num_seeds, 'seed')}."
+        )
+    metric = METRICS[claim.metric]
     if claim.better:
         test = f"Holm p {p_value(finding.adjusted_p)} over {plural(finding.num_comparisons, 'test')}; "
     else:
         test = f"allowed margin {fixed(claim.within)}; " if claim.within else ""
     parts = "".join(f" on {part}" for part in (claim.family, claim.domain) if part)
+    at = f" at budget {claim.at_budget:g}" if claim.at_budget else ""
     return (
-        f"{finding.variant} minus {finding.other}: {fixed(difference.delta, signed=True)} {metric.label}{parts} "
+        f"{finding.variant} minus {finding.other}: {fixed(difference.delta, signed=True)} {metric.label}{parts}{at} "
         f"{between(difference.low, difference.high, signed=True)}; {test}"
         f"{plural(difference.num_expressions, metric.applies_to or 'expression')} of "
         f"{plural(difference.num_images, 'image')}, {plural(difference.num_seeds, 'seed')}; "
         f"minimum detectable effect {fixed(difference.minimum_detectable(finding.num_comparisons))}."
+        f"{_since_half(finding)}"
+    )
+
+
+def _since_half(finding: Finding) -> str:
+    """The difference at half of the training, and its change since then."""
+    if finding.half is None or finding.change is None:
+        return ""
+    half, change = finding.half, finding.change
+    return (
+        f" At half of the training steps it was {fixed(half.delta, signed=True)} "
+        f"{between(half.low, half.high, signed=True)}; the change is {fixed(change.delta, signed=True)} "
+        f"{between(change.low, change.high, signed=True)}."
     )
 
 

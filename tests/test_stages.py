@@ -56,7 +56,7 @@ def test_a_failed_stage_keeps_the_earlier_ones_and_the_next_run_resumes(cells, f
     assert (again["status"], again["reason"], again["failed_stage"]) == ("done", "", "")
     assert {name: again[name] for name in SCORES} == {name: whole[name] for name in SCORES}
     assert again["wall_seconds"] > row["wall_seconds"], "the time of both runs"
-    assert len(pd.read_parquet(folder.cells / f"{row['cell']}.samples.parquet")) == 12
+    assert len(folder.cell_samples(row["cell"])) == 12
 
 
 def test_an_interrupted_cell_is_unfinished_in_the_tables_and_resumes(cells, study_file, folder, monkeypatch):

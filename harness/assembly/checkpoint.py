@@ -86,6 +86,16 @@ def load(path: Path, device: torch.device, precision: str | None = None) -> Trai
     return Trained(saved.arm, saved.seed, spec, assembly)
 
 
+def reload(path: Path, assembly: Assembly) -> None:
+    """Copy the tensors of another checkpoint of the same cell into an assembly.
+
+    Raises:
+        WeightsError: the file is missing or not a checkpoint of this cell.
+    """
+    saved = _Saved.load(path, next(assembly.segmenter.parameters()).device)
+    _copy_tensors(_own_tensors(assembly.segmenter), saved.tensors, str(path), "the cell")
+
+
 class Initialization:
     """The LLM and the mask decoder of a trained cell, from which other cells are initialized.
 

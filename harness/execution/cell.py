@@ -45,6 +45,8 @@ def run_cell(cell: Cell, folder: RunFolder, progress: Progress, max_images: int 
             row["status"] = "done" if stage == STAGES[-1] else "unfinished"
             folder.write_cell(row, samples)
         folder.training_checkpoint(cell.id).unlink(missing_ok=True)
+        for steps in cell.spec.training.budget_steps:
+            folder.budget_checkpoint(cell.id, steps).unlink(missing_ok=True)
         return row
     except IncompatibleError as error:
         row |= {"status": "skipped", "reason": str(error)}

@@ -9,13 +9,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
+from harness import data
 from harness.assembly.assembly import Assembly, assemble, build_vocabulary, load_examples, prepare
-from harness.assembly.checkpoint import Initialization, load, save
+from harness.assembly.checkpoint import Initialization, load, reload, save
 from harness.data.example import Example
 from harness.evaluation.cost import count_flops, num_parameters
 from harness.evaluation.evaluator import Evaluator
@@ -30,6 +32,7 @@ from harness.study.study import Cell
 from harness.system.device import default_device
 from harness.system.files import replace_file
 from harness.training.trainer import Trainer
+from harness.training.validation import Validation
 
 MEASURED_IMAGES = 32
 """Training images used to measure the RMS of visual tokens."""
@@ -66,6 +69,14 @@ class Stages:
         """The split used for evaluation."""
         return _first(load_examples(self.spec, self.spec.evaluation.split), self.max_images)
 
+    @cached_property
+    def validation(self) -> Sequence[Example]:
+        """Images of the validation split, which are measured during training; none without such a split."""
+        names = data.get(self.spec.data["name"]).Config.model_validate(self.spec.data).splits
+        found = [name for name in names if name.startswith("val") and name != self.spec.evaluation.split]
+        count = self.spec.training.validation_images if self.max_images is None else self.max_images
+        return _first(load_examples(self.spec, found[0]), count) if found and count else []
+
     @property
     def assembly(self) -> Assembly:
         """The trained model, with the caches filled for the evaluation images."""
@@ -93,13 +104,33 @@ class Stages:
         if initialization is not None:
             segmenter.match_token_scale(batches.features(measured))
         weights = assembly.weights if initialization is None else (*assembly.weights, initialization.record)
-        training_checkpoint = self.folder.training_checkpoint(self.cell.id)
-        trainer = Trainer(segmenter, batches, spec.training, generator, self.progress.step, training_checkpoint)
+        validate = None
+        if self.validation:
+            prepare(batches, self.validation, self.progress.note, with_mask_inputs=False)
+            validate = Validation(segmenter, batches, self.validation, spec.training)
+
+        def save_to(path: Path) -> None:
+            was_training = segmenter.training
+            segmenter.eval().visual_rms.copy_(segmenter.tokens_rms(batches.features(measured)))
+            replace_file(path, lambda part: save(part, self.cell, assembly, words))
+            segmenter.train(was_training)
+
+        trainer = Trainer(
+            segmenter,
+            batches,
+            spec.training,
+            generator,
+            self.progress.step,
+            self.folder.training_checkpoint(self.cell.id),
+            validate,
+            on_budget=lambda steps: save_to(self.folder.budget_checkpoint(self.cell.id, steps)),
+        )
         curve = trainer.run(training)
-        segmenter.eval().visual_rms.copy_(segmenter.tokens_rms(batches.features(measured)))
-        replace_file(self.folder.checkpoint(self.cell.id), lambda path: save(path, self.cell, assembly, words))
+        segmenter.eval()
+        save_to(self.folder.checkpoint(self.cell.id))
         self._trained = assembly
         return {
+            "steps": spec.training.steps,
             "train_seconds": trainer.seconds,
             "max_tokens": segmenter.projector.max_tokens,
             "projector_parameters": num_parameters(segmenter.projector),
@@ -115,6 +146,7 @@ class Stages:
         spec, testing, assembly = self.spec, self.testing, self.assembly
         evaluation = spec.evaluation
         evaluator = Evaluator(assembly.segmenter, assembly.batches, evaluation.batch_images, spec.training.precision)
+        early, early_samples = self._score_early(evaluator)
         samples, tokens = evaluator.score(testing)
         chosen = sorted(random.Random(0).sample(range(len(testing)), min(CONTROL_IMAGES, len(testing))))
         controls = evaluator.controls([testing[i] for i in chosen])
@@ -128,9 +160,24 @@ class Stages:
             "giou_random_object": random_object_giou(testing),
             "tokens": float(np.mean(tokens)),
             "tokens_p95": float(np.percentile(tokens, 95)),
+            "early": json.dumps(early),
         }
         keys = {"cell": self.cell.id, "arm": self.cell.arm, "seed": self.cell.seed, "split": evaluation.split}
-        return row, samples.assign(**keys)
+        whole = pd.concat([*early_samples, samples.assign(steps=spec.training.steps)], ignore_index=True)
+        return row, whole.assign(**keys)
+
+    def _score_early(self, evaluator: Evaluator) -> tuple[list[Row], list[pd.DataFrame]]:
+        """Scores and samples of the budgets before the last, without controls; then the trained model is loaded."""
+        training, found, tables = self.spec.training, list[Row](), list[pd.DataFrame]()
+        for steps, budget in list(training.budget_steps.items())[:-1]:
+            self.progress.note(f"scoring the model of {steps} steps")
+            reload(self.folder.budget_checkpoint(self.cell.id, steps), self.assembly)
+            samples, _ = evaluator.score(self.testing)
+            found.append({"budget": budget, "steps": steps, "num_expressions": len(samples), **score(samples)})
+            tables.append(samples.assign(steps=steps))
+        if found:
+            reload(self.folder.checkpoint(self.cell.id), self.assembly)
+        return found, tables
 
     def cost(self) -> Row:
         """FLOPs, and the latency of this cell alone."""

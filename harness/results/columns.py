@@ -1,6 +1,6 @@
 """The columns of the two tables of a study."""
 
-from harness.results.metrics import METRICS
+from harness.results.metrics import METRICS, SCORES
 
 IDENTITY = (
     *("study", "cell", "arm", "point", "seed", "status", "stage", "failed_stage", "reason"),
@@ -9,21 +9,24 @@ IDENTITY = (
 """`status` is done, skipped, failed or unfinished; `stage` is the last stage of the cell that finished, `failed_stage`
 the one that raised."""
 PROVENANCE = (
-    *("llm", "num_images", "num_expressions", "num_control_images", "latency_runs", "latency_round"),
+    *("steps", "llm", "num_images", "num_expressions", "num_control_images", "latency_runs", "latency_round"),
     *("started_at", "command", "trial", "code"),
 )
 """`latency_round` is equal for cells that were timed in turns; `code` has the fingerprints of the code that trained and
 of the code that scored the cell."""
-DOCUMENTS = ("spec", "weights", "environment", "curve")
-"""JSON texts."""
+DOCUMENTS = ("spec", "weights", "environment", "curve", "early")
+"""JSON texts; `early` has steps, budget and scores of the budgets before the last."""
 COLUMNS = (*IDENTITY, *PROVENANCE, *METRICS, *DOCUMENTS)
 """Columns of results.parquet, in order; any further column of a cell follows them."""
 
 SAMPLE_COLUMNS = (
-    *("cell", "arm", "seed", "image_id", "expression_id", "text", "family", "domain", "split"),
+    *("cell", "arm", "seed", "steps", "image_id", "expression_id", "text", "family", "domain", "split"),
     *("iou", "iou_teacher_forced", "intersection", "union", "predicted_area", "target_area", "predicted_seg"),
     *("intersection_teacher_forced", "predicted_area_teacher_forced"),
     *("elongation", "occlusion", "height", "width", "prediction_rle", "target_rle"),
     *("scoring", "score", "generated_text", "references"),
 )
 """Columns of samples.parquet; mask columns are empty for questions, and the last four for expressions."""
+
+BUDGET_COLUMNS = ("cell", "arm", "point", "seed", "budget", "steps", "num_expressions", *SCORES)
+"""Columns of budgets.parquet, which has one row per cell and budget; `budget` is a share of the training steps."""

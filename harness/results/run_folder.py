@@ -1,7 +1,8 @@
-"""The files of a run: one row per cell, gathered into the two tables of a study.
+"""The files of a run: one row per cell, gathered into the tables of a study.
 
 `results.parquet` has one row per cell, `samples.parquet` one row per expression or question. They are the source of
-truth for MLflow, Optuna and reports.
+truth for MLflow, Optuna and reports. `budgets.parquet` has one row per cell and budget, and `early_samples.parquet` the
+samples of budgets before the last.
 """
 
 import hashlib
@@ -17,8 +18,8 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from harness.errors import HarnessError
-from harness.results.columns import COLUMNS, SAMPLE_COLUMNS
-from harness.results.metrics import METRICS
+from harness.results.columns import BUDGET_COLUMNS, COLUMNS, SAMPLE_COLUMNS
+from harness.results.metrics import METRICS, SCORES
 from harness.system.files import replace_file
 
 Row = dict[str, Any]
@@ -42,6 +43,8 @@ class RunFolder:
         self.gallery = path / "gallery"
         self.results = path / "results.parquet"
         self.samples = path / "samples.parquet"
+        self.budgets = path / "budgets.parquet"
+        self.early_samples = path / "early_samples.parquet"
         self.study = path / "study.resolved.yaml"
         self.environment = path / "environment.json"
         self.importance = path / "importance.json"
@@ -54,6 +57,10 @@ class RunFolder:
     def training_checkpoint(self, cell: str) -> Path:
         """The checkpoint from which an interrupted training continues."""
         return self.cells / f"{cell}.training.pt"
+
+    def budget_checkpoint(self, cell: str, steps: int) -> Path:
+        """The checkpoint of a cell at a budget before the last; removed when the cell is done."""
+        return self.cells / f"{cell}.{steps}-steps.safetensors"
 
     def lease(self, cell: str) -> Path:
         """The file that the worker which runs a cell renews."""
@@ -129,16 +136,42 @@ class RunFolder:
                 path.replace(superseded / path.name.replace(cell, f"{cell}-{code}", 1))
 
     def gather(self, cells: Collection[str]) -> pd.DataFrame:
-        """Write the two tables from these cells, in this order, and return the results."""
+        """Write the tables from these cells, in this order, and return the results."""
         rows = self.rows()
         present = [cell for cell in cells if cell in rows]
         results = _results([rows[cell] for cell in present])
-        paths = [self.cells / f"{cell}.samples.parquet" for cell in present if rows[cell]["status"] == "done"]
-        tables = [_read_samples(path) for path in paths if path.exists()]
+        done = [cell for cell in present if rows[cell]["status"] == "done"]
+        tables = [self.all_samples(cell) for cell in done if (self.cells / f"{cell}.samples.parquet").exists()]
         samples = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(SAMPLE_COLUMNS))
-        replace_file(self.samples, lambda path: samples.to_parquet(path))
+        is_early = samples["steps"].astype(float) < samples["cell"].map(
+            {cell: rows[cell].get("steps") for cell in done}
+        )
+        replace_file(self.early_samples, lambda path: samples[is_early].to_parquet(path))
+        replace_file(self.samples, lambda path: samples[~is_early].to_parquet(path))
+        budgets = _budgets([rows[cell] for cell in done])
+        replace_file(self.budgets, lambda path: budgets.to_parquet(path))
         replace_file(self.results, lambda path: results.to_parquet(path))
         return results
+
+    def all_samples(self, cell: str) -> pd.DataFrame:
+        """The samples of a cell at all budgets.
+
+        Raises:
+            HarnessError: the file is not a table.
+        """
+        path = self.cells / f"{cell}.samples.parquet"
+        try:
+            table = pd.read_parquet(path)
+        except (OSError, ValueError) as error:
+            raise HarnessError(
+                f"{path} is a truncated or invalid table ({error}); delete it and {cell}.json, and run the study again"
+            ) from None
+        return table if "steps" in table else table.assign(steps=None)
+
+    def cell_samples(self, cell: str) -> pd.DataFrame:
+        """The samples of a cell at its last budget."""
+        table = self.all_samples(cell)
+        return table[~(table["steps"].astype(float) < float(self.row(cell).get("steps") or 0))]
 
     def tabled(self) -> list[str]:
         """The cells of results.parquet, in order; none if there is no table."""
@@ -153,7 +186,8 @@ class RunFolder:
 
     def outputs(self) -> list[Path]:
         """The tables, the resolved study, the environment, the importance and the report, if they exist."""
-        files = (self.results, self.samples, self.study, self.environment, self.importance, self.report.parent)
+        tables = (self.results, self.samples, self.budgets, self.early_samples)
+        files = (*tables, self.study, self.environment, self.importance, self.report.parent)
         return [path for path in files if path.exists()]
 
     @property
@@ -199,21 +233,20 @@ def in_short(reason: str | None) -> str:
     return " ".join(lines[-1:] if is_crash else lines)
 
 
-def _read_samples(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        cell = path.name.partition(".")[0]
-        raise HarnessError(
-            f"{path} is a truncated or invalid table ({error}); delete it and {cell}.json, and run the study again"
-        ) from None
-
-
 def _results(rows: list[Row]) -> pd.DataFrame:
     """Rows as a table with all columns; metrics are floats even if no cell has them."""
     extra = sorted({key for row in rows for key in row} - set(COLUMNS))
     table = pd.DataFrame(rows, columns=[*COLUMNS, *extra])
     return table.astype(dict.fromkeys(METRICS, "float64"))
+
+
+def _budgets(rows: list[Row]) -> pd.DataFrame:
+    """One row per cell and budget."""
+    found = []
+    for row in rows:
+        early = json.loads(row.get("early") or "[]")
+        found += [{**row, **scores} for scores in [*early, {"budget": 1.0}]]
+    return pd.DataFrame(found, columns=list(BUDGET_COLUMNS)).astype(dict.fromkeys(SCORES, "float64"))
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from harness.results.metrics import METRICS
 from harness.results.statistics import (
     NOT_COMPARED,
     RESAMPLES,
+    Change,
     Difference,
     Estimate,
     Sums,
@@ -189,6 +190,46 @@ class ScoreTable:
             num_images=int((left.has_image | right.has_image).sum()),
             num_expressions=left.num_expressions,
         )
+
+    def change_since(
+        self,
+        earlier: "ScoreTable",
+        variant: str,
+        baseline: str,
+        metric: str = "giou",
+        family: str | None = None,
+        domain: str | None = None,
+    ) -> Change | None:
+        """Variant minus baseline here, minus the same in an earlier table, over the samples that all four have.
+
+        Returns:
+            None if they have no sample in common.
+        """
+        chosen = (metric, family, domain)
+        terms = [(self, variant, 1), (self, baseline, -1), (earlier, variant, -1), (earlier, baseline, 1)]
+        return self._combined(terms, chosen)
+
+    def score_change_since(self, earlier: "ScoreTable", variant: str, metric: str = "giou") -> Change | None:
+        """The score of a variant here minus that in an earlier table, over the samples that both have."""
+        return self._combined([(self, variant, 1), (earlier, variant, -1)], (metric, None, None))
+
+    def _combined(
+        self, terms: Sequence[tuple["ScoreTable", str, int]], chosen: tuple[str, str | None, str | None]
+    ) -> Change | None:
+        """A signed sum of scores over the samples that all terms have, with resamples in common."""
+        if any(name not in table.variants for table, name, _ in terms):
+            return None
+        scores = [table._scores(name, *chosen).set_index(_KEYS) for table, name, _ in terms]
+        common = scores[0].index
+        for each in scores[1:]:
+            common = common.intersection(each.index)
+        if common.empty:
+            return None
+        sums = [self._sums(each.loc[common].reset_index()) for each in scores]
+        signs = [sign for *_, sign in terms]
+        value = sum(sign * float(each.per_seed().mean()) for sign, each in zip(signs, sums, strict=True))
+        replicates = np.sum([sign * self._replicates(each) for sign, each in zip(signs, sums, strict=True)], axis=0)
+        return Change(value, *interval(replicates))
 
     def _scores(self, variant: str, metric: str, family: str | None = None, domain: str | None = None) -> pd.DataFrame:
         samples = METRICS[metric].select(self._samples[variant])

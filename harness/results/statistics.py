@@ -75,6 +75,15 @@ class Difference:
         return float((norm.ppf(1 - ALPHA / (2 * comparisons)) + norm.ppf(POWER)) * self.standard_error)
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The change of a difference between two budgets, with its 95% interval; paired by seed, image and expression."""
+
+    delta: float
+    low: float
+    high: float
+
+
 NOT_COMPARED = Difference(_NAN, _NAN, _NAN, _NAN, _NAN, num_seeds=0, num_images=0, num_expressions=0)
 """The difference of two arms without a common sample."""
 

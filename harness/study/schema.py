@@ -105,6 +105,13 @@ class StudySettings(BaseModel):
         description="arm or arms that the others are compared with; figures and the gallery show the first"
     )
     margin: float = Field(default=0.01, gt=0, lt=1, description="smallest relevant difference in gIoU")
+    tolerance: float = Field(
+        default=0.02,
+        gt=0,
+        lt=1,
+        description="a verdict on a claim requires that the difference changed by less than this between half of the "
+        "training steps and all of them",
+    )
     claims: tuple[Claim, ...] = Field(default=(), description="statements that the report judges")
     tracking: Tracking = Field(default=Tracking(), description="MLflow store; that of the run folder by default")
 

@@ -59,6 +59,12 @@ class TrainingConfig(BaseModel):
         "should be on the target; required for mask_decoder.prompt: points",
     )
     clip_norm: float = Field(default=1.0, gt=0, le=1e6, description="largest norm of the gradient of all parameters")
+    validation_images: int = Field(
+        default=64,
+        ge=0,
+        description="first images of the validation split, on which loss and location accuracy are measured during "
+        "training; 0 for none",
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="auto: bfloat16 if the hardware supports it natively, else float32"
     )
@@ -71,9 +77,9 @@ class TrainingConfig(BaseModel):
         return budgets
 
     @property
-    def budget_steps(self) -> list[int]:
-        """The number of steps of each budget, ascending; budgets of equal length are one."""
-        return sorted({max(1, round(share * self.steps)) for share in self.budgets})
+    def budget_steps(self) -> dict[int, float]:
+        """The budgets by their number of steps, ascending; of budgets with equally many steps, the last."""
+        return {max(1, round(share * self.steps)): share for share in self.budgets}
 
 
 class EvaluationConfig(BaseModel):

@@ -121,7 +121,7 @@ class Trainer:
         self.samplers = [EpochSampler(each, config.batch_images, self.generator) for each in (simple, examples)]
         self.loop.restore()
         self._stage(("early",), 0, [config.alignment_steps])
-        self._stage(("early", "late"), config.alignment_steps, config.budget_steps)
+        self._stage(("early", "late"), config.alignment_steps, [*config.budget_steps])
         # If the process dies before the trained model is written, no step is run again.
         self.loop.save()
         return [CurvePoint(**point) for point in self.loop.curve]  # type: ignore[arg-type]
@@ -242,5 +242,5 @@ class Trainer:
 
 def num_steps(config: TrainingConfig) -> int:
     """All steps of a training, with those of the branches of budgets before the last."""
-    branches = [end - decay_start(end, DECAY) for end in config.budget_steps[:-1]]
+    branches = [end - decay_start(end, DECAY) for end in [*config.budget_steps][:-1]]
     return config.alignment_steps + config.steps + sum(branches)
