@@ -53,6 +53,20 @@ def tables(num_images: int = 60, num_seeds: int = 3, per_image: int = 7) -> tupl
     return pd.DataFrame(results), pd.DataFrame(samples)
 
 
+def at_budgets(
+    results: pd.DataFrame, samples: pd.DataFrame, shifts: dict[float, dict[str, float]], steps: int = 1000
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Results, samples and early samples, in which the IoU of arms at earlier budgets differs by these shifts."""
+    early = [{"budget": budget, "steps": round(budget * steps)} for budget in shifts]
+    earlier = [
+        samples.assign(
+            iou=(samples["iou"] + samples["arm"].map(arms).fillna(0.0)).clip(0, 1), steps=round(budget * steps)
+        )
+        for budget, arms in shifts.items()
+    ]
+    return results.assign(steps=steps, early=json.dumps(early)), samples.assign(steps=steps), pd.concat(earlier)
+
+
 def with_failures(results: pd.DataFrame) -> pd.DataFrame:
     """The same table with a failed and a skipped cell, which have neither scores nor costs."""
     base = dict.fromkeys(results.columns)
@@ -80,9 +94,17 @@ def as_questions(results: pd.DataFrame, samples: pd.DataFrame) -> tuple[pd.DataF
     return results.assign(accuracy=0.5, accuracy_shuffled=0.4), answered
 
 
-def write_run(folder: Path, results: pd.DataFrame, samples: pd.DataFrame, num_gallery: int = 12) -> Path:
+def write_run(
+    folder: Path,
+    results: pd.DataFrame,
+    samples: pd.DataFrame,
+    early_samples: pd.DataFrame | None = None,
+    num_gallery: int = 12,
+) -> Path:
     """Write a run folder with all files of a report."""
     folder.mkdir(parents=True, exist_ok=True)
+    if early_samples is not None:
+        early_samples.to_parquet(folder / "early_samples.parquet")
     results.to_parquet(folder / "results.parquet")
     samples.to_parquet(folder / "samples.parquet")
     (folder / "study.resolved.yaml").write_text(STUDY)

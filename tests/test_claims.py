@@ -3,42 +3,50 @@
 import pytest
 from pydantic import ValidationError
 
-from harness.results.claims import Claim, ClaimVerdict, judge_claims
+from harness.results.budget_scores import BudgetScores
+from harness.results.claims import Claim, ClaimVerdict, Judgement, judge_claims
 from harness.results.score_table import ScoreTable
-from tests.report_tables import tables
+from tests.report_tables import at_budgets, tables
 
 
 @pytest.fixture(scope="module")
-def score_table() -> ScoreTable:
-    return ScoreTable(*tables())
+def scores() -> BudgetScores:
+    """Cells that had stopped learning at half of the training steps."""
+    return BudgetScores.of(*at_budgets(*tables(), {0.5: {}}))
 
 
-def verdict(score_table: ScoreTable, **claim: object) -> ClaimVerdict:
-    return judge_claims([Claim(claim="stated", **claim)], score_table, margin=0.01)[0].verdict
+def verdict(scores: BudgetScores, **claim: object) -> ClaimVerdict:
+    return judged(scores, Claim(claim="stated", **claim))[0].verdict
 
 
-def test_a_large_difference_supports_its_claim_and_refutes_the_opposite(score_table: ScoreTable):
-    assert verdict(score_table, better="pooling", than="no_position") is ClaimVerdict.SUPPORTED
-    assert verdict(score_table, better="no_position", than="pooling") is ClaimVerdict.REFUTED
+def judged(scores: BudgetScores, *claims: Claim) -> list[Judgement]:
+    return judge_claims(claims, scores, margin=0.01, tolerance=0.02)
 
 
-def test_fewer_false_positives_support_better(score_table: ScoreTable):
-    assert verdict(score_table, better="pooling", than="no_position", metric="fp_rate") is ClaimVerdict.SUPPORTED
+def test_a_large_difference_supports_its_claim_and_refutes_the_opposite(scores: BudgetScores):
+    assert verdict(scores, better="pooling", than="no_position") is ClaimVerdict.SUPPORTED
+    assert verdict(scores, better="no_position", than="pooling") is ClaimVerdict.REFUTED
 
 
-def test_non_inferiority_depends_on_the_margin(score_table: ScoreTable):
-    assert verdict(score_table, no_worse="decoder_pe", than="pooling", within=0.2) is ClaimVerdict.SUPPORTED
-    assert verdict(score_table, no_worse="no_position", than="pooling", within=0.02) is ClaimVerdict.REFUTED
-    assert verdict(score_table, no_worse="decoder_pe", than="pooling", within=0.001) is ClaimVerdict.INCONCLUSIVE
+def test_fewer_false_positives_support_better(scores: BudgetScores):
+    assert verdict(scores, better="pooling", than="no_position", metric="fp_rate") is ClaimVerdict.SUPPORTED
+
+
+def test_non_inferiority_depends_on_the_margin(scores: BudgetScores):
+    assert verdict(scores, no_worse="decoder_pe", than="pooling", within=0.2) is ClaimVerdict.SUPPORTED
+    assert verdict(scores, no_worse="no_position", than="pooling", within=0.02) is ClaimVerdict.REFUTED
+    assert verdict(scores, no_worse="decoder_pe", than="pooling", within=0.001) is ClaimVerdict.INCONCLUSIVE
 
 
 def test_non_inferiority_of_arms_at_chance_is_inconclusive():
     results, samples = tables()
     claim = Claim(claim="stated", no_worse="pooling", than="no_position", within=0.2)
     for chance, above in ((0.1, ["pooling", "no_position"]), (0.55, ["pooling"]), (0.9, [])):
-        score_table = ScoreTable(results.assign(giou_random_object=0.1, giou_swapped_tokens=chance), samples)
+        controlled = results.assign(giou_random_object=0.1, giou_swapped_tokens=chance)
+        scores = BudgetScores.of(*at_budgets(controlled, samples, {0.5: {}}))
+        score_table = scores.last
         assert [arm for arm in ("pooling", "no_position") if score_table.is_above_chance(arm)] == above
-        judgement = judge_claims([claim], score_table, margin=0.01)[0]
+        judgement = judged(scores, claim)[0]
         assert judgement.verdict is (ClaimVerdict.SUPPORTED if above else ClaimVerdict.INCONCLUSIVE)
         assert judgement.reason == ("" if above else "both arms are no better than chance")
 
@@ -50,50 +58,48 @@ def test_chance_is_the_swapped_token_giou_if_no_random_object_was_scored():
         assert [arm for arm in ("pooling", "no_position") if score_table.is_above_chance(arm)] == above
 
 
-def test_a_better_arm_is_no_worse(score_table: ScoreTable):
+def test_a_better_arm_is_no_worse(scores: BudgetScores):
     for metric in ("giou", "fp_rate"):
         settings = {"within": 0.001, "metric": metric}
-        assert verdict(score_table, no_worse="pooling", than="no_position", **settings) is ClaimVerdict.SUPPORTED
-        assert verdict(score_table, no_worse="no_position", than="pooling", **settings) is ClaimVerdict.REFUTED
+        assert verdict(scores, no_worse="pooling", than="no_position", **settings) is ClaimVerdict.SUPPORTED
+        assert verdict(scores, no_worse="no_position", than="pooling", **settings) is ClaimVerdict.REFUTED
 
 
-def test_every_search_point_is_tested(score_table: ScoreTable):
-    judgement = judge_claims([Claim(claim="stated", better="pooling", than="sspe")], score_table, margin=0.01)[0]
+def test_every_search_point_is_tested(scores: BudgetScores):
+    judgement = judged(scores, Claim(claim="stated", better="pooling", than="sspe"))[0]
     assert [finding.other for finding in judgement.findings] == ["sspe (blocks=1)", "sspe (blocks=3)"]
 
 
-def test_a_claim_is_inconclusive_if_search_points_disagree(score_table: ScoreTable):
-    judgement = judge_claims([Claim(claim="stated", no_worse="sspe", than="pooling", within=0.036)], score_table, 0.01)[
-        0
-    ]
+def test_a_claim_is_inconclusive_if_search_points_disagree(scores: BudgetScores):
+    judgement = judged(scores, Claim(claim="stated", no_worse="sspe", than="pooling", within=0.036))[0]
     verdicts = {finding.verdict for finding in judgement.findings}
     assert len(verdicts) == 2
     assert judgement.verdict is ClaimVerdict.INCONCLUSIVE
     assert "disagree" in judgement.reason
 
 
-def test_at_selects_a_search_point(score_table: ScoreTable):
+def test_at_selects_a_search_point(scores: BudgetScores):
     claim = Claim(claim="stated", better="pooling", than="sspe", at={"projector.position.blocks": 3})
-    (finding,) = judge_claims([claim], score_table, margin=0.01)[0].findings
+    (finding,) = judged(scores, claim)[0].findings
     assert (finding.variant, finding.other) == ("pooling", "sspe (blocks=3)")
 
 
-def test_claims_share_one_holm_family(score_table: ScoreTable):
+def test_claims_share_one_holm_family(scores: BudgetScores):
     claim = Claim(claim="stated", better="pooling", than="no_position")
-    (alone,) = judge_claims([claim], score_table, margin=0.01)[0].findings
-    (one, other) = (judgement.findings[0] for judgement in judge_claims([claim, claim], score_table, margin=0.01))
+    (alone,) = judged(scores, claim)[0].findings
+    (one, other) = (judgement.findings[0] for judgement in judged(scores, claim, claim))
     assert one.adjusted_p == other.adjusted_p == pytest.approx(2 * alone.adjusted_p)
 
 
-def test_a_claim_about_an_unfinished_arm_is_inconclusive(score_table: ScoreTable):
-    judgement = judge_claims([Claim(claim="stated", better="qformer", than="pooling")], score_table, margin=0.01)[0]
+def test_a_claim_about_an_unfinished_arm_is_inconclusive(scores: BudgetScores):
+    judgement = judged(scores, Claim(claim="stated", better="qformer", than="pooling"))[0]
     assert judgement.verdict is ClaimVerdict.INCONCLUSIVE
     assert judgement.reason == "no cell of qformer has finished"
 
 
-def test_a_claim_about_a_family_without_expressions_is_inconclusive(score_table: ScoreTable):
+def test_a_claim_about_a_family_without_expressions_is_inconclusive(scores: BudgetScores):
     claim = Claim(claim="stated", better="sspe", than="pooling", family="colour")
-    assert judge_claims([claim], score_table, margin=0.01)[0].reason == "no expression of family colour was scored"
+    assert judged(scores, claim)[0].reason == "no expression of family colour was scored"
 
 
 @pytest.mark.parametrize(
@@ -104,6 +110,9 @@ def test_a_claim_about_a_family_without_expressions_is_inconclusive(score_table:
         ({"than": "b"}, "a claim must have either"),
         ({"better": "a", "than": "b", "within": 0.1}, "within is allowed only with no_worse"),
         ({"better": "a", "than": "b", "metric": "gious"}, "did you mean giou"),
+        ({"better": "a", "than": "b", "metric": "steps_to_giou"}, "must be set together"),
+        ({"better": "a", "than": "b", "reaches": 0.5}, "must be set together"),
+        ({"no_worse": "a", "than": "b", "metric": "steps_to_giou", "reaches": 0.5}, "allows better, than, at"),
         ({"better": "a", "than": "b", "famly": "relation"}, "Extra inputs"),
     ],
 )

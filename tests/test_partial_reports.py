@@ -7,6 +7,7 @@ import pytest
 
 import reports
 from harness.errors import DataError
+from harness.results.budget_scores import BudgetScores
 from harness.results.claims import Claim, ClaimVerdict, judge_claims
 from harness.results.score_table import ScoreTable
 from reports.caveats import caveats
@@ -14,7 +15,7 @@ from reports.findings import load
 from reports.narrative import answers
 from reports.numbers import DASH
 from reports.result_tables import all_tables
-from tests.report_tables import tables, with_failures, write_run
+from tests.report_tables import at_budgets, tables, with_failures, write_run
 
 SEEDS = {"pooling": (0, 1), "bbox_mlp": (1, 2), "decoder_pe": (3,)}
 CLAIMS = """\
@@ -93,7 +94,8 @@ def test_the_reason_names_the_family_without_common_expressions(frames: tuple[pd
     results, samples = frames
     samples = samples[~((samples["arm"] == "pooling") & (samples["family"] == "relation"))]
     claim = Claim(claim="stated", better="bbox_mlp", than="pooling", family="relation")
-    (judgement,) = judge_claims([claim], ScoreTable(results, samples), margin=0.01)
+    scores = BudgetScores.of(*at_budgets(results, samples, {0.5: {}}))
+    (judgement,) = judge_claims([claim], scores, margin=0.01, tolerance=0.02)
     assert judgement.reason == "no expression was scored by both bbox_mlp and pooling, family relation"
 
 

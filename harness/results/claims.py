@@ -155,12 +155,12 @@ def judge_claims(claims: Sequence[Claim], scores: BudgetScores, margin: float, t
     judgements = []
     for claim, at_end, before in zip(claims, findings, half, strict=True):
         missing = _missing_budget(claim, scores)
-        if missing:
-            judgements.append(Judgement(claim, ClaimVerdict.INCONCLUSIVE, tuple(at_end), missing))
-            continue
-        if _is_about_the_end(claim):
+        if _is_about_the_end(claim) and not missing:
             at_end = [_settled(claim, finding, before, scores, tolerance) for finding in at_end]
-        judgements.append(_judge(claim, tuple(at_end), scores.last))
+        judgement = _judge(claim, tuple(at_end), scores.last)
+        if missing and (claim.at_budget is not None or judgement.verdict is not ClaimVerdict.INCONCLUSIVE):
+            judgement = replace(judgement, verdict=ClaimVerdict.INCONCLUSIVE, reason=missing)
+        judgements.append(judgement)
     return judgements
 
 
