@@ -15,11 +15,11 @@ from harness.assembly.batches import Batch
 from harness.data.example import Expression
 from harness.errors import DataError, HarnessError
 from harness.model.segmenter import Answer, Query, Segmenter
-from harness.study.training_config import CurriculumConfig, TrainingConfig
+from harness.study.training_config import CurriculumConfig, TrainingConfig, decay_start
 from harness.training import trainer as training
 from harness.training.losses import dice_loss, location_loss, losses
 from harness.training.sampler import EpochSampler, of_families
-from harness.training.schedules import WarmupStableDecay, decay_start
+from harness.training.schedules import WarmupStableDecay
 from harness.training.trainer import CurvePoint, Trainer
 from projectors import VisualTokens
 from tests.tiny import FixedBatches, tiny_segmenter
@@ -106,7 +106,7 @@ def test_the_rate_rises_stays_constant_and_falls_to_zero():
 @pytest.mark.parametrize("end", [1, 2, 3, 7, 100])
 def test_the_rate_falls_for_at_least_one_step_and_to_zero(end):
     rates = _rates(WarmupStableDecay(warmup=0, end=end, decay=0.2).of, end)
-    assert rates[decay_start(end, 0.2)] == 1.0
+    assert rates[decay_start(end)] == 1.0
     assert rates[-1] == 0.0
     assert rates == sorted(rates, reverse=True)
 

@@ -14,6 +14,7 @@ from harness.errors import HarnessError
 from harness.results.labels import point_label
 from harness.results.run_folder import Row, RunFolder
 from harness.study.study import Cell, Study
+from harness.study.training_config import TrainingConfig
 from harness.system.environment import accelerator, cpu_model
 
 MAX_SHOWN = 500
@@ -75,7 +76,9 @@ class _Pace:
 
 
 def _steps(training: dict[str, Any]) -> int:
-    return training["steps"] + training["alignment_steps"]
+    """All steps of a training, also of a row without budgets, as earlier versions wrote it."""
+    known = {name: training[name] for name in ("steps", "alignment_steps", "budgets") if name in training}
+    return TrainingConfig.model_validate({"budgets": (1.0,), **known}).all_steps
 
 
 def _kind(spec: dict[str, Any]) -> tuple[Any, ...]:

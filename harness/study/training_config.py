@@ -4,6 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+DECAY = 0.2
+"""Share of the steps of a budget over which the learning rate falls to zero."""
+
+
+def decay_start(end: int, decay: float = DECAY) -> int:
+    """The step from which the learning rate of a budget that ends at step `end` falls; at least one before the end."""
+    return end - max(1, round(decay * end))
+
 
 class CurriculumConfig(BaseModel):
     """A curriculum: the first steps use only expressions of some families."""
@@ -75,6 +83,12 @@ class TrainingConfig(BaseModel):
         if budgets[-1] != 1.0 or list(budgets) != sorted(set(budgets)):
             raise ValueError(f"found {list(budgets)}; give ascending shares of the steps, the last of them 1.0")
         return budgets
+
+    @property
+    def all_steps(self) -> int:
+        """Optimizer steps of a training, with those of the branches of budgets before the last."""
+        branches = [end - decay_start(end) for end in [*self.budget_steps][:-1]]
+        return self.alignment_steps + self.steps + sum(branches)
 
     @property
     def budget_steps(self) -> dict[int, float]:

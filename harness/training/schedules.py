@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from harness.study.training_config import DECAY, decay_start
+
 
 @dataclass
 class WarmupStableDecay:
@@ -24,7 +26,7 @@ class WarmupStableDecay:
 
     warmup: int
     end: int
-    decay: float
+    decay: float = DECAY
 
     def __call__(self, step: int) -> float:
         """The factor of the update after `step` steps."""
@@ -35,8 +37,3 @@ class WarmupStableDecay:
     def of(self, optimizer: Optimizer) -> LambdaLR:
         """This schedule as torch applies it to an optimiser."""
         return LambdaLR(optimizer, self)
-
-
-def decay_start(end: int, decay: float) -> int:
-    """The step from which the factor falls, so that it falls for at least one step."""
-    return end - max(1, round(decay * end))

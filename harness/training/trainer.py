@@ -17,13 +17,13 @@ from torch import Tensor
 from harness.assembly.batches import Batch, BatchMaker
 from harness.data.example import Example, TextQuery
 from harness.model.segmenter import Segmenter
-from harness.study.training_config import TrainingConfig
+from harness.study.training_config import TrainingConfig, decay_start
 from harness.system.precision import autocast
 from harness.training.loop import Interval, Optimization, Point, TrainingLoop
 from harness.training.losses import Counts, Losses, losses
 from harness.training.optimizers import build_optimizers
 from harness.training.sampler import EpochSampler, of_families, sample_queries
-from harness.training.schedules import WarmupStableDecay, decay_start
+from harness.training.schedules import WarmupStableDecay
 from harness.training.validation import Measured
 
 logger = logging.getLogger(__name__)
@@ -31,8 +31,6 @@ SAVE_EVERY_SECONDS = 120.0
 MAX_POINTS = 60
 """Points of a training curve, apart from those at the ends of stages."""
 POINTS_PER_VALIDATION = 3
-DECAY = 0.2
-"""Share of the steps of a stage or budget over which the learning rate falls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +59,8 @@ class Trainer:
         batches: turns examples into tensors on the segmenter's device.
         config: numbers of steps and learning rates.
         generator: samples images and expressions.
-        on_step: called with each new point of the curve and `num_steps`; its step counts those of branches too.
+        on_step: called with each new point of the curve, whose step counts those of branches too, and with
+            `TrainingConfig.all_steps`.
         training_checkpoint: a file written every two minutes and at the end, from which an interrupted training
             continues with the same result; the caller removes it. None for no training checkpoint.
         validate: measures the segmenter on the validation split; None for no validation.
@@ -98,7 +97,7 @@ class Trainer:
         self.loop = TrainingLoop(
             self,
             self.parameters[0].device,
-            on_point=lambda point: on_step({**point, "step": self.loop.num_run}, num_steps(config)),
+            on_point=lambda point: on_step({**point, "step": self.loop.num_run}, config.all_steps),
             report_every=Interval(steps=max(1, total // MAX_POINTS)),
             checkpoint=training_checkpoint,
             save_every=Interval(seconds=SAVE_EVERY_SECONDS),
@@ -139,7 +138,7 @@ class Trainer:
                 parameter.requires_grad_(name in learning)
         parameters = [parameter for name in learning for parameter in self.groups[name]]
         optimizers = build_optimizers(self.segmenter, parameters, self.config)
-        schedule = WarmupStableDecay(self.config.warmup_steps, ends[0], DECAY)
+        schedule = WarmupStableDecay(self.config.warmup_steps, ends[0])
         schedules = [schedule.of(optimizer) for optimizer in optimizers]
         optimization = Optimization(optimizers, schedules, [parameters], self.config.clip_norm)
         for end in ends[:-1]:
@@ -155,7 +154,7 @@ class Trainer:
             if self.on_budget is not None:
                 self.on_budget(end)
 
-        before, stop = start + decay_start(end, DECAY), start + end
+        before, stop = start + decay_start(end), start + end
         self.loop.run(optimization, range(start, before))
         if self.loop.branch_stop == stop or (self.loop.branch_stop is None and self.loop.step == before):
             self.loop.run_branch(optimization, range(start, stop), at_end)
@@ -238,9 +237,3 @@ class Trainer:
             sampler.left = left
         self.generator.set_state(state["generator"])
         self.micro_batch_images, self.has_halved_micro_batch = state["micro_batch"]
-
-
-def num_steps(config: TrainingConfig) -> int:
-    """All steps of a training, with those of the branches of budgets before the last."""
-    branches = [end - decay_start(end, DECAY) for end in [*config.budget_steps][:-1]]
-    return config.alignment_steps + config.steps + sum(branches)
