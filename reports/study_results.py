@@ -37,6 +37,11 @@ class Results:
         return pd.read_parquet(self.folder / "samples.parquet")
 
     @cached_property
+    def budgets(self) -> pd.DataFrame:
+        """budgets.parquet: the scores of each cell at each budget of training."""
+        return pd.read_parquet(self.folder / "budgets.parquet")
+
+    @cached_property
     def _findings(self) -> Findings:
         return load(self.folder)
 
