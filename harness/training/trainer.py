@@ -138,7 +138,7 @@ class Trainer:
                 parameter.requires_grad_(name in learning)
         parameters = [parameter for name in learning for parameter in self.groups[name]]
         optimizers = build_optimizers(self.segmenter, parameters, self.config)
-        schedule = WarmupStableDecay(self.config.warmup_steps, ends[0])
+        schedule = self.schedule(ends[0])
         schedules = [schedule.of(optimizer) for optimizer in optimizers]
         optimization = Optimization(optimizers, schedules, [parameters], self.config.clip_norm)
         for end in ends[:-1]:
@@ -146,6 +146,10 @@ class Trainer:
             self._branch(optimization, start, end)
         schedule.end = ends[-1]
         self.loop.run(optimization, range(start, start + ends[-1]))
+
+    def schedule(self, end: int) -> WarmupStableDecay:
+        """The learning rate of a stage whose first budget ends at this step."""
+        return WarmupStableDecay(self.config.warmup_steps, end)
 
     def _branch(self, optimization: Optimization, start: int, end: int) -> None:
         """Decay the learning rate for a budget that ends before the stage, then undo the decay."""
