@@ -12,6 +12,8 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 from harness.errors import HarnessError
 from harness.system.uris import redact
 
+_EXAMPLE = "postgresql+psycopg2://user@host/optuna"
+
 
 def default_path(folder: Path) -> Path:
     """The journal file of Optuna in a run folder. Its lock works on shared file systems."""
@@ -45,10 +47,14 @@ def open_storage(storage: str | Path) -> BaseStorage:
     try:
         shown = make_url(storage).render_as_string(hide_password=True)
         return RDBStorage(storage)
-    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+    except ImportError as error:
         raise HarnessError(
-            f"--storage {redact(storage)!r} is no storage URL ({redact(str(error))}); give one like "
-            "postgresql://user@host/optuna"
+            f"--storage {redact(storage)!r} requires the driver {make_url(storage).get_driver_name()}, which is not "
+            f"installed; for PostgreSQL, run `pip install -e '.[postgresql]'` and give a URL like {_EXAMPLE}"
+        ) from error
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise HarnessError(
+            f"--storage {redact(storage)!r} is no storage URL ({redact(str(error))}); give one like {_EXAMPLE}"
         ) from error
     except OperationalError as error:
         raise HarnessError(
