@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from submitit import Executor
 
 from harness.errors import HarnessError
 from harness.execution.publishing import Publisher
@@ -22,6 +23,7 @@ from harness.study.study import Cell, Study
 from harness.system.environment import command, describe_environment
 from harness.system.lease import Watch, read
 from harness.system.shares import Share
+from harness.worker.cluster_workers import ClusterWorkers
 from harness.worker.local_workers import Job, LocalWorkers
 from harness.worker.worker import DEFAULT_LIMITS, Limits, RunsCells, Worker, release_dead_cells, return_dead_cells
 
@@ -61,6 +63,30 @@ class Team:
     make_cells: Callable[[], RunsCells]
     console: Console
 
+    def workers(self, job: Job) -> LocalWorkers:
+        """A context manager that starts and ends them."""
+        return LocalWorkers(job, self.shares)
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterTeam:
+    """Jobs of a cluster.
+
+    Attributes:
+        count: number of jobs; each is a worker.
+        executor: submits them.
+        make_cells: makes the object that runs cells in a job; importable by name.
+    """
+
+    count: int
+    executor: Executor
+    make_cells: Callable[[], RunsCells]
+    console: Console
+
+    def workers(self, job: Job) -> ClusterWorkers:
+        """A context manager that submits and cancels them."""
+        return ClusterWorkers(job, self.count, self.executor)
+
 
 def execute(
     study: Study,
@@ -70,7 +96,7 @@ def execute(
     progress: Progress,
     tracker: Tracker | None = None,
     start_report: Callable[[RunFolder], None] | None = None,
-    team: Team | None = None,
+    team: Team | ClusterTeam | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Outcome:
     """Runs the unfinished cells; updates tables and report after each cell and after an interruption.
@@ -80,7 +106,7 @@ def execute(
         cells: runs cells in this process, where there is no team, and times them.
         tracker: logs the cells as they run; the caller calls its `sync` after the report is built.
         start_report: starts building a report from the tables, without waiting for it; None for no report.
-        team: processes that run the cells; None to run them in this process.
+        team: processes or jobs that run the cells; None to run them in this process.
 
     Raises:
         HarnessError: another run has locked the folder, or the storage cannot be opened.
@@ -122,14 +148,16 @@ def execute(
     return _outcome(known, num_run, rows)
 
 
-def _supervise(job: Job, team: Team, queue: CellQueue, publisher: Publisher, tracker: Tracker | None) -> None:
+def _supervise(
+    job: Job, team: Team | ClusterTeam, queue: CellQueue, publisher: Publisher, tracker: Tracker | None
+) -> None:
     """Starts workers, and watches them and those of other machines until no cell is left."""
     folder, watch = RunFolder(job.folder), Watch()
     before, reported = folder.rows(), dict[str, Row]()
     ids = {cell.id for cell in _all_cells(job.study, queue)}
     finished = {cell: row for cell, row in folder.finished().items() if cell in ids}
     total = len(job.study.cells()) + job.study.num_sampled * len(job.study.settings.seeds)
-    with LocalWorkers(job, team.shares) as workers, WorkerTable(team.console, total, finished) as table:
+    with team.workers(job) as workers, WorkerTable(team.console, total, finished) as table:
         while workers.poll() or queue.running():
             return_dead_cells(queue, folder, watch, job.limits.retries)
             rows = {cell: row for cell, row in folder.rows().items() if row != before.get(cell)}

@@ -24,7 +24,10 @@ from harness.system.uris import redact
 from harness.worker.worker import DEFAULT_LIMITS, Limits, RunsCells
 
 if TYPE_CHECKING:
-    from harness.execution.run_study import Team
+    from submitit import Executor
+
+    from harness.execution.run_study import ClusterTeam, Team
+    from harness.worker.slurm import MakeExecutor
     from reports.study_results import Results
 
 _log = logging.getLogger(__name__)
@@ -48,12 +51,14 @@ class Options:
         tracking_uri: MLflow server, database or file store; None for SQLite in the run folder.
         workers: processes that run cells; 1 runs them in this process, None chooses by the machine.
         limits: retries and time limit of a cell.
+        make_executor: makes what submits the workers as jobs of a cluster; None for processes on this machine.
     """
 
     storage: str | None = None
     tracking_uri: str | None = None
     workers: int | None = 1
     limits: Limits = DEFAULT_LIMITS
+    make_executor: "MakeExecutor | None" = None
 
 
 def run_study(
@@ -91,11 +96,12 @@ def run(study: Study, folder: RunFolder, options: Options, console: Console) -> 
     from harness.execution.run_study import execute
     from harness.monitoring.tracker import Tracker
 
-    # A configuration that cannot run is reported before any cell is trained.
+    # Options and configurations that cannot run are reported before any cell is trained.
+    executor = _executor(study, folder, options)
     finished = folder.finished()
     check(study, [cell for cell in study.cells_to_check() if cell.id not in finished], console)
     tracker = Tracker(study, folder, options.tracking_uri)
-    team = _team(study, folder, options, console)
+    team = _team(study, folder, options, executor, console)
     with run_log(folder.path / "run.log"):
         _log.info("run started", extra={"fields": {"command": command(), "cells": len(study.cells())}})
         try:
@@ -162,16 +168,42 @@ def _cells() -> RunsCells:
     return Cells()
 
 
-def _team(study: Study, folder: RunFolder, options: Options, console: Console) -> "Team | None":
+def _executor(study: Study, folder: RunFolder, options: Options) -> "Executor | None":
+    """What submits the jobs of a run; None where workers are processes on this machine.
+
+    Raises:
+        HarnessError: there is no number of workers, they cannot use the storage, or nothing can be submitted.
+    """
+    if options.make_executor is None:
+        return None
+    if options.workers is None:
+        raise HarnessError(
+            "--executor slurm needs --workers N: the number of jobs, which does not depend on this machine"
+        )
+    if options.storage is not None and options.storage.startswith("sqlite"):
+        raise HarnessError(
+            f"--storage {redact(options.storage)!r} is for one process, and the workers are jobs on other machines; "
+            "leave --storage out, or give a PostgreSQL URL"
+        )
+    return options.make_executor(folder.path / "slurm", study.name)
+
+
+def _team(
+    study: Study, folder: RunFolder, options: Options, executor: "Executor | None", console: Console
+) -> "Team | ClusterTeam | None":
     """The workers of a run; None to run cells in this process. Prints what was chosen.
 
     Raises:
         HarnessError: several processes cannot use the storage.
     """
-    from harness.execution.run_study import Team
+    from harness.execution.run_study import ClusterTeam, Team
 
     finished = folder.finished()
     left = sum(cell.id not in finished for cell in study.cells()) + study.num_sampled * len(study.settings.seeds)
+    if executor is not None and options.workers is not None and left:
+        count = min(options.workers, left)
+        console.print(f"{count} workers, each a job of the cluster; {left} cells to run", markup=False, highlight=False)
+        return ClusterTeam(count, executor, Cells, console)
     chosen = shares(options.workers, left, visible_gpus(), free_memory_gib())
     if len(chosen) < 2 or left == 0:
         return None
