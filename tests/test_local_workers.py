@@ -108,17 +108,28 @@ def test_sampled_points_run_every_seed_once_with_two_workers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("workers", "cells", "gpus", "memory", "expected"),
+    ("workers", "cells", "gpus", "memory", "devices", "expected"),
     [
-        (None, 8, ["0", "1"], 64.0, [Share(4, "0"), Share(4, "1")]),
-        (None, 1, [], 64.0, [Share(8)]),
-        (None, 20, [], 64.0, [Share(1)] * 8),
-        (None, 20, [], 7.0, [Share(4)] * 2),
-        (None, 20, [], 1.0, [Share(8)]),
-        (3, 20, ["0", "1"], 64.0, [Share(2, "0"), Share(2, "1"), Share(2, "0")]),
-        (2, 20, [], 1.0, [Share(4)] * 2),
+        (None, 8, ["0", "1"], 64.0, 1, [Share(4, "0"), Share(4, "1")]),
+        (None, 1, [], 64.0, 1, [Share(8)]),
+        (None, 20, [], 64.0, 1, [Share(1)] * 8),
+        (None, 20, [], 7.0, 1, [Share(4)] * 2),
+        (None, 20, [], 1.0, 1, [Share(8)]),
+        (3, 20, ["0", "1"], 64.0, 1, [Share(2, "0"), Share(2, "1"), Share(2, "0")]),
+        (2, 20, [], 1.0, 1, [Share(4)] * 2),
+        (None, 8, ["0", "1"], 64.0, 2, [Share(8, "0,1")]),
+        (None, 8, ["4", "5", "6", "7", "8"], 64.0, 2, [Share(4, "4,5"), Share(4, "6,7")]),
+        (None, 1, ["0", "1", "2", "3"], 64.0, 2, [Share(8, "0,1")]),
+        (None, 20, [], 64.0, 2, [Share(2)] * 4),
+        (None, 20, [], 7.0, 2, [Share(8)]),
+        (2, 20, ["0", "1"], 64.0, 2, [Share(4, "0,1")] * 2),
     ],
 )
-def test_workers_share_the_machine(workers, cells, gpus, memory, expected, monkeypatch):
+def test_workers_share_the_machine(workers, cells, gpus, memory, devices, expected, monkeypatch):
     monkeypatch.setattr("harness.system.shares.num_cores", lambda: 8)
-    assert shares(workers, cells, gpus, memory) == expected
+    assert shares(workers, cells, gpus, memory, devices) == expected
+
+
+def test_a_cell_on_more_gpus_than_the_machine_has_is_refused():
+    with pytest.raises(HarnessError, match=r"training.devices is 2, but this process may use only 1 GPU "):
+        shares(None, 8, ["0"], 64.0, 2)

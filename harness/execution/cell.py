@@ -10,6 +10,7 @@ import pandas as pd
 
 from harness.errors import DataError, HarnessError
 from harness.evaluation.cost import PeakMemory
+from harness.execution.rank_processes import train_in_processes
 from harness.execution.stages import Stages
 from harness.monitoring.progress import Progress
 from harness.results.run_folder import STAGES, Row, RunFolder
@@ -93,7 +94,8 @@ def _run(stages: Stages, stage: str, row: Row) -> tuple[Row, pd.DataFrame | None
     samples = None
     match stage:
         case "trained":
-            columns = {**stages.train(), "code": code}
+            is_alone = stages.spec.training.devices == 1
+            columns = {**(stages.train() if is_alone else train_in_processes(stages)), "code": code}
         case "scored":
             columns, samples = stages.score()
             columns["code"] = f"{row['code'].partition('-')[0]}-{code.partition('-')[2]}"
@@ -101,4 +103,5 @@ def _run(stages: Stages, stage: str, row: Row) -> tuple[Row, pd.DataFrame | None
             columns = stages.cost()
         case _:
             columns = stages.illustrate()
-    return {**columns, "peak_memory_mib": max(row.get("peak_memory_mib") or 0.0, memory.mib())}, samples
+    peaks = (row.get("peak_memory_mib"), columns.get("peak_memory_mib"), memory.mib())
+    return {**columns, "peak_memory_mib": max(peak or 0.0 for peak in peaks)}, samples

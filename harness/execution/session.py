@@ -19,7 +19,7 @@ from harness.monitoring.run_log import run_log
 from harness.results.run_folder import RunFolder
 from harness.study.study import Cell, Study
 from harness.system.environment import command, free_memory_gib, visible_gpus
-from harness.system.shares import shares
+from harness.system.shares import check_devices, shares
 from harness.system.uris import redact
 from harness.worker.worker import DEFAULT_LIMITS, Limits, RunsCells
 
@@ -156,6 +156,7 @@ def check(study: Study, cells: Sequence[Cell], console: Console) -> None:
     """Fetches the weights of these cells and runs each distinct configuration once."""
     if not cells:
         return
+    check_devices(study.devices, visible_gpus())
     from harness.planning.requirements import fetch
 
     with weights_of(study):
@@ -204,7 +205,8 @@ def _team(
         count = min(options.workers, left)
         console.print(f"{count} workers, each a job of the cluster; {left} cells to run", markup=False, highlight=False)
         return ClusterTeam(count, executor, Cells, console)
-    chosen = shares(options.workers, left, visible_gpus(), free_memory_gib())
+    devices = study.devices
+    chosen = shares(options.workers, left, visible_gpus(), free_memory_gib(), devices)
     if len(chosen) < 2 or left == 0:
         return None
     storage = options.storage
@@ -213,7 +215,8 @@ def _team(
             f"--storage {redact(storage)!r} is for one process, and there are {len(chosen)} workers; leave "
             "--storage out, give a PostgreSQL URL, or use --workers 1"
         )
-    where = "one per GPU" if chosen[0].gpu else f"{chosen[0].threads} thread{'s' * (chosen[0].threads > 1)} each"
+    of_gpus = "one per GPU" if devices == 1 else f"one per {devices} GPUs"
+    where = of_gpus if chosen[0].gpus else f"{chosen[0].threads} thread{'s' * (chosen[0].threads > 1)} each"
     console.print(f"{len(chosen)} workers, {where}; {left} cells to run", markup=False, highlight=False)
     return Team(chosen, Cells, console)
 

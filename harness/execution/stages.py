@@ -29,6 +29,7 @@ from harness.results.run_folder import Row, RunFolder
 from harness.study.study import Cell
 from harness.system.device import default_device
 from harness.system.files import replace_file
+from harness.training.ranks import Ranks
 from harness.training.trainer import Trainer
 
 MEASURED_IMAGES = 32
@@ -74,9 +75,14 @@ class Stages:
             prepare(self._trained.batches, self.testing, self.progress.note)
         return self._trained
 
-    def train(self) -> Row:
-        """Trains the cell from its seed, or resumes its training checkpoint, and writes its checkpoint."""
-        spec, training = self.spec, self.training
+    def train(self, ranks: Ranks | None = None) -> Row:
+        """Trains the cell from its seed, or resumes its training checkpoint, and writes its checkpoint.
+
+        Args:
+            ranks: the processes that train the cell together, each with stages of its own; the first one writes the
+                checkpoint. None to train in this process alone.
+        """
+        spec, training, ranks = self.spec, self.training, ranks or Ranks()
         generator = seed_everything(self.cell.seed)
         words = build_vocabulary(training)
         initialization = None if spec.init_from is None else Initialization(spec, self.device)
@@ -94,13 +100,19 @@ class Stages:
             segmenter.match_token_scale(batches.features(measured))
         weights = assembly.weights if initialization is None else (*assembly.weights, initialization.record)
         training_checkpoint = self.folder.training_checkpoint(self.cell.id)
-        trainer = Trainer(segmenter, batches, spec.training, generator, self.progress.step, training_checkpoint)
+        trainer = Trainer(segmenter, batches, spec.training, generator, self.progress.step, training_checkpoint, ranks)
         curve = trainer.run(training)
+        micro_batches = ranks.gather(trainer.micro_batch_images, self.device)
+        has_halved = ranks.gather(trainer.has_halved_micro_batch, self.device)
+        if not ranks.is_first:
+            return {}
         segmenter.eval().visual_rms.copy_(segmenter.tokens_rms(batches.features(measured)))
         replace_file(self.folder.checkpoint(self.cell.id), lambda path: save(path, self.cell, assembly, words))
         self._trained = assembly
         return {
             "train_seconds": trainer.seconds,
+            "micro_batch_images": int(min(micro_batches)),
+            "has_halved_micro_batch": any(has_halved),
             "max_tokens": segmenter.projector.max_tokens,
             "projector_parameters": num_parameters(segmenter.projector),
             "trainable_parameters": num_parameters(segmenter, learning_only=True),

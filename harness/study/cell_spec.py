@@ -85,6 +85,7 @@ def resolve(arm: YamlNode, problems: list[str], own_superpixels: YamlNode | None
         _check_split(resolved, arm, found)
         _check_location_loss(resolved, arm, found)
         _check_curriculum(resolved, arm, found)
+        _check_devices(resolved, arm, found)
     problems.extend(found)
     return None if found else CellSpec.model_construct(**resolved)
 
@@ -186,6 +187,17 @@ def _check_curriculum(resolved: dict[str, Any], arm: YamlNode, problems: list[st
         if family not in families:
             name = resolved["data"]["name"]
             problems.append(f"{location}: {name} has no family {shorten(family)!r}; {suggest(family, families)}")
+
+
+def _check_devices(resolved: dict[str, Any], arm: YamlNode, problems: list[str]) -> None:
+    """Each device needs an image of every step."""
+    training = resolved["training"]
+    if training.devices > training.batch_images:
+        problems.append(
+            f"{location_of(('training', 'devices'), arm)}: found {training.devices}, but a step has only "
+            f"{training.batch_images} images; set training.batch_images to at least {training.devices}, or use fewer "
+            "devices"
+        )
 
 
 def data_config(settings: dict[str, Any]) -> Any:

@@ -187,6 +187,11 @@ class Study:
         search = self.settings.search
         return search.trials or 0 if search is not None and search.sampler == "tpe" else 0
 
+    @property
+    def devices(self) -> int:
+        """The largest number of devices on which a cell is trained."""
+        return max((cell.spec.training.devices for cell in self.cells_to_check()), default=1)
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the arms, the search, the seeds and the objectives only."""

@@ -105,6 +105,7 @@ class TrainingLoop:
         report_every: between two points of the curve; the last step always has one.
         checkpoint: file from which an interrupted training continues with the same result; None for no checkpoints.
         save_every: between two checkpoints; None writes one after each point of the curve.
+        is_writer: whether this process writes the checkpoint; others only continue from it.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class TrainingLoop:
         report_every: Interval,
         checkpoint: Path | None = None,
         save_every: Interval | None = None,
+        is_writer: bool = True,
     ) -> None:
         self.task = task
         self.device = device
@@ -122,6 +124,7 @@ class TrainingLoop:
         self.report_every = report_every
         self.checkpoint = checkpoint
         self.save_every = save_every
+        self.is_writer = is_writer
         self.step = 0
         self.seconds = 0.0
         self.curve: list[Point] = []
@@ -162,7 +165,7 @@ class TrainingLoop:
 
     def save(self, optimization: Optimization | None = None) -> None:
         """Writes the checkpoint; None, without optimisers, is for a training that has finished."""
-        if self.checkpoint is None:
+        if self.checkpoint is None or not self.is_writer:
             return
         state = {
             "version": VERSION,
@@ -198,4 +201,4 @@ class TrainingLoop:
         self.task.load_state_dict(state["task"])
         self._saved_optimization = state["optimization"]
         torch.set_rng_state(state["torch"])
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
