@@ -44,7 +44,9 @@ from harness.system.shares import Share
 
 NUM_WORKERS, NUM_KILLS, SECONDS = 8, 20, 0.3
 NUM_SAMPLES, CHECKPOINT_BYTES = 4, 1 << 16
-DEADLINE_S, FULL_S = 900.0, 5.0
+DEADLINE_S, FULL_S = 900.0, 60.0
+KILLED_SHARE = 0.7
+"""Share of the cells over which the kills are spread; kills are slower than cells."""
 STUDY = {
     "question": "Is any cell lost?",
     "extends": "presets/embedded.yaml",
@@ -130,7 +132,7 @@ class Chaos:
 
     def run(self, tracking_uri: str) -> str:
         """Returns the figures."""
-        started, filler = time.monotonic(), threading.Thread(target=_fill_disk, args=(self.place,), daemon=True)
+        started, filler = time.monotonic(), threading.Thread(target=self._fill_disk, daemon=True)
         command = [sys.executable, "-m", "benchmarks.chaos", "--run", str(self.folder.path), tracking_uri]
         command += [self.storage] if self.storage else []
         num_cells = len(Study.from_dict(STUDY, name="chaos").cells())
@@ -140,7 +142,7 @@ class Chaos:
                     while run.poll() is None:
                         time.sleep(0.05)
                         done = self._num_done()
-                        if done * (NUM_KILLS + 1) >= num_cells * (self.kills.total() + 1):
+                        if done * NUM_KILLS >= KILLED_SHARE * num_cells * self.kills.total() + 1:
                             self._kill(run)
                         if done >= num_cells // 2 and filler.ident is None:
                             filler.start()
@@ -159,7 +161,7 @@ class Chaos:
         leases = [found for path in self.folder.leases() if (found := read(path)) and not found[0].is_dead]
         if kind == "worker" and not leases:
             return
-        time.sleep(self.chance.uniform(0, 2 * SECONDS))
+        time.sleep(self.chance.uniform(0, SECONDS))
         if kind == "database" and self.database:
             self.database.crash(self.chance.uniform(0, 5))
         elif kind == "run":
@@ -184,6 +186,22 @@ class Chaos:
                 return f"after {self.folder.row(path.stem)['stage']}" if has_row else f"before {STAGES[0]}"
         return "between cells"
 
+    def _fill_disk(self) -> None:
+        """Leave no space until a run has ended by it, where the folder is a file system of its own."""
+        if not os.path.ismount(self.place):
+            return
+        path, until = self.place / "filler", time.monotonic() + FULL_S
+        with path.open("wb", buffering=0) as file:
+            while time.monotonic() < until and self._num_messages("no space left") == 0:
+                try:
+                    file.write(bytes(1 << 12))
+                except OSError:
+                    time.sleep(0.01)
+        path.unlink()
+
+    def _num_messages(self, text: str) -> int:
+        return self.log.read_text(encoding="utf-8", errors="replace").count(text)
+
     def _figures(self, seconds: float) -> str:
         study = Study.from_dict(STUDY, name="chaos")
         planned = {cell.id: cell for cell in study.cells()}
@@ -199,29 +217,16 @@ class Chaos:
             "cells without exactly one complete trial": sum(trials[cell] != 1 for cell in planned),
             "cells computed to the end twice": sum(count > 1 for count in ended.values()),
         }
-        tracebacks = self.log.read_text(encoding="utf-8", errors="replace").count("Traceback")
         lines = [
             f"{self.name}: {len({*done} & planned.keys())} of {len(planned)} cells done in {seconds:.0f} s",
             f"lost {len(planned.keys() - {*done})}; doubled {wrong}",
             f"killed {self.kills.total()}: {dict(sorted(self.kills.items()))}",
             f"{len(starts)} starts of cells; exit codes of runs {dict(self.codes)}",
-            f"{tracebacks} tracebacks in {self.log}",
+            f"{self._num_messages('no space left')} ended by the full disk, "
+            f"{self._num_messages('storage postgresql')} by the database; "
+            f"{self._num_messages('Traceback')} tracebacks in {self.log}",
         ]
         return "\n  ".join(lines)
-
-
-def _fill_disk(place: Path) -> None:
-    """Leave no space for some seconds, where the folder is a file system of its own."""
-    if not os.path.ismount(place):
-        return
-    path, until = place / "filler", time.monotonic() + FULL_S
-    with path.open("wb", buffering=0) as file:
-        while time.monotonic() < until:
-            try:
-                file.write(bytes(1 << 12))
-            except OSError:
-                time.sleep(0.005)
-    path.unlink()
 
 
 @contextmanager
@@ -239,8 +244,28 @@ def small_disk() -> Iterator[Path]:
             subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
+def compare(storage: str | None, seed: int) -> int:
+    """Prints the figures of one storage, or of both; returns the exit code.
+
+    Raises:
+        HarnessError: PostgreSQL is not installed.
+    """
+    environment = describe_environment()
+    print(f"{environment['cpu']}, {environment['cores']} cores, seed {seed}, {datetime.now(UTC):%Y-%m-%d}")
+    # Connections are accepted by the system, and nobody reads from them.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        tracking_uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        if storage != "postgresql":
+            with small_disk() as place:
+                print(Chaos(place, None, seed).run(tracking_uri), flush=True)
+        if storage != "journal":
+            with Database.started() as database, small_disk() as place:
+                print(Chaos(place, database, seed).run(tracking_uri), flush=True)
+    return 0
+
+
 def main() -> None:
-    """Both storages, one after the other."""
+    """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
     parser.add_argument("--storage", choices=("journal", "postgresql"), help="default: both")
@@ -249,17 +274,7 @@ def main() -> None:
     if options.run is not None:
         folder, tracking_uri, *storage = options.run
         sys.exit(exit_code(lambda: run_once(Path(folder), next(iter(storage), None), tracking_uri)))
-    environment = describe_environment()
-    print(f"{environment['cpu']}, {environment['cores']} cores, seed {options.seed}, {datetime.now(UTC):%Y-%m-%d}")
-    # Connections are accepted by the system, and nobody reads from them.
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        tracking_uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        if options.storage != "postgresql":
-            with small_disk() as place:
-                print(Chaos(place, None, options.seed).run(tracking_uri), flush=True)
-        if options.storage != "journal":
-            with Database.started() as database, small_disk() as place:
-                print(Chaos(place, database, options.seed).run(tracking_uri), flush=True)
+    sys.exit(exit_code(lambda: compare(options.storage, options.seed)))
 
 
 if __name__ == "__main__":
