@@ -1,5 +1,6 @@
 """Several worker processes of one run: every cell once, also when workers die."""
 
+import errno
 import os
 import signal
 import threading
@@ -30,11 +31,15 @@ def team(num_workers: int, make_cells) -> Team:
 
 
 class Refused(Cells):
-    """Cells that meet an error of the user."""
+    """Cells that meet an error which ends the run."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
 
     def run(self, *_: object):
         """Raises it."""
-        raise HarnessError("the data are missing")
+        raise self.error
 
 
 def test_three_workers_run_every_cell_once_and_write_the_tables_of_one(tmp_path):
@@ -91,10 +96,17 @@ class Fatal(Cells):
         return super().run(cell, folder, progress)
 
 
-def test_an_error_of_the_user_in_a_worker_ends_the_run_with_its_sentence(tmp_path):
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (HarnessError("the data are missing"), "^the data are missing$"),
+        (OSError(errno.ENOSPC, "No space left on device"), "^no space left on the disk .*; free some space, then run"),
+    ],
+)
+def test_an_error_of_the_user_or_a_full_disk_in_a_worker_ends_the_run_with_one_sentence(tmp_path, error, sentence):
     study, folder = Study.from_yaml(write_study(tmp_path)), run_folder(tmp_path)
-    with pytest.raises(HarnessError, match="the data are missing"):
-        execute(study, folder, None, Cells(), quiet(), team=team(2, Refused))
+    with pytest.raises(HarnessError, match=sentence):
+        execute(study, folder, None, Cells(), quiet(), team=team(2, partial(Refused, error)))
     assert execute(study, folder, None, Cells(), quiet()).num_run == 12
 
 

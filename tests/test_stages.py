@@ -109,6 +109,17 @@ def test_a_full_disk_is_one_message_and_keeps_finished_cells(study_file, tmp_pat
     assert len(pd.read_parquet(RunFolder(place).results)) == 1
 
 
+def test_a_full_disk_in_a_stage_is_no_failure_of_the_cell(cells, folder, monkeypatch):
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr("harness.execution.stages.Stages.score", no_space)
+        with pytest.raises(OSError, match="No space left"):
+            run_cell(cells["sspe"], folder, quiet())
+    assert folder.row(cells["sspe"].id)["status"] == "unfinished"
+
+
 class _InterruptedCells(Cells):
     """Cells of which some run before an error ends the study."""
 

@@ -18,6 +18,7 @@ from harness.study.cell_code import numeric_code
 from harness.study.study import Cell
 from harness.system.device import default_device
 from harness.system.environment import describe_environment
+from harness.system.files import is_disk_full
 from projectors import IncompatibleError, ProjectorError
 
 
@@ -32,6 +33,7 @@ def run_cell(cell: Cell, folder: RunFolder, progress: Progress, max_images: int 
 
     Raises:
         DataError: a file of the dataset is missing or damaged, so that other cells would fail too.
+        OSError: the disk is full.
     """
     clock = time.perf_counter()
     row = _begin(cell, folder)
@@ -53,7 +55,9 @@ def run_cell(cell: Cell, folder: RunFolder, progress: Progress, max_images: int 
         raise
     except (HarnessError, ProjectorError) as error:
         row |= {"status": "failed", "failed_stage": stage, "reason": str(error)}
-    except Exception:
+    except Exception as error:
+        if is_disk_full(error):  # other cells would fail too
+            raise
         row |= {"status": "failed", "failed_stage": stage, "reason": traceback.format_exc()}
     row["wall_seconds"] = before + time.perf_counter() - clock
     folder.write_cell(row)

@@ -55,16 +55,17 @@ class CellQueue:
 
     Args:
         storage: SQLAlchemy URL, or the path of a journal file.
+        is_joining: refer to `harness.queue.storage.open_storage`.
 
     Raises:
         HarnessError: the storage cannot be opened.
     """
 
-    def __init__(self, study: Study, storage: str | Path) -> None:
+    def __init__(self, study: Study, storage: str | Path, *, is_joining: bool = False) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.study = study
         self.parameters = Parameters(study)
-        self.storage = open_storage(storage)
+        self.storage = open_storage(storage, is_joining=is_joining)
         self.optuna = optuna.create_study(
             storage=self.storage,
             study_name=f"{study.name}-{study.fingerprint}",
@@ -170,17 +171,24 @@ class CellQueue:
             try:
                 if not self.storage.set_trial_state_values(trial_id, TrialState.RUNNING):
                     continue
+                cell = self._cell(Trial(self.optuna, trial_id))
             except UpdateFinishedTrialError:
                 continue
-            cell = self._cell(Trial(self.optuna, trial_id))
             if cell is not None:
                 return Claim(cell, waiting.number, int(waiting.user_attrs.get("attempts", 0)))
         return None
 
-    def name(self, claim: Claim) -> None:
-        """Record which cell a trial runs, once its lease is held: from now on, the cell without a lease is dead."""
+    def name(self, claim: Claim) -> bool:
+        """Record which cell a trial runs, once its lease is held: from now on, the cell without a lease is dead.
+
+        Returns whether the trial still belongs to this process, which may have been slow and taken for dead.
+        """
         trial_id = self.storage.get_trial_id_from_study_id_trial_number(self._study_id, claim.trial)
-        self.storage.set_trial_user_attr(trial_id, "cell", claim.cell.id)
+        try:
+            self.storage.set_trial_user_attr(trial_id, "cell", claim.cell.id)
+        except UpdateFinishedTrialError:
+            return False
+        return True
 
     def tell(self, claim: Claim, row: Row) -> None:
         """Record the outcome of a cell; its objectives are the values of its trial."""
@@ -193,8 +201,13 @@ class CellQueue:
             state = TrialState.PRUNED if row["status"] == "skipped" else TrialState.FAIL
             self._end(claim.trial, state, str(reason))
 
+    def completed(self) -> list[str]:
+        """The cell of each complete trial."""
+        trials = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return [str(trial.user_attrs.get("cell")) for trial in trials]
+
     def release(self, claim: Claim) -> None:
-        """Give an unfinished cell back, for another worker or a later run."""
+        """Give an unfinished cell back, for another worker or a later run. One process at a time may do this."""
         self._again(self._trial(claim.trial), claim.attempts, "released by its worker")
 
     def running(self) -> dict[int, str]:
@@ -212,6 +225,11 @@ class CellQueue:
         params = enqueued(self._trial(number))
         cells = self.study.cells_of(self.parameters.point(without_seed(params)))
         return next(cell for cell in cells if cell.seed == params[SEED])
+
+    def cell_id_of(self, number: int) -> str:
+        """The id of the cell of a trial; empty if its parameters are not all there."""
+        is_known = self.parameters.is_complete(without_seed(enqueued(self._trial(number))))
+        return self.cell_of(number).id if is_known else ""
 
     def num_deaths(self, number: int) -> int:
         """How many workers died in the cell of this trial before."""
@@ -274,9 +292,17 @@ class CellQueue:
                 self.optuna.enqueue_trial(whole, user_attrs={"sampled": True})
 
     def _again(self, trial: FrozenTrial, attempts: int, reason: str) -> None:
+        """End a trial, and enqueue its cell unless another trial has it."""
+        if trial.state.is_finished():
+            return  # another process did this
+        params = enqueued(trial)
+        waiting = self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        is_enqueued = self.parameters.is_complete(params) and key(params) in {key(enqueued(each)) for each in waiting}
+        if not is_enqueued:
+            kept = {key: value for key, value in trial.user_attrs.items() if key == "sampled"}
+            self.optuna.enqueue_trial(params, user_attrs={**kept, "attempts": attempts})
+        # Last: if this process dies here, the cell has two trials, and otherwise it would have none.
         self._end(trial.number, TrialState.FAIL, reason)
-        kept = {key: value for key, value in trial.user_attrs.items() if key == "sampled"}
-        self.optuna.enqueue_trial(enqueued(trial), user_attrs={**kept, "attempts": attempts})
 
     def _end(self, number: int, state: TrialState, reason: str = "", values: list[float] | None = None) -> None:
         trial_id = self.storage.get_trial_id_from_study_id_trial_number(self._study_id, number)

@@ -5,11 +5,12 @@ import time
 from pathlib import Path
 
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
 from harness.errors import HarnessError
+from harness.queue.database import Database, join_database
+from harness.queue.journal import JournalFile, lock_of
 from harness.system.uris import redact
 
 _EXAMPLE = "postgresql+psycopg2://user@host/optuna"
@@ -23,30 +24,36 @@ def default_path(folder: Path) -> Path:
 def repair(folder: Path) -> None:
     """Move a damaged journal aside; the queue is then filled from the rows again.
 
-    A disk that was full may leave a truncated line in the middle, after which Optuna cannot load the journal.
+    An unfinished last line is no damage: the next record replaces it.
     """
     path = default_path(folder)
     if not path.exists():
         return
-    *lines, last = path.read_bytes().split(b"\n")
-    try:
-        for line in lines:
-            json.loads(line)
-    except ValueError:
-        is_damaged = True
-    else:
-        is_damaged = last != b""
-    if is_damaged:
-        path.replace(path.with_suffix(f".damaged-{time.time_ns()}"))
+    with lock_of(path):  # workers of an earlier run may be writing
+        try:
+            for line in path.read_bytes().split(b"\n")[:-1]:
+                json.loads(line)
+        except ValueError:
+            path.replace(path.with_suffix(f".damaged-{time.time_ns()}"))
 
 
-def open_storage(storage: str | Path) -> BaseStorage:
+def open_storage(storage: str | Path, *, is_joining: bool = False) -> BaseStorage:
+    """Open a storage by its URL, or a journal file.
+
+    Args:
+        is_joining: the run that started this process has opened the storage, so a server that is away will be back.
+
+    Raises:
+        HarnessError: the storage cannot be opened.
+    """
     if isinstance(storage, Path):
         storage.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(storage)))
+        return JournalStorage(JournalFile(storage))
     try:
         shown = make_url(storage).render_as_string(hide_password=True)
-        return RDBStorage(storage)
+        if make_url(storage).get_backend_name() == "sqlite":
+            return RDBStorage(storage)
+        return join_database(storage) if is_joining else Database(storage)
     except ImportError as error:
         raise HarnessError(
             f"--storage {redact(storage)!r} requires the driver {make_url(storage).get_driver_name()}, which is not "
