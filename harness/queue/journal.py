@@ -5,7 +5,10 @@ cut by a full disk, and then the next one is appended to the same line and the j
 """
 
 import json
+import math
 import os
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +24,46 @@ def lock_of(journal: Path) -> BaseFileLock:
 
 
 class JournalFile(JournalFileBackend):
-    """Appends whole records."""
+    """Appends whole records, which can be collected and written at once: each write waits for the disk."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
         self._path, self._process_lock = path, lock_of(path)
+        self._waiting: list[dict[str, Any]] = []
+        self._num_direct: float = math.inf
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        """Records from this number on; none while records wait to be written."""
+        if not self._waiting:
+            yield from super().read_logs(log_number_from)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append records to the file, or collect them.
+
+        Raises:
+            OSError: as for a full disk.
+        """
+        if self._num_direct > 0:
+            self._num_direct -= 1
+            self._write(logs)
+        else:
+            self._waiting += logs
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """Collect records, and write them at the end, also after an error.
+
+        The first is written at once: Optuna reads the number of the first trial that a process adds.
+        """
+        self._num_direct = 1
+        try:
+            yield
+        finally:
+            waiting, self._waiting, self._num_direct = self._waiting, [], math.inf
+            if waiting:
+                self._write(waiting)
+
+    def _write(self, logs: list[dict[str, Any]]) -> None:
         """Append records. The file is unchanged if not all of them can be written.
 
         Raises:

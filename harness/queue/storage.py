@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -37,6 +38,22 @@ def repair(folder: Path) -> None:
             path.replace(path.with_suffix(f".damaged-{time.time_ns()}"))
 
 
+class FileStorage(JournalStorage):
+    """Trials in a journal file."""
+
+    def __init__(self, path: Path) -> None:
+        self.journal = JournalFile(path)
+        super().__init__(self.journal)
+
+
+def adding_trials(storage: BaseStorage) -> AbstractContextManager[None]:
+    """Trials that are added inside the context are written at once where the storage is a file.
+
+    Inside the context, added trials cannot be read.
+    """
+    return storage.journal.collect() if isinstance(storage, FileStorage) else nullcontext()
+
+
 def open_storage(storage: str | Path, *, is_joining: bool = False) -> BaseStorage:
     """Open a storage by its URL, or a journal file.
 
@@ -48,7 +65,7 @@ def open_storage(storage: str | Path, *, is_joining: bool = False) -> BaseStorag
     """
     if isinstance(storage, Path):
         storage.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFile(storage))
+        return FileStorage(storage)
     try:
         shown = make_url(storage).render_as_string(hide_password=True)
         if make_url(storage).get_backend_name() == "sqlite":

@@ -17,13 +17,13 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from harness.errors import HarnessError
-from harness.results.columns import COLUMNS, SAMPLE_COLUMNS
+from harness.results.columns import COLUMNS
 from harness.results.metrics import METRICS
+from harness.results.row_files import Row, RowFiles
+from harness.results.sample_files import write_together
 from harness.system.files import replace_file
 
-Row = dict[str, Any]
-"""A row of results.parquet; a missing column is None or left out."""
-
+__all__ = ["STAGES", "Row", "RunFolder", "in_short", "round_name"]
 STAGES = ("trained", "scored", "costed", "illustrated")
 """The stages of a cell, in order; the row of a cell is written after each stage."""
 
@@ -39,6 +39,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.cells = path / "cells"
+        self._rows = RowFiles(self.cells)
         self.gallery = path / "gallery"
         self.results = path / "results.parquet"
         self.samples = path / "samples.parquet"
@@ -76,19 +77,11 @@ class RunFolder:
         Raises:
             HarnessError: the file is not the row of a cell.
         """
-        path = self.cells / f"{cell}.json"
-        try:
-            row: Row = json.loads(path.read_text(encoding="utf-8"))
-            is_valid = {"status", "spec"} <= row.keys()
-        except (ValueError, AttributeError):
-            is_valid = False
-        if not is_valid:
-            raise HarnessError(f"{path} is not the row of a cell; delete it, and the study runs that cell again")
-        return row
+        return self._rows.row(cell)
 
     def rows(self) -> dict[str, Row]:
-        """Every row by cell, of any status."""
-        return {path.stem: self.row(path.stem) for path in sorted(self.cells.glob("*.json"))}
+        """Every row by cell, of any status; only changed files are read again. Do not change the rows."""
+        return self._rows.rows()
 
     def finished(self) -> dict[str, Row]:
         """Rows of the cells that are done or skipped and do not run again."""
@@ -134,9 +127,8 @@ class RunFolder:
         present = [cell for cell in cells if cell in rows]
         results = _results([rows[cell] for cell in present])
         paths = [self.cells / f"{cell}.samples.parquet" for cell in present if rows[cell]["status"] == "done"]
-        tables = [_read_samples(path) for path in paths if path.exists()]
-        samples = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(SAMPLE_COLUMNS))
-        replace_file(self.samples, lambda path: samples.to_parquet(path))
+        samples = [path for path in paths if path.exists()]
+        replace_file(self.samples, lambda path: write_together(samples, path))
         replace_file(self.results, lambda path: results.to_parquet(path))
         return results
 
@@ -197,16 +189,6 @@ def in_short(reason: str | None) -> str:
     lines = [line.strip() for line in (reason or "").splitlines() if line.strip()]
     is_crash = bool(lines) and lines[0].startswith("Traceback")
     return " ".join(lines[-1:] if is_crash else lines)
-
-
-def _read_samples(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        cell = path.name.partition(".")[0]
-        raise HarnessError(
-            f"{path} is a truncated or invalid table ({error}); delete it and {cell}.json, and run the study again"
-        ) from None
 
 
 def _results(rows: list[Row]) -> pd.DataFrame:
