@@ -95,15 +95,16 @@ def _heading(spec: CellSpec, card: Device) -> str:
         "optimizer state": memory.optimizer,
         "inputs": memory.inputs,
         "activations": memory.activations,
-        "working memory": memory.working,
+        "recomputed layer": memory.recomputed,
     }
     images = images_per_device(spec.training)
     size = min(spec.training.micro_batch_images or images, images)
     precision = card.precision if spec.training.precision == "auto" else spec.training.precision
+    peak, digits = gib(memory), 1 if gib(memory) > 10 else 2
     return (
-        f"training step: about {gib(memory):.1f} GiB (estimated peak) on a GPU in {precision}, for the largest cell: "
+        f"training step: about {peak:.{digits}f} GiB (estimated peak) on a GPU in {precision}, for the largest cell: "
         f"projector {spec.projector['name']}, {size} images per micro-batch\n"
-        f"  {', '.join(f'{name} {value / 2**30:.1f}' for name, value in parts.items())}"
+        f"  {', '.join(f'{name} {value / 2**30:.{digits}f}' for name, value in parts.items() if value)} GiB"
     )
 
 

@@ -12,6 +12,7 @@ Assumptions:
   if expressions share it. Projector: its input, and three tensors of its output's size.
 - Vision encoder and SAM: weights in float32; no activations, because their outputs are cached.
 - bfloat16: trainable parameters are float32 with a bfloat16 copy; norms keep float32.
+- Gradients of activations take no memory of their own, because the activations of a layer are freed meanwhile.
 - Not counted: CUDA's context and libraries, fragmentation, and the stages in which the frozen models fill the caches.
 
 Sources: Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198, section 4 (activations of a layer); Rajbhandari et
@@ -57,7 +58,7 @@ class StepMemory:
         optimizer: moments of the trainable parameters.
         inputs: batches of the whole step.
         activations: kept for the backward pass of one micro-batch.
-        working: gradients of activations, and a recomputed layer with gradient checkpointing.
+        recomputed: activations of one layer of the LLM with gradient checkpointing, else 0.
     """
 
     weights: float
@@ -65,7 +66,7 @@ class StepMemory:
     optimizer: float
     inputs: float
     activations: float
-    working: float
+    recomputed: float
 
     @property
     def total(self) -> float:
@@ -112,14 +113,14 @@ class _Estimate:
         trainable = self._trainable()
         copies = self.width if self.width < FLOAT else 0
         is_muon = self.training.optimizer == "muon"
-        llm, working = self._llm_activations()
+        llm, recomputed = self._llm_activations()
         return StepMemory(
             weights=self._frozen_bytes() + (FLOAT + copies) * trainable.total,
             gradients=FLOAT * trainable.total,
             optimizer=FLOAT * ((1 if is_muon else 2) * trainable.matrices + 2 * trainable.others),
             inputs=self.images * self._input_bytes(),
             activations=llm + self.micro_batch * (self._projector_bytes() + self._mask_bytes()),
-            working=working,
+            recomputed=recomputed,
         )
 
     def _dims(self) -> Dims:
@@ -186,15 +187,15 @@ class _Estimate:
         return features + masks + labels + FLOAT * mask_inputs
 
     def _llm_activations(self) -> tuple[float, float]:
-        """Bytes of the LLM's activations with those of its logits, and the working memory of the backward pass."""
+        """Bytes of the LLM's activations with those of its logits, and those of a recomputed layer."""
         tokens, llm = self.micro_batch * self.sequence_length, self.llm
         layer = tokens * self._layer_bytes()
         outside = tokens * 2 * FLOAT * llm.width  # the input, and the input of the last norm
         rows = self.micro_batch * self.training.expressions_per_image
         logits = LOGIT_COPIES * FLOAT * rows * llm.vocabulary
         if not self.spec.llm.gradient_checkpointing:
-            return llm.layers * layer + outside + logits, layer
-        return llm.layers * tokens * FLOAT * llm.width + outside + logits, 2 * layer
+            return llm.layers * layer + outside + logits, 0.0
+        return llm.layers * tokens * FLOAT * llm.width + outside + logits, layer
 
     def _layer_bytes(self) -> float:
         """Bytes that a decoder layer keeps per token.
