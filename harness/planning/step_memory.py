@@ -20,6 +20,7 @@ al. 2020, https://arxiv.org/abs/1910.02054, section 3.1 (parameters, gradients, 
 """
 
 import json
+import math
 import re
 from dataclasses import dataclass, fields
 
@@ -76,7 +77,7 @@ class StepMemory:
 
 def images_per_device(training: TrainingConfig) -> int:
     """Images of a step whose inputs are on one device."""
-    return training.batch_images
+    return math.ceil(training.batch_images / training.devices)
 
 
 def step_memory(spec: CellSpec, precision: str, device_type: str) -> StepMemory:
