@@ -242,14 +242,20 @@ def test_a_cell_that_two_processes_give_back_is_enqueued_once(tmp_path, study):
         queue.fill({})
         claim = queue.claim()
         queue.return_dead(claim.trial)
+        assert len(drain(queue, {})) == 12
         queue.release(claim)
         assert not queue.name(claim), "the trial belongs to nobody"
-        assert len(drain(queue, {})) == 12
+        assert drain(queue, {}) == []
         assert states(queue) == {"COMPLETE": 12, "FAIL": 1}
 
 
-def test_a_process_that_dies_while_it_gives_a_cell_back_loses_none(tmp_path, study, monkeypatch):
-    def die(*_: object) -> None:
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_a_process_that_dies_while_it_gives_a_cell_back_loses_none(tmp_path, study, monkeypatch, has_ended):
+    end = CellQueue._end
+
+    def die(*arguments: object) -> None:
+        if has_ended:
+            end(*arguments)
         raise KeyboardInterrupt
 
     with CellQueue(study, default_path(tmp_path)) as queue:
