@@ -1,18 +1,20 @@
 """Kills workers, the run and its database at random, and counts what is lost: `python -m benchmarks.chaos`.
 
-100 cells that take .3 s each instead of training (rows, samples, leases and the queue are real), 8 workers, 20
-SIGKILLs, one full disk, and an MLflow server that does not answer. Everything runs on this machine; a PostgreSQL
-server, where its programs are installed, listens on the loopback only.
+100 cells that sleep instead of computing run on 8 workers; stages, rows, samples, checkpoints, leases and queue are
+those of real cells. Meanwhile there are 20 SIGKILLs, one full disk, and an MLflow server that never answers. A run that
+ends early is started again, as its message asks. Everything stays on this machine; a PostgreSQL server, where its
+programs are installed, listens on the loopback only.
 """
 
 import argparse
 import os
 import random
-import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -23,20 +25,28 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
+from benchmarks.postgresql import Database
 from harness import Study
 from harness.execution.run_study import Team, execute
 from harness.monitoring.progress import LineProgress, Progress
+from harness.monitoring.run_log import run_log
 from harness.monitoring.tracker import Tracker
+from harness.queue.cell_queue import CellQueue
+from harness.queue.storage import default_path
 from harness.results.columns import SAMPLE_COLUMNS
-from harness.results.run_folder import Row, RunFolder
+from harness.results.run_folder import STAGES, Row, RunFolder
 from harness.study.study import Cell
-from harness.system.lease import read
+from harness.system.environment import describe_environment
+from harness.system.exit_code import exit_code
+from harness.system.files import write_atomically
+from harness.system.lease import Owner, read
 from harness.system.shares import Share
-from harness.worker.worker import Limits
 
 NUM_WORKERS, NUM_KILLS, SECONDS = 8, 20, 0.3
-DEADLINE_S = 900.0
-UNREACHABLE = "http://127.0.0.1:9"
+NUM_SAMPLES, CHECKPOINT_BYTES = 4, 1 << 16
+DEADLINE_S, FULL_S = 900.0, 60.0
+KILLED_SHARE = 0.7
+"""Share of the cells over which the kills are spread; kills are slower than cells."""
 STUDY = {
     "question": "Is any cell lost?",
     "extends": "presets/embedded.yaml",
@@ -58,167 +68,165 @@ class QuickCells:
         return False
 
     def run(self, cell: Cell, folder: RunFolder, progress: Progress) -> Row:
-        """A line in started.log, a row after each of two stages, and samples."""
-        with (folder.path / "started.log").open("a", encoding="utf-8") as file:
-            file.write(f"{cell.id}\n")
-        row: Row = {**cell.columns, "started_at": datetime.now(UTC).isoformat(), "reason": "", "failed_stage": ""}
-        for stage in ("trained", "illustrated"):
+        """Continues after the last stage that has a row; writes lines to started.log and ended.log."""
+        kept = folder.kept_row(cell.id)
+        row: Row = {**kept, **cell.columns, "started_at": datetime.now(UTC).isoformat(), "reason": ""}
+        _append(folder.path / "started.log", cell.id)
+        for stage in STAGES[STAGES.index(kept["stage"]) + 1 if kept else 0 :]:
             progress.note(stage)
-            time.sleep(SECONDS / 2)
-            done = stage == "illustrated"
-            row |= {"status": "done" if done else "unfinished", "stage": stage, "giou": 0.5 + cell.seed / 100}
-            folder.write_cell(row, _samples(cell) if done else None)
+            time.sleep(SECONDS / len(STAGES))
+            if stage == "trained":
+                write_atomically(folder.checkpoint(cell.id), bytes(CHECKPOINT_BYTES))
+            if stage == "scored":
+                row["giou"] = 0.5 + cell.seed / 100
+            row |= {"status": "done" if stage == STAGES[-1] else "unfinished", "stage": stage}
+            folder.write_cell(row, _samples(cell) if stage == "scored" else None)
+        _append(folder.path / "ended.log", cell.id)
         return row
 
 
+def _append(path: Path, line: str) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
+
+
 def _samples(cell: Cell) -> pd.DataFrame:
-    keys = {"cell": cell.id, "arm": cell.arm, "seed": cell.seed}
-    return pd.DataFrame([{**dict.fromkeys(SAMPLE_COLUMNS), **keys, "expression_id": i, "iou": 0.5} for i in range(4)])
+    keys = {**dict.fromkeys(SAMPLE_COLUMNS), "cell": cell.id, "arm": cell.arm, "seed": cell.seed, "iou": 0.5}
+    return pd.DataFrame([{**keys, "expression_id": i} for i in range(NUM_SAMPLES)])
 
 
-def run_once(folder: Path, storage: str | None) -> int:
-    """One run of the study in this process; returns how many cells failed."""
-    study, console = Study.from_dict(STUDY, name="chaos"), Console(stderr=True)
+def run_once(path: Path, storage: str | None, tracking_uri: str) -> int:
+    """One run of the study in this process; returns its exit code."""
+    study, folder, console = Study.from_dict(STUDY, name="chaos"), RunFolder(path), Console(stderr=True)
     team = Team([Share(1)] * NUM_WORKERS, QuickCells, console)
-    tracker = Tracker(study, RunFolder(folder), UNREACHABLE)
-    outcome = execute(
-        study,
-        RunFolder(folder),
-        storage,
-        QuickCells(),
-        LineProgress(console),
-        tracker,
-        team=team,
-        limits=Limits(retries=9),
-    )
-    return outcome.num_failed
+    tracker = Tracker(study, folder, tracking_uri)
+    with run_log(path / "run.log"):
+        outcome = execute(study, folder, storage, QuickCells(), LineProgress(console), tracker, team=team)
+    rows = folder.rows()
+    tracker.sync([rows[cell.id] for cell in outcome.cells if cell.id in rows], folder.outputs())
+    console.print(tracker.shortfall())
+    return 1 if outcome.num_failed else 0
 
 
-def chaos(folder: Path, storage: str | None, database: "Database | None", seed: int) -> str:
-    """Run the study to its end under kills; returns one line of figures."""
-    chance, started = random.Random(seed), time.monotonic()
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.chaos",
-        "--run",
-        str(folder),
-        *(["--storage", storage] if storage else []),
-    ]
-    runs, kills, next_kill, is_filled = 0, Counter[str](), time.monotonic() + 15, False
-    process: subprocess.Popen[bytes] | None = None
-    with (folder.parent / f"{folder.name}.log").open("wb") as log:
-        while time.monotonic() - started < DEADLINE_S:
-            if process is None:
-                process, runs = subprocess.Popen(command, stderr=log, stdout=log), runs + 1
-            code = process.poll()
-            if code == 0:
-                break
-            if code is not None:
-                process = None
-                continue
-            workers = [found[0].pid for path in RunFolder(folder).leases() if (found := read(path))]
-            if workers and kills.total() < NUM_KILLS and time.monotonic() >= next_kill:
-                kills[_kill(chance, workers, process, database)] += 1
-                next_kill = time.monotonic() + chance.uniform(0.5, 2.0)
-            if kills.total() == NUM_KILLS // 2 and not is_filled:
-                is_filled = True
-                _fill_disk(folder)
-            time.sleep(0.1)
-    return _figures(folder, storage, runs, kills, is_filled, time.monotonic() - started)
+class Chaos:
+    """One run of the study to its end, under kills.
 
+    Args:
+        place: a file system of its own, which is filled once.
+    """
 
-def _kill(
-    chance: random.Random, workers: list[int], run: "subprocess.Popen[bytes]", database: "Database | None"
-) -> str:
-    """Kill one process; returns its kind."""
-    kind = chance.choices(("worker", "run", "database"), (7, 2, 1 if database else 0))[0]
-    if kind == "database" and database is not None:
-        database.crash()
-        database.start()
-    elif kind == "run":
-        run.kill()
-        run.wait()
-    else:
-        with suppress(ProcessLookupError):
-            os.kill(chance.choice(workers), signal.SIGKILL)
-    return kind
-
-
-def _fill_disk(folder: Path) -> None:
-    """Leave no space for some seconds, where the folder is a file system of its own."""
-    if not os.path.ismount(folder.parent):
-        return
-    filler = folder.parent / "filler"
-    try:
-        with filler.open("wb") as file:
-            while True:
-                file.write(bytes(1 << 16))
-                file.flush()
-    except OSError:
-        time.sleep(4)
-    filler.unlink()
-
-
-def _figures(folder: Path, storage: str | None, runs: int, kills: Counter[str], is_filled: bool, seconds: float) -> str:
-    study = Study.from_dict(STUDY, name="chaos")
-    planned = [cell.id for cell in study.cells()]
-    results = pd.read_parquet(RunFolder(folder).results)
-    samples = pd.read_parquet(RunFolder(folder).samples)
-    done = results[results["status"] == "done"]["cell"].tolist()
-    starts = len((folder / "started.log").read_text(encoding="utf-8").split())
-    name = "journal" if storage is None else "postgresql"
-    wrong = int((samples.groupby("cell").size() != 4).sum())
-    disk = "full once" if is_filled and os.path.ismount(folder.parent) else "never full"
-    return (
-        f"{name}: {len({*done} & {*planned})} of {len(planned)} cells done, {len({*planned} - {*done})} lost, "
-        f"{len(done) - len({*done})} doubled, {wrong} with a wrong number of samples; killed {dict(kills)}, "
-        f"disk {disk}; {runs} runs, {starts} starts of cells, {seconds:.0f} s"
-    )
-
-
-class Database:
-    """A PostgreSQL server of its own on a free port of the loopback, run as an ordinary user."""
-
-    def __init__(self, folder: Path, programs: Path) -> None:
-        self.folder, self.programs = folder, programs
-        self.prefix = ["runuser", "-u", "nobody", "--"] if os.geteuid() == 0 else []
-        self.port = random.Random(os.getpid()).randrange(20_000, 30_000)
-        folder.mkdir()
-        if os.geteuid() == 0:
-            shutil.chown(folder, "nobody")
-        self._call("initdb", "-D", str(folder / "data"), "-U", "chaos", "-A", "trust", "--no-sync")
-        self.start()
+    def __init__(self, place: Path, database: Database | None, seed: int) -> None:
+        self.name = "postgresql" if database else "journal"
+        self.place, self.database, self.chance = place, database, random.Random(seed)
+        self.folder = RunFolder(place / self.name)
+        self.log = Path(tempfile.gettempdir()) / f"chaos-{self.name}-{seed}.log"
+        kinds = Counter(worker=12, run=4, database=4) if database else Counter(worker=15, run=5)
+        self.kinds = self.chance.sample(list(kinds.elements()), NUM_KILLS)
+        self.kills: Counter[str] = Counter()
+        self.codes: Counter[int] = Counter()
 
     @property
-    def url(self) -> str:
+    def storage(self) -> str | None:
         """For `--storage`."""
-        return f"postgresql+psycopg2://chaos@127.0.0.1:{self.port}/postgres"
+        return self.database.url if self.database else None
 
-    def start(self) -> None:
-        """Start the server and wait until it answers."""
-        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder}"
-        data = str(self.folder / "data")
-        for _ in range(60):  # after a crash, the server's other processes take a while to end
-            with suppress(subprocess.CalledProcessError):
-                self._call("pg_ctl", "-D", data, "-o", options, "-l", str(self.folder / "log"), "-w", "start")
+    def run(self, tracking_uri: str) -> str:
+        """Returns the figures."""
+        started, filler = time.monotonic(), threading.Thread(target=self._fill_disk, daemon=True)
+        command = [sys.executable, "-m", "benchmarks.chaos", "--run", str(self.folder.path), tracking_uri]
+        command += [self.storage] if self.storage else []
+        num_cells = len(Study.from_dict(STUDY, name="chaos").cells())
+        with self.log.open("wb") as log:
+            while self.codes[0] == 0 and time.monotonic() - started < DEADLINE_S:
+                with subprocess.Popen(command, stderr=log, stdout=log) as run:
+                    while run.poll() is None:
+                        time.sleep(0.05)
+                        done = self._num_done()
+                        if done * NUM_KILLS >= KILLED_SHARE * num_cells * self.kills.total() + 1:
+                            self._kill(run)
+                        if done >= num_cells // 2 and filler.ident is None:
+                            filler.start()
+                self.codes[run.returncode] += 1
+        return self._figures(time.monotonic() - started)
+
+    def _num_done(self) -> int:
+        log = self.folder.path / "ended.log"
+        return len(set(log.read_text(encoding="utf-8").split())) if log.exists() else 0
+
+    def _kill(self, run: "subprocess.Popen[bytes]") -> None:
+        """Kill the next process at a random moment."""
+        if self.kills.total() == NUM_KILLS:
+            return
+        kind = self.kinds[self.kills.total()]
+        leases = [found for path in self.folder.leases() if (found := read(path)) and not found[0].is_dead]
+        if kind == "worker" and not leases:
+            return
+        time.sleep(self.chance.uniform(0, SECONDS))
+        if kind == "database" and self.database:
+            self.database.crash(self.chance.uniform(0, 5))
+        elif kind == "run":
+            if run.poll() is not None:
                 return
-            time.sleep(0.5)
-        raise RuntimeError(f"the server does not start; see {self.folder / 'log'}")
+            run.kill()
+        else:
+            owner, _ = self.chance.choice(leases)
+            if owner.is_dead:
+                return
+            with suppress(ProcessLookupError):
+                os.kill(owner.pid, signal.SIGKILL)
+            kind = f"worker {self._phase(owner)}"
+        self.kills[kind] += 1
 
-    def crash(self) -> None:
-        """SIGKILL the server."""
-        pid = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
-        os.kill(pid, signal.SIGKILL)
-        time.sleep(1)
+    def _phase(self, owner: Owner) -> str:
+        """Where a worker was when it was killed: the last stage of its cell that has a row."""
+        for path in self.folder.leases():
+            found = read(path)
+            if found and found[0] == owner:
+                has_row = (self.folder.cells / f"{path.stem}.json").exists()
+                return f"after {self.folder.row(path.stem)['stage']}" if has_row else f"before {STAGES[0]}"
+        return "between cells"
 
-    def stop(self) -> None:
-        """Stop the server."""
-        self._call("pg_ctl", "-D", str(self.folder / "data"), "-m", "immediate", "stop")
+    def _fill_disk(self) -> None:
+        """Leave no space until a run has ended by it, where the folder is a file system of its own."""
+        if not os.path.ismount(self.place):
+            return
+        path, until = self.place / "filler", time.monotonic() + FULL_S
+        with path.open("wb", buffering=0) as file:
+            while time.monotonic() < until and self._num_messages("no space left") == 0:
+                try:
+                    file.write(bytes(1 << 12))
+                except OSError:
+                    time.sleep(0.01)
+        path.unlink()
 
-    def _call(self, program: str, *arguments: str) -> None:
-        command = [*self.prefix, str(self.programs / program), *arguments]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self.folder)
+    def _num_messages(self, text: str) -> int:
+        return self.log.read_text(encoding="utf-8", errors="replace").count(text)
+
+    def _figures(self, seconds: float) -> str:
+        study = Study.from_dict(STUDY, name="chaos")
+        planned = {cell.id: cell for cell in study.cells()}
+        results, samples = pd.read_parquet(self.folder.results), pd.read_parquet(self.folder.samples)
+        done = results[results["status"] == "done"]["cell"].tolist()
+        with CellQueue(study, self.storage or default_path(self.folder.path)) as queue:
+            trials = Counter(queue.completed())
+        ended = Counter((self.folder.path / "ended.log").read_text(encoding="utf-8").split())
+        starts = (self.folder.path / "started.log").read_text(encoding="utf-8").split()
+        wrong = {
+            "rows": len(done) - len({*done}),
+            "cells with wrong samples": int((samples.groupby("cell").size() != NUM_SAMPLES).sum()),
+            "cells without exactly one complete trial": sum(trials[cell] != 1 for cell in planned),
+            "cells computed to the end twice": sum(count > 1 for count in ended.values()),
+        }
+        lines = [
+            f"{self.name}: {len({*done} & planned.keys())} of {len(planned)} cells done in {seconds:.0f} s",
+            f"lost {len(planned.keys() - {*done})}; doubled {wrong}",
+            f"killed {self.kills.total()}: {dict(sorted(self.kills.items()))}",
+            f"{len(starts)} starts of cells; exit codes of runs {dict(self.codes)}",
+            f"{self._num_messages('no space left')} ended by the full disk, "
+            f"{self._num_messages('storage postgresql')} by the database; "
+            f"{self._num_messages('Traceback')} tracebacks in {self.log}",
+        ]
+        return "\n  ".join(lines)
 
 
 @contextmanager
@@ -227,6 +235,8 @@ def small_disk() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp())
     mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
     is_mounted = os.geteuid() == 0 and subprocess.run(mount, check=False, stderr=subprocess.DEVNULL).returncode == 0
+    if not is_mounted:
+        print("no disk is filled, because this user may not mount one")
     try:
         yield folder
     finally:
@@ -234,28 +244,37 @@ def small_disk() -> Iterator[Path]:
             subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
+def compare(storage: str | None, seed: int) -> int:
+    """Prints the figures of one storage, or of both; returns the exit code.
+
+    Raises:
+        HarnessError: PostgreSQL is not installed.
+    """
+    environment = describe_environment()
+    print(f"{environment['cpu']}, {environment['cores']} cores, seed {seed}, {datetime.now(UTC):%Y-%m-%d}")
+    # Connections are accepted by the system, and nobody reads from them.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        tracking_uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        if storage != "postgresql":
+            with small_disk() as place:
+                print(Chaos(place, None, seed).run(tracking_uri), flush=True)
+        if storage != "journal":
+            with Database.started() as database, small_disk() as place:
+                print(Chaos(place, database, seed).run(tracking_uri), flush=True)
+    return 0
+
+
 def main() -> None:
-    """Both storages, one after the other."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
-    parser.add_argument("--run", type=Path, metavar="DIR", help=argparse.SUPPRESS)
-    parser.add_argument("--storage", help=argparse.SUPPRESS)
+    parser.add_argument("--storage", choices=("journal", "postgresql"), help="default: both")
+    parser.add_argument("--run", nargs="+", metavar="ARG", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run is not None:
-        sys.exit(1 if run_once(options.run, options.storage) else 0)
-    with small_disk() as folder:
-        print(chaos(folder / "journal", None, None, options.seed), flush=True)
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not found:
-        print("postgresql: not run, its programs are not under /usr/lib/postgresql")
-        return
-    with tempfile.TemporaryDirectory() as place, small_disk() as folder:
-        Path(place).chmod(0o755)
-        database = Database(Path(place) / "database", found[-1])
-        try:
-            print(chaos(folder / "postgresql", database.url, database, options.seed), flush=True)
-        finally:
-            database.stop()
+        folder, tracking_uri, *storage = options.run
+        sys.exit(exit_code(lambda: run_once(Path(folder), next(iter(storage), None), tracking_uri)))
+    sys.exit(exit_code(lambda: compare(options.storage, options.seed)))
 
 
 if __name__ == "__main__":

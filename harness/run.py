@@ -55,7 +55,22 @@ def _parser() -> argparse.ArgumentParser:
         "--workers",
         type=_count,
         metavar="N",
-        help="processes that run cells on this machine; default: one per GPU, or one per CPU core as memory allows",
+        help="processes that run cells on this machine; default: one per GPU, or one per CPU core as memory allows; "
+        "with --executor slurm the number of jobs",
+    )
+    parser.add_argument(
+        "--executor",
+        choices=("local", "slurm"),
+        default="local",
+        help="where workers run: as processes on this machine, or as jobs of a SLURM cluster; default: local",
+    )
+    parser.add_argument(
+        "--slurm",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="options of the jobs, as in partition=gpu gres=gpu:1 time=12:00:00; docs/slurm.md lists them",
     )
     parser.add_argument(
         "--retries", type=int, default=2, metavar="N", help="runs of a cell after a worker died in it; default: 2"

@@ -10,7 +10,7 @@ from harness.results.metrics import shuffled
 from harness.results.score_table import seeds_in_words
 from harness.results.statistics import ratio
 from reports.findings import Findings
-from reports.numbers import is_missing, listed, percent, plural
+from reports.numbers import MAX_LISTED, NUM_FIRST, is_missing, listed, percent, plural
 from reports.unfinished import FAILED_WHILE
 
 WIDE_SPREAD = 0.05
@@ -83,7 +83,8 @@ def _about_common_seeds(findings: Findings) -> Iterator[str]:
                     f"{variant.name} and {baseline} over {seeds_in_words(common)} (of {ours} and {theirs} seeds)"
                 )
     if partly:
-        yield f"Compared over their common seeds only: {'; '.join(partly)}. Scores are means over all seeds of an arm."
+        several = partly if len(partly) <= MAX_LISTED else [*partly[:NUM_FIRST], f"{len(partly) - NUM_FIRST:,} others"]
+        yield f"Compared over their common seeds only: {'; '.join(several)}. Scores are means over all seeds of an arm."
 
 
 def _about_status(cells: pd.DataFrame) -> Iterator[str]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
+import pandas as pd
 
 from harness.results.metrics import METRICS
 from harness.results.published_metrics import PRESETS, Counts, gsva
@@ -17,6 +18,7 @@ _SHOWN = {
     "gsva": ("giou", "ciou"),
     "lavt": ("giou", "ciou"),
 }
+_SEG_COLUMNS = ["target_area", "predicted_seg"]
 _NAMES = {"lisa": "LISA", "rela": "ReLA", "gsva": "GSVA", "lavt": "LAVT"}
 
 
@@ -46,10 +48,8 @@ def evaluator_table(findings: Findings) -> Table:
 
 
 def _means(findings: Findings, variant: str) -> Mapping[str, Mapping[str, float]]:
-    samples = findings.samples
-    samples = samples[samples["scoring"].isna()]
-    cells = findings.cells(variant)
-    counts = [Counts.of_samples(samples[samples["cell"] == cell]) for cell in cells["cell"]]
+    of_cells = [findings.samples_of(cell) for cell in findings.cells(variant)["cell"]]
+    counts = [Counts.of_samples(samples[samples["scoring"].isna()]) for samples in of_cells]
     data = findings.spec(variant).get("data", {}).get("name")
     presets = dict(PRESETS) | {"gsva": partial(gsva, counts_hallucinations=data != "ref_zom")}
     scores = {name: [preset(each) for each in counts] for name, preset in presets.items()}
@@ -58,8 +58,8 @@ def _means(findings: Findings, variant: str) -> Mapping[str, Mapping[str, float]
 
 def _without_seg(findings: Findings, variant: str) -> float:
     """Share of the expressions with a target for which the model generated no [SEG]."""
-    samples = findings.samples
-    targeted = samples[samples["cell"].isin(findings.cells(variant)["cell"]) & (samples["target_area"] > 0)]
+    samples = pd.concat([findings.samples_of(cell)[_SEG_COLUMNS] for cell in findings.cells(variant)["cell"]])
+    targeted = samples[samples["target_area"] > 0]
     return float(1 - targeted["predicted_seg"].astype(float).mean())
 
 

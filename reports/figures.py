@@ -19,6 +19,9 @@ from reports.frontier import COSTS, budgets, quality_against, quality_by_budget
 from reports.numbers import is_missing
 from reports.style import Draw, render, styles
 
+MAX_LEVELS = 20
+"""Values of a searched parameter up to which a heatmap has room for its numbers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
@@ -55,17 +58,20 @@ def _figures(findings: Findings) -> Iterator[tuple[str, str, Draw]]:
             caption = (
                 f"{findings.label} against {METRICS[cost].heading} with 95% intervals. Overlapping intervals are "
                 "shifted sideways. The dashed line is the Pareto front; the names of its arms are in bold."
+                f"{_about_others(findings)}"
             )
             yield f"{findings.metric}_{cost}", caption, lambda found, cost=cost: quality_against(found, cost)  # type: ignore[misc]
     if has_budgets:
         caption = (
             f"{findings.label} by number of visual tokens, with one line per arm that ran with three or more budgets. "
-            "Bands and bars are 95% intervals."
+            f"Bands and bars are 95% intervals.{findings.about_shown}"
         )
         yield "budget", caption, quality_by_budget
     yield from learning.figures(findings)
     if findings.families:
-        caption = f"{findings.label} by family with 95% intervals. The dotted line is the baseline."
+        caption = (
+            f"{findings.label} by family with 95% intervals. The dotted line is the baseline.{findings.about_shown}"
+        )
         yield "families", caption, families
     if findings.importance:
         method = findings.importance.get("method", "Optuna")
@@ -83,9 +89,13 @@ def _figures(findings: Findings) -> Iterator[tuple[str, str, Draw]]:
     if findings.done["curve"].notna().any():
         caption = (
             "Training loss and its terms, and what was measured on the validation split. Lines are means over seeds, "
-            "bands are the ranges over seeds."
+            f"bands are the ranges over seeds.{findings.about_shown}"
         )
         yield "training", caption, training
+
+
+def _about_others(findings: Findings) -> str:
+    return f"{findings.about_shown} Grey points are the other arms." if findings.about_shown else ""
 
 
 def families(findings: Findings) -> Figure:
@@ -93,14 +103,12 @@ def families(findings: Findings) -> Figure:
     names = findings.families
     num_columns = min(4, len(names))
     num_rows = -(-len(names) // num_columns)
-    height = 0.6 + num_rows * (0.62 + 0.27 * len(findings.variants))
+    height = 0.6 + num_rows * (0.62 + 0.27 * len(findings.shown))
     figure = Figure(figsize=(10, height), layout="constrained")
     subplots = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False).ravel()
-    positions = np.arange(len(findings.variants))
+    positions = np.arange(len(findings.shown))
     for axes, family in zip(subplots, names, strict=False):
-        estimates = [
-            findings.score_table.estimate(variant.name, findings.metric, family) for variant in findings.variants
-        ]
+        estimates = [findings.score_table.estimate(variant.name, findings.metric, family) for variant in findings.shown]
         values = np.array([estimate.value for estimate in estimates])
         errors = np.array([[e.value - e.low, e.high - e.value] for e in estimates]).T.clip(min=0)
         colors = [style.color for style in styles(findings)]
@@ -109,10 +117,10 @@ def families(findings: Findings) -> Figure:
             positions, values, color=colors, height=0.72, xerr=errors, error_kw={"ecolor": ink, "elinewidth": 1.1}
         )
         if findings.baseline is not None:
-            baseline = [variant.name for variant in findings.variants].index(findings.baseline)
+            baseline = [variant.name for variant in findings.shown].index(findings.baseline)
             axes.axvline(values[baseline], ls=":", lw=1.1, color=ink)
         axes.set_title(f"{family}  (n = {max(estimate.num_expressions for estimate in estimates)})", fontsize=11)
-        axes.set_yticks(positions, [variant.name for variant in findings.variants])
+        axes.set_yticks(positions, [variant.name for variant in findings.shown])
         axes.grid(axis="y", visible=False)
     for index, axes in enumerate(subplots):
         is_lowest = len(names) - num_columns <= index < len(names)
@@ -159,9 +167,14 @@ def grid(findings: Findings) -> Figure:
     """The searched grid as a heatmap with its values."""
     table = searched_grid(findings)
     assert table is not None
-    figure = Figure(figsize=(2.6 + 1.3 * table.shape[1], 1.4 + 0.8 * table.shape[0]), layout="constrained")
+    has_room = max(table.shape) <= MAX_LEVELS
+    size = (2.6 + 1.3 * table.shape[1], 1.4 + 0.8 * table.shape[0]) if has_room else (10.0, 8.0)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
-    sns.heatmap(table, annot=True, fmt=".3f", cmap="cividis", ax=axes, cbar_kws={"label": findings.label}, linewidths=1)
+    sns.heatmap(
+        table, annot=has_room, fmt=".3f", cmap="cividis", ax=axes, cbar_kws={"label": findings.label},
+        linewidths=1 if has_room else 0,
+    )  # fmt: skip
     names = short_names([str(table.index.name), str(table.columns.name)])
     axes.set_xlabel(names[str(table.columns.name)])
     axes.set_ylabel(names[str(table.index.name)])
@@ -172,7 +185,7 @@ def grid(findings: Findings) -> Figure:
 
 def training(findings: Findings) -> Figure:
     """Training curves, one subplot per loss term that any cell has."""
-    curves = {variant.name: _curve(findings, variant.name) for variant in findings.variants}
+    curves = {variant.name: _curve(findings, variant.name) for variant in findings.shown}
     every = pd.concat(curves.values()).drop(columns=["step", "seed"])
     parts = [part for part in every.columns if every[part].any()]
     figure = Figure(figsize=(10, 3.1 if len(parts) <= 4 else 5.6), layout="constrained")

@@ -1,13 +1,15 @@
 """The results behind a report: scores, differences, the Pareto front, and the verdicts on claims."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from ruamel.yaml import YAML
 
 from harness.errors import RENAMED, DataError
@@ -19,6 +21,10 @@ from harness.results.score_table import ScoreTable, variant_name
 from harness.results.statistics import Difference, Estimate, Verdict, holm, is_on_front, judge
 
 DEFAULT_MARGIN, DEFAULT_TOLERANCE = 0.01, 0.02
+MAX_SHOWN = 24
+"""Variants in a figure or in the gallery; tables show all of them."""
+_BULKY = ("text", "references", "prediction_rle", "target_rle")
+"""Columns of samples that only the gallery uses, for a few rows."""
 _OPTIONAL = ("stage", "failed_stage", "code", "latency_p90_ms", "latency_runs", "latency_round")
 """Columns that tables of earlier runs may lack."""
 
@@ -55,12 +61,13 @@ class Variant:
     front_share: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Findings:
     """The results of a run; `variants` are in the order of the study.
 
     Args:
         metric: the score that ranks and compares variants, which is the first score among the study's objectives.
+        samples: without texts and masks, which `gallery_samples` loads.
     """
 
     folder: Path
@@ -88,7 +95,7 @@ class Findings:
         """The baselines of the study without a finished cell."""
         return [arm for arm in _named_baselines(self.study) if not self.score_table.variants_of(arm)]
 
-    @property
+    @cached_property
     def done(self) -> pd.DataFrame:
         """The finished cells."""
         return self.results[self.results["status"] == "done"]
@@ -104,7 +111,29 @@ class Findings:
         scored = [variant for variant in self.variants if np.isfinite(variant.score.value)]
         return max(scored, key=lambda variant: variant.score.value, default=None)
 
+    @cached_property
+    def shown(self) -> tuple[Variant, ...]:
+        """The variants in figures and gallery: all, or the baselines, the Pareto front and the highest scores."""
+        ranked = sorted(
+            self.variants, key=lambda variant: np.nan_to_num(variant.score.value, nan=-np.inf), reverse=True
+        )
+        best = [self.best] if self.best is not None else []
+        front = [variant for variant in ranked if variant.is_on_front]
+        names = dict.fromkeys([*self.baselines, *(variant.name for variant in [*best, *front, *ranked])])
+        chosen = {*[*names][:MAX_SHOWN]}
+        return tuple(variant for variant in self.variants if variant.name in chosen)
+
     @property
+    def about_shown(self) -> str:
+        """A sentence for captions where not every variant is shown, with a space before it; empty otherwise."""
+        if len(self.shown) == len(self.variants):
+            return ""
+        return (
+            f" {len(self.shown)} of {len(self.variants):,} arms are shown: the baselines, the Pareto front and the "
+            "highest scores. The tables have all of them."
+        )
+
+    @cached_property
     def families(self) -> list[str]:
         """The families that were scored; the families of the harness come first, in its order."""
         present = self.score_table.families_of(self.metric)
@@ -133,9 +162,29 @@ class Findings:
 
     def cells(self, variant: str) -> pd.DataFrame:
         """The finished cells of a variant, by seed."""
+        return self._cells[variant]
+
+    @cached_property
+    def _cells(self) -> dict[str, pd.DataFrame]:
         done = self.done
         names = [variant_name(arm, point) for arm, point in zip(done["arm"], done["point"], strict=True)]
-        return done[[name == variant for name in names]].sort_values("seed")
+        return {str(name): cells.sort_values("seed") for name, cells in done.groupby(np.array(names, dtype=object))}
+
+    def samples_of(self, cell: str) -> pd.DataFrame:
+        """The samples of a cell."""
+        rows = self._rows_of_cells.get(cell, np.arange(0))
+        is_together = len(rows) > 0 and rows[-1] - rows[0] + 1 == len(rows)
+        # A slice of a large table is a view; other rows are copied.
+        return self.samples.iloc[rows[0] : rows[-1] + 1] if is_together else self.samples.iloc[rows]
+
+    @cached_property
+    def _rows_of_cells(self) -> dict[str, np.ndarray]:
+        return {str(cell): rows for cell, rows in self.samples.groupby("cell").indices.items()}
+
+    def gallery_samples(self, cells: Collection[str], images: Collection[str]) -> pd.DataFrame:
+        """All columns of the samples of some cells on some images."""
+        chosen = [("cell", "in", [*cells]), ("image_id", "in", [*images])]
+        return pd.read_parquet(self.folder / "samples.parquet", filters=chosen).reindex(columns=list(SAMPLE_COLUMNS))
 
     def spec(self, variant: str) -> dict[str, Any]:
         """The specification of a variant's first finished cell; empty if the table has none."""
@@ -151,14 +200,17 @@ def load(folder: Path) -> Findings:
     """
     if not (folder / "results.parquet").exists():
         raise DataError(f"found no results.parquet in {folder}; run the study before its report")
-    results, samples = (pd.read_parquet(folder / f"{name}.parquet") for name in ("results", "samples"))
-    _refuse_renamed(folder, {*results.columns, *samples.columns})
+    results, columns = pd.read_parquet(folder / "results.parquet"), pq.read_schema(folder / "samples.parquet").names
+    _refuse_renamed(folder, {*results.columns, *columns})
+    used = [column for column in columns if column in SAMPLE_COLUMNS and column not in _BULKY]
+    samples = pd.read_parquet(folder / "samples.parquet", columns=used)
     study = YAML(typ="safe").load(folder / "study.resolved.yaml")
     results = results.reindex(columns=list(dict.fromkeys([*results.columns, *COLUMNS, *_OPTIONAL])))
-    samples = samples.reindex(columns=list(SAMPLE_COLUMNS))  # tables of earlier runs lack the columns of questions
+    kept = [column for column in SAMPLE_COLUMNS if column not in _BULKY]
+    samples = samples.reindex(columns=kept)  # tables of earlier runs lack the columns of questions
     early = folder / "early_samples.parquet"
-    early_samples = pd.read_parquet(early) if early.exists() else samples.iloc[:0]
-    scores = BudgetScores.of(results, samples, early_samples.reindex(columns=list(SAMPLE_COLUMNS)))
+    early_samples = pd.read_parquet(early, columns=used) if early.exists() else samples.iloc[:0]
+    scores = BudgetScores.of(results, samples, early_samples.reindex(columns=kept))
     score_table = scores.last
     metric = _ranked_by(study.get("objectives") or {})
     margin = float(study.get("margin") or DEFAULT_MARGIN)
@@ -217,8 +269,8 @@ def _variants(
     scores = {name: score_table.estimate(name, metric) for name in score_table.variants}
     costs = {name: means[name].get("tokens", float("nan")) for name in score_table.variants}
     shares = score_table.front_share(costs, metric)
-    points = np.array([[scores[name].value, -costs[name]] for name in score_table.variants]).reshape(-1, 2)
-    on_front = dict(zip(score_table.variants, is_on_front(points).tolist(), strict=True))
+    quality, cost = (np.array(found, float) for found in ([one.value for one in scores.values()], [*costs.values()]))
+    on_front = dict(zip(score_table.variants, is_on_front(quality, cost).tolist(), strict=True))
     comparisons = _comparisons(score_table, metric, baselines, margin)
     return tuple(
         Variant(name, scores[name], means[name], comparisons[name], on_front[name], shares.get(name, float("nan")))
@@ -236,9 +288,10 @@ def _comparisons(
     pairs = [(name, baseline) for baseline in baselines for name in score_table.variants if name != baseline]
     differences = {pair: score_table.compare(*pair, metric) for pair in pairs}
     differences = {pair: difference for pair, difference in differences.items() if difference.is_compared}
-    tests = list(dict.fromkeys(frozenset(pair) for pair in differences))
-    first = {test: next(pair for pair in differences if frozenset(pair) == test) for test in tests}
-    adjusted = dict(zip(tests, holm([differences[first[test]].p for test in tests]), strict=True))
+    tests: dict[frozenset[str], float] = {}
+    for pair, difference in differences.items():
+        tests.setdefault(frozenset(pair), difference.p)
+    adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
     comparisons: dict[str, dict[str, Comparison]] = {name: {} for name in score_table.variants}
     for (name, baseline), difference in differences.items():
         p = adjusted[frozenset((name, baseline))]

@@ -30,14 +30,17 @@ GAP = 8.5
 
 def quality_against(findings: Findings, cost: str) -> Figure:
     """The score with intervals over a cost, and the Pareto front."""
-    styled = zip(findings.variants, styles(findings), strict=True)
+    styled = zip(findings.shown, styles(findings), strict=True)
     pairs = [(variant, style) for variant, style in styled if not is_missing(variant.means.get(cost))]
     shown, styles_shown = [variant for variant, _ in pairs], [style for _, style in pairs]
-    costs = np.array([variant.means[cost] for variant in shown])
+    names = {variant.name for variant in findings.shown}
+    others = [v for v in findings.variants if v.name not in names and not is_missing(v.means.get(cost))]
+    every = [*shown, *others]  # the places of `shown` are the same in both
+    costs = np.array([variant.means[cost] for variant in every])
     figure = Figure(figsize=(9, max(4.6, 0.3 * len(shown))), layout="constrained")
     axes = figure.add_subplot()
-    scores = np.array([variant.score.value for variant in shown])
-    front = np.flatnonzero(is_on_front(np.stack([scores, -costs], axis=-1)))
+    scores = np.array([variant.score.value for variant in every])
+    front = np.flatnonzero(is_on_front(scores, costs))
     lows, highs = (np.array(ends) for ends in zip(*((v.score.low, v.score.high) for v in shown), strict=True))
     if costs.max() >= WIDE * costs.min() > 0:
         _use_log_axis(axes)
@@ -47,8 +50,10 @@ def quality_against(findings: Findings, cost: str) -> Figure:
         (start, end), positions = _axis_positions(
             costs, 0.25 * float(costs.max())
         )  # near-equal costs should look near-equal
-    shifts = _shifts(positions, lows, highs)
-    for variant, value, shift, style in zip(shown, costs, shifts, styles_shown, strict=True):
+    shifts = _shifts(positions[: len(shown)], lows, highs)
+    num_shown = len(shown)
+    axes.plot(costs[num_shown:], scores[num_shown:], ls="none", marker=".", ms=4, color=mpl.rcParams["axes.edgecolor"])
+    for variant, value, shift, style in zip(shown, costs[:num_shown], shifts, styles_shown, strict=True):
         nudge = axes.transData + ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans)
         score = variant.score
         axes.vlines(value, score.low, score.high, color=style.color, lw=1.8, transform=nudge, zorder=2)
@@ -69,7 +74,7 @@ def quality_against(findings: Findings, cost: str) -> Figure:
         where="post", ls="--", lw=1.2, color=mpl.rcParams["axes.edgecolor"], zorder=1,
     )  # fmt: skip
     axes.set_xlim(start, end)
-    low, high = lows.min(), highs.max()
+    low, high = np.nanmin([lows.min(), *scores]), np.nanmax([highs.max(), *scores])
     room = 0.06 * (high - low) or 0.01  # if all scores are equal
     axes.set_ylim(low - room, high + room)
     axes.set_xlabel(METRICS[cost].heading)
@@ -94,16 +99,16 @@ def quality_by_budget(findings: Findings) -> Figure:
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     axes = figure.add_subplot()
     styles_shown = {
-        findings.score_table.arm_of(v.name): style for v, style in zip(findings.variants, styles(findings), strict=True)
+        findings.score_table.arm_of(v.name): style for v, style in zip(findings.shown, styles(findings), strict=True)
     }
     palette = cycle(sns.color_palette("colorblind", 10))
-    for arm, found in curves.items():
+    for arm, found in ((arm, found) for arm, found in curves.items() if arm in styles_shown):
         color = next(palette)
         tokens, scores = [each.means["tokens"] for each in found], [each.score for each in found]
         axes.plot(tokens, [score.value for score in scores], marker=styles_shown[arm].marker, color=color, label=arm)
         lows, highs = [score.low for score in scores], [score.high for score in scores]
         axes.fill_between(tokens, lows, highs, color=color, alpha=0.12, lw=0)
-    for variant in findings.variants:
+    for variant in findings.shown:
         arm = findings.score_table.arm_of(variant.name)
         if arm not in curves and not is_missing(variant.means.get("tokens")):
             score, ink = variant.score, mpl.rcParams["text.color"]

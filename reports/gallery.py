@@ -5,13 +5,13 @@
 - Expressions without a target: the first that the baseline rejects, and the first that it does not.
 - Questions: the first of each family with the baseline's best score, and the first with its worst score.
 
-A rule uses an image once. The pictures show the first seed of each arm.
+A rule uses an image once. The pictures show the first seed of each arm, of up to `MAX_SHOWN` arms.
 """
 
 import base64
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import pandas as pd
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from reports.findings import Findings, Variant
+from reports.findings import MAX_SHOWN, Findings, Variant
 from reports.numbers import fixed
 
 SIDE = 320
@@ -30,6 +30,10 @@ PREDICTED = np.array([255, 140, 0], dtype=float)
 TARGET = np.array([0, 229, 255], dtype=float)
 SUPERPIXEL = np.array([255, 221, 51], dtype=float)
 PADDING = 65535
+
+
+_Key = tuple[str, int]
+"""Image and expression."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,23 +90,40 @@ def _expressions(findings: Findings, folder: Path, best: Variant, reference: str
         *_extremes(scores[has_target], best.name, reference),
         *_without_target(scores.loc[~has_target, reference], reference),
     ]
-    return [_expression_item(findings, folder, rule, *key) for rule, key in chosen]
+    rows = _rows(findings, [key for _, key in chosen])
+    return [_expression_item(rows[key], folder, rule, key[0]) for rule, key in chosen]
+
+
+def _rows(findings: Findings, keys: Sequence[_Key]) -> dict[_Key, dict[str, pd.Series]]:
+    """All columns of the chosen samples of the first seed of each variant that is shown, by sample and variant."""
+    cells = {_first_cell(findings, variant): variant.name for variant in findings.shown}
+    samples = findings.gallery_samples(cells, {image_id for image_id, _ in keys})
+    found: dict[_Key, dict[str, pd.Series]] = {}
+    by_cell = {str(cell): table.set_index(["image_id", "expression_id"]) for cell, table in samples.groupby("cell")}
+    for key in keys:
+        tables = {name: by_cell[cell] for cell, name in cells.items() if cell in by_cell}
+        found[key] = {name: table.loc[key] for name, table in tables.items() if key in table.index}
+    return found
 
 
 def _scores(findings: Findings) -> pd.DataFrame:
-    """IoU of the first seed of every variant, one row per expression that all of them scored."""
+    """IoU of the first seed of every variant that is shown, one row per expression that all of them scored."""
     columns = {}
-    for variant in findings.variants:
+    for variant in findings.shown:
         columns[variant.name] = _first_seed(findings, variant).set_index(["image_id", "expression_id"])["iou"]
     return pd.DataFrame(columns).dropna().sort_index()
 
 
 def _first_seed(findings: Findings, variant: Variant) -> pd.DataFrame:
-    return findings.samples[findings.samples["cell"] == findings.cells(variant.name)["cell"].iloc[0]]
+    return findings.samples_of(_first_cell(findings, variant))
+
+
+def _first_cell(findings: Findings, variant: Variant) -> str:
+    return str(findings.cells(variant.name)["cell"].iloc[0])
 
 
 def _has_target(findings: Findings, scores: pd.DataFrame) -> pd.Series:
-    areas = _first_seed(findings, findings.variants[0]).set_index(["image_id", "expression_id"])["target_area"]
+    areas = _first_seed(findings, findings.shown[0]).set_index(["image_id", "expression_id"])["target_area"]
     return areas.loc[scores.index] > 0
 
 
@@ -133,16 +154,16 @@ def _extremes(scores: pd.DataFrame, best: str, reference: str) -> Iterator[tuple
             yield f"{word} of {best} compared with {reference}, rank {rank}", key
 
 
-def _expression_item(findings: Findings, folder: Path, rule: str, image_id: str, expression_id: int) -> GalleryItem:
+def _expression_item(rows: dict[str, pd.Series], folder: Path, rule: str, image_id: str) -> GalleryItem:
+    """The item of one expression.
+
+    Args:
+        rows: its sample by variant.
+    """
     picture = np.asarray(Image.open(_picture(folder, image_id)).convert("RGB"))
     tiles = [
         Tile(*title, _encode(_outline_labels(picture, labels))) for title, labels in _superpixels(folder, image_id)
     ]
-    rows = {}
-    for variant in findings.variants:
-        samples = _first_seed(findings, variant)
-        is_shown = (samples["image_id"] == image_id) & (samples["expression_id"] == expression_id)
-        rows[variant.name] = samples[is_shown].iloc[0]
     target = _mask(next(iter(rows.values())), "target_rle")
     tiles.insert(0, Tile("target", "none" if not target.any() else "", _encode(_draw(picture, target, None))))
     for name, row in rows.items():
@@ -154,15 +175,16 @@ def _expression_item(findings: Findings, folder: Path, rule: str, image_id: str,
     return GalleryItem(rule, first["text"], first["family"], image_id, tuple(tiles))
 
 
-def _questions(findings: Findings, folder: Path, reference: str) -> Iterator[GalleryItem]:
+def _questions(findings: Findings, folder: Path, reference: str) -> list[GalleryItem]:
     """Items of questions."""
     keys = ["image_id", "expression_id"]
-    tables = {each.name: _first_seed(findings, each).set_index(keys).sort_index() for each in findings.variants}
-    answered_rows = tables[reference].dropna(subset="generated_text")
+    [first] = [variant for variant in findings.shown if variant.name == reference]
+    answered_rows = _first_seed(findings, first).set_index(keys).sort_index().dropna(subset="generated_text")
     answered_rows = answered_rows[
         np.array([_picture(folder, image_id).exists() for image_id, _ in answered_rows.index], bool)
     ]
     shown: set[str] = set()
+    chosen: list[tuple[str, _Key]] = []
     for family, rows in answered_rows.groupby("family", sort=False):
         for word, extreme in {"best": rows["score"].max(), "worst": rows["score"].min()}.items():
             extreme_rows = rows[(rows["score"] == extreme) & (rows["score"].nunique() > 1)]
@@ -170,12 +192,13 @@ def _questions(findings: Findings, folder: Path, reference: str) -> Iterator[Gal
             if len(unused):
                 shown.add(unused.index[0][0])
                 rule = f"first {family} question with the {word} score of {reference}"
-                yield _question_item(folder, rule, unused.index[0], tables)
+                chosen.append((rule, unused.index[0]))
+    samples = _rows(findings, [key for _, key in chosen]) if chosen else {}
+    return [_question_item(samples[key], folder, rule, key[0]) for rule, key in chosen]
 
 
-def _question_item(folder: Path, rule: str, key: tuple[str, int], tables: dict[str, pd.DataFrame]) -> GalleryItem:
-    rows = {name: table.loc[key] for name, table in tables.items() if key in table.index}
-    first, (image_id, _) = next(iter(rows.values())), key
+def _question_item(rows: dict[str, pd.Series], folder: Path, rule: str, image_id: str) -> GalleryItem:
+    first = next(iter(rows.values()))
     picture = np.asarray(Image.open(_picture(folder, image_id)).convert("RGB"))
     tiles = [Tile("image", "", _encode(_enlarge(picture)))]
     tiles += [
@@ -192,9 +215,9 @@ def _picture(folder: Path, image_id: str) -> Path:
 
 
 def _superpixels(folder: Path, image_id: str) -> Iterator[tuple[tuple[str, str], np.ndarray]]:
-    """Every label map saved for an image, without the padding of the frame."""
+    """The first label maps saved for an image, without the padding of the frame."""
     stem = _picture(folder, image_id).stem
-    for path in sorted(folder.glob(f"{stem}.*.png")):
+    for path in sorted(folder.glob(f"{stem}.*.png"))[:MAX_SHOWN]:
         labels = np.asarray(Image.open(path)).astype(int)
         is_image = labels != PADDING
         labels = labels[is_image.any(axis=1)][:, is_image.any(axis=0)]

@@ -9,7 +9,7 @@ from harness.results.score_table import seeds_in_words
 from harness.results.statistics import Verdict
 from reports import granularity, learning
 from reports.findings import Comparison, Findings, Variant
-from reports.numbers import between, fixed, is_missing, listed, p_value, percent, plural
+from reports.numbers import MAX_LISTED, NUM_FIRST, between, fixed, is_missing, listed, p_value, percent, plural
 from reports.unfinished import scored_but_unfinished
 
 
@@ -27,6 +27,14 @@ def answers(findings: Findings) -> list[str]:
         *_weakest_family(findings, best),
         *granularity.answers(findings),
     ]
+
+
+def finding_sentences(judgement: Judgement) -> list[str]:
+    """The numbers behind a verdict, for each comparison; of many, the first and the number of the others."""
+    compared = [each for each in judgement.findings if each.difference.is_compared]
+    shown = compared if len(compared) <= MAX_LISTED else compared[:NUM_FIRST]
+    rest = [f"{len(compared) - len(shown):,} other comparisons are not shown."] if len(shown) < len(compared) else []
+    return [*(finding_sentence(judgement, each) for each in shown), *rest]
 
 
 def finding_sentence(judgement: Judgement, finding: Finding) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 DASH = "—"
 MINUS = "\u2212"
+MAX_LISTED, NUM_FIRST = 24, 10
+"""Up to so many names are written out in a sentence, and so many of a longer list; tables have all of them."""
 _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -46,7 +48,9 @@ def p_value(value: float | None) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """`a, b and c`."""
+    """`a, b and c`; of many names, the first and the number of the others."""
+    if len(names) > MAX_LISTED:
+        names = [*names[:NUM_FIRST], f"{len(names) - NUM_FIRST:,} others"]
     if len(names) < 2:
         return "".join(names)
     return f"{', '.join(names[:-1])} and {names[-1]}"

@@ -11,7 +11,7 @@ from reports.caveats import caveats
 from reports.figures import Drawing, draw_all
 from reports.findings import Findings, load
 from reports.gallery import gallery_items
-from reports.narrative import answers, finding_sentence
+from reports.narrative import answers, finding_sentences
 from reports.numbers import DASH
 from reports.result_tables import all_tables
 
@@ -40,15 +40,10 @@ def build(run_folder: Path) -> Path:
         "study": run_folder.name,
         "question": findings.study.get("question") or run_folder.name,
         "answers": answers(findings),
-        "judgements": [
-            (
-                judgement,
-                [finding_sentence(judgement, each) for each in judgement.findings if each.difference.is_compared],
-            )
-            for judgement in findings.judgements
-        ],
+        "judgements": [(judgement, finding_sentences(judgement)) for judgement in findings.judgements],
         "tables": {table.name: table for table in tables},
         "drawings": {drawing.name: drawing for drawing in drawings},
+        "about_shown": findings.about_shown,
         "caveats": caveats(findings),
         "tracebacks": _tracebacks(findings),
         "provenance": _provenance(findings),

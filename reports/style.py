@@ -33,9 +33,9 @@ Draw = Callable[[Findings], Figure]
 
 
 def styles(findings: Findings) -> list[Style]:
-    """One style per variant, in order."""
+    """One style per variant that is shown, in order."""
     palette = sns.color_palette("colorblind", 10)
-    return [Style(palette[i % 10], MARKERS[(i + i // 10) % len(MARKERS)]) for i in range(len(findings.variants))]
+    return [Style(palette[i % 10], MARKERS[(i + i // 10) % len(MARKERS)]) for i in range(len(findings.shown))]
 
 
 def render(draw: Draw, findings: Findings, path: Path) -> tuple[bytes, bytes]:

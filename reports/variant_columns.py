@@ -68,9 +68,13 @@ def brief_comparison_columns(findings: Findings, baseline: str) -> list[VariantC
 def comparison_columns(findings: Findings, baseline: str) -> list[VariantColumn]:
     """Every statistic of the comparisons with one baseline."""
     difference, adjusted_p, verdict = brief_comparison_columns(findings, baseline)
+    others = [each for each in findings.variants if each.name != baseline]
+    counts = {each.name: len(findings.score_table.common_seeds(each.name, baseline)) for each in others}
+    if all(counts[each.name] == each.score.num_seeds for each in others):
+        counts = {}
     return [
         (Column("seeds", "seeds"), lambda variant: _count(variant.score.num_seeds)),
-        (Column("compared_seeds", "common seeds"), partial(_compared_seeds, findings, baseline)),
+        (Column("compared_seeds", "common seeds"), partial(_compared_seeds, counts)),
         (Column("scored", f"{findings.query_noun}s"), lambda variant: _count(variant.score.num_expressions)),
         ranking_column(findings),
         (Column("seed_sd", "SD over seeds"), lambda variant: number_cell(variant.score.seed_sd, 4)),
@@ -102,13 +106,9 @@ def _estimate_of(estimates: Mapping[str, Estimate], variant: Variant) -> Cell:
     return estimate_cell(estimates[variant.name])
 
 
-def _compared_seeds(findings: Findings, baseline: str, variant: Variant) -> Cell:
-    """The number of common seeds, unless every arm is compared over all of its seeds."""
-    others = [each for each in findings.variants if each.name != baseline]
-    counts = {each.name: len(findings.score_table.common_seeds(each.name, baseline)) for each in others}
-    if variant.name == baseline or all(counts[each.name] == each.score.num_seeds for each in others):
-        return Cell(DASH)
-    return _count(counts[variant.name])
+def _compared_seeds(counts: Mapping[str, int], variant: Variant) -> Cell:
+    """The number of common seeds; `counts` is empty if every arm is compared over all of its seeds."""
+    return _count(counts[variant.name]) if variant.name in counts else Cell(DASH)
 
 
 def _count(value: int) -> Cell:

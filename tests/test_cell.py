@@ -5,6 +5,7 @@ import math
 from copy import deepcopy
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -74,7 +75,7 @@ def test_a_cell_trains_and_scores_on_files_in_an_official_format(cells, folder, 
     row = run_cell(replace(cells[arm], spec=spec), folder, quiet())
     assert row["status"] == "done", row["reason"]
     assert row["giou_single"] == row["giou"]
-    samples = folder.cell_samples(row["cell"])
+    samples = pd.read_parquet(folder.cell_samples(row["cell"]))
     assert set(samples["image_id"]) == {"coco/103"}
     assert set(samples["split"]) == {"val"}
 
@@ -115,7 +116,7 @@ def test_a_cell_measures_every_column(cells, folder, arm):
     assert row["trainable_parameters"] > row["projector_parameters"] > 0
     assert row["giou_random_object"] > 0
     assert [point["step"] for point in json.loads(row["curve"])] == [1, 2, 3, 4]
-    samples = folder.cell_samples(row["cell"])
+    samples = pd.read_parquet(folder.cell_samples(row["cell"]))
     assert set(samples.columns) == set(SAMPLE_COLUMNS)
     assert len(samples) == row["num_expressions"] == 12
     assert math.isclose(samples["iou"].mean(), row["giou"])
@@ -131,7 +132,7 @@ def test_a_cell_of_questions_measures_answers_and_no_masks(cells, folder):
     assert not {"giou", "ciou", "fp_rate", "giou_shuffled", "giou_swapped_tokens"} & row.keys()
     assert row["flops_llm"] > 0
     assert row["flops_mask"] == 0
-    samples = folder.cell_samples(row["cell"])
+    samples = pd.read_parquet(folder.cell_samples(row["cell"]))
     assert set(samples.columns) == set(SAMPLE_COLUMNS)
     assert samples["iou"].isna().all()
     assert math.isclose(samples.loc[samples["scoring"] == "accuracy", "score"].mean(), row["accuracy"])

@@ -209,9 +209,8 @@ def test_a_storage_that_cannot_be_opened_is_an_error_of_the_user(tmp_path, study
         assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("damage", [b'{"op_code": 4, "wor', b'{"op_code": 4, "wor{"op_code": 5}\n'])
-def test_a_damaged_journal_is_moved_aside_and_filled_from_the_rows(tmp_path, study, damage):
-    rows = {}
+def test_a_damaged_journal_is_moved_aside_and_filled_from_the_rows(tmp_path, study):
+    rows, damage = {}, b'{"op_code": 4, "wor{"op_code": 5}\n'
     with CellQueue(study, default_path(tmp_path)) as queue:
         queue.fill(rows)
         drain(queue, rows, stop_after=5)
@@ -236,3 +235,35 @@ def test_a_cell_whose_row_was_written_as_its_worker_died_has_one_finished_trial(
         queue.fill(rows)
         drain(queue, rows)
         assert states(queue) == {"COMPLETE": 12, "FAIL": 1}
+
+
+def test_a_cell_that_two_processes_give_back_is_enqueued_once(tmp_path, study):
+    with CellQueue(study, default_path(tmp_path)) as queue:
+        queue.fill({})
+        claim = queue.claim()
+        queue.return_dead(claim.trial)
+        assert len(drain(queue, {})) == 12
+        queue.release(claim)
+        assert not queue.name(claim), "the trial belongs to nobody"
+        assert drain(queue, {}) == []
+        assert states(queue) == {"COMPLETE": 12, "FAIL": 1}
+
+
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_a_process_that_dies_while_it_gives_a_cell_back_loses_none(tmp_path, study, monkeypatch, has_ended):
+    end = CellQueue._end
+
+    def die(*arguments: object) -> None:
+        if has_ended:
+            end(*arguments)
+        raise KeyboardInterrupt
+
+    with CellQueue(study, default_path(tmp_path)) as queue:
+        queue.fill({})
+        claim = queue.claim()
+        with monkeypatch.context() as dying:
+            dying.setattr(CellQueue, "_end", die)
+            with pytest.raises(KeyboardInterrupt):
+                queue.return_dead(claim.trial)
+        queue.return_dead(claim.trial)
+        assert len(drain(queue, {})) == 12

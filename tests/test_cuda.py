@@ -15,6 +15,7 @@ from harness.data.frame import to_tensor
 from harness.execution.cell import run_cell
 from harness.model.mask_decoder.sam import load_sam
 from harness.pretraining.sam_scenes import scene
+from harness.results.run_folder import RunFolder
 from projectors import VisualFeatures
 from tests.projector_cases import build, features, required
 from tests.references import CASES, IDS
@@ -60,6 +61,19 @@ def test_a_cell_trains_and_its_row_records_the_device(cells, folder, arm):
     assert json.loads(row["environment"])["device"] == torch.cuda.get_device_name(0)
     assert row["latency_ms"] > 0
     assert 0 < row["peak_memory_mib"] < 2**20
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="requires two GPUs")
+def test_a_cell_on_two_gpus_has_the_losses_of_one(cells, tmp_path):
+    """In float32, by NCCL."""
+    curves = []
+    for devices in (1, 2):
+        training = cells["sspe"].spec.training.model_copy(update={"precision": "float32", "devices": devices})
+        spec = cells["sspe"].spec.model_copy(update={"training": training})
+        row = run_cell(replace(cells["sspe"], spec=spec), RunFolder(tmp_path / str(devices)), quiet())
+        assert row["status"] == "done", row["reason"]
+        curves.append([point["loss"] for point in json.loads(row["curve"])])
+    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-4)
 
 
 def test_a_trained_cell_predicts_the_same_masks(cells, folder, monkeypatch):

@@ -1,5 +1,6 @@
 """Leases: renewed while a cell runs, ended by release, death or silence, and lost to another worker."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -90,3 +91,29 @@ def test_a_worker_whose_cell_was_taken_over_is_told_and_leaves_the_lease(tmp_pat
         with pytest.raises(LeaseLostError):
             mine.check()
     assert path.exists()
+
+
+def test_a_worker_whose_cell_was_returned_to_the_queue_is_told_at_once(tmp_path):
+    path = tmp_path / "cell.lease"
+    with Lease(path, Status("cell", "pooling seed 0")) as mine:
+        path.unlink()
+        with pytest.raises(LeaseLostError):
+            mine.check()
+    assert not path.exists()
+
+
+def test_a_lease_is_renewed_on_a_full_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "RENEWED_S", 0.05)
+
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "cell.lease"
+    with Lease(path, Status("cell", "pooling seed 0")) as mine:
+        monkeypatch.setattr(lease, "replace_file", no_space)
+        for _ in range(2):
+            changed, deadline = path.stat().st_mtime_ns, time.monotonic() + 20
+            while path.stat().st_mtime_ns == changed and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert path.stat().st_mtime_ns > changed
+        mine.check()

@@ -1,5 +1,6 @@
 """Several worker processes of one run: every cell once, also when workers die."""
 
+import errno
 import os
 import signal
 import threading
@@ -30,11 +31,15 @@ def team(num_workers: int, make_cells) -> Team:
 
 
 class Refused(Cells):
-    """Cells that meet an error of the user."""
+    """Cells that meet an error which ends the run."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
 
     def run(self, *_: object):
         """Raises it."""
-        raise HarnessError("the data are missing")
+        raise self.error
 
 
 def test_three_workers_run_every_cell_once_and_write_the_tables_of_one(tmp_path):
@@ -91,10 +96,17 @@ class Fatal(Cells):
         return super().run(cell, folder, progress)
 
 
-def test_an_error_of_the_user_in_a_worker_ends_the_run_with_its_sentence(tmp_path):
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (HarnessError("the data are missing"), "^the data are missing$"),
+        (OSError(errno.ENOSPC, "No space left on device"), "^no space left on the disk .*; free some space, then run"),
+    ],
+)
+def test_an_error_of_the_user_or_a_full_disk_in_a_worker_ends_the_run_with_one_sentence(tmp_path, error, sentence):
     study, folder = Study.from_yaml(write_study(tmp_path)), run_folder(tmp_path)
-    with pytest.raises(HarnessError, match="the data are missing"):
-        execute(study, folder, None, Cells(), quiet(), team=team(2, Refused))
+    with pytest.raises(HarnessError, match=sentence):
+        execute(study, folder, None, Cells(), quiet(), team=team(2, partial(Refused, error)))
     assert execute(study, folder, None, Cells(), quiet()).num_run == 12
 
 
@@ -108,17 +120,28 @@ def test_sampled_points_run_every_seed_once_with_two_workers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("workers", "cells", "gpus", "memory", "expected"),
+    ("workers", "cells", "gpus", "memory", "devices", "expected"),
     [
-        (None, 8, ["0", "1"], 64.0, [Share(4, "0"), Share(4, "1")]),
-        (None, 1, [], 64.0, [Share(8)]),
-        (None, 20, [], 64.0, [Share(1)] * 8),
-        (None, 20, [], 7.0, [Share(4)] * 2),
-        (None, 20, [], 1.0, [Share(8)]),
-        (3, 20, ["0", "1"], 64.0, [Share(2, "0"), Share(2, "1"), Share(2, "0")]),
-        (2, 20, [], 1.0, [Share(4)] * 2),
+        (None, 8, ["0", "1"], 64.0, 1, [Share(4, "0"), Share(4, "1")]),
+        (None, 1, [], 64.0, 1, [Share(8)]),
+        (None, 20, [], 64.0, 1, [Share(1)] * 8),
+        (None, 20, [], 7.0, 1, [Share(4)] * 2),
+        (None, 20, [], 1.0, 1, [Share(8)]),
+        (3, 20, ["0", "1"], 64.0, 1, [Share(2, "0"), Share(2, "1"), Share(2, "0")]),
+        (2, 20, [], 1.0, 1, [Share(4)] * 2),
+        (None, 8, ["0", "1"], 64.0, 2, [Share(8, "0,1")]),
+        (None, 8, ["4", "5", "6", "7", "8"], 64.0, 2, [Share(4, "4,5"), Share(4, "6,7")]),
+        (None, 1, ["0", "1", "2", "3"], 64.0, 2, [Share(8, "0,1")]),
+        (None, 20, [], 64.0, 2, [Share(2)] * 4),
+        (None, 20, [], 7.0, 2, [Share(8)]),
+        (2, 20, ["0", "1"], 64.0, 2, [Share(4, "0,1")] * 2),
     ],
 )
-def test_workers_share_the_machine(workers, cells, gpus, memory, expected, monkeypatch):
+def test_workers_share_the_machine(workers, cells, gpus, memory, devices, expected, monkeypatch):
     monkeypatch.setattr("harness.system.shares.num_cores", lambda: 8)
-    assert shares(workers, cells, gpus, memory) == expected
+    assert shares(workers, cells, gpus, memory, devices) == expected
+
+
+def test_a_cell_on_more_gpus_than_the_machine_has_is_refused():
+    with pytest.raises(HarnessError, match=r"training.devices is 2, but this process may use only 1 GPU "):
+        shares(None, 8, ["0"], 64.0, 2)

@@ -53,7 +53,7 @@ def test_a_loaded_cell_has_the_same_scores(cells, folder, arm):
     testing = load_examples(trained.spec, "test")
     parts, precision = trained.assembly, trained.spec.training.precision
     samples, _ = Evaluator(parts.segmenter, parts.batches, 16, precision).score(testing)
-    before = folder.cell_samples(cells[arm].id).reset_index(drop=True)
+    before = pd.read_parquet(folder.cell_samples(cells[arm].id))
     mask_columns = ["iou_teacher_forced", "intersection_teacher_forced", "predicted_area_teacher_forced"]
     assert 0 < before["predicted_area_teacher_forced"].mean() < 0.9 * (before["height"] * before["width"]).mean()
     pd.testing.assert_frame_equal(samples[[*mask_columns, "iou"]], before[[*mask_columns, "iou"]])

@@ -12,7 +12,7 @@ from harness import run
 from harness.execution import session
 from harness.execution.run_study import execute
 from harness.monitoring.tracker import Tracker
-from harness.planning.plan import estimate, make_plan
+from harness.planning.plan import History, make_plan
 from harness.results.metrics import METRICS
 from harness.study.study import Study
 from harness.system.environment import describe_environment
@@ -78,7 +78,7 @@ def test_the_plan_shows_finished_cells_and_estimates_the_others(tmp_path):
     plan = make_plan(longer, folder)
     assert [planned.status for planned in plan[:4]] == ["done"] * 4
     assert [planned.seconds for planned in plan] == [0.0] * 4 + [20.0] * 8, "5 s for 10 steps are 20 s for 40"
-    assert estimate(longer.cells()[0], []) is None
+    assert History([]).seconds(longer.cells()[0]) is None
 
 
 class _Here(Cells):

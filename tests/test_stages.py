@@ -56,7 +56,7 @@ def test_a_failed_stage_keeps_the_earlier_ones_and_the_next_run_resumes(cells, f
     assert (again["status"], again["reason"], again["failed_stage"]) == ("done", "", "")
     assert {name: again[name] for name in SCORES} == {name: whole[name] for name in SCORES}
     assert again["wall_seconds"] > row["wall_seconds"], "the time of both runs"
-    assert len(folder.cell_samples(row["cell"])) == 12
+    assert len(pd.read_parquet(folder.cell_samples(row["cell"]))) == 12
 
 
 def test_an_interrupted_cell_is_unfinished_in_the_tables_and_resumes(cells, study_file, folder, monkeypatch):
@@ -107,6 +107,17 @@ def test_a_full_disk_is_one_message_and_keeps_finished_cells(study_file, tmp_pat
     assert "no space left on the disk" in error
     assert "Traceback" not in error
     assert len(pd.read_parquet(RunFolder(place).results)) == 1
+
+
+def test_a_full_disk_in_a_stage_is_no_failure_of_the_cell(cells, folder, monkeypatch):
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr("harness.execution.stages.Stages.score", no_space)
+        with pytest.raises(OSError, match="No space left"):
+            run_cell(cells["sspe"], folder, quiet())
+    assert folder.row(cells["sspe"].id)["status"] == "unfinished"
 
 
 class _InterruptedCells(Cells):

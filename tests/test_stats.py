@@ -223,8 +223,23 @@ def test_the_minimum_detectable_effect_equals_the_textbook_formula():
 
 
 def test_points_on_the_front_are_not_dominated():
-    points = np.array([[0.6, -36.0], [0.5, -24.0], [0.5, -36.0], [0.6, -36.0], [np.nan, -1.0]])
-    assert is_on_front(points).tolist() == [True, True, False, True, False]
+    quality, cost = np.array([0.6, 0.5, 0.5, 0.6, np.nan, 0.4]), np.array([36.0, 24.0, 36.0, 36.0, 1.0, np.nan])
+    assert is_on_front(quality, cost).tolist() == [True, True, False, True, False, False]
+
+
+def test_the_front_of_random_points_equals_a_comparison_of_all_pairs():
+    generator = np.random.default_rng(8)
+    quality, cost = generator.integers(0, 6, size=(40, 9)) / 5, generator.integers(0, 5, size=9).astype(float)
+    expected = [
+        [
+            not any(
+                (q >= row[i] and c <= cost[i]) and (q > row[i] or c < cost[i]) for q, c in zip(row, cost, strict=True)
+            )
+            for i in range(9)
+        ]
+        for row in quality
+    ]
+    assert is_on_front(quality, cost).tolist() == expected
 
 
 def test_front_shares_follow_the_quality_of_arms():

@@ -259,8 +259,8 @@ def test_a_study_or_its_preset_selects_the_store_without_changing_cells(tmp_path
 def test_problems_in_tracking_have_their_location_and_hide_the_password(tmp_path):
     assert problems(tmp_path, STUDY + "tracking: {uri: 'htp://ann:secret@host', name: x}\n") == [
         "small.yaml:16: tracking.uri: found 'htp://***@host'; unknown scheme 'htp', did you mean http or https?; use "
-        "an MLflow server (http://HOST:5000), a database (sqlite:///FILE, postgresql://USER@HOST/NAME) or the folder "
-        "of a file store (file:DIR)",
+        "an MLflow server (http://HOST:5000), a database (sqlite:///FILE, postgresql+psycopg2://USER@HOST/NAME) "
+        "or the folder of a file store (file:DIR)",
         "small.yaml:16: tracking.name: unknown key; known: experiment, uri",
     ]
 

@@ -1,11 +1,13 @@
 """A study around cells that take no time: every cell once, whatever happens in between."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +18,8 @@ from harness.queue.cell_queue import CellQueue
 from harness.queue.storage import default_path
 from harness.results.run_folder import RunFolder
 from harness.study.study import Study
+from harness.system.lease import EXPIRES_S, Owner, Status, Watch
+from harness.worker.worker import DEFAULT_LIMITS, Worker, return_dead_cells
 from tests.small_study import Cells, quiet, run_folder, sampled_study, write_study
 
 ROOT = Path(__file__).parent.parent
@@ -97,6 +101,34 @@ def test_sampled_cells_are_in_the_tables_and_run_once(tmp_path):
     assert len(outcome.cells) == outcome.num_run == len(set(cells.ran)) == 2 * (1 + 4)
     assert execute(study, folder, None, Cells(), quiet()).num_run == 0
     assert set(pd.read_parquet(folder.results)["cell"]) == set(cells.ran)
+
+
+def test_a_cell_of_a_machine_that_died_is_run_by_a_worker_that_has_not_seen_its_lease_before(tmp_path):
+    study, folder, cells = Study.from_yaml(write_study(tmp_path)), run_folder(tmp_path), Cells()
+    now, dead = 0.0, Owner("elsewhere", 1, 1, "elsewhere")
+    watch = Watch(lambda: now)
+    with CellQueue(study, default_path(folder.path)) as queue:
+        queue.fill({})
+        claim = queue.claim()
+        queue.name(claim)
+        content = {"owner": asdict(dead), "status": asdict(Status(claim.cell.id, "pooling seed 0"))}
+        folder.cells.mkdir()
+        folder.lease(claim.cell.id).write_text(json.dumps(content))
+        return_dead_cells(queue, folder, watch, retries=2)
+        now = EXPIRES_S + 1
+        return_dead_cells(queue, folder, watch, retries=2)
+        Worker(study, folder, cells, queue, quiet(), DEFAULT_LIMITS).run()
+        assert Counter(queue.completed()) == Counter(cells.ran) == Counter(cell.id for cell in study.cells())
+
+
+def test_a_cell_that_was_enqueued_again_while_it_ended_has_one_result(tmp_path):
+    study, folder, cells = Study.from_yaml(write_study(tmp_path)), run_folder(tmp_path), Cells()
+    with CellQueue(study, default_path(folder.path)) as queue:
+        queue.fill({})
+        Worker(study, folder, cells, queue, quiet(), DEFAULT_LIMITS).run()
+        queue.fill({})
+        Worker(study, folder, cells, queue, quiet(), DEFAULT_LIMITS).run()
+        assert Counter(queue.completed()) == Counter(cells.ran) == Counter(cell.id for cell in study.cells())
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import time
 import traceback
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 
 from harness.errors import DataError, HarnessError
 from harness.evaluation.cost import PeakMemory
+from harness.execution.rank_processes import train_in_processes
 from harness.execution.stages import Stages
 from harness.monitoring.progress import Progress
 from harness.results.run_folder import STAGES, Row, RunFolder
@@ -17,7 +19,11 @@ from harness.study.cell_code import numeric_code
 from harness.study.study import Cell
 from harness.system.device import default_device
 from harness.system.environment import describe_environment
+from harness.system.files import is_disk_full
 from projectors import IncompatibleError, ProjectorError
+
+Samples = Sequence[pd.DataFrame]
+"""The samples of a cell and those of its early budgets; empty after a stage that scores nothing."""
 
 
 def run_cell(cell: Cell, folder: RunFolder, progress: Progress, max_images: int | None = None) -> Row:
@@ -31,19 +37,20 @@ def run_cell(cell: Cell, folder: RunFolder, progress: Progress, max_images: int 
 
     Raises:
         DataError: a file of the dataset is missing or damaged, so that other cells would fail too.
+        OSError: the disk is full.
     """
     clock = time.perf_counter()
     row = _begin(cell, folder)
     before = row.get("wall_seconds") or 0.0
     stages = Stages(cell, folder, progress, max_images)
     stage = STAGES[0]
-    samples: pd.DataFrame | None = None
+    samples: Samples = ()
     try:
         for stage in STAGES[_num_kept(row) :]:
             columns, samples = _run(stages, stage, row)
             row |= {**columns, "stage": stage, "wall_seconds": before + time.perf_counter() - clock}
             row["status"] = "done" if stage == STAGES[-1] else "unfinished"
-            folder.write_cell(row, samples)
+            folder.write_cell(row, *samples)
         folder.training_checkpoint(cell.id).unlink(missing_ok=True)
         for steps in cell.spec.training.budget_steps:
             folder.budget_checkpoint(cell.id, steps).unlink(missing_ok=True)
@@ -54,7 +61,9 @@ def run_cell(cell: Cell, folder: RunFolder, progress: Progress, max_images: int 
         raise
     except (HarnessError, ProjectorError) as error:
         row |= {"status": "failed", "failed_stage": stage, "reason": str(error)}
-    except Exception:
+    except Exception as error:
+        if is_disk_full(error):  # other cells would fail too
+            raise
         row |= {"status": "failed", "failed_stage": stage, "reason": traceback.format_exc()}
     row["wall_seconds"] = before + time.perf_counter() - clock
     folder.write_cell(row)
@@ -88,19 +97,21 @@ def _num_kept(row: Row) -> int:
     return STAGES.index(stage) + 1 if stage in STAGES else 0
 
 
-def _run(stages: Stages, stage: str, row: Row) -> tuple[Row, pd.DataFrame | None]:
+def _run(stages: Stages, stage: str, row: Row) -> tuple[Row, Samples]:
     """Runs one stage; returns its columns, with code fingerprint and peak memory, and its samples."""
     memory = PeakMemory(default_device())
     code = numeric_code(stages.spec)
-    samples = None
+    samples: Samples = ()
     match stage:
         case "trained":
-            columns = {**stages.train(), "code": code}
+            is_alone = stages.spec.training.devices == 1
+            columns = {**(stages.train() if is_alone else train_in_processes(stages)), "code": code}
         case "scored":
-            columns, samples = stages.score()
+            columns, *samples = stages.score()
             columns["code"] = f"{row['code'].partition('-')[0]}-{code.partition('-')[2]}"
         case "costed":
             columns = stages.cost()
         case _:
             columns = stages.illustrate()
-    return {**columns, "peak_memory_mib": max(row.get("peak_memory_mib") or 0.0, memory.mib())}, samples
+    peaks = (row.get("peak_memory_mib"), columns.get("peak_memory_mib"), memory.mib())
+    return {**columns, "peak_memory_mib": max(peak or 0.0 for peak in peaks)}, samples

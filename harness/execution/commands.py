@@ -11,6 +11,7 @@ from harness.execution import session
 from harness.results.run_folder import RunFolder
 from harness.study.study import Study
 from harness.system.uris import choose_tracking_uri
+from harness.worker.slurm import slurm_cluster
 from harness.worker.worker import Limits
 
 
@@ -55,6 +56,11 @@ def run_command(options: argparse.Namespace) -> int:
         session.build_report(folder)
         console.print(f"report: {folder.report}", soft_wrap=True)
         return 0
+    if options.slurm and options.executor != "slurm":
+        raise HarnessError(
+            f"--slurm {options.slurm[0]} has no effect without --executor slurm; add it, or leave --slurm out"
+        )
+    make_executor = slurm_cluster(options.slurm) if options.executor == "slurm" else None
     if options.rerun is not None:
         from harness.planning.provenance import set_aside_outdated
 
@@ -62,7 +68,7 @@ def run_command(options: argparse.Namespace) -> int:
     seconds = 60 * options.cell_minutes if options.cell_minutes else None
     limits = Limits(options.retries, seconds)
     uri = choose_tracking_uri(options.tracking_uri, study.settings.tracking.uri)
-    chosen = session.Options(options.storage, uri, options.workers, limits)
+    chosen = session.Options(options.storage, uri, options.workers, limits, make_executor)
     return 1 if session.run(study, folder, chosen, console) else 0
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from submitit import Executor
 
 from harness.errors import HarnessError
 from harness.execution.publishing import Publisher
@@ -22,11 +23,14 @@ from harness.study.study import Cell, Study
 from harness.system.environment import command, describe_environment
 from harness.system.lease import Watch, read
 from harness.system.shares import Share
+from harness.worker.cluster_workers import ClusterWorkers
 from harness.worker.local_workers import Job, LocalWorkers
 from harness.worker.worker import DEFAULT_LIMITS, Limits, RunsCells, Worker, release_dead_cells, return_dead_cells
 
 _POLL_S = 0.5
-"""Pause between two looks at the workers."""
+"""Shortest pause between two looks at the workers."""
+_MAX_SHARE = 0.1
+"""Largest share of the time that is spent on looking, as in a large folder on a network file system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,30 @@ class Team:
     make_cells: Callable[[], RunsCells]
     console: Console
 
+    def workers(self, job: Job) -> LocalWorkers:
+        """A context manager that starts and ends them."""
+        return LocalWorkers(job, self.shares)
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterTeam:
+    """Jobs of a cluster.
+
+    Attributes:
+        count: number of jobs; each is a worker.
+        executor: submits them.
+        make_cells: makes the object that runs cells in a job; importable by name.
+    """
+
+    count: int
+    executor: Executor
+    make_cells: Callable[[], RunsCells]
+    console: Console
+
+    def workers(self, job: Job) -> ClusterWorkers:
+        """A context manager that submits and cancels them."""
+        return ClusterWorkers(job, self.count, self.executor)
+
 
 def execute(
     study: Study,
@@ -70,7 +98,7 @@ def execute(
     progress: Progress,
     tracker: Tracker | None = None,
     start_report: Callable[[RunFolder], None] | None = None,
-    team: Team | None = None,
+    team: Team | ClusterTeam | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Outcome:
     """Runs the unfinished cells; updates tables and report after each cell and after an interruption.
@@ -80,7 +108,7 @@ def execute(
         cells: runs cells in this process, where there is no team, and times them.
         tracker: logs the cells as they run; the caller calls its `sync` after the report is built.
         start_report: starts building a report from the tables, without waiting for it; None for no report.
-        team: processes that run the cells; None to run them in this process.
+        team: processes or jobs that run the cells; None to run them in this process.
 
     Raises:
         HarnessError: another run has locked the folder, or the storage cannot be opened.
@@ -122,35 +150,50 @@ def execute(
     return _outcome(known, num_run, rows)
 
 
-def _supervise(job: Job, team: Team, queue: CellQueue, publisher: Publisher, tracker: Tracker | None) -> None:
+def _supervise(
+    job: Job, team: Team | ClusterTeam, queue: CellQueue, publisher: Publisher, tracker: Tracker | None
+) -> None:
     """Starts workers, and watches them and those of other machines until no cell is left."""
     folder, watch = RunFolder(job.folder), Watch()
-    before, reported = folder.rows(), dict[str, Row]()
+    before = folder.rows()
     ids = {cell.id for cell in _all_cells(job.study, queue)}
     finished = {cell: row for cell, row in folder.finished().items() if cell in ids}
     total = len(job.study.cells()) + job.study.num_sampled * len(job.study.settings.seeds)
-    with LocalWorkers(job, team.shares) as workers, WorkerTable(team.console, total, finished) as table:
+    with team.workers(job) as workers, WorkerTable(team.console, total, finished) as table:
         while workers.poll() or queue.running():
+            started = time.monotonic()
             return_dead_cells(queue, folder, watch, job.limits.retries)
-            rows = {cell: row for cell, row in folder.rows().items() if row != before.get(cell)}
-            new = [row for cell, row in rows.items() if row["status"] != "unfinished" and row != reported.get(cell)]
-            reported |= {row["cell"]: row for row in new}
-            table.update([found for path in folder.leases() if (found := read(path))], reported)
+            leases = [found for cell in queue.running().values() if cell and (found := read(folder.lease(cell)))]
+            rows = folder.rows()
+            new = {cell: row for cell, row in rows.items() if _is_new(row, before.get(cell))}
+            before = rows
+            table.update(leases, new)
+            pause = max(_POLL_S, (time.monotonic() - started) / _MAX_SHARE)
             if tracker is not None:
-                for row in new:
+                for row in new.values():
                     tracker.record(row)
             if new:
                 publisher.after_cell()
-            time.sleep(_POLL_S)
+            time.sleep(pause)
+
+
+def _is_new(row: Row, before: Row | None) -> bool:
+    """Whether a row has ended and was not the same before."""
+    return row is not before and row["status"] != "unfinished" and row != before
 
 
 def _outcome(cells: list[Cell], num_run: int, rows: Mapping[str, Row]) -> Outcome:
     ids = {cell.id for cell in cells}
-    specs = [(cell.arm, cell.seed, json.loads(cell.spec.model_dump_json())) for cell in cells]
     others = [row for cell, row in rows.items() if cell not in ids]
-    superseded = [row for row in others if (row["arm"], row["seed"], json.loads(row["spec"])) in specs]
+    known = {_configuration(cell.columns) for cell in cells} if others else set()
+    superseded = [row for row in others if _configuration(row) in known]
     failed = sum(row["status"] == "failed" for cell, row in rows.items() if cell in ids)
     return Outcome(tuple(cells), num_run, failed, len(superseded), len(others) - len(superseded))
+
+
+def _configuration(row: Row) -> str:
+    """Arm, seed and settings of a row, whatever the order of the settings."""
+    return json.dumps([row["arm"], row["seed"], json.loads(row["spec"])], sort_keys=True)
 
 
 def _all_cells(study: Study, queue: CellQueue) -> list[Cell]:

@@ -19,12 +19,15 @@ from harness.monitoring.run_log import run_log
 from harness.results.run_folder import RunFolder
 from harness.study.study import Cell, Study
 from harness.system.environment import command, free_memory_gib, visible_gpus
-from harness.system.shares import shares
+from harness.system.shares import check_devices, shares
 from harness.system.uris import redact
 from harness.worker.worker import DEFAULT_LIMITS, Limits, RunsCells
 
 if TYPE_CHECKING:
-    from harness.execution.run_study import Team
+    from submitit import Executor
+
+    from harness.execution.run_study import ClusterTeam, Team
+    from harness.worker.slurm import MakeExecutor
     from reports.study_results import Results
 
 _log = logging.getLogger(__name__)
@@ -48,12 +51,14 @@ class Options:
         tracking_uri: MLflow server, database or file store; None for SQLite in the run folder.
         workers: processes that run cells; 1 runs them in this process, None chooses by the machine.
         limits: retries and time limit of a cell.
+        make_executor: makes what submits the workers as jobs of a cluster; None for processes on this machine.
     """
 
     storage: str | None = None
     tracking_uri: str | None = None
     workers: int | None = 1
     limits: Limits = DEFAULT_LIMITS
+    make_executor: "MakeExecutor | None" = None
 
 
 def run_study(
@@ -91,11 +96,12 @@ def run(study: Study, folder: RunFolder, options: Options, console: Console) -> 
     from harness.execution.run_study import execute
     from harness.monitoring.tracker import Tracker
 
-    # A configuration that cannot run is reported before any cell is trained.
+    # Options and configurations that cannot run are reported before any cell is trained.
+    executor = _executor(study, folder, options)
     finished = folder.finished()
     check(study, [cell for cell in study.cells_to_check() if cell.id not in finished], console)
     tracker = Tracker(study, folder, options.tracking_uri)
-    team = _team(study, folder, options, console)
+    team = _team(study, folder, options, executor, console)
     with run_log(folder.path / "run.log"):
         _log.info("run started", extra={"fields": {"command": command(), "cells": len(study.cells())}})
         try:
@@ -150,6 +156,7 @@ def check(study: Study, cells: Sequence[Cell], console: Console) -> None:
     """Fetches the weights of these cells and runs each distinct configuration once."""
     if not cells:
         return
+    check_devices(study.devices, visible_gpus())
     from harness.planning.requirements import fetch
 
     with weights_of(study):
@@ -162,17 +169,44 @@ def _cells() -> RunsCells:
     return Cells()
 
 
-def _team(study: Study, folder: RunFolder, options: Options, console: Console) -> "Team | None":
+def _executor(study: Study, folder: RunFolder, options: Options) -> "Executor | None":
+    """What submits the jobs of a run; None where workers are processes on this machine.
+
+    Raises:
+        HarnessError: there is no number of workers, they cannot use the storage, or nothing can be submitted.
+    """
+    if options.make_executor is None:
+        return None
+    if options.workers is None:
+        raise HarnessError(
+            "--executor slurm needs --workers N: the number of jobs, which does not depend on this machine"
+        )
+    if options.storage is not None and options.storage.startswith("sqlite"):
+        raise HarnessError(
+            f"--storage {redact(options.storage)!r} is for one process, and the workers are jobs on other machines; "
+            "leave --storage out, or give a PostgreSQL URL"
+        )
+    return options.make_executor(folder.path / "slurm", study.name)
+
+
+def _team(
+    study: Study, folder: RunFolder, options: Options, executor: "Executor | None", console: Console
+) -> "Team | ClusterTeam | None":
     """The workers of a run; None to run cells in this process. Prints what was chosen.
 
     Raises:
         HarnessError: several processes cannot use the storage.
     """
-    from harness.execution.run_study import Team
+    from harness.execution.run_study import ClusterTeam, Team
 
     finished = folder.finished()
     left = sum(cell.id not in finished for cell in study.cells()) + study.num_sampled * len(study.settings.seeds)
-    chosen = shares(options.workers, left, visible_gpus(), free_memory_gib())
+    if executor is not None and options.workers is not None and left:
+        count = min(options.workers, left)
+        console.print(f"{count} workers, each a job of the cluster; {left} cells to run", markup=False, highlight=False)
+        return ClusterTeam(count, executor, Cells, console)
+    devices = study.devices
+    chosen = shares(options.workers, left, visible_gpus(), free_memory_gib(), devices)
     if len(chosen) < 2 or left == 0:
         return None
     storage = options.storage
@@ -181,7 +215,8 @@ def _team(study: Study, folder: RunFolder, options: Options, console: Console) -
             f"--storage {redact(storage)!r} is for one process, and there are {len(chosen)} workers; leave "
             "--storage out, give a PostgreSQL URL, or use --workers 1"
         )
-    where = "one per GPU" if chosen[0].gpu else f"{chosen[0].threads} thread{'s' * (chosen[0].threads > 1)} each"
+    of_gpus = "one per GPU" if devices == 1 else f"one per {devices} GPUs"
+    where = of_gpus if chosen[0].gpus else f"{chosen[0].threads} thread{'s' * (chosen[0].threads > 1)} each"
     console.print(f"{len(chosen)} workers, {where}; {left} cells to run", markup=False, highlight=False)
     return Team(chosen, Cells, console)
 

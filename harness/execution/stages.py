@@ -31,6 +31,7 @@ from harness.results.run_folder import Row, RunFolder
 from harness.study.study import Cell
 from harness.system.device import default_device
 from harness.system.files import replace_file
+from harness.training.ranks import Ranks
 from harness.training.trainer import Trainer
 from harness.training.validation import Validation
 
@@ -85,9 +86,14 @@ class Stages:
             prepare(self._trained.batches, self.testing, self.progress.note)
         return self._trained
 
-    def train(self) -> Row:
-        """Trains the cell from its seed, or resumes its training checkpoint, and writes its checkpoint."""
-        spec, training = self.spec, self.training
+    def train(self, ranks: Ranks | None = None) -> Row:
+        """Trains the cell from its seed, or resumes its training checkpoint, and writes its checkpoint.
+
+        Args:
+            ranks: the processes that train the cell together, each with stages of its own; the first one writes the
+                checkpoint. None to train in this process alone.
+        """
+        spec, training, ranks = self.spec, self.training, ranks or Ranks()
         generator = seed_everything(self.cell.seed)
         words = build_vocabulary(training)
         initialization = None if spec.init_from is None else Initialization(spec, self.device)
@@ -105,7 +111,7 @@ class Stages:
             segmenter.match_token_scale(batches.features(measured))
         weights = assembly.weights if initialization is None else (*assembly.weights, initialization.record)
         validate = None
-        if self.validation:
+        if self.validation and ranks.is_first:
             prepare(batches, self.validation, self.progress.note, with_mask_inputs=False)
             validate = Validation(segmenter, batches, self.validation, spec.training)
 
@@ -115,23 +121,29 @@ class Stages:
             replace_file(path, lambda part: save(part, self.cell, assembly, words))
             segmenter.train(was_training)
 
+        def on_budget(steps: int) -> None:
+            if ranks.is_first:
+                save_to(self.folder.budget_checkpoint(self.cell.id, steps))
+
+        training_checkpoint = self.folder.training_checkpoint(self.cell.id)
         trainer = Trainer(
-            segmenter,
-            batches,
-            spec.training,
-            generator,
-            self.progress.step,
-            self.folder.training_checkpoint(self.cell.id),
-            validate,
-            on_budget=lambda steps: save_to(self.folder.budget_checkpoint(self.cell.id, steps)),
+            *(segmenter, batches, spec.training, generator, self.progress.step, training_checkpoint, ranks),
+            validate=validate,
+            on_budget=on_budget,
         )
         curve = trainer.run(training)
+        micro_batches = ranks.gather(trainer.micro_batch_images, self.device)
+        has_halved = ranks.gather(trainer.has_halved_micro_batch, self.device)
+        if not ranks.is_first:
+            return {}
         segmenter.eval()
         save_to(self.folder.checkpoint(self.cell.id))
         self._trained = assembly
         return {
             "steps": spec.training.steps,
             "train_seconds": trainer.seconds,
+            "micro_batch_images": int(min(micro_batches)),
+            "has_halved_micro_batch": any(has_halved),
             "max_tokens": segmenter.projector.max_tokens,
             "projector_parameters": num_parameters(segmenter.projector),
             "trainable_parameters": num_parameters(segmenter, learning_only=True),
@@ -139,8 +151,11 @@ class Stages:
             "curve": json.dumps([asdict(point) for point in curve]),
         }
 
-    def score(self) -> tuple[Row, pd.DataFrame]:
-        """Scores the split and the controls; returns their columns, and one row per expression or question."""
+    def score(self) -> tuple[Row, pd.DataFrame, pd.DataFrame]:
+        """Scores the split and the controls; returns their columns, and one row per expression or question.
+
+        The second table has the samples of the budgets before the last.
+        """
         clock = time.perf_counter()
         self.progress.note("scoring")
         spec, testing, assembly = self.spec, self.testing, self.assembly
@@ -163,8 +178,8 @@ class Stages:
             "early": json.dumps(early),
         }
         keys = {"cell": self.cell.id, "arm": self.cell.arm, "seed": self.cell.seed, "split": evaluation.split}
-        whole = pd.concat([*early_samples, samples.assign(steps=spec.training.steps)], ignore_index=True)
-        return row, whole.assign(**keys)
+        samples = samples.assign(steps=spec.training.steps, **keys)
+        return row, samples, pd.concat([each.assign(**keys) for each in early_samples] or [samples.iloc[:0]])
 
     def _score_early(self, evaluator: Evaluator) -> tuple[list[Row], list[pd.DataFrame]]:
         """Scores and samples of the budgets before the last, without controls; then the trained model is loaded."""

@@ -1,7 +1,6 @@
 """Times the finished cells of a study in turns, so that a slow period of the machine affects all of them."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 
@@ -12,6 +11,7 @@ from harness.monitoring.progress import Progress
 from harness.results.run_folder import Row, RunFolder, round_name
 from harness.study.study import Cell
 from harness.system.device import default_device
+from harness.system.environment import free_memory_gib
 
 _MEMORY_SHARE = 0.5
 """Share of the initially free memory that the models of one round may use."""
@@ -39,10 +39,10 @@ def _groups(
 ) -> Iterator[list[tuple[Cell, list[Pipeline]]]]:
     """Groups of cells with their loaded models that fit into memory; of at least two cells if there are two."""
     group: list[tuple[Cell, list[Pipeline]]] = []
-    budget = _MEMORY_SHARE * _free_bytes()
+    budget = _MEMORY_SHARE * _free_gib()
     for cell in cells:
         progress.note(f"loading models for timing, {len(group) + 1} of {len(cells)}")
-        if len(group) >= 2 and _free_bytes() < budget:
+        if len(group) >= 2 and _free_gib() < budget:
             yield group
             group = []
         group.append((cell, Stages(cell, folder, progress).pipelines()))
@@ -50,13 +50,10 @@ def _groups(
         yield group
 
 
-def _free_bytes() -> float:
-    """Free memory of the device; infinite if the system does not report it."""
+def _free_gib() -> float:
+    """Free memory of the device in GiB; infinite if the system does not report it."""
     device = default_device()
     if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return float("inf")
-    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), float("inf"))
+        return float(torch.cuda.mem_get_info(device)[0] / 2**30)
+    free = free_memory_gib()
+    return float("inf") if free is None else free

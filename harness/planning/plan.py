@@ -1,7 +1,8 @@
 """Which cells a study will run, with time estimates from finished cells."""
 
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,8 @@ from harness.study.study import Cell, Study
 from harness.study.training_config import TrainingConfig
 from harness.system.environment import accelerator, cpu_model
 
-MAX_SHOWN = 500
-"""Largest number of cells in the table; its caption counts all cells."""
+MAX_ROWS = 200
+"""Largest number of rows of a plan: of cells, else of arms at search points, else of arms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,38 +42,50 @@ def make_plan(study: Study, folder: RunFolder) -> list[Planned]:
     """All cells that are known before the study runs."""
     rows = folder.rows()
     past = [row for row in [*rows.values(), *_rows_of_other_studies(folder.path)] if row["status"] == "done"]
-    paces = [pace for row in past if (pace := _Pace.of(row)) is not None]
-    max_tokens: dict[str, float | None] = {}
-    for row in past:
-        max_tokens.setdefault(_token_settings(json.loads(row["spec"])), row.get("max_tokens"))
+    history = History(past)
     planned = []
     for point in study.points():
         cells = study.cells_of(point)
-        seconds = estimate(cells[0], paces)
-        tokens = max_tokens.get(_token_settings(cells[0].spec.model_dump(mode="json")))
+        seconds, tokens = history.seconds(cells[0]), history.max_tokens(cells[0])
         for cell in cells:
             status = rows[cell.id]["status"] if cell.id in rows else "to run"
             planned.append(Planned(cell, status, 0.0 if status in {"done", "skipped"} else seconds, tokens))
     return planned
 
 
-@dataclass(frozen=True, slots=True)
-class _Pace:
-    """How fast a cell ran: seconds per training step, including evaluation."""
+class History:
+    """Finished cells, from which others are estimated.
 
-    kind: tuple[Any, ...]
-    projector: dict[str, Any]
-    seconds_per_step: float
+    Args:
+        rows: of finished cells; only those that ran on hardware like this machine's give times.
+    """
 
-    @classmethod
-    def of(cls, row: Row) -> "_Pace | None":
-        """The pace of a finished cell; None if it ran on other hardware."""
-        environment = json.loads(row.get("environment") or "{}")
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._tokens: dict[str, float | None] = {}
+        paces: dict[str, list[float]] = {}
         here = (cpu_model(), accelerator()["device"])
-        if (environment.get("cpu"), environment.get("device")) != here or not row.get("wall_seconds"):
+        for row in rows:
+            spec, environment = json.loads(row["spec"]), json.loads(row.get("environment") or "{}")
+            self._tokens.setdefault(_token_settings(spec), row.get("max_tokens"))
+            if (environment.get("cpu"), environment.get("device")) == here and row.get("wall_seconds"):
+                for key in _kinds(spec):
+                    paces.setdefault(key, []).append(row["wall_seconds"] / _steps(spec["training"]))
+        self._seconds_per_step = {key: median(found) for key, found in paces.items()}
+
+    def max_tokens(self, cell: Cell) -> float | None:
+        """The largest number of visual tokens of a cell with equal settings of its tokens; None without such a cell."""
+        return self._tokens.get(_token_settings(cell.spec.model_dump(mode="json"))) if self._tokens else None
+
+    def seconds(self, cell: Cell) -> float | None:
+        """Seconds, from cells with the same projector, else with any projector, and otherwise equal settings; or None.
+
+        A step of another cell takes the same time, including its share of the evaluation.
+        """
+        if not self._seconds_per_step:
             return None
-        spec = json.loads(row["spec"])
-        return cls(_kind(spec), spec["projector"], row["wall_seconds"] / _steps(spec["training"]))
+        spec = cell.spec.model_dump(mode="json")
+        found = [pace for key in _kinds(spec) if (pace := self._seconds_per_step.get(key)) is not None]
+        return found[0] * _steps(spec["training"]) if found else None
 
 
 def _steps(training: dict[str, Any]) -> int:
@@ -81,20 +94,13 @@ def _steps(training: dict[str, Any]) -> int:
     return TrainingConfig.model_validate({"budgets": (1.0,), **known}).all_steps
 
 
-def _kind(spec: dict[str, Any]) -> tuple[Any, ...]:
-    """Settings that must be equal for steps to be comparable."""
+def _kinds(spec: dict[str, Any]) -> tuple[str, str]:
+    """Settings that must be equal for steps to be comparable: with the projector, and without it."""
     training = spec["training"]
-    parts = (spec["vision_encoder"], spec["llm"], spec["mask_decoder"], training["precision"])
-    return (json.dumps(parts, sort_keys=True), training["batch_images"], training["expressions_per_image"])
-
-
-def estimate(cell: Cell, paces: Iterable[_Pace]) -> float | None:
-    """Seconds, from cells with the same projector, else with any projector, and otherwise equal settings; or None."""
-    spec = cell.spec.model_dump(mode="json")
-    comparable = [pace for pace in paces if pace.kind == _kind(spec)]
-    same = [pace for pace in comparable if pace.projector == spec["projector"]]
-    chosen = same or comparable
-    return median(pace.seconds_per_step for pace in chosen) * _steps(spec["training"]) if chosen else None
+    parts = [spec["vision_encoder"], spec["llm"], spec["mask_decoder"]]
+    parts += [training[name] for name in ("precision", "batch_images", "expressions_per_image")]
+    kind = json.dumps(parts, sort_keys=True)
+    return f"{kind} {json.dumps(spec['projector'], sort_keys=True)}", kind
 
 
 def _token_settings(spec: dict[str, Any]) -> str:
@@ -113,19 +119,65 @@ def _rows_of_other_studies(path: Path) -> list[Row]:
 
 
 def plan_table(study: Study, plan: list[Planned]) -> Table:
-    """The plan as a table, with its total in the caption."""
+    """The plan as a table, with its total in the caption: a row per cell, or per group of cells in a large study."""
     table = Table(title=f"{study.name}: {study.settings.question}", caption=_total(study, plan), title_justify="left")
-    for column in ("cell", "arm", "point", "seed", "max tokens", "status", "time"):
-        table.add_column(column, justify="right" if column in {"seed", "max tokens", "time"} else "left")
-    for planned in plan[:MAX_SHOWN]:
+    if len(plan) <= MAX_ROWS:
+        _fill_with_cells(table, plan)
+    else:
+        _fill_with_groups(table, plan)
+    return table
+
+
+def _fill_with_cells(table: Table, plan: list[Planned]) -> None:
+    _add_columns(table, "cell", "arm", "point", "seed", "max tokens", "status", "time")
+    for planned in plan:
         cell = planned.cell
-        tokens = "-" if planned.max_tokens is None else f"{planned.max_tokens:.0f}"
         time = "-" if planned.seconds == 0 else duration(planned.seconds)
         state = "failed, will run again" if planned.status == "failed" else planned.status
+        tokens = _tokens([planned])
         table.add_row(cell.id, cell.arm, point_label(cell.point), str(cell.seed), tokens, state, time)
-    if len(plan) > MAX_SHOWN:
-        table.add_row("...", f"{len(plan) - MAX_SHOWN:,} more cells")
-    return table
+
+
+def _fill_with_groups(table: Table, plan: list[Planned]) -> None:
+    """One row per arm and search point, or per arm if these are too many."""
+    groups = _grouped(plan, lambda cell: (cell.arm, point_label(cell.point)))
+    if len(groups) > MAX_ROWS:
+        points = Counter(arm for arm, _ in groups)
+        groups = _grouped(plan, lambda cell: (cell.arm, f"{points[cell.arm]:,} points" if cell.point else ""))
+    _add_columns(table, "arm", "point", "cells", "max tokens", "status", "time")
+    for (arm, point), members in list(groups.items())[:MAX_ROWS]:
+        counts = Counter(planned.status for planned in members)
+        states = ", ".join(f"{number:,} {status}" for status, number in counts.items())
+        table.add_row(arm, point, f"{len(members):,}", _tokens(members), states, _group_time(members))
+    if len(groups) > MAX_ROWS:
+        table.add_row("...", f"{len(groups) - MAX_ROWS:,} more arms")
+
+
+def _add_columns(table: Table, *names: str) -> None:
+    for name in names:
+        table.add_column(name, justify="right" if name in {"seed", "cells", "max tokens", "time"} else "left")
+
+
+def _grouped(plan: list[Planned], key: Callable[[Cell], tuple[str, str]]) -> dict[tuple[str, str], list[Planned]]:
+    groups: dict[tuple[str, str], list[Planned]] = {}
+    for planned in plan:
+        groups.setdefault(key(planned.cell), []).append(planned)
+    return groups
+
+
+def _tokens(members: list[Planned]) -> str:
+    """The largest number of tokens of these cells, if it is known."""
+    known = [planned.max_tokens for planned in members if planned.max_tokens is not None]
+    return f"{max(known):.0f}" if known else "-"
+
+
+def _group_time(members: list[Planned]) -> str:
+    """Summed time of the cells that will run."""
+    known = [planned.seconds for planned in members if planned.seconds is not None]
+    unknown = len(members) - len(known)
+    if not unknown:
+        return duration(sum(known)) if any(known) else "-"
+    return f"{duration(sum(known))}, {unknown:,} cells unknown" if any(known) else "unknown"
 
 
 def _total(study: Study, plan: list[Planned]) -> str:

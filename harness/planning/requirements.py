@@ -1,7 +1,7 @@
-"""Download size and memory of a study's pretrained weights, before anything is fetched; and fetching them."""
+"""Download size and memory of a study, before anything is fetched; and fetching its pretrained weights."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +12,8 @@ from harness.errors import WeightsError
 from harness.model.vision.encoder import ARCHITECTURES, RANDOM
 from harness.model.weights.known import CHECKPOINTS, PACKAGED, SHIPPED
 from harness.model.weights.resolution import HUB_ID, check_name, resolve
+from harness.planning.cards import step_report, this_machine
+from harness.planning.published import PUBLISHED, Published
 from harness.study.study import CellSpec
 from harness.system.cache_folder import cache_dir
 from harness.system.device import default_device
@@ -28,38 +30,6 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 """Files of a checkpoint on the hub; at least one of them is in the cache if the checkpoint was fetched."""
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """Sizes of published weights.
-
-    Args:
-        parameters: of the part that is used, which is the vision tower for CLIP and Qwen2-VL.
-        download_bytes: of the files that are fetched.
-    """
-
-    parameters: int
-    download_bytes: int
-
-
-PUBLISHED = {
-    "dinov2-small": Published(22_056_192, 90_210_194),
-    "smollm2-135m": Published(134_515_008, 92_871_040),
-    "clip-scenes": Published(1_942_656, 0),
-    "mllm-scenes": Published(678_624, 0),
-    "sam-scenes": Published(1_910_084, 0),
-    "smollm2-scenes": Published(1_594_274, 0),
-    "sam-vit-b": Published(93_735_472, 375_042_383),
-    "sam-vit-l": Published(312_342_832, 1_249_524_607),
-    "sam-vit-h": Published(641_090_608, 2_564_550_879),
-    "facebook/dinov2-large": Published(304_368_640, 1_217_474_560),
-    "openai/clip-vit-large-patch14-336": Published(303_507_456, 1_711_776_772),
-    "lmsys/vicuna-7b-v1.5": Published(6_738_415_616, 13_476_831_232),
-    "Qwen/Qwen2.5-7B-Instruct": Published(7_615_616_512, 15_231_233_024),
-    "Qwen/Qwen2-VL-7B-Instruct": Published(631_183_360, 16_582_750_208),
-}
-"""Counts follow from the architectures; bytes are those of the published tensors, without headers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +138,15 @@ def _is_in_hub_cache(repository: str, revision: str | None, file: str) -> bool:
 
 
 def verdict(specs: Iterable[CellSpec]) -> str:
-    """A sentence on what is fetched, the memory of the largest cell's weights, and the memory of this machine."""
+    """Lines on what is fetched, the memory of the largest cell's weights and of its training step, and the devices."""
     specs = list({id(spec): spec for spec in specs}.values())  # the seeds of a point share one
+    where, has = _memory()
+    machine = None if has is None else this_machine(f"{where} ({has:.1f} GiB)", has)
+    return f"{_weights_verdict(specs, where, has)}\n{step_report(specs, machine)}"
+
+
+def _weights_verdict(specs: Sequence[CellSpec], where: str, has: float | None) -> str:
+    """A sentence on the pretrained weights."""
     requirements = {requirement.name: requirement for requirement in requirements_of(specs)}
     if not requirements:
         return "no pretrained weights are required"
@@ -180,7 +157,6 @@ def verdict(specs: Iterable[CellSpec]) -> str:
     )
     unknown = [requirement.name for requirement in requirements.values() if requirement.published is None]
     rest = f", without {', '.join(unknown)} (size unknown)" if unknown else ""
-    where, has = _memory()
     if has is None:
         conclusion = "the memory of this machine is unknown"
     elif any(spec.llm.quantization for spec in specs) and default_device().type != "cuda":

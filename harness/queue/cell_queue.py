@@ -25,8 +25,18 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from harness.errors import StudyError
 from harness.queue.importance import importance
-from harness.queue.parameters import ARM, SEED, Parameters, enqueued, key, params_of, without_seed
-from harness.queue.storage import open_storage
+from harness.queue.parameters import (
+    ARM,
+    SEED,
+    Parameters,
+    enqueued,
+    is_sampled,
+    key,
+    params_of,
+    seed_by_seed,
+    without_seed,
+)
+from harness.queue.storage import adding_trials, open_storage
 from harness.results.run_folder import Row
 from harness.study.study import Cell, Point, Study
 
@@ -55,16 +65,17 @@ class CellQueue:
 
     Args:
         storage: SQLAlchemy URL, or the path of a journal file.
+        is_joining: refer to `harness.queue.storage.open_storage`.
 
     Raises:
         HarnessError: the storage cannot be opened.
     """
 
-    def __init__(self, study: Study, storage: str | Path) -> None:
+    def __init__(self, study: Study, storage: str | Path, *, is_joining: bool = False) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.study = study
         self.parameters = Parameters(study)
-        self.storage = open_storage(storage)
+        self.storage = open_storage(storage, is_joining=is_joining)
         self.optuna = optuna.create_study(
             storage=self.storage,
             study_name=f"{study.name}-{study.fingerprint}",
@@ -75,8 +86,9 @@ class CellQueue:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # the function may change, the stored names do not
             self.optuna.set_metric_names(list(study.settings.objectives))
-        self._known = {key(params_of(cell)): cell for cell in _seed_by_seed(study)}
+        self._known = {key(params_of(cell)): cell for cell in seed_by_seed(study)}
         self._order = {key: number for number, key in enumerate(self._known)}
+        self._keys: dict[int, str] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -92,26 +104,37 @@ class CellQueue:
         Args:
             rows: of finished cells, by cell.
         """
-        active = self._active()
-        self._restore(rows, active)
-        trials = self.optuna.get_trials(deepcopy=False)
-        for name, cell in self._known.items():
-            if cell.id not in rows and name not in active:
-                self.optuna.enqueue_trial(params_of(cell))
-        if self.study.num_sampled:
-            self._fill_sampled(trials, active, rows)
+        active = {self._key(trial) for trial in self._trials() if not trial.state.is_finished()}
+        with adding_trials(self.storage):
+            self._restore(rows, active)
+        trials = self._trials()
+        with adding_trials(self.storage):
+            for name, cell in self._known.items():
+                if cell.id not in rows and name not in active:
+                    self.optuna.enqueue_trial(params_of(cell))
+            if self.study.num_sampled:
+                self._fill_sampled(trials, active, rows)
 
-    def _active(self) -> set[str]:
-        """Parameters of the trials that wait or run."""
-        trials = self.optuna.get_trials(deepcopy=False)
-        return {key(enqueued(trial)) for trial in trials if not trial.state.is_finished()}
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """All trials, or those in some states, in the order of their numbers."""
+        return self.optuna.get_trials(deepcopy=False, states=states or None)
+
+    def _key(self, trial: FrozenTrial) -> str:
+        """The key of a trial's parameters; computed once, as soon as all of them are there."""
+        found = self._keys.get(trial.number)
+        if found is None:
+            params = enqueued(trial)
+            found = key(params)
+            if SEED in params and self.parameters.is_complete(params):
+                self._keys[trial.number] = found
+        return found
 
     def _restore(self, rows: Mapping[str, Row], active: set[str]) -> None:
         """Add a finished trial for every finished cell without one, as after the loss of the storage.
 
         A cell that waits or runs gets its values when a worker claims it and finds the row.
         """
-        known = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        known = self._trials(TrialState.COMPLETE)
         told = {str(trial.user_attrs.get("cell")) for trial in known}
         ids = {cell.id: cell for cell in self._known.values()}
         for cell_id, row in rows.items():
@@ -148,9 +171,9 @@ class CellQueue:
         drawn: dict[str, dict[str, Any]] = {}
         num_undrawn = 0
         for trial in trials:
-            if _is_sampled(trial) and self.parameters.is_complete(trial.params):
+            if is_sampled(trial) and self.parameters.is_complete(trial.params):
                 drawn.setdefault(key(without_seed(trial.params)), without_seed(trial.params))
-            elif _is_sampled(trial) and not trial.state.is_finished():
+            elif is_sampled(trial) and not trial.state.is_finished():
                 num_undrawn += 1
         for params in drawn.values():
             self._enqueue_seeds(params, self.study.settings.seeds, active, rows)
@@ -163,24 +186,30 @@ class CellQueue:
 
         Points of a search whose values are invalid together are pruned on the way.
         """
-        trials = self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         last = len(self._order)
-        for waiting in sorted(trials, key=lambda trial: (self._order.get(key(enqueued(trial)), last), trial.number)):
-            trial_id = self.storage.get_trial_id_from_study_id_trial_number(self._study_id, waiting.number)
+        trials = [(self._order.get(self._key(each), last), each) for each in self._trials(TrialState.WAITING)]
+        for _, waiting in sorted(trials, key=lambda pair: pair[0]):  # stable: equal places in the order of trials
+            trial_id = self._trial_id(waiting.number)
             try:
                 if not self.storage.set_trial_state_values(trial_id, TrialState.RUNNING):
                     continue
+                cell = self._cell(Trial(self.optuna, trial_id))
             except UpdateFinishedTrialError:
                 continue
-            cell = self._cell(Trial(self.optuna, trial_id))
             if cell is not None:
                 return Claim(cell, waiting.number, int(waiting.user_attrs.get("attempts", 0)))
         return None
 
-    def name(self, claim: Claim) -> None:
-        """Record which cell a trial runs, once its lease is held: from now on, the cell without a lease is dead."""
-        trial_id = self.storage.get_trial_id_from_study_id_trial_number(self._study_id, claim.trial)
-        self.storage.set_trial_user_attr(trial_id, "cell", claim.cell.id)
+    def name(self, claim: Claim) -> bool:
+        """Record which cell a trial runs, once its lease is held: from now on, the cell without a lease is dead.
+
+        Returns whether the trial still belongs to this process, which may have been slow and taken for dead.
+        """
+        try:
+            self.storage.set_trial_user_attr(self._trial_id(claim.trial), "cell", claim.cell.id)
+        except UpdateFinishedTrialError:
+            return False
+        return True
 
     def tell(self, claim: Claim, row: Row) -> None:
         """Record the outcome of a cell; its objectives are the values of its trial."""
@@ -193,13 +222,18 @@ class CellQueue:
             state = TrialState.PRUNED if row["status"] == "skipped" else TrialState.FAIL
             self._end(claim.trial, state, str(reason))
 
+    def completed(self) -> list[str]:
+        """The cell of each complete trial."""
+        trials = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return [str(trial.user_attrs.get("cell")) for trial in trials]
+
     def release(self, claim: Claim) -> None:
-        """Give an unfinished cell back, for another worker or a later run."""
+        """Give an unfinished cell back, for another worker or a later run. One process at a time may do this."""
         self._again(self._trial(claim.trial), claim.attempts, "released by its worker")
 
     def running(self) -> dict[int, str]:
         """Cells that some worker has claimed, by trial; empty text where the worker has not named the cell yet."""
-        found = self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        found = self._trials(TrialState.RUNNING)
         return {trial.number: str(trial.user_attrs.get("cell", "")) for trial in found}
 
     def is_unnamed_for_long(self, number: int) -> bool:
@@ -212,6 +246,11 @@ class CellQueue:
         params = enqueued(self._trial(number))
         cells = self.study.cells_of(self.parameters.point(without_seed(params)))
         return next(cell for cell in cells if cell.seed == params[SEED])
+
+    def cell_id_of(self, number: int) -> str:
+        """The id of the cell of a trial; empty if its parameters are not all there."""
+        is_known = self.parameters.is_complete(without_seed(enqueued(self._trial(number))))
+        return self.cell_of(number).id if is_known else ""
 
     def num_deaths(self, number: int) -> int:
         """How many workers died in the cell of this trial before."""
@@ -231,13 +270,12 @@ class CellQueue:
 
     def importance(self, rows: Mapping[str, Row]) -> dict[str, Any] | None:
         """Refer to `harness.queue.importance.importance`."""
-        trials = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return importance(self.study, trials, rows)
+        return importance(self.study, self._trials(TrialState.COMPLETE), rows)
 
     def points(self) -> list[Point]:
         """Every point that was drawn, in the order of trials; each once."""
         found: dict[str, Point] = {}
-        for trial in self.optuna.get_trials(deepcopy=False):
+        for trial in self._trials():
             params = without_seed(enqueued(trial))
             if self.parameters.is_complete(params):
                 found.setdefault(key(params), self.parameters.point(params))
@@ -256,7 +294,7 @@ class CellQueue:
             return None
         cell = next(cell for cell in cells if cell.seed == params[SEED])
         if trial.user_attrs.get("sampled") and params[SEED] == self.study.settings.seeds[0]:
-            active = {key(enqueued(each)) for each in self.optuna.get_trials(deepcopy=False)}
+            active = {self._key(each) for each in self._trials()}
             self._enqueue_seeds(without_seed(params), self.study.settings.seeds[1:], active, {})
         return cell
 
@@ -274,25 +312,28 @@ class CellQueue:
                 self.optuna.enqueue_trial(whole, user_attrs={"sampled": True})
 
     def _again(self, trial: FrozenTrial, attempts: int, reason: str) -> None:
+        """End a trial, and enqueue its cell unless another trial has it."""
+        if trial.state.is_finished():
+            return  # another process did this
+        params = enqueued(trial)
+        waiting = self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        is_enqueued = self.parameters.is_complete(params) and key(params) in {key(enqueued(each)) for each in waiting}
+        if not is_enqueued:
+            kept = {key: value for key, value in trial.user_attrs.items() if key == "sampled"}
+            self.optuna.enqueue_trial(params, user_attrs={**kept, "attempts": attempts})
+        # Last: if this process dies here, the cell has two trials, and otherwise it would have none.
         self._end(trial.number, TrialState.FAIL, reason)
-        kept = {key: value for key, value in trial.user_attrs.items() if key == "sampled"}
-        self.optuna.enqueue_trial(enqueued(trial), user_attrs={**kept, "attempts": attempts})
 
     def _end(self, number: int, state: TrialState, reason: str = "", values: list[float] | None = None) -> None:
-        trial_id = self.storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+        trial_id = self._trial_id(number)
         with suppress(UpdateFinishedTrialError):  # a worker that was taken for dead may have been slow
             if reason:
                 self.storage.set_trial_user_attr(trial_id, "reason", reason)
             self.storage.set_trial_state_values(trial_id, state, values)
 
     def _trial(self, number: int) -> FrozenTrial:
-        return self.optuna.get_trials(deepcopy=False)[number]
+        return self.storage.get_trial(self._trial_id(number))
 
-
-def _seed_by_seed(study: Study) -> list[Cell]:
-    """The known cells, the first seed of every arm before any second."""
-    return sorted(study.cells(), key=lambda cell: study.settings.seeds.index(cell.seed))
-
-
-def _is_sampled(trial: FrozenTrial) -> bool:
-    return bool(trial.user_attrs.get("sampled"))
+    def _trial_id(self, number: int) -> int:
+        """The storage's id of a trial."""
+        return self.storage.get_trial_id_from_study_id_trial_number(self._study_id, number)

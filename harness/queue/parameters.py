@@ -46,6 +46,17 @@ class Parameters:
         return value if isinstance(space, Range) else next(choice for choice in space if _stored(choice) == value)
 
 
+def seed_by_seed(study: Study) -> list[Cell]:
+    """The known cells of a study, the first seed of every arm before any second."""
+    places = {seed: place for place, seed in enumerate(study.settings.seeds)}
+    return sorted(study.cells(), key=lambda cell: places[cell.seed])
+
+
+def is_sampled(trial: FrozenTrial) -> bool:
+    """Whether the sampler draws the point of a trial."""
+    return bool(trial.user_attrs.get("sampled"))
+
+
 def params_of(cell: Cell) -> dict[str, Any]:
     """The parameters of a cell's trial."""
     return {ARM: cell.arm, SEED: cell.seed, **{path: _stored(value) for path, value in cell.point.items()}}

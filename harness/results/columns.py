@@ -10,10 +10,11 @@ IDENTITY = (
 the one that raised."""
 PROVENANCE = (
     *("steps", "llm", "num_images", "num_expressions", "num_control_images", "latency_runs", "latency_round"),
-    *("started_at", "command", "trial", "code"),
+    *("micro_batch_images", "has_halved_micro_batch", "started_at", "command", "trial", "code"),
 )
-"""`latency_round` is equal for cells that were timed in turns; `code` has the fingerprints of the code that trained and
-of the code that scored the cell."""
+"""`micro_batch_images` is the number of images in a device's memory together at the end of training, which is less than
+the setting if a step exceeded the memory (`has_halved_micro_batch`); `latency_round` is equal for cells that were timed
+in turns; `code` has the fingerprints of the code that trained and of the code that scored the cell."""
 DOCUMENTS = ("spec", "weights", "environment", "curve", "early")
 """JSON texts; `early` has steps, budget and scores of the budgets before the last."""
 COLUMNS = (*IDENTITY, *PROVENANCE, *METRICS, *DOCUMENTS)

@@ -18,13 +18,13 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from harness.errors import HarnessError
-from harness.results.columns import BUDGET_COLUMNS, COLUMNS, SAMPLE_COLUMNS
+from harness.results.columns import BUDGET_COLUMNS, COLUMNS
 from harness.results.metrics import METRICS, SCORES
+from harness.results.row_files import Row, RowFiles
+from harness.results.sample_files import write_together
 from harness.system.files import replace_file
 
-Row = dict[str, Any]
-"""A row of results.parquet; a missing column is None or left out."""
-
+__all__ = ["STAGES", "Row", "RunFolder", "in_short", "round_name"]
 STAGES = ("trained", "scored", "costed", "illustrated")
 """The stages of a cell, in order; the row of a cell is written after each stage."""
 
@@ -40,6 +40,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.cells = path / "cells"
+        self._rows = RowFiles(self.cells)
         self.gallery = path / "gallery"
         self.results = path / "results.parquet"
         self.samples = path / "samples.parquet"
@@ -58,6 +59,14 @@ class RunFolder:
         """The checkpoint from which an interrupted training continues."""
         return self.cells / f"{cell}.training.pt"
 
+    def cell_samples(self, cell: str) -> Path:
+        """The samples of a cell."""
+        return self.cells / f"{cell}.samples.parquet"
+
+    def cell_early_samples(self, cell: str) -> Path:
+        """The samples of a cell at the budgets before the last."""
+        return self.cells / f"{cell}.early_samples.parquet"
+
     def budget_checkpoint(self, cell: str, steps: int) -> Path:
         """The checkpoint of a cell at a budget before the last; removed when the cell is done."""
         return self.cells / f"{cell}.{steps}-steps.safetensors"
@@ -70,10 +79,14 @@ class RunFolder:
         """The files of all leases."""
         return sorted(self.cells.glob("*.lease"))
 
-    def write_cell(self, row: Row, samples: pd.DataFrame | None = None) -> None:
+    def write_cell(
+        self, row: Row, samples: pd.DataFrame | None = None, early_samples: pd.DataFrame | None = None
+    ) -> None:
         """Write the samples and the row of a cell; the row comes last, so that a cell with a row has its samples."""
+        if early_samples is not None:
+            replace_file(self.cell_early_samples(row["cell"]), lambda path: early_samples.to_parquet(path))
         if samples is not None:
-            replace_file(self.cells / f"{row['cell']}.samples.parquet", lambda path: samples.to_parquet(path))
+            replace_file(self.cell_samples(row["cell"]), lambda path: samples.to_parquet(path))
         text = json.dumps({key: _plain(value) for key, value in row.items()}, indent=1, allow_nan=False)
         replace_file(self.cells / f"{row['cell']}.json", lambda path: path.write_text(text, encoding="utf-8"))
 
@@ -83,19 +96,11 @@ class RunFolder:
         Raises:
             HarnessError: the file is not the row of a cell.
         """
-        path = self.cells / f"{cell}.json"
-        try:
-            row: Row = json.loads(path.read_text(encoding="utf-8"))
-            is_valid = {"status", "spec"} <= row.keys()
-        except (ValueError, AttributeError):
-            is_valid = False
-        if not is_valid:
-            raise HarnessError(f"{path} is not the row of a cell; delete it, and the study runs that cell again")
-        return row
+        return self._rows.row(cell)
 
     def rows(self) -> dict[str, Row]:
-        """Every row by cell, of any status."""
-        return {path.stem: self.row(path.stem) for path in sorted(self.cells.glob("*.json"))}
+        """Every row by cell, of any status; only changed files are read again. Do not change the rows."""
+        return self._rows.rows()
 
     def finished(self) -> dict[str, Row]:
         """Rows of the cells that are done or skipped and do not run again."""
@@ -131,7 +136,8 @@ class RunFolder:
         superseded = self.cells / "superseded"
         superseded.mkdir(exist_ok=True)
         cell, code = row["cell"], row.get("code") or "unknown"
-        for path in (self.cells / f"{cell}.samples.parquet", self.checkpoint(cell), self.cells / f"{cell}.json"):
+        files = (self.cell_samples(cell), self.cell_early_samples(cell), self.checkpoint(cell), self._rows.path(cell))
+        for path in files:
             if path.exists():
                 path.replace(superseded / path.name.replace(cell, f"{cell}-{code}", 1))
 
@@ -141,37 +147,13 @@ class RunFolder:
         present = [cell for cell in cells if cell in rows]
         results = _results([rows[cell] for cell in present])
         done = [cell for cell in present if rows[cell]["status"] == "done"]
-        tables = [self.all_samples(cell) for cell in done if (self.cells / f"{cell}.samples.parquet").exists()]
-        samples = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(SAMPLE_COLUMNS))
-        is_early = samples["steps"].astype(float) < samples["cell"].map(
-            {cell: rows[cell].get("steps") for cell in done}
-        )
-        replace_file(self.early_samples, lambda path: samples[is_early].to_parquet(path))
-        replace_file(self.samples, lambda path: samples[~is_early].to_parquet(path))
+        for table, path_of in ((self.samples, self.cell_samples), (self.early_samples, self.cell_early_samples)):
+            files = [path_of(cell) for cell in done if path_of(cell).exists()]
+            replace_file(table, lambda path, files=files: write_together(files, path))  # type: ignore[misc]
         budgets = _budgets([rows[cell] for cell in done])
         replace_file(self.budgets, lambda path: budgets.to_parquet(path))
         replace_file(self.results, lambda path: results.to_parquet(path))
         return results
-
-    def all_samples(self, cell: str) -> pd.DataFrame:
-        """The samples of a cell at all budgets.
-
-        Raises:
-            HarnessError: the file is not a table.
-        """
-        path = self.cells / f"{cell}.samples.parquet"
-        try:
-            table = pd.read_parquet(path)
-        except (OSError, ValueError) as error:
-            raise HarnessError(
-                f"{path} is a truncated or invalid table ({error}); delete it and {cell}.json, and run the study again"
-            ) from None
-        return table if "steps" in table else table.assign(steps=None)
-
-    def cell_samples(self, cell: str) -> pd.DataFrame:
-        """The samples of a cell at its last budget."""
-        table = self.all_samples(cell)
-        return table[~(table["steps"].astype(float) < float(self.row(cell).get("steps") or 0))]
 
     def tabled(self) -> list[str]:
         """The cells of results.parquet, in order; none if there is no table."""

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from harness.results.columns import SAMPLE_COLUMNS
+from harness.results.coded_samples import CodedSamples, sums_by_image
 from harness.results.labels import point_label
 from harness.results.metrics import METRICS
 from harness.results.statistics import (
@@ -21,13 +21,17 @@ from harness.results.statistics import (
     Estimate,
     Sums,
     interval,
+    intervals,
     is_on_front,
     ratio,
     swap_test,
 )
 
 _CONTROLS = tuple(dict.fromkeys(column for metric in METRICS.values() for column in metric.chance))
-_KEYS = ["seed", "image_id", "expression_id"]
+_COLUMNS_AT_ONCE = 512
+"""Pairs of variant and seed that are resampled together."""
+_Part = tuple[str, str | None, str | None]
+"""Metric, family and domain."""
 
 
 def variant_name(arm: str, point: str) -> str:
@@ -48,6 +52,23 @@ def seeds_in_words(seeds: Sequence[int]) -> str:
     return f"seeds {', '.join(others)} and {last}" if others else f"seed {last}"
 
 
+def _estimate(sums: Sums, low: float, high: float) -> Estimate:
+    per_seed = sums.per_seed()
+    return Estimate(
+        value=float(per_seed.mean()),
+        low=low,
+        high=high,
+        seed_sd=float(per_seed.std(ddof=1)) if len(per_seed) > 1 else float("nan"),
+        num_seeds=sums.num_seeds,
+        num_images=int(sums.has_image.sum()),
+        num_expressions=sums.num_expressions,
+    )
+
+
+def _parts(sums: Sums) -> tuple[np.ndarray, np.ndarray]:
+    return sums.numerators, sums.denominators
+
+
 class ScoreTable:
     """Scores and compares the finished cells of a study; a *variant* is an arm at one search point.
 
@@ -59,26 +80,30 @@ class ScoreTable:
 
     def __init__(self, results: pd.DataFrame, samples: pd.DataFrame, seed: int = 0) -> None:
         self._seed = seed
-        self._estimates: dict[tuple[str, str, str | None, str | None], Estimate] = {}
+        self._estimates: dict[_Part, dict[str, Estimate]] = {}
+        self._families: dict[str, list[str]] = {}
         done = results[results["status"] == "done"]
         names = dict(zip(done["cell"], (variant_name(arm, point) for arm, point in _points(done)), strict=True))
-        samples = samples[samples["cell"].isin(names)].reindex(columns=list(SAMPLE_COLUMNS))
-        samples = samples.assign(variant=samples["cell"].map(names))
-        self.images = sorted(samples["image_id"].unique())
-        self._image_codes = {image: code for code, image in enumerate(self.images)}
-        self._samples = dict(tuple(samples.groupby("variant", sort=False)))
+        codes, cells = pd.factorize(samples["cell"])
+        scored = {names[cell] for cell in cells if cell in names}
+        self.variants = [variant for variant in dict.fromkeys(names.values()) if variant in scored]
+        index = {variant: code for code, variant in enumerate(self.variants)}
+        of_cells = np.array([index.get(names.get(cell, ""), -1) for cell in cells], dtype=np.int64)
+        of_samples = of_cells[codes]
+        if (of_samples < 0).any():
+            samples, of_samples = samples[of_samples >= 0], of_samples[of_samples >= 0]
+        self._samples = CodedSamples(samples, of_samples, self.variants)
         self._points = {variant_name(arm, point): (arm, json.loads(point or "{}")) for arm, point in _points(done)}
-        self.variants = [variant for variant in dict.fromkeys(names.values()) if variant in self._samples]
         controls = done.reindex(columns=list(_CONTROLS)).astype(float)
         self._controls = controls.groupby(done["cell"].map(names)).mean()
-        self.domains = sorted({*samples["domain"]} - {""})
+        self.images = self._samples.images
+        self.domains = sorted({*samples["domain"].unique()} - {""})
 
     def families_of(self, metric: str) -> list[str]:
         """The families of the samples that a metric applies to, in order of appearance."""
-        found = dict.fromkeys(
-            family for samples in self._samples.values() for family in METRICS[metric].select(samples)["family"]
-        )
-        return [family for family in found if isinstance(family, str)]
+        if metric not in self._families:
+            self._families[metric] = self._samples.families(metric)
+        return self._families[metric]
 
     def arm_of(self, variant: str) -> str:
         """The arm of a variant."""
@@ -95,7 +120,7 @@ class ScoreTable:
 
     def seeds_of(self, variant: str) -> list[int]:
         """The seeds with which a variant was scored."""
-        return sorted(self._samples[variant]["seed"].unique().tolist())
+        return self._samples.seeds[variant]
 
     def common_seeds(self, variant: str, baseline: str) -> list[int]:
         """The seeds with which both variants were scored."""
@@ -121,42 +146,36 @@ class ScoreTable:
         self, variant: str, metric: str = "giou", family: str | None = None, domain: str | None = None
     ) -> Estimate:
         """The score of one variant with its interval, over all samples or those of a family or a domain."""
-        key = (variant, metric, family, domain)
-        if key not in self._estimates:
-            self._estimates[key] = self._estimate(*key)
-        return self._estimates[key]
+        part = (metric, family, domain)
+        if part not in self._estimates:
+            self._estimates[part] = self._estimate_all(self._samples.sums(*part))
+        return self._estimates[part][variant]
 
-    def _estimate(self, variant: str, metric: str, family: str | None, domain: str | None) -> Estimate:
-        scores = self._scores(variant, metric, family, domain)
-        if scores.empty:
-            nan = float("nan")
-            return Estimate(nan, nan, nan, nan, num_seeds=0, num_images=0, num_expressions=0)
-        sums = self._sums(scores)
-        per_seed = sums.per_seed()
-        low, high = interval(self._replicates(sums))
-        return Estimate(
-            value=float(per_seed.mean()),
-            low=low,
-            high=high,
-            seed_sd=float(per_seed.std(ddof=1)) if len(per_seed) > 1 else float("nan"),
-            num_seeds=sums.num_seeds,
-            num_images=int(sums.has_image.sum()),
-            num_expressions=sums.num_expressions,
-        )
+    def _estimate_all(self, sums: Mapping[str, Sums]) -> dict[str, Estimate]:
+        """The estimate of each variant."""
+        found = {}
+        for names, replicates in self._replicates_by_seeds(sums):
+            ends = intervals(replicates)
+            found.update({name: _estimate(sums[name], *pair) for name, pair in zip(names, ends, strict=True)})
+        nan = float("nan")
+        empty = Estimate(nan, nan, nan, nan, num_seeds=0, num_images=0, num_expressions=0)
+        return {name: found.get(name, empty) for name in sums}
 
     def replicates(self, variant: str, metric: str = "giou") -> np.ndarray:
         """Bootstrap replicates of a score, (RESAMPLES,); variants with equally many seeds share the resamples."""
-        return self._replicates(self._sums(self._scores(variant, metric)))
+        return self._replicates([self._samples.sums(metric)[variant]])[:, 0]
 
     def front_share(self, costs: dict[str, float], metric: str = "giou") -> dict[str, float]:
         """Share of resamples in which a variant is on the Pareto front of metric (up) and cost (down)."""
         variants = [variant for variant in self.variants if np.isfinite(costs[variant])]
         if not variants:
             return {}
-        quality = np.stack([self.replicates(variant, metric) for variant in variants], axis=1)
+        quality = np.full((RESAMPLES, len(variants)), np.nan)
+        sums = self._samples.sums(metric)
+        for names, replicates in self._replicates_by_seeds({variant: sums[variant] for variant in variants}):
+            quality[:, [variants.index(name) for name in names]] = replicates
         sign = 1.0 if METRICS[metric].higher_is_better else -1.0
-        cost = np.broadcast_to([costs[variant] for variant in variants], quality.shape)
-        front = is_on_front(np.stack([sign * quality, -cost], axis=-1))
+        front = is_on_front(sign * quality, np.array([costs[variant] for variant in variants]))
         return dict(zip(variants, front.mean(axis=0).tolist(), strict=True))
 
     def compare(
@@ -172,13 +191,10 @@ class ScoreTable:
         Returns:
             The difference; `NOT_COMPARED` if they have no sample in common.
         """
-        ours, theirs = (self._scores(name, metric, family, domain) for name in (variant, baseline))
-        both = ours.merge(theirs, on=_KEYS, suffixes=("", "_theirs"))
-        if both.empty:
+        left, right = self._samples.common_sums(variant, baseline, metric, family, domain)
+        if not left.num_seeds:
             return NOT_COMPARED
-        theirs = both[[*_KEYS, "numerator_theirs", "denominator_theirs"]]
-        left, right = self._sums(both), self._sums(theirs.rename(columns=lambda name: name.removesuffix("_theirs")))
-        replicates = self._replicates(left) - self._replicates(right)
+        replicates = self._replicates([left])[:, 0] - self._replicates([right])[:, 0]
         low, high = interval(replicates)
         return Difference(
             delta=float((left.per_seed() - right.per_seed()).mean()),
@@ -219,42 +235,35 @@ class ScoreTable:
         """A signed sum of scores over the samples that all terms have, with resamples in common."""
         if any(name not in table.variants for table, name, _ in terms):
             return None
-        scores = [table._scores(name, *chosen).set_index(_KEYS) for table, name, _ in terms]
+        scores = [table._samples.scores(name, *chosen) for table, name, _ in terms]
         common = scores[0].index
         for each in scores[1:]:
             common = common.intersection(each.index)
         if common.empty:
             return None
-        sums = [self._sums(each.loc[common].reset_index()) for each in scores]
+        sums = [sums_by_image(each.loc[common], self.images) for each in scores]
         signs = [sign for *_, sign in terms]
         value = sum(sign * float(each.per_seed().mean()) for sign, each in zip(signs, sums, strict=True))
-        replicates = np.sum([sign * self._replicates(each) for sign, each in zip(signs, sums, strict=True)], axis=0)
+        replicates = self._replicates(sums) @ np.array(signs, float)
         return Change(value, *interval(replicates))
 
-    def _scores(self, variant: str, metric: str, family: str | None = None, domain: str | None = None) -> pd.DataFrame:
-        samples = METRICS[metric].select(self._samples[variant])
-        if family is not None:
-            samples = samples[samples["family"] == family]
-        if domain is not None:
-            samples = samples[samples["domain"] == domain]
-        numerator, denominator = METRICS[metric].parts(samples)
-        return samples[_KEYS].assign(numerator=numerator.astype(float), denominator=denominator.astype(float))
+    def _replicates_by_seeds(self, sums: Mapping[str, Sums]) -> Iterator[tuple[list[str], np.ndarray]]:
+        """Variants with equally many seeds, some at a time, and their replicates, (RESAMPLES, V)."""
+        by_seeds: dict[int, list[str]] = {}
+        for name, one in sums.items():
+            by_seeds.setdefault(one.num_seeds, []).append(name)
+        by_seeds.pop(0, None)
+        for num_seeds, names in by_seeds.items():
+            step = max(1, _COLUMNS_AT_ONCE // num_seeds)
+            for group in (names[start : start + step] for start in range(0, len(names), step)):
+                yield group, self._replicates([sums[name] for name in group])
 
-    def _sums(self, scores: pd.DataFrame) -> Sums:
-        seeds = sorted(scores["seed"].unique())
-        shape = (len(seeds), len(self.images))
-        rows = scores["seed"].map({seed: row for row, seed in enumerate(seeds)}).to_numpy(dtype=int)
-        flat_index = rows * shape[1] + scores["image_id"].map(self._image_codes).to_numpy(dtype=int)
-        numerators, denominators = (
-            np.bincount(flat_index, weights=scores[part], minlength=shape[0] * shape[1]).reshape(shape)
-            for part in ("numerator", "denominator")
-        )
-        return Sums(numerators, denominators, num_expressions=len(scores[_KEYS[1:]].drop_duplicates()))
-
-    def _replicates(self, sums: Sums) -> np.ndarray:
-        images, seeds = self._image_counts, self._seed_weights(sums.num_seeds)
-        ratios = ratio(images @ sums.numerators.T, images @ sums.denominators.T)
-        return (ratios * seeds).mean(axis=1)
+    def _replicates(self, sums: Sequence[Sums]) -> np.ndarray:
+        """Replicates of variants with equally many seeds, (RESAMPLES, V)."""
+        images, seeds = self._image_counts, self._seed_weights(sums[0].num_seeds)
+        above, below = (images @ np.concatenate(parts).T for parts in zip(*map(_parts, sums), strict=True))
+        ratios = ratio(above, below).reshape(RESAMPLES, len(sums), -1)
+        return (ratios * seeds[:, None, :]).mean(axis=2)
 
     @cached_property
     def _image_counts(self) -> np.ndarray:

@@ -19,6 +19,7 @@ seed and averaged over seeds, so it equals the mean of the results table. Rules:
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 import numpy as np
 from scipy.stats import norm
@@ -124,11 +125,8 @@ def swap_test(ours: Sums, theirs: Sums, seed: int = 0) -> float:
     differs = ((numerator_difference != 0) | (denominator_difference != 0)).any(axis=0)
     num = int(differs.sum())
     is_exact = 2**num <= PERMUTATIONS + 1
-    if is_exact:
-        swaps = (np.arange(2**num)[:, None] >> np.arange(num)) & 1
-    else:
-        swaps = np.random.default_rng([seed, num, 2]).integers(0, 2, size=(PERMUTATIONS, num))
-    above, below = (swaps.astype(float) @ part[:, differs].T for part in (numerator_difference, denominator_difference))
+    swaps = _swaps(num, is_exact, seed).astype(float)
+    above, below = (_swapped(swaps, part[:, differs]) for part in (numerator_difference, denominator_difference))
     left = ratio(ours.numerators.sum(axis=1) - above, ours.denominators.sum(axis=1) - below)
     right = ratio(theirs.numerators.sum(axis=1) + above, theirs.denominators.sum(axis=1) + below)
     swapped = np.abs((left - right).mean(axis=1))
@@ -137,6 +135,21 @@ def swap_test(ours: Sums, theirs: Sums, seed: int = 0) -> float:
         return float("nan")
     num_extreme = np.count_nonzero(~(swapped < observed - 1e-12))  # an undefined swap counts as extreme
     return float(num_extreme / len(swaps) if is_exact else (num_extreme + 1) / (len(swaps) + 1))
+
+
+@lru_cache(maxsize=4)
+def _swaps(num: int, is_exact: bool, seed: int) -> np.ndarray:
+    """Which of so many images are swapped in each permutation, (P, num) of 0 and 1."""
+    if is_exact:
+        return ((np.arange(2**num)[:, None] >> np.arange(num)) & 1).astype(np.int8)
+    return np.random.default_rng([seed, num, 2]).integers(0, 2, size=(PERMUTATIONS, num)).astype(np.int8)
+
+
+def _swapped(swaps: np.ndarray, differences: np.ndarray) -> np.ndarray:
+    """Summed differences (S, num) of the swapped images in each permutation, (P, S)."""
+    if not differences.any():  # the denominators of a mean
+        return np.zeros((len(swaps), len(differences)))
+    return swaps @ differences.T
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -159,11 +172,33 @@ def judge(difference: Difference, adjusted_p: float, margin: float, higher_is_be
     return Verdict.BETTER if (difference.delta > 0) == higher_is_better else Verdict.WORSE
 
 
-def is_on_front(points: np.ndarray) -> np.ndarray:
-    """Which of the points (..., V, K) are not dominated if every axis is maximised; points with NaN are not."""
-    ours, others = points[..., :, None, :], points[..., None, :, :]
-    is_dominated = ((others >= ours).all(axis=-1) & (others > ours).any(axis=-1)).any(axis=-1)
-    return ~is_dominated & ~np.isnan(points).any(axis=-1)
+def is_on_front(quality: np.ndarray, cost: np.ndarray) -> np.ndarray:
+    """Which points are not dominated: no other one has at least their quality at no higher cost, and differs in one.
+
+    Args:
+        quality: (..., V), higher is better; points with NaN are not on the front.
+        cost: (V,), lower is better.
+
+    Returns:
+        Booleans, (..., V).
+    """
+    front = np.zeros(quality.shape, dtype=bool)
+    best_cheaper = np.full((*quality.shape[:-1], 1), -np.inf)
+    for value in np.unique(cost[~np.isnan(cost)]):
+        same = np.flatnonzero(cost == value)
+        level = quality[..., same]
+        best = np.fmax.reduce(level, axis=-1, keepdims=True)
+        front[..., same] = (level > best_cheaper) & (level == best)
+        best_cheaper = np.fmax(best_cheaper, best)
+    return front
+
+
+def intervals(replicates: np.ndarray) -> list[tuple[float, float]]:
+    """`interval` of each column of replicates, (RESAMPLES, V)."""
+    if replicates.shape[1] == 0 or not np.isfinite(replicates).all():
+        return [interval(column) for column in replicates.T]
+    low, high = np.quantile(replicates, [ALPHA / 2, 1 - ALPHA / 2], axis=0).tolist()
+    return list(zip(low, high, strict=True))
 
 
 def interval(replicates: np.ndarray) -> tuple[float, float]:

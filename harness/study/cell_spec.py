@@ -66,12 +66,41 @@ DEFAULTS: dict[str, BaseModel | None] = {
 """Optional sections and their defaults."""
 
 
-def resolve(arm: YamlNode, problems: list[str], own_superpixels: YamlNode | None = None) -> CellSpec | None:
+class Sections:
+    """The valid sections that were resolved before, by node.
+
+    Merging keeps the nodes of sections that it does not change, so a section that many arms or search points share is
+    validated once.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int], tuple[YamlNode, Any]] = {}
+
+    def resolve(self, section: str, node: YamlNode | None, problems: list[str]) -> Any:
+        """The value of a section; problems are appended to `problems`."""
+        if node is None:
+            return DEFAULTS.get(section)
+        key = (section, id(node))
+        if key not in self._known:
+            found: list[str] = []
+            value = _resolve_section(section, node, found)
+            if found:
+                problems.extend(found)
+                return value
+            self._known[key] = (node, value)  # keeps the node alive, so that no other node gets its id
+        return self._known[key][1]
+
+
+def resolve(
+    arm: YamlNode, problems: list[str], own_superpixels: YamlNode | None = None, sections: Sections | None = None
+) -> CellSpec | None:
     """The specification of a merged arm; None if it has problems, each of them appended to `problems`.
 
     Args:
         own_superpixels: the section `superpixels` that the arm itself sets; it is a problem if it has no effect.
+        sections: those that were resolved before; the sections of this arm are added.
     """
+    sections = sections or Sections()
     found: list[str] = []
     found += [f"{value.location}: {unknown_key(key, SECTIONS)}" for key, value in arm.items() if key not in SECTIONS]
     found += [
@@ -79,12 +108,13 @@ def resolve(arm: YamlNode, problems: list[str], own_superpixels: YamlNode | None
         for section in SECTIONS
         if section not in DEFAULTS and arm.get(section) is None
     ]
-    resolved = {section: _resolve_section(section, arm.get(section), found) for section in SECTIONS}
+    resolved = {section: sections.resolve(section, arm.get(section), found) for section in SECTIONS}
     if not found:
         _check_superpixels(resolved, arm, own_superpixels, found)
         _check_split(resolved, arm, found)
         _check_location_loss(resolved, arm, found)
         _check_curriculum(resolved, arm, found)
+        _check_devices(resolved, arm, found)
     problems.extend(found)
     return None if found else CellSpec.model_construct(**resolved)
 
@@ -94,9 +124,9 @@ def set_value(arm: YamlNode, path: str, value: YamlNode) -> YamlNode:
     return merge(arm, YamlNode.nest(path.split("."), value))
 
 
-def _resolve_section(section: str, node: YamlNode | None, problems: list[str]) -> Any:
-    if node is None or (node.value is None and section in DEFAULTS):
-        return DEFAULTS.get(section)
+def _resolve_section(section: str, node: YamlNode, problems: list[str]) -> Any:
+    if node.value is None and section in DEFAULTS:
+        return DEFAULTS[section]
     if isinstance(node.value, str):
         node = YamlNode({"name": node}, node.location)
     if not node.is_mapping:
@@ -178,7 +208,8 @@ def _check_location_loss(resolved: dict[str, Any], arm: YamlNode, problems: list
 
 def _check_curriculum(resolved: dict[str, Any], arm: YamlNode, problems: list[str]) -> None:
     """The families of a curriculum must exist in the data, if its configuration lists them."""
-    curriculum, families = resolved["training"].curriculum, getattr(data_config(resolved["data"]), "families", None)
+    curriculum = resolved["training"].curriculum
+    families = None if curriculum is None else getattr(data_config(resolved["data"]), "families", None)
     if curriculum is None or families is None:
         return
     location = location_of(("training", "curriculum", "families"), arm)
@@ -188,9 +219,25 @@ def _check_curriculum(resolved: dict[str, Any], arm: YamlNode, problems: list[st
             problems.append(f"{location}: {name} has no family {shorten(family)!r}; {suggest(family, families)}")
 
 
+def _check_devices(resolved: dict[str, Any], arm: YamlNode, problems: list[str]) -> None:
+    """Each device needs an image of every step."""
+    training = resolved["training"]
+    if training.devices > training.batch_images:
+        problems.append(
+            f"{location_of(('training', 'devices'), arm)}: found {training.devices}, but a step has only "
+            f"{training.batch_images} images; set training.batch_images to at least {training.devices}, or use fewer "
+            "devices"
+        )
+
+
 def data_config(settings: dict[str, Any]) -> Any:
     """The configuration of a resolved section `data`."""
-    return data.get(settings["name"]).Config.model_validate(settings)
+    return _data_config(settings["name"], json.dumps(settings))
+
+
+@lru_cache(maxsize=256)
+def _data_config(name: str, settings: str) -> Any:
+    return data.get(name).Config.model_validate_json(settings)
 
 
 def projector_inputs(projector: dict[str, Any]) -> frozenset[str] | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from harness.errors import shorten, suggest
 from harness.results.metrics import METRICS
-from harness.study.cell_spec import CellSpec, data_config, resolve
+from harness.study.cell_spec import CellSpec, Sections, data_config, resolve
 from harness.study.nodes.limits import MAX_PROBLEMS
 from harness.study.nodes.yaml_node import YamlNode, merge
 from harness.study.schema import Search, StudySettings
@@ -29,13 +29,14 @@ def check(study: YamlNode, problems: list[str]) -> tuple[StudySettings | None, d
     search = study.get("search")
     if search is not None:
         problems.extend(sampler_problems(search))
-    arms, specs = _resolve_arms(study, problems)
+    sections = Sections()
+    arms, specs = _resolve_arms(study, sections, problems)
     problems.extend(_claim_problems(study, specs))
     if search is not None and len(problems) < MAX_PROBLEMS:
         searched = {name: arms[name] for name in _strings(search.get("arms")) if name in arms}
-        space_problems(search.get("space"), searched, problems)
+        space_problems(search.get("space"), searched, sections, problems)
         if not problems:
-            combination_problems(search.get("space"), searched, problems)
+            combination_problems(search.get("space"), searched, sections, problems)
     return settings, arms
 
 
@@ -74,7 +75,9 @@ def _grid_size(search: Search) -> int:
     return math.prod(len(values) for values in search.space.values() if isinstance(values, tuple))
 
 
-def _resolve_arms(study: YamlNode, problems: list[str]) -> tuple[dict[str, YamlNode], dict[str, CellSpec]]:
+def _resolve_arms(
+    study: YamlNode, sections: Sections, problems: list[str]
+) -> tuple[dict[str, YamlNode], dict[str, CellSpec]]:
     """Each arm merged into base, and its specification if it has no problem."""
     base, arms = study.get("base") or YamlNode({}, study.location.under("base")), study.get("arms")
     merged: dict[str, YamlNode] = {}
@@ -86,7 +89,7 @@ def _resolve_arms(study: YamlNode, problems: list[str]) -> tuple[dict[str, YamlN
         if not difference.is_mapping:
             continue  # the schema has reported it
         merged[name] = merge(base, difference)
-        spec = resolve(merged[name], problems, arm.get("superpixels"))
+        spec = resolve(merged[name], problems, arm.get("superpixels"), sections)
         if spec is not None:
             specs[name] = spec
         if len(problems) > MAX_PROBLEMS:

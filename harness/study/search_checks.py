@@ -6,7 +6,7 @@ from itertools import combinations
 from typing import Any
 
 from harness.errors import shorten
-from harness.study.cell_spec import resolve, set_value
+from harness.study.cell_spec import Sections, resolve, set_value
 from harness.study.nodes.limits import MAX_PROBLEMS
 from harness.study.nodes.yaml_node import SourceLocation, YamlNode
 from harness.study.schema import grid
@@ -28,7 +28,9 @@ def sampler_problems(search: YamlNode) -> Iterator[str]:
     yield from _nested_paths(space)
 
 
-def space_problems(space: YamlNode | None, arms: Mapping[str, YamlNode], problems: list[str]) -> None:
+def space_problems(
+    space: YamlNode | None, arms: Mapping[str, YamlNode], sections: Sections, problems: list[str]
+) -> None:
     """Resolves every searched arm with each value of the space, one at a time; ranges at both bounds."""
     for path, values in space.items() if space is not None else ():
         choices = values.entries()
@@ -37,18 +39,20 @@ def space_problems(space: YamlNode | None, arms: Mapping[str, YamlNode], problem
         for arm in arms.values():
             for value in choices + bounds:
                 location = value.location if choices else values.location
-                _resolve_at(arm, {path: value.plain()}, location, problems)
+                _resolve_at(arm, {path: value.plain()}, location, sections, problems)
                 if len(problems) > MAX_PROBLEMS:
                     return
 
 
-def combination_problems(space: YamlNode | None, arms: Mapping[str, YamlNode], problems: list[str]) -> None:
+def combination_problems(
+    space: YamlNode | None, arms: Mapping[str, YamlNode], sections: Sections, problems: list[str]
+) -> None:
     """Resolves every searched arm at every point of a grid: values that are valid alone may be invalid together."""
     if space is None or len(space.keys()) < 2 or not all(isinstance(values.value, list) for _, values in space.items()):
         return
     for arm in arms.values():
         for point in grid({path: tuple(values.plain()) for path, values in space.items()}):
-            _resolve_at(arm, point, space.location, problems)
+            _resolve_at(arm, point, space.location, sections, problems)
             if len(problems) > MAX_PROBLEMS:
                 return
 
@@ -85,8 +89,10 @@ def _nested_paths(space: YamlNode | None) -> Iterator[str]:
             yield f"{values.location}: is part of {outer}, which the search sets too; remove one of them"
 
 
-def _resolve_at(arm: YamlNode, values: Mapping[str, Any], location: SourceLocation, problems: list[str]) -> None:
+def _resolve_at(
+    arm: YamlNode, values: Mapping[str, Any], location: SourceLocation, sections: Sections, problems: list[str]
+) -> None:
     for path, value in values.items():
         arm = set_value(arm, path, YamlNode.of(value, location))
     sets_superpixels = any(path.split(".")[0] == "superpixels" for path in values)
-    resolve(arm, problems, YamlNode(True, location) if sets_superpixels else None)
+    resolve(arm, problems, YamlNode(True, location) if sets_superpixels else None, sections)

@@ -8,9 +8,9 @@ import hashlib
 import io
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 
 from harness.errors import StudyError
 from harness.study.cell_code import component_code
-from harness.study.cell_spec import CellSpec, resolve, set_value
+from harness.study.cell_spec import CellSpec, Sections, resolve, set_value
 from harness.study.loading import LoadedStudy, load_mapping, load_yaml
 from harness.study.nodes.yaml_node import SourceLocation, YamlNode
 from harness.study.schema import Choice, StudySettings, ends_of, grid
@@ -142,17 +142,21 @@ class Study:
         return [cell for point in self.points() for cell in self.cells_of(point)]
 
     def cells_of(self, point: Point) -> list[Cell]:
-        """One cell per seed.
+        """One cell per seed; computed once per point.
 
         Raises:
             StudyError: the values of the point are invalid together.
         """
-        spec = self.spec(point)
-        code = component_code(spec)
-        return [
-            Cell(self.name, cell_id(point.arm, seed, spec, code), point.arm, point.values, seed, spec, code)
-            for seed in self.settings.seeds
-        ]
+        key = (point.arm, point.to_json())
+        if key not in self._cells:
+            spec = self.spec(point)
+            code = component_code(spec)
+            ids = cell_ids(point.arm, self.settings.seeds, spec, code)
+            self._cells[key] = [
+                Cell(self.name, cell, point.arm, point.values, seed, spec, code)
+                for cell, seed in zip(ids, self.settings.seeds, strict=True)
+            ]
+        return list(self._cells[key])
 
     def spec(self, point: Point) -> CellSpec:
         """The full specification at a point; `precision: auto` is replaced by the precision used on this machine.
@@ -160,16 +164,38 @@ class Study:
         Raises:
             StudyError: the values of the point are invalid together.
         """
-        location = SourceLocation(self.source, None, f"arms.{point.arm}")
-        arm = YamlNode.of(self.arms[point.arm], location)
+        arm = self._nodes[point.arm]
+        location = arm.location
         for path, value in point.values.items():
             arm = set_value(arm, path, YamlNode.of(value, location.under(path)))
         problems: list[str] = []
-        spec = resolve(arm, problems)
+        spec = resolve(arm, problems, sections=self._sections)
         if spec is None:
             raise StudyError(problems)
         precision = resolve_precision(spec.training.precision, default_device())
         return spec.model_copy(update={"training": spec.training.model_copy(update={"precision": precision})})
+
+    @cached_property
+    def _cells(self) -> dict[tuple[str, str], list[Cell]]:
+        """The cells of points that were asked for before."""
+        return {}
+
+    @cached_property
+    def _nodes(self) -> dict[str, YamlNode]:
+        """The arms as nodes."""
+        return {
+            arm: YamlNode.of(values, SourceLocation(self.source, None, f"arms.{arm}"))
+            for arm, values in self.arms.items()
+        }
+
+    @cached_property
+    def _sections(self) -> Sections:
+        """The sections that points share."""
+        return Sections()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: another process computes the cells again, which is faster than to send them."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     def cells_to_check(self) -> list[Cell]:
         """The known cells, and two points of each sampled arm: the first and the last value of every path."""
@@ -186,6 +212,11 @@ class Study:
         """Number of points that the sampler chooses during the run."""
         search = self.settings.search
         return search.trials or 0 if search is not None and search.sampler == "tpe" else 0
+
+    @property
+    def devices(self) -> int:
+        """The largest number of devices on which a cell is trained."""
+        return max((cell.spec.training.devices for cell in self.cells_to_check()), default=1)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -210,7 +241,8 @@ class Study:
         return text.getvalue()
 
 
-def cell_id(arm: str, seed: int, spec: CellSpec, code: str) -> str:
-    """First 12 hex digits of the hash of everything that determines a cell's result."""
-    text = json.dumps([arm, seed, spec.model_dump(mode="json"), code], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def cell_ids(arm: str, seeds: Iterable[int], spec: CellSpec, code: str) -> list[str]:
+    """Of each seed, the first 12 hex digits of the hash of everything that determines a cell's result."""
+    name, settings = json.dumps(arm), json.dumps(spec.model_dump(mode="json"), sort_keys=True)
+    texts = (f"[{name}, {seed}, {settings}, {json.dumps(code)}]" for seed in seeds)
+    return [hashlib.sha256(text.encode()).hexdigest()[:12] for text in texts]

@@ -48,8 +48,15 @@ class TrainingConfig(BaseModel):
     micro_batch_images: int | None = Field(
         default=None,
         ge=1,
-        description="images whose activations are in memory together; gradients add up to those of batch_images. null: "
-        "all of them",
+        description="images whose activations are in the memory of a device together; gradients add up to those of "
+        "batch_images. null: all of them",
+    )
+    devices: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="GPUs of one machine on which a cell is trained; each computes a part of batch_images, and the "
+        "step is that of one GPU. Without GPUs: CPU processes",
     )
     expressions_per_image: int = Field(default=6, ge=1, description="expressions and questions per image and step")
     optimizer: Literal["adamw", "muon"] = Field(

@@ -1,6 +1,5 @@
 """Exit codes of the commands that run cells."""
 
-import errno
 import signal
 import sys
 import threading
@@ -8,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from harness.errors import HarnessError
+from harness.system.files import is_disk_full
 from harness.system.uris import redact
 
 _RESUME = "run the same command again to resume"
@@ -21,19 +21,24 @@ def exit_code(action: Callable[[], int]) -> int:
     try:
         with _terminates_as_interrupt():
             return action()
-    except HarnessError as error:
-        sys.stderr.write(f"{redact(str(error))}\n")
-        return 2
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+    except (HarnessError, OSError) as error:
+        text = sentence_of(error)
+        if text is None:
             raise
-        sys.stderr.write(
-            f"no space left on the disk ({error}); finished stages are kept; free some space, then {_RESUME}\n"
-        )
+        sys.stderr.write(f"{text}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write(f"interrupted; finished stages are kept; {_RESUME}\n")
         return 130
+
+
+def sentence_of(error: HarnessError | OSError) -> str | None:
+    """What to tell the user about an error of the user or a full disk; None for another error."""
+    if isinstance(error, HarnessError):
+        return redact(str(error))
+    if is_disk_full(error):
+        return f"no space left on the disk ({error}); finished stages are kept; free some space, then {_RESUME}"
+    return None
 
 
 @contextmanager

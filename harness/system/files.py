@@ -1,5 +1,6 @@
 """Atomic writes: files are written under a temporary name and then renamed."""
 
+import errno
 import io
 import os
 import shutil
@@ -8,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+_LITTLE_BYTES = 1 << 20
+"""A disk with less free space than this is full."""
 
 
 def find(name: str | Path) -> Path | None:
@@ -19,6 +23,11 @@ def find(name: str | Path) -> Path | None:
         return None
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that the disk, or the user's share of it, is full."""
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+
+
 def partial_path(path: Path) -> Path:
     """A unique temporary path in the folder of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,11 +35,21 @@ def partial_path(path: Path) -> Path:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a temporary path, then renames the file to `path`."""
+    """Calls `write` with a temporary path, then renames the file to `path`.
+
+    Raises:
+        OSError: the disk is full, whatever error `write` raised: those of torch and safetensors do not say so.
+    """
     partial = partial_path(path)
     try:
         write(partial)
         partial.replace(path)
+    except Exception as error:
+        is_named = os.strerror(errno.ENOSPC) in str(error)  # safetensors has removed its part of the file by now
+        is_met = is_named or shutil.disk_usage(path.parent).free < _LITTLE_BYTES
+        if is_disk_full(error) or not is_met:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -1,8 +1,8 @@
 """The lease of a cell: a file that a worker renews while it runs the cell.
 
-A lease ends when its worker releases it, when its process has died on this machine, or when its file has not changed
-for `EXPIRES_S` on the clock of the worker that looks. Another worker may then run the cell. No clocks of two machines
-are compared.
+A lease ends when its file is removed, by its worker or by the process that returns the cell to the queue; when its
+process has died on this machine; or when its file has not changed for `EXPIRES_S` on the clock of the worker that
+looks. Another worker may then run the cell. No clocks of two machines are compared.
 """
 
 import json
@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -83,14 +84,13 @@ class Lease:
         path: of the file, in a folder that all workers see.
 
     Raises:
-        LeaseLostError: by `check`, once another worker owns the file.
+        LeaseLostError: by `check`, once the file is gone or another worker's.
     """
 
     def __init__(self, path: Path, status: Status) -> None:
         self.path = path
         self.status = status
         self._ends = threading.Event()
-        self._is_lost = False
         self._thread = threading.Thread(target=self._renew, daemon=True)
 
     def __enter__(self) -> Self:
@@ -101,21 +101,27 @@ class Lease:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._ends.set()
         self._thread.join()
-        if not self._is_lost:
+        if not self._is_lost():
             self.path.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Raises LeaseLostError if another worker took the cell over."""
-        if self._is_lost:
+        """Raises LeaseLostError if another worker took the cell over, also if this process has just been resumed."""
+        if self._is_lost():
             raise LeaseLostError(f"{self.path} belongs to another worker")
+
+    def _is_lost(self) -> bool:
+        found = read(self.path)
+        return not self.path.exists() if found is None else found[0] != this_process()
 
     def _renew(self) -> None:
         while not self._ends.wait(RENEWED_S):
-            found = read(self.path)
-            if found is not None and found[0] != this_process():
-                self._is_lost = True
+            if self._is_lost():
                 return
-            self._write()
+            try:
+                self._write()
+            except OSError:  # such as a full disk, on which the time of a file can still change
+                with suppress(OSError):
+                    os.utime(self.path)
 
     def _write(self) -> None:
         content = {"owner": asdict(this_process()), "status": asdict(self.status), "renewed": time.time()}

@@ -10,7 +10,7 @@ from harness.errors import HarnessError, suggest
 DATABASES = ("postgresql", "mysql", "mssql")
 _SCHEMES = ("http", "https", "file", "sqlite", *DATABASES)
 _ALLOWED = (
-    "use an MLflow server (http://HOST:5000), a database (sqlite:///FILE, postgresql://USER@HOST/NAME) "
+    "use an MLflow server (http://HOST:5000), a database (sqlite:///FILE, postgresql+psycopg2://USER@HOST/NAME) "
     "or the folder of a file store (file:DIR)"
 )
 _VARIABLE = "MLFLOW_TRACKING_URI"

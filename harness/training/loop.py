@@ -106,6 +106,7 @@ class TrainingLoop:
         report_every: between two points of the curve; the last step always has one.
         checkpoint: file from which an interrupted training continues with the same result; None for no checkpoints.
         save_every: between two checkpoints; None writes one after each point of the curve.
+        is_writer: whether this process writes the checkpoint; others only continue from it.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class TrainingLoop:
         report_every: Interval,
         checkpoint: Path | None = None,
         save_every: Interval | None = None,
+        is_writer: bool = True,
     ) -> None:
         self.task = task
         self.device = device
@@ -123,6 +125,7 @@ class TrainingLoop:
         self.report_every = report_every
         self.checkpoint = checkpoint
         self.save_every = save_every
+        self.is_writer = is_writer
         self.step = 0
         self.num_run = 0
         self.seconds = 0.0
@@ -171,7 +174,7 @@ class TrainingLoop:
 
     def save(self, optimization: Optimization | None = None) -> None:
         """Writes the checkpoint; None, without optimisers, is for a training that has finished."""
-        if self.checkpoint is None:
+        if self.checkpoint is None or not self.is_writer:
             return
         state = {**self._state(optimization), "version": VERSION, "num_run": self.num_run, "branch": self._branch}
         replace_file(self.checkpoint, lambda path: torch.save(state, path))
@@ -230,4 +233,4 @@ class TrainingLoop:
         self._window = [{name: part.to(self.device) for name, part in parts.items()} for parts in state["window"]]
         self.task.load_state_dict(state["task"])
         torch.set_rng_state(state["torch"])
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])

@@ -1,13 +1,15 @@
 """Trains one segmenter in two stages, with the expressions of an image packed together.
 
-A step that exceeds the memory of the GPU is repeated once with micro-batches of half the size.
+A step that exceeds the memory of the GPU is repeated once with micro-batches of half the size. Several processes can
+train one cell together, each on a part of the images of every step.
 
 Source: SVP, https://arxiv.org/abs/2509.13676 (stages).
 """
 
 import logging
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from harness.system.precision import autocast
 from harness.training.loop import Interval, Optimization, Point, TrainingLoop
 from harness.training.losses import Counts, Losses, losses
 from harness.training.optimizers import build_optimizers
+from harness.training.ranks import Ranks
 from harness.training.sampler import EpochSampler, of_families, sample_queries
 from harness.training.schedules import WarmupStableDecay
 from harness.training.validation import Measured
@@ -63,11 +66,14 @@ class Trainer:
             `TrainingConfig.all_steps`.
         training_checkpoint: a file written every two minutes and at the end, from which an interrupted training
             continues with the same result; the caller removes it. None for no training checkpoint.
+        ranks: the processes that train this cell together, which all call `run` on the same examples; the first one
+            writes the training checkpoint. None to train in this process alone.
         validate: measures the segmenter on the validation split; None for no validation.
         on_budget: called with the number of steps when the segmenter is trained for a budget before the last.
 
     Attributes:
-        micro_batch_images: images whose activations are in memory together; `backward` halves it at most once.
+        micro_batch_images: images whose activations are in this process's memory together; `backward` halves it at
+            most once.
     """
 
     def __init__(
@@ -78,6 +84,7 @@ class Trainer:
         generator: torch.Generator,
         on_step: Callable[[dict[str, float], int], None],
         training_checkpoint: Path | None = None,
+        ranks: Ranks | None = None,
         validate: Callable[[], Measured] | None = None,
         on_budget: Callable[[int], None] | None = None,
     ) -> None:
@@ -85,7 +92,9 @@ class Trainer:
         self.batches = batches
         self.config = config
         self.generator = generator
-        self.micro_batch_images = config.micro_batch_images or config.batch_images
+        self.ranks = ranks or Ranks()
+        self.seed = generator.initial_seed()
+        self.micro_batch_images = config.micro_batch_images or math.ceil(config.batch_images / self.ranks.num)
         self.has_halved_micro_batch = False
         self.groups = segmenter.parameter_groups()
         self.parameters = [*self.groups["early"], *self.groups["late"]]
@@ -101,6 +110,7 @@ class Trainer:
             report_every=Interval(steps=max(1, total // MAX_POINTS)),
             checkpoint=training_checkpoint,
             save_every=Interval(seconds=SAVE_EVERY_SECONDS),
+            is_writer=self.ranks.is_first,
         )
 
     @property
@@ -119,6 +129,7 @@ class Trainer:
         simple = of_families(examples, config.curriculum.families) if config.curriculum else examples
         self.samplers = [EpochSampler(each, config.batch_images, self.generator) for each in (simple, examples)]
         self.loop.restore()
+        self.ranks.share(self.parameters)
         self._stage(("early",), 0, [config.alignment_steps])
         self._stage(("early", "late"), config.alignment_steps, [*config.budget_steps])
         # If the process dies before the trained model is written, no step is run again.
@@ -166,8 +177,9 @@ class Trainer:
     def backward(self, step: int) -> dict[str, Tensor]:
         """Adds the gradients of the objective on the next images of the sampler; returns its terms.
 
-        The first time that a step exceeds the memory of the GPU, it is repeated on the same images and queries with
-        micro-batches of half the size, which all later steps use too. Dropout masks of the repeated step are new.
+        The first time that a step exceeds the memory of this process's GPU, it is repeated on the same images and
+        queries with micro-batches of half the size, which all later steps use too. Dropout masks of the repeated step
+        are new.
 
         Raises:
             torch.OutOfMemoryError: the memory is exceeded again, or by a micro-batch of one image.
@@ -175,13 +187,25 @@ class Trainer:
         num_simple = self.config.curriculum.steps if self.config.curriculum else 0
         examples = self.samplers[step >= num_simple].next()
         chosen = sample_queries(examples, self.config.expressions_per_image, self.generator)
+        own = self.ranks.part(len(examples))
+        self.ranks.seed(self.seed, step)
+        return self.ranks.add(self.parameters, self._own_gradients(step, examples[own], chosen[own]))
+
+    def _own_gradients(
+        self, step: int, examples: Sequence[Example], chosen: Sequence[Sequence[TextQuery]]
+    ) -> dict[str, Tensor]:
+        """Adds the gradients of this process's images; returns their share of the terms."""
+        batches = self._micro_batches(examples, chosen)
+        counts = self._counts(batches)
+        totals = self.ranks.total(sum(counts, Counts(0, 0, 0)), self.loop.device)
         try:
-            return self._add_gradients(examples, chosen)
+            return self._add_gradients(batches, counts, totals)
         except torch.OutOfMemoryError:
             size = min(self.micro_batch_images, len(examples))
             if self.has_halved_micro_batch or size == 1:
                 raise
         # Outside the handler, whose traceback keeps the activations of the failed step in memory.
+        del batches
         logger.warning(
             "step %d exceeded the memory of the GPU; micro-batches have %d images instead of %d from now on",
             step + 1,
@@ -192,22 +216,29 @@ class Trainer:
         for parameter in self.parameters:
             parameter.grad = None
         torch.cuda.empty_cache()
-        return self._add_gradients(examples, chosen)
-
-    def _add_gradients(self, examples: Sequence[Example], chosen: Sequence[Sequence[TextQuery]]) -> dict[str, Tensor]:
-        """Adds the gradients of the objective on the chosen queries of these images; returns its terms."""
         batches = self._micro_batches(examples, chosen)
-        # Counting waits for the device, and the only batch of a step needs no scale.
-        counts = [Counts.of(batch) for batch in batches] if len(batches) > 1 else []
-        sums: dict[str, Tensor] = {}
+        counts = self._counts(batches)
+        # Other processes have summed the counts and do not repeat their steps.
+        return self._add_gradients(batches, counts, totals if self.ranks.num > 1 else sum(counts, Counts(0, 0, 0)))
+
+    def _counts(self, batches: Sequence[Batch]) -> list[Counts]:
+        """What the terms of each batch are means over; empty if no batch requires a scale.
+
+        Counting waits for the device, and the only batch of a step requires no scale.
+        """
+        return [Counts.of(batch) for batch in batches] if len(batches) > 1 or self.ranks.num > 1 else []
+
+    def _add_gradients(self, batches: Sequence[Batch], counts: Sequence[Counts], totals: Counts) -> dict[str, Tensor]:
+        """Adds the gradients of the objective on these batches; returns its terms."""
+        sums = {field.name: torch.zeros((), device=self.loop.device) for field in fields(Losses)}
         for number, batch in enumerate(batches):
             with autocast(self.config.precision, self.loop.device):
                 answer = self.segmenter(batch.features, batch.mask_inputs, batch.query)
             parts = losses(answer, batch)
             if counts:
-                parts = parts.scaled(counts[number], sum(counts[1:], counts[0]))
+                parts = parts.scaled(counts[number], totals)
             parts.total(self.config.location_loss).backward()
-            sums = {name: term.detach() + sums.get(name, 0.0) for name, term in parts.terms().items()}
+            sums = {name: term.detach() + sums[name] for name, term in parts.terms().items()}
         return sums
 
     def _micro_batches(self, examples: Sequence[Example], chosen: Sequence[Sequence[TextQuery]]) -> list[Batch]:

@@ -25,6 +25,8 @@ def _join(options: argparse.Namespace) -> int:
     from harness.queue.storage import default_path
     from harness.results.run_folder import RunFolder
     from harness.study.study import Study
+    from harness.system.environment import visible_gpus
+    from harness.system.shares import check_devices
     from harness.worker.worker import Limits, Worker
 
     study = Study.from_yaml(options.study, options.set)
@@ -34,6 +36,7 @@ def _join(options: argparse.Namespace) -> int:
             f"{folder.path} is not the run folder of a study; start `python -m harness.run {options.study} --out "
             f"{folder.path}` first, on any machine that sees the folder"
         )
+    check_devices(study.devices, visible_gpus())
     console = Console(width=None if sys.stdout.isatty() else 140, markup=False, emoji=False)
     seconds = 60 * options.cell_minutes if options.cell_minutes else None
     limits = Limits(options.retries, seconds)

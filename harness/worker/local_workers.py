@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -18,6 +19,7 @@ from harness.monitoring.run_log import run_log
 from harness.queue.cell_queue import CellQueue
 from harness.results.run_folder import RunFolder
 from harness.study.study import Study
+from harness.system.exit_code import sentence_of
 from harness.system.shares import Share
 from harness.worker.worker import Limits, RunsCells, Worker
 
@@ -45,16 +47,18 @@ def work(job: Job, errors: Connection | None = None) -> int:
     """Run cells of a study in this process until none is left; returns the exit code.
 
     Args:
-        errors: receives the sentence of a HarnessError, for the process that started this one.
+        errors: receives the sentence of an error that ends the run, for the process that started this one.
     """
     folder = RunFolder(job.folder)
     try:
-        with run_log(folder.path / "run.log"), CellQueue(job.study, job.storage) as queue:
+        with run_log(folder.path / "run.log"), CellQueue(job.study, job.storage, is_joining=True) as queue:
             Worker(job.study, folder, job.cells(), queue, SilentProgress(), job.limits).run()
-    except HarnessError as error:
-        if errors is None:
+    except (HarnessError, OSError) as error:
+        sentence = sentence_of(error)
+        if errors is None or sentence is None:
             raise
-        errors.send(str(error))
+        with suppress(BrokenPipeError):  # the run was killed
+            errors.send(sentence)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -102,12 +106,13 @@ class LocalWorkers:
         Raises:
             HarnessError: a worker met something that the user has to correct, or workers keep dying.
         """
-        if self._errors.poll():
-            raise HarnessError(self._errors.recv())
         for number, process in enumerate(self._processes):
             if process.exitcode not in (None, 0, 2):
                 self._processes[number] = self._start(self.shares[number])
-        return any(process.is_alive() for process in self._processes)
+        is_running = any(process.is_alive() for process in self._processes)
+        if self._errors.poll():  # after the look at the processes, which send before they end
+            raise HarnessError(self._errors.recv())
+        return is_running
 
     def _start(self, share: Share) -> BaseProcess:
         if self.num_starts >= _MAX_STARTS_PER_WORKER * len(self.shares):

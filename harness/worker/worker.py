@@ -7,7 +7,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+import pandas as pd
 
 from harness.errors import HarnessError
 from harness.monitoring.progress import Progress, title
@@ -98,18 +101,22 @@ class Worker:
         finished = self.folder.finished_row(cell.id)
         if finished:
             self.queue.name(claim)
-            self.queue.tell(claim, finished)
+            if cell.id in self.queue.completed():
+                self.queue.give_up(claim.trial, "another trial has the result of this cell")
+            else:
+                self.queue.tell(claim, finished)
         elif not self._watch.has_ended(path):
             self.queue.give_up(claim.trial, "another worker runs this cell")
         else:
             try:
                 with Lease(path, Status(cell.id, title(cell), started=time.time())) as lease:
-                    self.queue.name(claim)
-                    self.queue.tell(claim, self._row(claim, lease))
+                    if self.queue.name(claim):
+                        self.queue.tell(claim, self._row(claim, lease))
             except LeaseLostError:
                 _log.warning("cell taken over", extra={"fields": {"cell": cell.id}})
             except BaseException:
-                self.queue.release(claim)
+                with self.folder.queue_lock():
+                    self.queue.release(claim)
                 raise
 
     def _row(self, claim: "Claim", lease: Lease) -> Row:
@@ -119,15 +126,30 @@ class Worker:
         fields = {"cell": cell.id, "arm": cell.arm, "point": dict(cell.point), "seed": cell.seed}
         _log.info("cell started", extra={"fields": fields})
         with time_limit(self.limits.cell_seconds):
-            row = self.cells.run(cell, self.folder, LeasedProgress(self.progress, lease))
-        lease.check()
-        self.folder.write_cell({**row, "command": command(), "trial": claim.trial})
+            leased = LeasedFolder(self.folder.path, lease)
+            row = self.cells.run(cell, leased, LeasedProgress(self.progress, lease))
+        leased.write_cell({**row, "command": command(), "trial": claim.trial})
         row = self.folder.row(cell.id)
         self.progress.finished(row)
         outcome = {name: row.get(name) for name in ("status", "stage", "failed_stage", "reason", "wall_seconds")}
         _log.info("cell finished", extra={"fields": fields | outcome})
         self.after_cell()
         return row
+
+
+class LeasedFolder(RunFolder):
+    """Writes rows and samples only while the lease of their cell is held; raises LeaseLostError once it is lost."""
+
+    def __init__(self, path: Path, lease: Lease) -> None:
+        super().__init__(path)
+        self.held = lease
+
+    def write_cell(
+        self, row: Row, samples: pd.DataFrame | None = None, early_samples: pd.DataFrame | None = None
+    ) -> None:
+        """Refer to `RunFolder.write_cell`."""
+        self.held.check()
+        super().write_cell(row, samples, early_samples)
 
 
 class LeasedProgress(Progress):
@@ -182,25 +204,39 @@ def return_dead_cells(queue: "CellQueue", folder: RunFolder, watch: Watch, retri
     """Enqueue the cells of dead workers again; a cell in which too many workers died is recorded as failed."""
     with folder.queue_lock():
         for number, cell in queue.running().items():
-            if not (watch.has_ended(folder.lease(cell)) if cell else queue.is_unnamed_for_long(number)):
+            if not _is_dead(queue, folder, watch, number, cell):
                 continue
             _log.warning("worker died", extra={"fields": {"cell": cell, "trial": number}})
             attempts = queue.num_deaths(number) + 1
             if attempts <= retries:
+                # Its worker may only have been slow, and stops when it sees that its lease is gone.
+                folder.lease(cell).unlink(missing_ok=True)
                 queue.return_dead(number)
                 continue
             reason = (
                 f"{attempts} workers died while they ran this cell: killed, or out of memory; look for the cause in "
                 "the log of the system, then run the study again"
             )
-            queue.give_up(number, reason)
             failed = queue.cell_of(number)
             folder.write_cell({**failed.columns, **folder.kept_row(failed.id), "status": "failed", "reason": reason})
+            queue.give_up(number, reason)
 
 
 def release_dead_cells(queue: "CellQueue", folder: RunFolder) -> None:
     """Enqueue the cells of workers that died before this run, which counts deaths anew."""
     watch = Watch()
     for number, cell in queue.running().items():
-        if watch.has_ended(folder.lease(cell)) if cell else queue.is_unnamed_for_long(number):
+        if _is_dead(queue, folder, watch, number, cell):
+            folder.lease(cell).unlink(missing_ok=True)
             queue.release_dead(number)
+
+
+def _is_dead(queue: "CellQueue", folder: RunFolder, watch: Watch, number: int, cell: str) -> bool:
+    """Whether no worker runs the cell of this trial any more.
+
+    A worker that waits for the storage may hold the lease for long before it can name its cell.
+    """
+    if not cell and not queue.is_unnamed_for_long(number):
+        return False
+    cell = cell or queue.cell_id_of(number)
+    return not cell or watch.has_ended(folder.lease(cell))
