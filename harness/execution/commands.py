@@ -33,6 +33,7 @@ def run_command(options: argparse.Namespace) -> int:
     study = Study.from_yaml(options.study, options.set)
     folder = RunFolder(_folder(options.out or Path("runs") / study.name))
     if options.plan:
+        from harness.planning import enough_steps
         from harness.planning.plan import make_plan, plan_table
         from harness.planning.provenance import outdated_sentence
         from harness.planning.requirements import verdict
@@ -44,6 +45,8 @@ def run_command(options: argparse.Namespace) -> int:
         outdated = outdated_sentence([planned.cell for planned in plan], folder)
         if outdated:
             console.print(outdated, soft_wrap=True)
+        if enough := enough_steps.sentence(study, folder):
+            console.print(enough, soft_wrap=True)
         console.print(requirements, soft_wrap=True)
         return 0
     if options.check:

@@ -41,8 +41,7 @@ class Planned:
 def make_plan(study: Study, folder: RunFolder) -> list[Planned]:
     """All cells that are known before the study runs."""
     rows = folder.rows()
-    past = [row for row in [*rows.values(), *_rows_of_other_studies(folder.path)] if row["status"] == "done"]
-    history = History(past)
+    history = History(finished_rows(folder))
     planned = []
     for point in study.points():
         cells = study.cells_of(point)
@@ -51,6 +50,12 @@ def make_plan(study: Study, folder: RunFolder) -> list[Planned]:
             status = rows[cell.id]["status"] if cell.id in rows else "to run"
             planned.append(Planned(cell, status, 0.0 if status in {"done", "skipped"} else seconds, tokens))
     return planned
+
+
+def finished_rows(folder: RunFolder) -> list[Row]:
+    """Rows of finished cells of a study, and of the other studies with a run folder beside it."""
+    rows = [*folder.rows().values(), *_rows_of_other_studies(folder.path)]
+    return [row for row in rows if row["status"] == "done"]
 
 
 class History:
@@ -101,6 +106,11 @@ def _kinds(spec: dict[str, Any]) -> tuple[str, str]:
     parts += [training[name] for name in ("precision", "batch_images", "expressions_per_image")]
     kind = json.dumps(parts, sort_keys=True)
     return f"{kind} {json.dumps(spec['projector'], sort_keys=True)}", kind
+
+
+def kind_of(spec: dict[str, Any]) -> str:
+    """Settings of backbone and batches; cells of one kind take comparable steps."""
+    return _kinds(spec)[1]
 
 
 def _token_settings(spec: dict[str, Any]) -> str:
