@@ -7,8 +7,12 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from harness.data.example import Expression
+from benchmarks.scoring import UpstreamMaskDecoder, rows_by_loop, score_by_loop
+from harness.assembly.assembly import load_examples, prepare
+from harness.assembly.checkpoint import load
+from harness.data.example import Expression, encode
 from harness.evaluation.evaluator import Evaluator, Prediction, sample_rows
+from harness.model.weights.known import SHIPPED
 from harness.study.training_config import TrainingConfig
 from harness.training.trainer import Trainer
 from tests.tiny import FixedBatches, tiny_segmenter, two_objects
@@ -94,3 +98,34 @@ def test_without_seg_the_mask_is_empty_unless_teacher_forced():
     missed, right = sample_rows(example, Prediction(forced, rejected, tokens=4))
     assert (missed["iou"], missed["iou_teacher_forced"], missed["predicted_area"]) == (0.0, 1.0, 0)
     assert (right["iou"], right["iou_teacher_forced"]) == (1.0, 0.0)
+
+
+def test_rows_equal_a_loop_over_masks():
+    """Random masks, an expression without [SEG], one without a target, and ignored pixels."""
+    generator = np.random.default_rng(0)
+    example = two_objects(1)
+    ignored = encode(generator.random(example.size) < 0.2)
+    expressions = (*example.expressions, Expression("the star", "absent", ()), example.expressions[0])
+    example = replace(example, expressions=expressions, ignored=ignored)
+    masks = generator.random((4, *example.size)) < 0.5
+    prediction = Prediction(masks, np.array([True, False, True, True]), tokens=4)
+    for row, expected in zip(sample_rows(example, prediction), rows_by_loop(example, prediction), strict=True):
+        assert {name: row[name] for name in expected} == expected
+
+
+@pytest.mark.slow
+def test_shipped_weights_score_as_with_the_upstream_decoder(tmp_path, monkeypatch):
+    """Two images, in float32; the decoders sum in another order, so single pixels at an edge may differ."""
+    monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path))
+    trained = load(SHIPPED["mllm-scenes"].path, torch.device("cpu"), "float32")
+    testing = load_examples(trained.spec, "test")
+    examples, segmenter = [testing[0], testing[1]], trained.assembly.segmenter
+    prepare(trained.assembly.batches, examples, lambda _: None)
+    evaluator = Evaluator(segmenter, trained.assembly.batches, 2, "float32")
+    found, _ = evaluator.score(examples)
+    decoder = segmenter.mask_decoder
+    segmenter.mask_decoder = UpstreamMaskDecoder(decoder.prompt_encoder, decoder.sam_decoder)
+    expected = score_by_loop(evaluator, examples)
+    assert (found.iou - expected.iou).abs().max() < 1e-3
+    assert (found.intersection - expected.intersection).abs().max() <= 2
+    assert (found.predicted_seg == expected.predicted_seg).all()

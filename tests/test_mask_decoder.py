@@ -7,8 +7,11 @@ from segment_anything.modeling import PromptEncoder, TwoWayTransformer
 from torch.testing import assert_close
 
 from harness.model.config import MaskDecoderConfig
-from harness.model.mask_decoder.decoder import ImageEmbedding, MaskDecoder, PatchEmbedding, build_mask_decoder
+from harness.model.mask_decoder import decoder as module
+from harness.model.mask_decoder.decoder import ImageEmbedding, MaskDecoder, PatchEmbedding
+from harness.model.mask_decoder.from_scratch import build_mask_decoder
 from harness.model.mask_decoder.point_prompted import PointPromptedMaskDecoder
+from harness.model.mask_decoder.two_way import GroupSizes
 
 
 def _decoder(side: int, depth: int, *, image_update: bool = True, pixel_width: int | None = None) -> MaskDecoder:
@@ -141,6 +144,34 @@ def test_masks_at_points_equal_upstreams():
     assert len(found.logits) == (ious > threshold).sum() == 10
     assert_close(found.predicted_iou, ious[found.prompt, found.level], atol=1e-5, rtol=0)
     assert_close(found.logits, masks[found.prompt, found.level], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (3, 2), (7, 7), (16, 3)])
+def test_masks_do_not_depend_on_the_number_of_prompts_at_once(sizes, monkeypatch):
+    """Of points in a shuffled batch, all masks and the best ones."""
+    decoder = _point_prompted(6)
+    coarse, points, image = torch.randn(3, 32, 6, 6), 48 * torch.rand(7, 2), torch.tensor([0, 2, 2, 1, 0, 1, 1])
+    embedding = ImageEmbedding(coarse)
+    with torch.inference_mode():
+        best, all_masks = (
+            decoder.best_at_points(embedding, points, image),
+            decoder.at_points(embedding, points, image, 0.0),
+        )
+        monkeypatch.setattr(module, "CPU_SIZES", GroupSizes(*sizes))
+        assert_close(decoder.best_at_points(embedding, points, image), best, atol=1e-5, rtol=0)
+        found = decoder.at_points(embedding, points, image, 0.0)
+    assert_close(found.logits, all_masks.logits, atol=1e-5, rtol=0)
+    assert torch.equal(found.prompt, all_masks.prompt)
+    assert torch.equal(found.level, all_masks.level)
+
+
+def test_no_masks_are_decoded_without_a_point_of_high_predicted_iou():
+    decoder = _point_prompted(6)
+    embedding, points = ImageEmbedding(torch.randn(1, 32, 6, 6)), torch.zeros(3, 2)
+    with torch.inference_mode():
+        found = decoder.at_points(embedding, points, torch.zeros(3, dtype=torch.long), 9.0)
+        assert found.logits.shape == (0, 24, 24)
+        assert decoder.best_at_points(embedding, points[:0], torch.zeros(0, dtype=torch.long)).shape == (0, 24, 24)
 
 
 @pytest.mark.parametrize("image_update", [True, False])

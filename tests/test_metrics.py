@@ -47,6 +47,17 @@ def random_table(rows: int = 60) -> pd.DataFrame:
     return table(list(zip(masks[0], masks[1], strict=True)), families)
 
 
+def test_counts_of_a_stack_equal_sums_over_pixels() -> None:
+    """Also for masks that are stored by column, as COCO's are decoded."""
+    predictions, targets = np.random.default_rng(0).random((2, 2, 3, 5, 7)) < 0.5
+    for convert in (np.ascontiguousarray, np.asfortranarray):
+        counts = count(convert(predictions), targets)
+        assert np.array_equal(counts["intersection"], (predictions & targets).sum((-2, -1)))
+        assert np.array_equal(counts["union"], (predictions | targets).sum((-2, -1)))
+        assert np.array_equal(counts["predicted_area"], predictions.sum((-2, -1)))
+        assert np.array_equal(counts["target_area"], targets.sum((-2, -1)))
+
+
 def test_iou_of_a_3x3_mask_equals_the_count_by_hand() -> None:
     prediction = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 0]], bool)
     target = np.array([[0, 1, 0], [0, 1, 1], [0, 0, 1]], bool)

@@ -12,7 +12,8 @@ from harness.assembly.batches import BatchMaker
 from harness.data.example import Example, Expression, encode_ids
 from harness.model.config import LLMConfig, MaskDecoderConfig
 from harness.model.llm.language_model import LanguageModel, build_llm
-from harness.model.mask_decoder.decoder import PatchEmbedding, build_mask_decoder
+from harness.model.mask_decoder.decoder import PatchEmbedding
+from harness.model.mask_decoder.from_scratch import build_mask_decoder
 from harness.model.segmenter import Query, Segmenter
 from projectors import Dims, VisualFeatures
 

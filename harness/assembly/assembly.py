@@ -18,7 +18,8 @@ from harness.data.example import Example, Question
 from harness.errors import DataError, WeightsError
 from harness.model.config import VisionConfig
 from harness.model.llm.language_model import build_llm
-from harness.model.mask_decoder.decoder import MaskDecoder, PatchEmbedding, SamEmbedding, build_mask_decoder
+from harness.model.mask_decoder.decoder import MaskDecoder, PatchEmbedding, SamEmbedding
+from harness.model.mask_decoder.from_scratch import build_mask_decoder
 from harness.model.mask_decoder.point_prompted import PointPromptedMaskDecoder
 from harness.model.segmenter import Segmenter
 from harness.model.vision.encoder import VisionEncoder, load_vision_encoder

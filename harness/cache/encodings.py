@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.cache.picture_key import picture_key
 from harness.cache.shared_work import OnWait, compute_missing
 from harness.data.example import Example
 from harness.data.frame import Frame, to_tensor
 from harness.model.mask_decoder.sam import LoadedSam, load_sam
 from harness.model.vision.encoder import VisionEncoder
-from harness.system.cache_folder import OnProgress, cache_folder, image_key
+from harness.system.cache_folder import OnProgress, cache_folder
 from harness.system.device import default_device
 from harness.system.fingerprint import fingerprint
 from projectors import VisualFeatures
@@ -65,7 +66,7 @@ class EncodingCache(ABC):
         return torch.from_numpy(np.stack([np.load(self._path(example)) for example in examples])).float()
 
     def _path(self, example: Example) -> Path:
-        return self.folder / f"{image_key(example.image)}.npy"
+        return self.folder / f"{picture_key(example.picture)}.npy"
 
 
 class PatchCache(EncodingCache):

@@ -17,13 +17,14 @@ from torch import Tensor
 from harness import superpixels
 from harness.cache.encodings import SamCache, frozen_sam
 from harness.cache.mask_candidates import CandidateCache
+from harness.cache.picture_key import picture_key
 from harness.cache.shared_work import OnWait, compute_missing
 from harness.data.example import Example, encode_ids
 from harness.data.frame import Frame
 from harness.model.weights.resolution import WeightsRecord
 from harness.superpixels.candidates import CandidateRequest, Proposal
 from harness.superpixels.partition import compact
-from harness.system.cache_folder import OnProgress, cache_folder, image_key
+from harness.system.cache_folder import OnProgress, cache_folder
 from harness.system.fingerprint import fingerprint
 
 
@@ -125,4 +126,4 @@ class SuperpixelCache:
     def _path(self, example: Example) -> Path:
         # An oracle source uses the ground truth, so the ground truth is part of the name.
         objects = hashlib.sha256(b" ".join(one["counts"] for one in example.objects)).hexdigest()[:8]
-        return self.folder / f"{image_key(example.image)}-{objects}.npy"
+        return self.folder / f"{picture_key(example.picture)}-{objects}.npy"

@@ -172,24 +172,25 @@ def _giou(examples: Sequence[Example], predictions: Iterable[Prediction]) -> flo
 
 def sample_rows(example: Example, prediction: Prediction) -> Iterator[dict[str, Any]]:
     """The rows of one image, with the columns of `harness.results.columns.SAMPLE_COLUMNS`."""
-    (height, width), valid_mask = example.size, example.valid_mask()
+    # Run lengths go down the columns: in column order, masks are encoded without a copy.
+    (height, width), valid_mask = example.size, np.asfortranarray(example.valid_mask())
     for number, expression in enumerate(example.expressions):
-        target = example.mask(expression)
-        forced = prediction.masks[number]
-        mask = forced & prediction.predicted_seg[number]
-        forced_pixels = count(forced & valid_mask, target & valid_mask)
+        target, forced = map(np.asfortranarray, (example.mask(expression), prediction.masks[number]))
+        is_seg = bool(prediction.predicted_seg[number])
+        pixels = _count(forced & valid_mask, target & valid_mask)
+        generated = pixels if is_seg else _of_empty_prediction(pixels)
         yield {
             **_identity(example, number, expression),
-            "iou": _overlap(mask & valid_mask, target & valid_mask),
-            "iou_teacher_forced": float(iou(forced_pixels["intersection"], forced_pixels["union"])),
-            **{name: int(pixels) for name, pixels in count(mask & valid_mask, target & valid_mask).items()},
-            "predicted_seg": bool(prediction.predicted_seg[number]),
-            "intersection_teacher_forced": int(forced_pixels["intersection"]),
-            "predicted_area_teacher_forced": int(forced_pixels["predicted_area"]),
+            "iou": float(iou(generated["intersection"], generated["union"])),
+            "iou_teacher_forced": float(iou(pixels["intersection"], pixels["union"])),
+            **generated,
+            "predicted_seg": is_seg,
+            "intersection_teacher_forced": pixels["intersection"],
+            "predicted_area_teacher_forced": pixels["predicted_area"],
             **_target_attributes(example, expression),
             "height": height,
             "width": width,
-            "prediction_rle": encode(mask)["counts"].decode(),
+            "prediction_rle": encode(forced if is_seg else np.zeros_like(forced))["counts"].decode(),
             "target_rle": encode(target)["counts"].decode(),
         }
     for number, (question, generated_text) in enumerate(
@@ -215,9 +216,19 @@ def _identity(example: Example, number: int, query: TextQuery) -> dict[str, Any]
     }
 
 
+def _count(prediction: np.ndarray, target: np.ndarray) -> dict[str, int]:
+    """Pixel counts of two (h, w) bool masks, by column of the samples table."""
+    return {name: int(pixels) for name, pixels in count(prediction, target).items()}
+
+
+def _of_empty_prediction(pixels: dict[str, int]) -> dict[str, int]:
+    """The pixel counts of the same target with an empty prediction."""
+    return {**pixels, "intersection": 0, "union": pixels["target_area"], "predicted_area": 0}
+
+
 def _overlap(prediction: np.ndarray, target: np.ndarray) -> float:
     """IoU of two (h, w) bool masks."""
-    pixels = count(prediction, target)
+    pixels = _count(prediction, target)
     return float(iou(pixels["intersection"], pixels["union"]))
 
 

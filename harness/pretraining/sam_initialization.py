@@ -5,7 +5,7 @@ from segment_anything.modeling import Sam
 from segment_anything.modeling.prompt_encoder import PositionEmbeddingRandom
 from torch import nn
 
-from harness.model.mask_decoder.decoder import initialise
+from harness.model.mask_decoder.from_scratch import initialise
 
 POSITION_SCALE = 2.0
 """Of the frequencies of point positions; with SAM's own, neighbouring cells of a 28 x 28 grid differ too little."""

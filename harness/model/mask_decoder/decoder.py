@@ -6,6 +6,7 @@ several images with several prompts raise a shape error; here each prompt has th
 features, if any, are added in the two upscaling steps, as in SAM 2 (https://arxiv.org/abs/2408.00714, section 4).
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,19 +14,22 @@ import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
 from segment_anything.modeling import MaskDecoder as SamMaskDecoder
-from segment_anything.modeling import PromptEncoder, TwoWayTransformer
-from segment_anything.modeling.common import LayerNorm2d
-from segment_anything.modeling.mask_decoder import MLP
+from segment_anything.modeling import PromptEncoder
 from torch import Tensor, nn
 
-from harness.model.config import MaskDecoderConfig
-from harness.model.mask_decoder.two_way import Grouping, two_way
+from harness.model.mask_decoder.two_way import Decoded, Grouping, GroupSizes, two_way
 
 UPSCALE = 4
 """Side of a mask over side of the image embedding."""
 
-POINTS_PER_CHUNK = 4
-"""Points whose masks are computed at once, so few that the upscaled images stay in a processor's cache."""
+CPU_SIZES = GroupSizes(tokens=16, images=4)
+"""Numbers of prompts at once on a CPU; other devices process all prompts at once."""
+
+MASK_TOKEN = (1,)
+"""The output token for an unambiguous prompt; it follows the token of predicted IoU."""
+
+POINT_TOKENS = (0, 2, 3, 4)
+"""The output tokens for an ambiguous prompt, such as a single point: predicted IoU, subpart, part, whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,16 +158,16 @@ class MaskDecoder(nn.Module):
         Returns:
             (M, 4g, 4g) mask logits over the padded frame.
         """
-        group = Grouping.of(image, len(embedding.coarse))
-        states, keys = self._two_way(embedding, prompts.unsqueeze(1), group)
-        kernel = self.sam_decoder.output_hypernetworks_mlps[0](states[:, 1])
-        if self.image_update:
-            pixels = self._upscale(keys, embedding.details, group.image)
-            masks = einsum(kernel, pixels, "m c, m n ij kl c -> m n ij kl")
-        else:
-            pixels = self._upscale(keys, embedding.details, None)
-            masks = group.by_prompt(einsum(group.by_image(kernel), pixels, "b e c, b n ij kl c -> b e n ij kl"))
-        return _to_image(masks, embedding.coarse.shape[-2])
+        masks = []
+        for decoded in self._two_way(embedding, prompts.unsqueeze(1), image, MASK_TOKEN):
+            kernels = self.sam_decoder.output_hypernetworks_mlps[0](decoded.states)
+            if self.image_update:
+                masks.append(self._classify(decoded.images, kernels, embedding.details, image[decoded.prompts])[:, 0])
+            else:
+                group = Grouping.of(image, len(embedding.coarse))
+                pixels = self._upscale(decoded.images[0], embedding.details, None)
+                masks.append(group.by_prompt(_classify(group.by_image(kernels[:, 0]), pixels)))
+        return _to_image(torch.cat(masks), embedding.coarse.shape[-2])
 
     def at_points(self, embedding: ImageEmbedding, points: Tensor, image: Tensor, min_iou: float) -> PointMasks:
         """Masks of single points, three per point (subpart, part, whole), without those of low predicted IoU.
@@ -174,59 +178,82 @@ class MaskDecoder(nn.Module):
             image: (M,) int64, index of each point's image.
             min_iou: masks with a predicted IoU of at most this are not computed.
         """
-        predicted_iou, states, keys = self._prompt_with_points(embedding, points, image)
-        is_wanted = predicted_iou > min_iou
-        selected = is_wanted.any(dim=1).nonzero().squeeze(1)
-        logits = []
-        for chunk in selected.split(POINTS_PER_CHUNK):
-            pixels = self._upscale(keys[chunk], embedding.details, image[chunk])
-            masks = einsum(self._kernels(states[chunk]), pixels, "m level c, m n ij kl c -> m level n ij kl")
-            logits.append(_to_image(masks[is_wanted[chunk]], embedding.coarse.shape[-2]))
-        prompt, level = is_wanted.nonzero(as_tuple=True)
-        return PointMasks(torch.cat(logits), prompt, level, predicted_iou[is_wanted])
+        logits, predicted_iou = [], []
+        for decoded in self._two_way(embedding, self._point_prompts(points), image, POINT_TOKENS):
+            iou = self._predicted_iou(decoded.states)
+            is_wanted = iou > min_iou
+            selected = is_wanted.any(dim=1)
+            groups = zip(decoded.images, selected.split([len(one) for one in decoded.images]), strict=True)
+            images = [one[own] for one, own in groups if own.any()] or [decoded.images[0][:0]]
+            kernels = self._kernels(decoded.states[selected])
+            masks = self._classify(images, kernels, embedding.details, image[decoded.prompts][selected])
+            logits.append(_to_image(masks[is_wanted[selected]], embedding.coarse.shape[-2]))
+            predicted_iou.append(iou)
+        scores = torch.cat(predicted_iou)
+        prompt, level = (scores > min_iou).nonzero(as_tuple=True)
+        return PointMasks(torch.cat(logits), prompt, level, scores[prompt, level])
 
     def best_at_points(self, embedding: ImageEmbedding, points: Tensor, image: Tensor) -> Tensor:
         """The mask of highest predicted IoU of the three of each point, (M, 4g, 4g) logits.
 
         Args are those of `at_points`.
         """
-        predicted_iou, states, keys = self._prompt_with_points(embedding, points, image)
-        kernel = self._kernels(states)[torch.arange(len(points), device=points.device), predicted_iou.argmax(1)]
-        pixels = self._upscale(keys, embedding.details, image)
-        return _to_image(einsum(kernel, pixels, "m c, m n ij kl c -> m n ij kl"), embedding.coarse.shape[-2])
+        logits = []
+        for decoded in self._two_way(embedding, self._point_prompts(points), image, POINT_TOKENS):
+            best = self._predicted_iou(decoded.states).argmax(1)
+            kernels = self._kernels(decoded.states)[torch.arange(len(best), device=best.device), best]
+            logits.append(
+                self._classify(decoded.images, kernels.unsqueeze(1), embedding.details, image[decoded.prompts])[:, 0]
+            )
+        return _to_image(torch.cat(logits), embedding.coarse.shape[-2])
 
-    def _prompt_with_points(
-        self, embedding: ImageEmbedding, points: Tensor, image: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Single points -> predicted IoU (M, 3), mask tokens (M, 3, P), and each point's image features (M, N, P)."""
+    def _point_prompts(self, points: Tensor) -> Tensor:
+        """Single points (M, 2) -> prompt tokens (M, 2, P)."""
         assert self.image_update, "point prompts require image_update"
         labels = torch.ones(len(points), 1, dtype=torch.int, device=points.device)
         prompts, _ = self.prompt_encoder(points=(points.unsqueeze(1), labels), boxes=None, masks=None)
-        states, keys = self._two_way(embedding, prompts, Grouping.of(image, len(embedding.coarse)))
-        # The first mask token is for unambiguous prompts; a single point is ambiguous.
-        return self.sam_decoder.iou_prediction_head(states[:, 0])[:, 1:], states[:, 2:], keys
+        return prompts
+
+    def _predicted_iou(self, states: Tensor) -> Tensor:
+        """`POINT_TOKENS` (M, 4, P) -> predicted IoU (M, 3) of subpart, part and whole."""
+        return self.sam_decoder.iou_prediction_head(states[:, 0])[:, 1:]
 
     def _kernels(self, states: Tensor) -> Tensor:
-        """Pixel classifiers of the three mask tokens (M, 3, P), (M, 3, pixel width)."""
+        """`POINT_TOKENS` (M, 4, P) -> pixel classifiers of subpart, part and whole (M, 3, pixel width)."""
         networks = self.sam_decoder.output_hypernetworks_mlps[1:]
-        return torch.stack([network(states[:, level]) for level, network in enumerate(networks)], dim=1)
+        return torch.stack([network(states[:, level]) for level, network in enumerate(networks, start=1)], dim=1)
 
-    def _two_way(self, embedding: ImageEmbedding, prompts: Tensor, group: Grouping) -> tuple[Tensor, Tensor]:
-        """Prompts (M, K, P) -> IoU and mask tokens (M, 1 + masks, P), and the updated image features."""
+    def _two_way(
+        self, embedding: ImageEmbedding, prompts: Tensor, image: Tensor, outputs: Sequence[int]
+    ) -> Iterator[Decoded]:
+        """Prompts (M, K, P), each for the image (M,) of B -> output tokens, and the image as each prompt updates it."""
         decoder = self.sam_decoder
         keys = rearrange(embedding.coarse, "b p h w -> b (h w) p") + self.prompt_encoder.no_mask_embed.weight
         position = rearrange(self.prompt_encoder.get_dense_pe(), "1 p h w -> 1 (h w) p").to(keys.dtype)
         output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-        tokens = torch.cat([output_tokens.expand(len(prompts), -1, -1), prompts], dim=1)
         return two_way(
             decoder.transformer,
             keys,
             position,
-            tokens,
-            group,
+            torch.cat([output_tokens.expand(len(prompts), -1, -1), prompts], dim=1),
+            Grouping.of(image, len(keys)),
             image_update=self.image_update,
-            num_outputs=len(output_tokens),
+            outputs=outputs,
+            sizes=CPU_SIZES if keys.device.type == "cpu" else GroupSizes(*[max(1, len(prompts))] * 2),
         )
+
+    def _classify(
+        self, images: list[Tensor], kernels: Tensor, details: tuple[Tensor, Tensor] | None, image: Tensor
+    ) -> Tensor:
+        """Mask logits (M, E, N, 4, 4) of E pixel classifiers (M, E, pixel width) per prompt.
+
+        Args:
+            images: the image as updated by each prompt, (m, N, P) each.
+            image: (M,) index of each prompt's details.
+        """
+        sizes = [len(one) for one in images]
+        rows = zip(images, kernels.split(sizes), image.split(sizes), strict=True)
+        return torch.cat([_classify(own, self._upscale(one, details, index)) for one, own, index in rows])
 
     def _upscale(self, keys: Tensor, details: tuple[Tensor, Tensor] | None, image: Tensor | None) -> Tensor:
         """(X, N, P) -> (X, N, 4, 4, pixel width): 2 x 2 cells per position, and 2 x 2 pixels per cell.
@@ -239,12 +266,19 @@ class MaskDecoder(nn.Module):
         if details is not None:
             blocks = rearrange(details[0], "b c (h i) (w j) -> b (h w) (i j) c", i=2, j=2)
             cells = cells + (blocks if image is None else blocks.index_select(0, image))
-        cells = activate(F.layer_norm(cells, cells.shape[-1:], norm.weight, norm.bias, norm.eps))
+        # On a CPU, a norm over few channels is about three times as fast in float32 as in bfloat16.
+        cells = activate(F.layer_norm(cells.to(norm.weight.dtype), cells.shape[-1:], norm.weight, norm.bias, norm.eps))
         pixels = _spread(second, cells)
         if details is not None:
             blocks = rearrange(details[1], "b c (h i k) (w j l) -> b (h w) (i j) (k l) c", i=2, j=2, k=2, l=2)
             pixels = pixels + (blocks if image is None else blocks.index_select(0, image))
         return activate_last(pixels)
+
+
+def _classify(kernels: Tensor, pixels: Tensor) -> Tensor:
+    """Pixel classifiers (X, E, c) and upscaled images (X, N, 4, 4, c) -> mask logits (X, E, N, 4, 4)."""
+    logits = kernels @ rearrange(pixels, "x n ij kl c -> x c (n ij kl)")
+    return rearrange(logits, "x e (n ij kl) -> x e n ij kl", ij=4, kl=4)
 
 
 def _to_image(masks: Tensor, height: int) -> Tensor:
@@ -258,64 +292,3 @@ def _spread(convolution: nn.Module, values: Tensor) -> Tensor:
     assert convolution.bias is not None
     weight = rearrange(convolution.weight, "c o i j -> (i j o) c")
     return rearrange(F.linear(values, weight, convolution.bias.repeat(4)), "... (ij o) -> ... ij o", ij=4)
-
-
-def build_mask_decoder(config: MaskDecoderConfig, grid: tuple[int, int], frame: int) -> MaskDecoder:
-    """Build a mask decoder from scratch from segment-anything's classes, with SAM's sizes by default."""
-    width, heads = config.width or 256, config.heads or 8
-    prompt_encoder = PromptEncoder(
-        embed_dim=width, image_embedding_size=grid, input_image_size=(frame, frame), mask_in_chans=16
-    )
-    transformer = TwoWayTransformer(
-        depth=config.depth or 2, embedding_dim=width, mlp_dim=config.mlp_width or 2048, num_heads=heads
-    )
-    decoder = SamMaskDecoder(transformer_dim=width, transformer=transformer, num_multimask_outputs=0)
-    if config.pixel_width is not None:
-        _widen(decoder, config.pixel_width)
-    initialise(decoder)
-    return MaskDecoder(prompt_encoder, decoder, image_update=config.image_update)
-
-
-def _widen(decoder: SamMaskDecoder, width: int) -> None:
-    """Set the channels of both upscaling steps and of the pixel classifiers to `width`."""
-    decoder.output_upscaling = nn.Sequential(
-        nn.ConvTranspose2d(decoder.transformer_dim, width, kernel_size=2, stride=2),
-        LayerNorm2d(width),
-        nn.GELU(),
-        nn.ConvTranspose2d(width, width, kernel_size=2, stride=2),
-        nn.GELU(),
-    )
-    decoder.output_hypernetworks_mlps = nn.ModuleList(
-        MLP(decoder.transformer_dim, decoder.transformer_dim, width, 3) for _ in decoder.output_hypernetworks_mlps
-    )
-
-
-def initialise(decoder: SamMaskDecoder) -> None:
-    """Initialise the decoder so that a mask is a dot product of prompt and image; training adds attention.
-
-    With torch's defaults the mask token hardly depends on the prompt, which matters when training on few images. The
-    first self-attention, which has no residual connection, starts as the mean of the tokens. Every residual branch
-    starts at zero. All other layers preserve the variance of their input.
-    """
-    for module in decoder.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.ConvTranspose2d):
-            nn.init.normal_(module.weight, std=(2 / module.in_channels) ** 0.5)
-            assert module.bias is not None
-            nn.init.zeros_(module.bias)
-    for token in (decoder.iou_token, decoder.mask_tokens):
-        nn.init.normal_(token.weight, std=0.1)
-    transformer = decoder.transformer
-    residual_ends = [transformer.final_attn_token_to_image.out_proj]
-    for block in transformer.layers:
-        residual_ends += [block.mlp.lin2, block.cross_attn_token_to_image.out_proj]
-        residual_ends += [block.cross_attn_image_to_token.out_proj]
-        if block.skip_first_layer_pe:
-            for identity in (block.self_attn.v_proj, block.self_attn.out_proj):
-                nn.init.eye_(identity.weight)
-        else:
-            residual_ends.append(block.self_attn.out_proj)
-    for layer in residual_ends:
-        nn.init.zeros_(layer.weight)
