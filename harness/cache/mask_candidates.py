@@ -7,12 +7,13 @@ from pathlib import Path
 from torch import Tensor
 
 from harness.cache.encodings import SamCache
+from harness.cache.reading import example_key
 from harness.cache.shared_work import OnWait, compute_missing
 from harness.data.example import Example
 from harness.data.frame import Frame
 from harness.model.mask_decoder.decoder import MaskDecoder
 from harness.superpixels.candidates import Candidates, PoolSettings, Proposal, propose
-from harness.system.cache_folder import OnProgress, cache_folder, image_key
+from harness.system.cache_folder import OnProgress, cache_folder
 from harness.system.fingerprint import fingerprint
 
 
@@ -67,4 +68,4 @@ class CandidateCache:
         return Candidates.from_json(self._path(example).read_bytes())
 
     def _path(self, example: Example) -> Path:
-        return self.folder / f"{image_key(example.image)}.json"
+        return self.folder / f"{example_key(example)}.json"

@@ -17,13 +17,14 @@ from torch import Tensor
 from harness import superpixels
 from harness.cache.encodings import SamCache, frozen_sam
 from harness.cache.mask_candidates import CandidateCache
+from harness.cache.reading import example_key, read_arrays
 from harness.cache.shared_work import OnWait, compute_missing
 from harness.data.example import Example, encode_ids
 from harness.data.frame import Frame
 from harness.model.weights.resolution import WeightsRecord
 from harness.superpixels.candidates import CandidateRequest, Proposal
 from harness.superpixels.partition import compact
-from harness.system.cache_folder import OnProgress, cache_folder, image_key
+from harness.system.cache_folder import OnProgress, cache_folder
 from harness.system.fingerprint import fingerprint
 
 
@@ -120,9 +121,9 @@ class SuperpixelCache:
 
     def load(self, examples: Sequence[Example]) -> Tensor:
         """Load the label maps (B, R, R) of images passed to `ensure` before, as int64."""
-        return torch.from_numpy(np.stack([np.load(self._path(example)) for example in examples])).long()
+        return torch.from_numpy(read_arrays([self._path(example) for example in examples])).long()
 
     def _path(self, example: Example) -> Path:
         # An oracle source uses the ground truth, so the ground truth is part of the name.
         objects = hashlib.sha256(b" ".join(one["counts"] for one in example.objects)).hexdigest()[:8]
-        return self.folder / f"{image_key(example.image)}-{objects}.npy"
+        return self.folder / f"{example_key(example)}-{objects}.npy"
