@@ -1,7 +1,8 @@
-"""Trains one arm in a process of its own, step by step on request: `benchmarks.training_step` runs it in two checkouts.
+"""Trains one arm in a process of its own, on request: `benchmarks.training_step` runs it in two checkouts.
 
-It reads a line from standard input before each step, and prints a line of JSON after it, with its processor time in
-seconds and its loss. Names of modules are those of this version, or those of commit ee3a7d0, before they were renamed.
+It reads a line from standard input before each interval of the training curve, and prints a line of JSON after it, with
+its processor time in seconds and its loss. Names of modules are those of this version, or those of commit ee3a7d0,
+before they were renamed.
 """
 
 import json
@@ -15,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
-NUM_IMAGES = 128
-"""Training images, so few that caches are filled quickly; 40 steps take them 3.75 times, as 250 steps take 800."""
+IMAGES_PER_STEP = 3.2
+"""Training images over steps, as in the preset's 800 images and 250 steps."""
 
 
 class Parts(NamedTuple):
@@ -29,11 +30,11 @@ class Parts(NamedTuple):
     examples: list[Any]
 
 
-def train(study: Path, arm: str) -> None:
-    """Runs the whole training of an arm; its curve must have a point at every step."""
+def train(study: Path, arm: str, seed: int) -> None:
+    """Runs the whole training of an arm, and pauses at each point of its curve."""
     is_current = find_spec("harness.training.trainer") is not None
     trainers = import_module("harness.training.trainer" if is_current else "harness.training")
-    *arguments, examples = _current(study, arm) if is_current else _earlier(study, arm)
+    *arguments, examples = _current(study, arm, seed) if is_current else _earlier(study, arm, seed)
     started = 0.0
 
     def wait() -> None:
@@ -50,7 +51,11 @@ def train(study: Path, arm: str) -> None:
     trainers.Trainer(*arguments, on_step).run(examples)
 
 
-def _current(study: Path, arm: str) -> Parts:
+def _first(training: Any, steps: int) -> list[Any]:
+    return [training[number] for number in range(min(len(training), round(IMAGES_PER_STEP * steps)))]
+
+
+def _current(study: Path, arm: str, seed: int) -> Parts:
     from harness.assembly.assembly import assemble, build_vocabulary, load_examples, prepare
     from harness.assembly.checkpoint import Initialization
     from harness.execution.stages import seed_everything
@@ -60,27 +65,27 @@ def _current(study: Path, arm: str) -> Parts:
 
     spec = next(cell.spec for cell in Study.from_yaml(study).cells() if cell.arm == arm)
     training = load_examples(spec, "train")
-    generator = seed_everything(0)
+    generator = seed_everything(seed)
     initialization = Initialization(spec, default_device())
     assembly = assemble(spec, initialization.vocabulary_for(build_vocabulary(training)), default_device())
     initialization.load_into(assembly)
-    examples = [training[number] for number in range(NUM_IMAGES)]
+    examples = _first(training, spec.training.steps)
     prepare(assembly.batches, examples, progress_on(Console(stderr=True)).note, with_mask_inputs=False)
     segmenter = assembly.segmenter.eval()
     segmenter.match_token_scale(assembly.batches.features(examples[:32]))
     return Parts(segmenter, assembly.batches, spec.training, generator, examples)
 
 
-def _earlier(study: Path, arm: str) -> Parts:
+def _earlier(study: Path, arm: str, seed: int) -> Parts:
     assembling, checkpoint = import_module("harness.assembly"), import_module("harness.checkpoint")
     device = import_module("harness.device").default_device()
     spec = next(cell.spec for cell in import_module("harness.study").load(study).cells() if cell.arm == arm)
     training = assembling.load_examples(spec, "train")
-    generator = import_module("harness.cell").seed_everything(0)
+    generator = import_module("harness.cell").seed_everything(seed)
     start = checkpoint.Start(spec, device)
     assembly = assembling.assemble(spec, start.words_for(assembling.words_of(training)), device)
     start.give(assembly)
-    examples = [training[number] for number in range(NUM_IMAGES)]
+    examples = _first(training, spec.training.steps)
     progress = import_module("harness.progress").progress_on(Console(stderr=True))
     assembling.prepare(assembly.batches, examples, progress, with_view=False)
     segmenter = assembly.segmenter.eval()
@@ -89,4 +94,4 @@ def _earlier(study: Path, arm: str) -> Parts:
 
 
 if __name__ == "__main__":
-    train(Path(sys.argv[1]), sys.argv[2])
+    train(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -22,6 +22,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks.training import hardware
+from harness.training.trainer import MAX_POINTS
 
 ROOT = Path(__file__).parent.parent
 COMMIT = "ee3a7d0"
@@ -38,8 +39,8 @@ ARMS = {
     },
     "mlp": {"projector": "mlp"},
 }
-Step = dict[str, float]
-"""Seconds of processor time, and loss."""
+Interval = dict[str, float]
+"""Of the training curve: seconds of processor time, and loss."""
 
 
 class Trained:
@@ -50,20 +51,20 @@ class Trained:
         study: its study file.
     """
 
-    def __init__(self, root: Path, study: Path, arm: str) -> None:
+    def __init__(self, root: Path, study: Path, arm: str, seed: int) -> None:
         variables = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(ROOT / "benchmarks/step_process.py"), str(study), arm]
+        command = [sys.executable, str(ROOT / "benchmarks/step_process.py"), str(study), arm, str(seed)]
         self.process = subprocess.Popen(
             command, cwd=root, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def step(self) -> Step:
-        """One step; the other training waits meanwhile."""
+    def step(self) -> Interval:
+        """One interval of the curve; the other training waits meanwhile."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        found: Step = json.loads(self.process.stdout.readline())
+        found: Interval = json.loads(self.process.stdout.readline())
         return found
 
     def close(self) -> None:
@@ -82,9 +83,10 @@ def checkout(commit: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def compare(earlier: Path, folder: Path, arm: str, precision: str, steps: int) -> str:
-    """One line: milliseconds of both, their ratio, and the losses of both at the first step and at the last ten."""
-    runs = []
+def compare(earlier: Path, folder: Path, arm: str, precision: str, steps: int, seed: int) -> str:
+    """One line: milliseconds of both, their ratio, and the first and last losses of both."""
+    runs: list[Trained] = []
+    interval = max(1, steps // MAX_POINTS)
     for name, root in (("earlier", earlier), ("current", ROOT)):
         study = folder / f"{name}.yaml"
         settings = {
@@ -95,25 +97,26 @@ def compare(earlier: Path, folder: Path, arm: str, precision: str, steps: int) -
             "baseline": "pooling",
         }
         study.write_text(yaml.safe_dump(settings), encoding="utf-8")
-        runs.append(Trained(root, study, arm))
+        runs.append(Trained(root, study, arm, seed))
     try:
-        found = [[run.step() for run in runs] for _ in range(steps)]
+        found = [[run.step() for run in runs] for _ in range(steps // interval)]
     finally:
         for run in runs:
             run.close()
-    slow, fast = (statistics.median(pair[i]["seconds"] for pair in found[WARM_UP:]) for i in (0, 1))
+    slow, fast = (statistics.median(pair[i]["seconds"] for pair in found[WARM_UP:]) / interval for i in (0, 1))
     first = [pair["loss"] for pair in found[0]]
     last = [statistics.mean(pair[i]["loss"] for pair in found[-10:]) for i in (0, 1)]
     return (
         f"{arm:8} {precision:9} {1e3 * slow:6.1f} ms -> {1e3 * fast:6.1f} ms   ratio {slow / fast:.2f}x   "
-        f"loss at step 1: {first[0]:.5f} -> {first[1]:.5f}, of the last ten: {last[0]:.3f} -> {last[1]:.3f}"
+        f"first loss {first[0]:.5f} -> {first[1]:.5f}, mean of the last ten {last[0]:.3f} -> {last[1]:.3f}"
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the comparisons and prints them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training_step", description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=STEPS, help="steps of each training, at most 50")
+    parser.add_argument("--steps", type=int, default=STEPS, help="steps of each training; 250 in the preset")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and of the order of images")
     parser.add_argument("--commit", default=COMMIT, help="earlier version")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="default: all")
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"], help="default: both")
@@ -123,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with checkout(options.commit) as earlier, tempfile.TemporaryDirectory() as folder:
         for arm in options.arms:
             for precision in options.precisions:
-                print(compare(earlier, Path(folder), arm, precision, options.steps), flush=True)
+                print(compare(earlier, Path(folder), arm, precision, options.steps, options.seed), flush=True)
 
 
 if __name__ == "__main__":
