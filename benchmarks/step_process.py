@@ -9,7 +9,6 @@ import json
 import sys
 import time
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +31,10 @@ class Parts(NamedTuple):
 
 def train(study: Path, arm: str, seed: int) -> None:
     """Runs the whole training of an arm, and pauses at each point of its curve."""
-    is_current = find_spec("harness.training.trainer") is not None
-    trainers = import_module("harness.training.trainer" if is_current else "harness.training")
+    trainers = import_module("harness.training")
+    is_current = hasattr(trainers, "__path__")  # a package; one module at the earlier commit
+    if is_current:
+        trainers = import_module("harness.training.trainer")
     *arguments, examples = _current(study, arm, seed) if is_current else _earlier(study, arm, seed)
     started = 0.0
 

@@ -60,9 +60,10 @@ class Muon(torch.optim.Optimizer):
             for shape, parameters in by_shape.items():
                 directions = orthogonalise(self._momentum(parameters, group["momentum"]))
                 scale = group["lr"] * 0.2 * max(shape) ** 0.5
+                tensors: list[Tensor] = [*parameters]
                 if group["weight_decay"]:
-                    torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_sub_(parameters, directions.unbind(), alpha=scale)
+                    torch._foreach_mul_(tensors, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_sub_(tensors, directions.unbind(), alpha=scale)
 
     def _momentum(self, parameters: list[nn.Parameter], momentum: float) -> Tensor:
         """Updates the running means of the gradients (K, m, n); returns the Nesterov momentum."""

@@ -31,10 +31,10 @@ def selected_states(model: LlamaModel, packed: PackedSequence, is_selected: Tens
     angles = packed.positions[..., None] * model.rotary_emb.inv_freq.float()
     cos, sin = (rearrange(wave, "b q f -> b q 1 f") for wave in (angles.cos(), angles.sin()))
     states = packed.embeds
-    *layers, last = model.layers
-    for layer in layers:
+    layers: list[Any] = [*model.layers]
+    for layer in layers[:-1]:
         states = _run_layer(layer, states, mask, cos, sin)
-    states = _run_layer(last, states, mask[rows, chosen], cos, sin, (rows, chosen))
+    states = _run_layer(layers[-1], states, mask[rows, chosen], cos, sin, (rows, chosen))
     return model.norm(states)[image, slot]
 
 
@@ -76,8 +76,9 @@ def _run_layer(
 
 def _project(normed: Tensor, gain: Tensor, *linears: nn.Linear) -> Tensor:
     """Outputs of linear layers on `normed * gain`, concatenated."""
-    weight = torch.cat([linear.weight for linear in linears]) * gain
-    biases = [linear.bias for linear in linears if linear.bias is not None]
+    weights: list[Tensor] = [linear.weight for linear in linears]
+    weight = torch.cat(weights) * gain
+    biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
     return F.linear(normed, weight, torch.cat(biases) if biases else None)
 
 
@@ -94,7 +95,7 @@ class _UnitRms(torch.autograd.Function):
         return normed
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """The part of the gradient along the vector is removed, and the rest is scaled."""
         normed, inverse = ctx.saved_tensors
         along = (gradient * normed).mean(dim=-1, keepdim=True, dtype=torch.float32)
@@ -112,7 +113,7 @@ class _Rotation(torch.autograd.Function):
         return _rotate(heads, cos, sin)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         """The rotation by the opposite angle."""
         cos, sin = ctx.saved_tensors
         return _rotate(gradient, cos, -sin), None, None
