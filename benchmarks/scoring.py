@@ -28,7 +28,7 @@ from benchmarks.training import hardware
 from harness.assembly.assembly import load_examples, prepare
 from harness.assembly.batches import BatchMaker
 from harness.assembly.checkpoint import Trained, load
-from harness.cache import picture_key
+from harness.cache import reading
 from harness.data.example import Example, ImageFile, encode
 from harness.evaluation.evaluator import Evaluator, Prediction
 from harness.evaluation.metrics import iou
@@ -170,7 +170,7 @@ def compare_inputs(batches: BatchMaker, examples: Sequence[Example], rounds: int
     def load_without_keys() -> list[Tensor]:
         found = []
         for source in (lambda: batches.features(examples).patches, lambda: batches.mask_inputs(examples)):
-            picture_key._file_key.cache_clear()  # so that the next cache decodes the files again
+            reading._file_key.cache_clear()  # so that the next cache decodes the files again
             found.append(source())
         return found
 

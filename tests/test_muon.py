@@ -1,16 +1,49 @@
-"""Muon: orthogonalised updates, equal to those of torch.optim.Muon."""
+"""Muon: orthogonalised updates, close to those of torch.optim.Muon."""
 
 import pytest
 import torch
+from torch import Tensor
 from torch.testing import assert_close
 
 from harness.study.training_config import TrainingConfig
-from harness.training.muon import Muon, orthogonalise
+from harness.training.muon import MIN_SINGULAR_VALUE, POLYNOMIALS, Muon, orthogonalise
 from harness.training.optimizers import build_optimizers
 from tests.tiny import tiny_segmenter
 
+SHAPES = [(8, 8), (6, 20), (20, 6), (40, 30), (24, 96)]
 
-@pytest.mark.parametrize("shape", [(8, 8), (6, 20), (20, 6)])
+
+def apply_polynomials(values: Tensor) -> Tensor:
+    """The polynomials of single numbers."""
+    for a, b, c in POLYNOMIALS:
+        values = a * values + b * values**3 + c * values**5
+    return values
+
+
+def test_polynomials_map_singular_values_to_near_one():
+    """As near as the five equal steps of the original, of which the smallest gain is that of 0.0015."""
+    values = torch.linspace(MIN_SINGULAR_VALUE, 1, 100_000, dtype=torch.float64)
+    assert 0.74 < apply_polynomials(values).min() < apply_polynomials(values).max() < 1.27
+    small = torch.tensor([1e-5], dtype=torch.float64)
+    assert float(apply_polynomials(small) / small) > 300
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rank", [2, None])
+def test_orthogonalised_matrices_have_the_polynomials_of_their_singular_values(shape, rank):
+    """By a singular value decomposition; singular values are divided by the 4-norm of all of a matrix."""
+    generator = torch.Generator().manual_seed(0)
+    matrices = torch.randn(3, *shape, generator=generator, dtype=torch.float64)
+    if rank is not None:
+        matrices = matrices[:, :, :rank] @ matrices[:, :rank, :]
+    matrices[1] *= 1e-3
+    left, values, right = torch.linalg.svd(matrices, full_matrices=False)
+    scaled = values / values.pow(4).sum(1, keepdim=True).pow(0.25)
+    expected = left @ torch.diag_embed(apply_polynomials(scaled)) @ right
+    assert_close(orthogonalise(matrices.float()), expected.float(), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_orthogonalised_matrices_have_singular_values_near_one(shape):
     generator = torch.Generator().manual_seed(0)
     matrices = torch.randn(3, *shape, generator=generator)
@@ -20,13 +53,17 @@ def test_orthogonalised_matrices_have_singular_values_near_one(shape):
     assert values.max() < 1.3
 
 
+def test_a_matrix_of_zeros_stays_zero():
+    assert not orthogonalise(torch.zeros(2, 4, 12)).any()
+
+
 def test_matrices_of_a_stack_are_orthogonalised_independently():
     matrices = torch.randn(4, 5, 9, generator=torch.Generator().manual_seed(0))
     assert_close(orthogonalise(matrices)[2], orthogonalise(matrices[2:3])[0])
 
 
-def test_updates_equal_those_of_torchs_muon():
-    """Torch orthogonalises in bfloat16, so the tolerance is that of its eight bits."""
+def test_updates_are_close_to_those_of_torchs_muon():
+    """Both scale singular values to within about 0.25 of 1, but to different values."""
     initial = torch.randn(12, 7, generator=torch.Generator().manual_seed(0))
     ours, theirs = (torch.nn.Parameter(initial.clone()) for _ in range(2))
     first = Muon([ours], lr=0.1, momentum=0.9, weight_decay=0.5)
@@ -36,8 +73,9 @@ def test_updates_equal_those_of_torchs_muon():
         ours.grad, theirs.grad = gradient.clone(), gradient.clone()
         first.step()
         second.step()
-    assert (theirs - initial).abs().max() > 0.1
-    assert_close(ours, theirs, atol=0.01, rtol=0)
+    changes = [(parameter.detach() - initial).flatten() for parameter in (ours, theirs)]
+    assert torch.cosine_similarity(*changes, dim=0) > 0.98
+    assert 0.9 < changes[0].norm() / changes[1].norm() < 1.1
 
 
 def test_muon_gets_hidden_matrices_and_adamw_all_other_parameters():

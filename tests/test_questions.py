@@ -67,7 +67,7 @@ def test_every_token_of_an_answer_and_its_end_is_a_training_target(parts: tuple[
         *(seg, seg, red, llm.end_id, the, red, square, llm.end_id),
         *(seg, seg, blue, llm.end_id, the, blue, square, llm.end_id),
     ]
-    assert len(batch.targets) == 4
+    assert len(batch.location_targets) == len(batch.masks.targets) == 4
     assert batch.image.tolist() == [0, 0, 1, 1]
 
 

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.testing import assert_close
 
-from harness.assembly.batches import Batch
+from harness.assembly.batches import Batch, MaskTargets
 from harness.data.example import Expression
 from harness.errors import DataError, HarnessError
 from harness.model.segmenter import Answer, Query, Segmenter
@@ -41,11 +41,11 @@ def _batch(logits: torch.Tensor, targets: torch.Tensor, valid_mask: torch.Tensor
     batch = Batch(
         features=None,
         mask_inputs=None,
-        valid_mask=valid_mask,
         query=Query(ids, ids.bool(), torch.zeros(1, count, dtype=torch.long), torch.ones(1, count, dtype=torch.bool)),
         image=torch.zeros(count, dtype=torch.long),
         answers=torch.full((count,), 2),
-        targets=targets,
+        location_targets=targets,
+        masks=MaskTargets(targets, valid_mask),
     )
     return answer, batch
 
@@ -66,13 +66,13 @@ def test_location_loss_equals_a_loop_and_excludes_empty_targets():
     location_logits, targets = torch.randn(3, 4, 4, generator=generator), torch.zeros(3, 8, 8)
     targets[0, :2, :3] = 1
     targets[2, 5, 5] = 1
-    share = targets.reshape(3, 4, 2, 4, 2).mean((2, 4))
+    shares = targets.reshape(3, 4, 2, 4, 2).mean((2, 4))
     naive = []
-    for logits, part in zip(location_logits, share, strict=True):
+    for logits, part in zip(location_logits, shares, strict=True):
         if part.sum():
             naive.append(-float(torch.log((logits.exp() / logits.exp().sum() * part).sum())))
-    assert_close(location_loss(location_logits, targets), torch.tensor(naive).mean(), atol=1e-4, rtol=0)
-    assert float(location_loss(location_logits[1:2], targets[1:2])) == 0.0
+    assert_close(location_loss(location_logits, shares), torch.tensor(naive).mean(), atol=1e-4, rtol=0)
+    assert float(location_loss(location_logits[1:2], shares[1:2])) == 0.0
 
 
 def test_mask_losses_ignore_the_padding_of_the_frame():

@@ -9,18 +9,15 @@ from harness.training.validation import Validation, hits_target
 from tests.tiny import FixedBatches, tiny_segmenter
 
 
-def test_a_location_hits_where_the_centre_of_the_likeliest_cell_is_on_the_target():
-    targets = torch.zeros(4, 12, 12)
-    targets[0, 3:6, 0:3] = 1
-    targets[1, 4, 1] = 1
-    targets[3, :, :6] = 1
-    logits = torch.zeros(4, 4, 4)
-    logits[0, 1, 0] = logits[1, 1, 0] = logits[2, 1, 0] = 1
-    logits[3, 2, 2] = 1
-    assert hits_target(logits, targets).tolist() == [True, True, False], "the third has no target"
-    targets[1] = 0
-    targets[1, 3, 0] = 1
-    assert hits_target(logits, targets).tolist() == [True, False, False], "a target beside the centre of the cell"
+def test_a_location_hits_a_cell_that_the_target_covers_by_half():
+    shares = torch.zeros(5, 4, 4)
+    shares[0, 1, 0] = 0.5
+    shares[1, 1, 0], shares[1, 2, 2] = 0.4, 0.9
+    shares[2, 1, 0], shares[2, 2, 2] = 0.2, 0.1
+    shares[3, 2, 2], shares[3, 1, 0] = 0.3, 0.2
+    logits = torch.zeros(5, 4, 4)
+    logits[:, 1, 0] = 1
+    assert hits_target(logits, shares).tolist() == [True, False, True, False], "the fifth has no target"
 
 
 def test_validation_equals_a_loop_over_images_and_leaves_the_mode():
@@ -38,9 +35,8 @@ def test_validation_equals_a_loop_over_images_and_leaves_the_mode():
             answer = segmenter(batch.features, None, batch.query)
         terms = losses(answer, batch)
         total.append(float(terms.answer + 0.5 * terms.location))
-        for logits, target in zip(answer.location_logits, batch.targets, strict=True):
-            row, column = divmod(int(logits.argmax()), logits.shape[1])
-            scale = target.shape[0] / logits.shape[0]
-            hits.append(bool(target[int((row + 0.5) * scale), int((column + 0.5) * scale)]))
+        for logits, shares in zip(answer.location_logits, batch.location_targets, strict=True):
+            share = shares.flatten()[int(logits.argmax())]
+            hits.append(bool(share >= min(0.5, float(shares.max()))))
     assert_close(measured["validation_loss"], sum(total) / 2, atol=1e-5, rtol=0)
     assert measured["validation_location"] == sum(hits) / len(hits)

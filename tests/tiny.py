@@ -69,7 +69,7 @@ class FixedBatches(BatchMaker):
     def __init__(self, llm: LanguageModel) -> None:
         generator = torch.Generator().manual_seed(0)
         self.visual, self.pixels = tiny_features(2, generator)
-        super().__init__(llm, PatchesOfTwo(self.visual.patches), None, None, GRID, torch.device("cpu"))
+        super().__init__(llm, PatchesOfTwo(self.visual.patches), None, None, GRID, GRID, torch.device("cpu"))
         self.examples = [two_objects(0), two_objects(1)]
 
 

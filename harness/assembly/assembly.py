@@ -130,6 +130,7 @@ def assemble(spec: CellSpec, words: Iterable[str], device: torch.device) -> Asse
         superpixels if "superpixels" in projector.required_inputs else None,
         decoder_pe,
         encoder.grid,
+        mask_decoder.location_grid,
         device,
         sam,
     )

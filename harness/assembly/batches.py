@@ -8,6 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from harness.assembly.location_targets import LocationTargets
 from harness.cache.encodings import SamCache, VisionCache
 from harness.cache.superpixel_labels import SuperpixelCache
 from harness.data.example import Example, Expression, Question, TextQuery
@@ -18,6 +19,19 @@ from projectors import VisualFeatures
 
 
 @dataclass(frozen=True, slots=True)
+class MaskTargets:
+    """Ground truth of B images and their S expressions in the padded frame.
+
+    Args:
+        targets: (S, R, R) float, the target mask of each expression.
+        valid: (B, R, R) float, 0 in the padding and in ignored regions, 1 elsewhere.
+    """
+
+    targets: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """B images with their queries and ground truth; expressions and answer tokens are in row-major order of (B, E).
 
@@ -25,20 +39,20 @@ class Batch:
         features: the projector's input.
         mask_inputs: the mask decoder's input besides the patches: frames (B, 3, R, R) in 0..1 for a mask decoder from
             scratch, image embeddings (B, P, g, g) for that of a SAM. None if no masks are decoded.
-        valid_mask: (B, R, R) float, 0 in the padding and in ignored regions, 1 elsewhere.
         query: the tokenised expressions and questions, with the answers to the questions, (B, E, L).
         image: (S,) int64, index of each expression's image.
         answers: (A,) int64, id of the correct token for each row of `Answer.answer_logits`.
-        targets: (S, R, R) float, the target mask of each expression in the padded frame.
+        location_targets: (S, g, g), the share of each cell of the location grid that the expression's target covers.
+        masks: the ground truth in pixels; None if no masks are decoded.
     """
 
     features: VisualFeatures
     mask_inputs: Tensor | None
-    valid_mask: Tensor
     query: Query
     image: Tensor
     answers: Tensor
-    targets: Tensor
+    location_targets: Tensor
+    masks: MaskTargets | None
 
 
 class BatchMaker:
@@ -51,6 +65,7 @@ class BatchMaker:
         decoder_pe: returns the mask decoder's current positional encoding (P, h, w), which loading a checkpoint may
             change; None if the projector requires none.
         grid: (H, W) of the patches.
+        location_grid: (g, g) of the location logits.
         sam: cached image embeddings of the mask decoder's SAM; None for a mask decoder from scratch.
     """
 
@@ -61,6 +76,7 @@ class BatchMaker:
         superpixels: SuperpixelCache | None,
         decoder_pe: Callable[[], Tensor] | None,
         grid: tuple[int, int],
+        location_grid: tuple[int, int],
         device: torch.device,
         sam: SamCache | None = None,
     ) -> None:
@@ -69,6 +85,7 @@ class BatchMaker:
         self.superpixels = superpixels
         self.decoder_pe = decoder_pe
         self.grid = grid
+        self.location_targets = LocationTargets.shared(vision.frame, location_grid)
         self.device = device
         self.sam = sam
 
@@ -76,28 +93,30 @@ class BatchMaker:
         self, examples: Sequence[Example], chosen: Sequence[Sequence[TextQuery]], *, with_mask_inputs: bool = True
     ) -> Batch:
         """A batch with the chosen queries of each image, in this order, and their ground truth."""
-        frames = self._frames(examples)
-        targets = [
-            frame.place_mask(example.mask(one))
-            for example, frame, queries in zip(examples, frames, chosen, strict=True)
+        query = self.query(chosen, with_answers=True)
+        image, _ = query.is_expression.nonzero(as_tuple=True)
+        expressions = [
+            (example, one)
+            for example, queries in zip(examples, chosen, strict=True)
             for one in queries
             if isinstance(one, Expression)
         ]
-        masks = np.array(targets, dtype=bool)
-        valid_mask = np.stack(
-            [frame.place_mask(example.valid_mask()) for example, frame in zip(examples, frames, strict=True)]
-        )
-        query = self.query(chosen, with_answers=True)
-        image, _ = query.is_expression.nonzero(as_tuple=True)
         return Batch(
             features=self.features(examples),
             mask_inputs=self.mask_inputs(examples) if with_mask_inputs else None,
-            valid_mask=torch.from_numpy(valid_mask).to(self.device).float(),
             query=query,
             image=image,
             answers=self._answers(chosen, query),
-            targets=torch.from_numpy(masks.reshape(-1, *valid_mask.shape[1:])).to(self.device).float(),
+            location_targets=self.location_targets.load(expressions).to(self.device),
+            masks=self._masks(examples, expressions) if with_mask_inputs else None,
         )
+
+    def _masks(self, examples: Sequence[Example], expressions: Sequence[tuple[Example, Expression]]) -> MaskTargets:
+        side = self.vision.frame
+        valid = [Frame.of(one.size, side).place_mask(one.valid_mask()) for one in examples]
+        targets = [Frame.of(of.size, side).place_mask(of.mask(one)) for of, one in expressions]
+        masks = np.array(targets, dtype=bool).reshape(-1, side, side)
+        return MaskTargets(*(torch.from_numpy(part).to(self.device).float() for part in (masks, np.stack(valid))))
 
     def _answers(self, chosen: Sequence[Sequence[TextQuery]], query: Query) -> Tensor:
         """Correct token ids (A,): [SEG] or [REJ] for an expression; the answer's and the end token's for a question."""

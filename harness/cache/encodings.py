@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.cache.picture_key import picture_key
+from harness.cache.reading import example_key, read_arrays
 from harness.cache.shared_work import OnWait, compute_missing
 from harness.data.example import Example
 from harness.data.frame import Frame, to_tensor
@@ -63,10 +63,10 @@ class EncodingCache(ABC):
 
     def load(self, examples: Sequence[Example]) -> Tensor:
         """Load the encodings (B, ...) of images passed to `ensure` before, as float32."""
-        return torch.from_numpy(np.stack([np.load(self._path(example)) for example in examples])).float()
+        return torch.from_numpy(read_arrays([self._path(example) for example in examples])).float()
 
     def _path(self, example: Example) -> Path:
-        return self.folder / f"{picture_key(example.picture)}.npy"
+        return self.folder / f"{example_key(example)}.npy"
 
 
 class PatchCache(EncodingCache):

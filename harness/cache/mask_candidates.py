@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from harness.cache.encodings import SamCache
-from harness.cache.picture_key import picture_key
+from harness.cache.reading import example_key
 from harness.cache.shared_work import OnWait, compute_missing
 from harness.data.example import Example
 from harness.data.frame import Frame
@@ -68,4 +68,4 @@ class CandidateCache:
         return Candidates.from_json(self._path(example).read_bytes())
 
     def _path(self, example: Example) -> Path:
-        return self.folder / f"{picture_key(example.picture)}.json"
+        return self.folder / f"{example_key(example)}.json"

@@ -17,7 +17,7 @@ from torch import Tensor
 from harness import superpixels
 from harness.cache.encodings import SamCache, frozen_sam
 from harness.cache.mask_candidates import CandidateCache
-from harness.cache.picture_key import picture_key
+from harness.cache.reading import example_key, read_arrays
 from harness.cache.shared_work import OnWait, compute_missing
 from harness.data.example import Example, encode_ids
 from harness.data.frame import Frame
@@ -121,9 +121,9 @@ class SuperpixelCache:
 
     def load(self, examples: Sequence[Example]) -> Tensor:
         """Load the label maps (B, R, R) of images passed to `ensure` before, as int64."""
-        return torch.from_numpy(np.stack([np.load(self._path(example)) for example in examples])).long()
+        return torch.from_numpy(read_arrays([self._path(example) for example in examples])).long()
 
     def _path(self, example: Example) -> Path:
         # An oracle source uses the ground truth, so the ground truth is part of the name.
         objects = hashlib.sha256(b" ".join(one["counts"] for one in example.objects)).hexdigest()[:8]
-        return self.folder / f"{picture_key(example.picture)}-{objects}.npy"
+        return self.folder / f"{example_key(example)}-{objects}.npy"

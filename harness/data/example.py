@@ -222,7 +222,11 @@ class Example:
 
     def mask(self, expression: Expression) -> np.ndarray:
         """The union of the visible masks of the expression's targets, (h, w) bool."""
-        return union([self.objects[k - 1] for k in expression.targets], self.size)
+        return self.target_mask(expression.targets)
+
+    def target_mask(self, targets: Sequence[int]) -> np.ndarray:
+        """The union of the visible masks of objects, by their ids, (h, w) bool."""
+        return union([self.objects[k - 1] for k in targets], self.size)
 
     def valid_mask(self) -> np.ndarray:
         """(h, w) bool, False where a pixel is ignored."""

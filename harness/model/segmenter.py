@@ -151,13 +151,17 @@ class Segmenter(nn.Module):
     def run_llm(self, tokens: VisualTokens, query: Query) -> tuple[Tensor, Tensor]:
         """Hidden states that predict `Answer.answer_logits`, (A, D), and [SEG] states of the expressions, (S, D)."""
         packed, prompt_ends = self._pack(tokens, query)
-        states = self.llm(packed.embeds, packed.attention, packed.positions)
         steps = torch.arange(int(query.answer_lengths.max()) + 1, device=prompt_ends.device)
         is_predicted = query.is_valid[..., None] & (steps <= query.answer_lengths[..., None])
         image, number, step = is_predicted.nonzero(as_tuple=True)
         seg_image, expression = query.is_expression.nonzero(as_tuple=True)
-        seg = prompt_ends[seg_image, expression] + (self.llm.config.seg_state == "own")
-        return states[image, prompt_ends[image, number] + step], states[seg_image, seg]
+        answers = image, prompt_ends[image, number] + step
+        segs = seg_image, prompt_ends[seg_image, expression] + (self.llm.config.seg_state == "own")
+        is_selected = torch.zeros_like(packed.positions, dtype=torch.bool)
+        is_selected[answers] = is_selected[segs] = True
+        states = self.llm.selected_states(packed, is_selected)
+        row = is_selected.flatten().cumsum(0).view_as(packed.positions) - 1
+        return states[row[answers]], states[row[segs]]
 
     def generate(self, tokens: VisualTokens, query: Query, max_tokens: int = MAX_ANSWER_TOKENS) -> Tensor:
         """Greedy decoding of an answer to each of M valid queries, all packed and with a key-value cache.

@@ -12,7 +12,8 @@ from torch import nn
 
 import projectors
 from harness.model.config import LoRAConfig, MaskDecoderConfig
-from harness.model.mask_decoder.decoder import MaskDecoder, PatchEmbedding, build_mask_decoder
+from harness.model.mask_decoder.decoder import MaskDecoder, PatchEmbedding
+from harness.model.mask_decoder.from_scratch import build_mask_decoder
 from harness.planning.published import LLMShape
 from harness.planning.shapes import sam_shape
 from projectors import Dims

@@ -52,7 +52,8 @@ class Counts:
     @classmethod
     def of(cls, batch: Batch) -> "Counts":
         """The counts of a batch."""
-        return cls(len(batch.answers), len(batch.targets), int(batch.targets.flatten(1).any(1).sum()))
+        targets = batch.location_targets
+        return cls(len(batch.answers), len(targets), int(targets.flatten(1).any(1).sum()))
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(self.answers + other.answers, self.expressions + other.expressions, self.targets + other.targets)
@@ -72,12 +73,14 @@ def losses(answer: Answer, batch: Batch) -> Losses:
     """Cross-entropy of the answers, BCE and dice of the masks at the decoder's resolution, and the location loss."""
     answer_loss = F.cross_entropy(answer.answer_logits.float(), batch.answers)
     zero = answer_loss.new_zeros(())
-    location = location_loss(answer.location_logits.float(), batch.targets) if len(batch.targets) else zero
+    targets, masks = batch.location_targets, batch.masks
+    location = location_loss(answer.location_logits.float(), targets) if len(targets) else zero
     if not len(answer.mask_logits):
         return Losses(answer=answer_loss, bce=zero, dice=zero, location=location)
+    assert masks is not None, "masks are decoded"
     logits = answer.mask_logits.float()
-    target = F.interpolate(batch.targets[:, None], logits.shape[-2:], mode="area")[:, 0]
-    valid_mask = F.interpolate(batch.valid_mask[:, None], logits.shape[-2:], mode="area")[:, 0][batch.image]
+    target = F.interpolate(masks.targets[:, None], logits.shape[-2:], mode="area")[:, 0]
+    valid_mask = F.interpolate(masks.valid[:, None], logits.shape[-2:], mode="area")[:, 0][batch.image]
     bce = F.binary_cross_entropy_with_logits(logits, target, weight=valid_mask, reduction="none").sum((1, 2))
     return Losses(
         answer=answer_loss,
@@ -94,18 +97,18 @@ def dice_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
     return 1 - (overlap + epsilon) / ((probabilities / scale).sum((1, 2)) + (targets / scale).sum((1, 2)) + epsilon)
 
 
-def location_loss(location_logits: Tensor, targets: Tensor) -> Tensor:
+def location_loss(location_logits: Tensor, shares: Tensor) -> Tensor:
     """Negative log of the probability that a location sampled from the softmax lies on its target.
 
     The mean over expressions; those with an empty target are excluded.
 
     Args:
         location_logits: (M, g, g).
-        targets: (M, R, R).
+        shares: (M, g, g), the share of each cell that the target covers.
     """
-    share = F.interpolate(targets[:, None], location_logits.shape[-2:], mode="area").flatten(1)
-    has_target = share.sum(1) > 0
+    shares = shares.flatten(1)
+    has_target = shares.sum(1) > 0
     if not has_target.any():
         return location_logits.sum() * 0
-    joint = location_logits.flatten(1).log_softmax(1)[has_target] + share[has_target].clamp(min=1e-6).log()
+    joint = location_logits.flatten(1).log_softmax(1)[has_target] + shares[has_target].clamp(min=1e-6).log()
     return -joint.logsumexp(1).mean()

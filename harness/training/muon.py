@@ -4,9 +4,11 @@ Small models trained from scratch spend most of their steps on a plateau, becaus
 on the words is a hundredth of the component that all prompts share. Orthogonalisation gives both the same step size.
 
 Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; scale of the update as in
-https://arxiv.org/abs/2502.16982 (section 2.2), so that AdamW's learning rates can be reused.
-Differs from torch.optim.Muon: orthogonalises in the parameter's own precision, because processors without native
-bfloat16 emulate it about ninety times slower; matrices of the same shape are orthogonalised together.
+https://arxiv.org/abs/2502.16982 (section 2.2), so that AdamW's learning rates can be reused; a different polynomial in
+each iteration, as in Polar Express, https://arxiv.org/abs/2505.16932 (section 3).
+Differs from torch.optim.Muon: four polynomials of their own in place of five equal ones; matrices are divided by their
+Schatten 4-norm instead of the Frobenius norm; orthogonalises in the parameter's own precision, because processors
+without native bfloat16 emulate it about ninety times slower; matrices of the same shape are orthogonalised together.
 """
 
 from collections import defaultdict
@@ -16,8 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-NEWTON_SCHULZ_STEPS = 5
+POLYNOMIALS = (
+    (8.4052, -24.8508, 18.4246),
+    (4.0772, -3.0350, 0.5722),
+    (3.6058, -2.6996, 0.5340),
+    (2.6177, -1.9413, 0.4486),
+)
+"""Coefficients a, b, c of polynomials a x + b x^3 + c x^5, applied in turn."""
+MIN_SINGULAR_VALUE = 0.0025
+"""Each polynomial has the least largest distance from 1 on the range that the one before maps this value to 1 to."""
+LONG = 1.5
+"""Ratio of sides above which it is cheaper to evaluate the polynomials on Gram matrices."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -47,28 +58,63 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     by_shape[parameter.shape].append(parameter)
             for shape, parameters in by_shape.items():
-                directions = orthogonalise(torch.stack([self._momentum(p, group["momentum"]) for p in parameters]))
+                directions = orthogonalise(self._momentum(parameters, group["momentum"]))
                 scale = group["lr"] * 0.2 * max(shape) ** 0.5
-                for parameter, direction in zip(parameters, directions, strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction, alpha=scale)
+                tensors: list[Tensor] = [*parameters]
+                if group["weight_decay"]:
+                    torch._foreach_mul_(tensors, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_sub_(tensors, directions.unbind(), alpha=scale)
 
-    def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
-        """Updates the running mean of gradients; returns the Nesterov momentum."""
-        assert parameter.grad is not None
-        state = self.state[parameter]
-        if "mean" not in state:
-            state["mean"] = torch.zeros_like(parameter)
-        state["mean"].lerp_(parameter.grad, 1 - momentum)
-        return parameter.grad.lerp(state["mean"], momentum)
+    def _momentum(self, parameters: list[nn.Parameter], momentum: float) -> Tensor:
+        """Updates the running means of the gradients (K, m, n); returns the Nesterov momentum."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for parameter in parameters:
+            if "mean" not in self.state[parameter]:
+                self.state[parameter]["mean"] = torch.zeros_like(parameter)
+        means = [self.state[parameter]["mean"] for parameter in parameters]
+        torch._foreach_lerp_(means, gradients, 1 - momentum)
+        return torch.stack(gradients).lerp_(torch.stack(means), momentum)
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """Sets singular values of matrices (K, m, n) to about 1, by the quintic Newton-Schulz iteration."""
-    a, b, c = NEWTON_SCHULZ
+    """Sets singular values of matrices (K, m, n) to about 1, by odd polynomials of degree 5.
+
+    Long matrices are multiplied by the matrix once: the polynomials are evaluated on the Gram matrix alone.
+    """
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if is_tall else matrices
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+    gram = x @ x.mT
+    # The Schatten 4-norm: at least the spectral norm, and closer to it than the Frobenius norm.
+    norm = torch.linalg.matrix_norm(gram, keepdim=True).clamp(min=1e-14)
+    is_long = x.shape[-1] > LONG * x.shape[-2]
+    x, gram = x * norm.rsqrt(), gram / norm
+    x = _by_gram(x, gram) if is_long else _by_matrix(x, gram)
     return x.mT if is_tall else x
+
+
+def _by_matrix(x: Tensor, gram: Tensor) -> Tensor:
+    """Applies the polynomials to matrices (K, m, n) with these Gram matrices."""
+    for number, coefficients in enumerate(POLYNOMIALS):
+        if number:
+            gram = x @ x.mT
+        x = _factor(gram, coefficients) @ x
+    return x
+
+
+def _by_gram(x: Tensor, gram: Tensor) -> Tensor:
+    """The same with one product of the size of x: factors commute, and so do they with the Gram matrix."""
+    product = _factor(gram, POLYNOMIALS[0])
+    factor = product
+    for coefficients in POLYNOMIALS[1:]:
+        gram = factor @ (factor @ gram)
+        factor = _factor(gram, coefficients)
+        product = factor @ product
+    return product @ x
+
+
+def _factor(gram: Tensor, coefficients: tuple[float, float, float]) -> Tensor:
+    """a I + b G + c G G, by which a polynomial multiplies the matrix."""
+    a, b, c = coefficients
+    factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    factor.diagonal(dim1=-2, dim2=-1).add_(a)
+    return factor

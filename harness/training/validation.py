@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from harness.assembly.batches import BatchMaker
@@ -51,23 +50,26 @@ class Validation:
                 answer = self.segmenter(batch.features, None, batch.query)
             terms = losses(answer, batch).scaled(count, totals)
             loss += float(terms.answer + self.config.location_loss * terms.location)
-            hits.append(hits_target(answer.location_logits.float(), batch.targets))
+            hits.append(hits_target(answer.location_logits.float(), batch.location_targets))
         self.segmenter.train(was_training)
         found = torch.cat(hits)
         location = {"validation_location": float(found.float().mean())} if len(found) else {}
         return {"validation_loss": loss, **location}
 
 
-def hits_target(location_logits: Tensor, targets: Tensor) -> Tensor:
-    """Whether the centre of the most likely cell of the grid lies on the target, for each target that is not empty.
+def hits_target(location_logits: Tensor, shares: Tensor) -> Tensor:
+    """Whether the most likely cell of the grid lies on the target, for each target that is not empty.
+
+    A cell lies on the target if the target covers at least half of it. If it covers half of no cell, the one that it
+    covers most counts.
 
     Args:
         location_logits: (M, g, g).
-        targets: (M, R, R), 1 on the target.
+        shares: (M, g, g), the share of each cell that the target covers.
 
     Returns:
         (N,) bool, N <= M.
     """
-    centres = F.interpolate(targets[:, None], location_logits.shape[-2:], mode="nearest-exact").flatten(1)
-    hits = centres.gather(1, location_logits.flatten(1).argmax(1, keepdim=True))[:, 0] > 0
-    return hits[targets.flatten(1).any(1)]
+    shares, largest = shares.flatten(1), shares.flatten(1).amax(1)
+    found = shares.gather(1, location_logits.flatten(1).argmax(1, keepdim=True))[:, 0]
+    return (found >= largest.clamp(max=0.5))[largest > 0]

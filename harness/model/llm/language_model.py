@@ -20,13 +20,17 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.errors import WeightsError
 from harness.model.config import LLMConfig
+from harness.model.llm.packing import PackedSequence
 from harness.model.llm.pretrained import load_pretrained
+from harness.model.llm.selected_states import selected_states
 from harness.model.llm.tiny import build_tiny
 from harness.model.weights.resolution import WeightsRecord, resolve
 from projectors import VisualTokens
 
 _PLACEHOLDER = "\ufffc"
 """Content of a chat turn, used to split the chat template around it."""
+MAX_TOKEN_ROWS = 2**16
+"""Texts whose token ids are kept."""
 SEG, REJ = 0, 1
 """Indices of the two trained output rows; in `answer_logits` they follow the vocabulary."""
 
@@ -73,6 +77,7 @@ class LanguageModel(nn.Module):
         self.tokenizer = tokenizer
         self.config = config
         self.weights = weights
+        self._token_rows: dict[str, list[int]] = {}
         shape: Any = model.config
         self._shape = shape.get_text_config()
         prefix, self._suffix = self._split_turn() if config.prompt == "chat" else (self._first_token(), "")
@@ -123,8 +128,14 @@ class LanguageModel(nn.Module):
         return Prompts(ids, mask, answer_lengths)
 
     def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
-        rows: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        return rows
+        """Token ids of each text; those of recent texts are kept, because training repeats its expressions."""
+        if len(self._token_rows) > MAX_TOKEN_ROWS:
+            self._token_rows.clear()
+        missing = [text for text in dict.fromkeys(texts) if text not in self._token_rows]
+        if missing:
+            rows = self.tokenizer(missing, add_special_tokens=False)["input_ids"]
+            self._token_rows.update(zip(missing, rows, strict=True))
+        return [self._token_rows[text] for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer, up to its end-of-sequence token."""
@@ -194,6 +205,16 @@ class LanguageModel(nn.Module):
             use_cache=cache is not None,
         )
         return output.last_hidden_state
+
+    def selected_states(self, packed: PackedSequence, is_selected: Tensor) -> Tensor:
+        """Last hidden states of the tokens in is_selected (B, Q) bool, in row-major order: (M, D).
+
+        While gradients are recorded, `tiny` computes its last layer for these tokens only. Without gradients, as in
+        scoring and in measured costs, it runs like any other LLM.
+        """
+        if self.config.name == "tiny" and torch.is_grad_enabled():
+            return selected_states(self.model.get_decoder(), packed, is_selected)
+        return self(packed.embeds, packed.attention, packed.positions)[is_selected]
 
     def _masks(self, attention: Tensor, positions: Tensor, key_positions: Tensor) -> Tensor | dict[str, Tensor]:
         """The attention mask (B, 1, Q, K) for the model's layers, or one per type of layer.

@@ -129,6 +129,11 @@ class MaskDecoder(nn.Module):
         return self.sam_decoder.transformer_dim
 
     @property
+    def location_grid(self) -> tuple[int, int]:
+        """(g, g), cells of the location logits and of the image embedding."""
+        return self.prompt_encoder.image_embedding_size
+
+    @property
     def detail_widths(self) -> tuple[int, int]:
         """Channels of the features at 2g and at 4g, in SAM P/4 and P/8."""
         first, _, _, second, _ = self.sam_decoder.output_upscaling
