@@ -17,7 +17,8 @@ Assumptions:
 - Not counted: CUDA's context and libraries, fragmentation, and the stages in which the frozen models fill the caches.
 
 Estimate over measured peak on a CPU in float32 (presets embedded and small, random encoder): mlp 1.05 and 1.09, pooling
-1.11 and 1.17, SVP 0.82 and 1.13, qformer 0.60 (embedded). Not compared with CUDA or the paper's scale.
+1.11 and 1.17, SVP 0.82 and 1.13, qformer 0.60 (embedded); mlp
+with a trained mask decoder from scratch 0.90. Not compared with CUDA or the paper's scale.
 
 Sources: Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198, section 4 (activations of a layer); Rajbhandari et
 al. 2020, https://arxiv.org/abs/1910.02054, section 3.1 (parameters, gradients, optimizer state).
