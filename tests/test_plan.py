@@ -1,5 +1,7 @@
 """The plan of a study: a row per cell, or per group of cells in a large study."""
 
+import io
+
 import pytest
 from rich.console import Console
 
@@ -17,9 +19,9 @@ def planned(tmp_path, *overrides: str, text: str = STUDY) -> tuple[Study, list[P
 
 
 def printed(study: Study, plan: list[Planned]) -> list[str]:
-    console = Console(width=200, record=True, quiet=True)
-    console.print(plan_table(study, plan))
-    return console.export_text().splitlines()
+    text = io.StringIO()
+    Console(file=text, width=200).print(plan_table(study, plan))
+    return text.getvalue().splitlines()
 
 
 def test_a_small_plan_has_a_row_per_cell(tmp_path):
