@@ -30,10 +30,9 @@ def study() -> Study:
 
 
 @pytest.mark.parametrize(("arms", "points", "seeds"), [(99, 1, 100), (1, 1999, 5)])
-def test_ten_thousand_cells_add_seconds_to_a_plan_which_can_be_read(tmp_path, arms, points, seeds):
-    few, _ = _plan(tmp_path / "few.yaml", large_study(1, 1, 1))
-    many, printed = _plan(tmp_path / "many.yaml", large_study(arms, points, seeds))
-    assert many - few < 6, "seconds of the processor; the import of libraries is in both"
+def test_a_plan_of_ten_thousand_cells_takes_seconds_and_can_be_read(tmp_path, arms, points, seeds):
+    seconds, printed = _plan(tmp_path / "many.yaml", large_study(arms, points, seeds))
+    assert seconds < 10, "of the processor, with the import of libraries"
     number = (1 + arms * points) * seeds
     assert f"{number} of {number} cells to run" in printed
     assert printed.count("\n") < 250
