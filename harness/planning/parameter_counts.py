@@ -5,13 +5,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from segment_anything.modeling import MaskDecoder as SamMaskDecoder
-from segment_anything.modeling import PromptEncoder, TwoWayTransformer
 from torch import nn
 
 import projectors
 from harness.model.config import LoRAConfig, MaskDecoderConfig
-from harness.model.mask_decoder.decoder import MaskDecoder, PatchEmbedding, build_mask_decoder
 from harness.planning.published import LLMShape
 from harness.planning.shapes import sam_shape
 from harness.system.uninitialized import uninitialized
@@ -108,6 +105,12 @@ def projector_size(settings: str, dims: Dims) -> ProjectorSize:
 @lru_cache(maxsize=64)
 def mask_decoder_parameters(config: MaskDecoderConfig, vision_width: int) -> Count:
     """Trainable parameters of a mask decoder that learns, with its image embedding module."""
+    # segment-anything imports torchvision, which takes seconds that most plans do not need.
+    from segment_anything.modeling import MaskDecoder as SamMaskDecoder
+    from segment_anything.modeling import PromptEncoder, TwoWayTransformer
+
+    from harness.model.mask_decoder.decoder import MaskDecoder, PatchEmbedding, build_mask_decoder
+
     grid = (2, 2)  # on which the parameters do not depend
     with uninitialized():
         if config.name == "scratch":

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-_FILLING = {"uniform_", "normal_", "trunc_normal_", "erfinv_"}
+_FILLING = {"kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_", "trunc_normal_", "orthogonal_"}
+_FILLING |= {"uniform_", "normal_"}
 
 
 class _Unfilled(TorchFunctionMode):
