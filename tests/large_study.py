@@ -61,8 +61,10 @@ def write_finished_run(study: Study, folder: RunFolder, num_images: int) -> None
         folder.write_cell(_row(cell, number, samples, generator), samples)
     folder.gallery.mkdir(exist_ok=True)
     for image in sorted(scored["image_id"].unique())[:24]:
-        pixels = generator.integers(0, 255, size=(SIDE, SIDE, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder.gallery / f"{image.replace('/', '-')}.png")
+        shade = np.linspace(0, 255, SIDE).astype(np.uint8)
+        Image.fromarray(np.tile(shade[:, None, None], (1, SIDE, 3))).save(
+            folder.gallery / f"{image.replace('/', '-')}.png"
+        )
 
 
 def _row(cell: Cell, number: int, samples: pd.DataFrame, generator: np.random.Generator) -> dict:

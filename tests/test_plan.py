@@ -1,11 +1,18 @@
 """The plan of a study: a row per cell, or per group of cells in a large study."""
 
+import io
+
 import pytest
+import torch
 from rich.console import Console
 
 from harness.planning.plan import MAX_ROWS, Planned, make_plan, plan_table
 from harness.results.run_folder import RunFolder
 from harness.study.study import Study
+from harness.system.uninitialized import uninitialized
+from projectors import Dims
+from projectors.mlp import MLP
+from projectors.svp.svp import SVP
 from tests.small_study import STUDY, row_of, write_study
 
 SPACE = "{projector.position.blocks: [1, 3], projector.position.queries: [1, 2]}"
@@ -17,9 +24,9 @@ def planned(tmp_path, *overrides: str, text: str = STUDY) -> tuple[Study, list[P
 
 
 def printed(study: Study, plan: list[Planned]) -> list[str]:
-    console = Console(width=200, record=True, quiet=True)
-    console.print(plan_table(study, plan))
-    return console.export_text().splitlines()
+    text = io.StringIO()
+    Console(file=text, width=200).print(plan_table(study, plan))
+    return text.getvalue().splitlines()
 
 
 def test_a_small_plan_has_a_row_per_cell(tmp_path):
@@ -64,3 +71,14 @@ def test_cells_of_unknown_time_are_counted_beside_the_sum(tmp_path, seconds):
     plan = [Planned(each.cell, "to run", 60.0 if each.cell.seed else seconds, None) for each in plan]
     [pooling] = [line for line in printed(study, plan) if "pooling" in line]
     assert ("49 min, 1 cells unknown" if seconds is None else "50 min") in pooling
+
+
+def test_a_projector_is_built_without_initial_weights_and_random_numbers():
+    state = torch.get_rng_state()
+    dims = Dims(vision=24, language=16, grid=(6, 6), frame=24, decoder=8, max_superpixels=5, vision_blocks=2)
+    for kind in (MLP, SVP):
+        with uninitialized():
+            shapes = [value.shape for value in kind(kind.Config(), dims).parameters()]
+        assert torch.equal(torch.get_rng_state(), state)
+        assert shapes == [value.shape for value in kind(kind.Config(), dims).parameters()]
+        torch.set_rng_state(state)

@@ -57,7 +57,7 @@ def test_sampled_points_with_changed_code_run_again_unchanged(tmp_path, monkeypa
     sampled = sorted(row["point"] for row in folder.rows().values())
     monkeypatch.setattr(study_module, "component_code", lambda _: "edited")
     again = CodedCells()
-    outcome = execute(study, folder, None, again, quiet())
+    outcome = execute(sampled_study(tmp_path), folder, None, again, quiet())
     assert len(again.ran) == outcome.num_superseded == len(sampled)
     assert sorted(pd.read_parquet(folder.results)["point"]) == sampled
 

@@ -1,5 +1,6 @@
 """Large studies stay usable. The bounds are twice those that hold on two cores, because machines differ."""
 
+import resource
 import subprocess
 import sys
 import time
@@ -29,16 +30,22 @@ def study() -> Study:
 
 
 @pytest.mark.parametrize(("arms", "points", "seeds"), [(99, 1, 100), (1, 1999, 5)])
-def test_the_plan_of_ten_thousand_cells_takes_seconds_and_can_be_read(tmp_path, arms, points, seeds):
-    large = large_study(arms, points, seeds)
-    path = tmp_path / "large.yaml"
-    path.write_text(large.resolved())
-    started = time.perf_counter()
-    command = [sys.executable, "-m", "harness.run", str(path), "--plan", "--out", str(tmp_path / "run")]
+def test_a_plan_of_ten_thousand_cells_takes_seconds_and_can_be_read(tmp_path, arms, points, seeds):
+    seconds, printed = _plan(tmp_path / "many.yaml", large_study(arms, points, seeds))
+    assert seconds < 10, "of the processor, with the import of libraries"
+    number = (1 + arms * points) * seeds
+    assert f"{number} of {number} cells to run" in printed
+    assert printed.count("\n") < 250
+
+
+def _plan(path: Path, study: Study) -> tuple[float, str]:
+    """Seconds of the processor that `--plan` takes, and what it prints."""
+    path.write_text(study.resolved())
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "harness.run", str(path), "--plan", "--out", str(path.with_suffix(""))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert time.perf_counter() - started < 10
-    assert f"of {(1 + arms * points) * seeds:,}".replace(",", "") in done.stdout
-    assert done.stdout.count("\n") < 250
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
 
 
 def test_a_queue_of_ten_thousand_cells_is_filled_and_claimed_without_delay(tmp_path, study):

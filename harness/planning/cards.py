@@ -16,8 +16,8 @@ USABLE = 0.95
 """Share of a device's memory that a step may take; CUDA's context and fragmentation take the rest."""
 ASSUMPTIONS = (
     "  assumptions (harness/planning/step_memory.py): sdpa attention, the largest number of visual tokens, "
-    f"{QUERY_TOKENS} tokens per expression besides the template, cached frozen encoders; a step may take "
-    f"{USABLE:.0%} of a device"
+    f"{QUERY_TOKENS} tokens per expression besides the template, cached frozen encoders, a projector without "
+    f"transformer layers; a step may take {USABLE:.0%} of a device"
 )
 
 

@@ -81,10 +81,10 @@ def _weights(kind: str) -> list[Line]:
 
 
 def _encoders() -> list[Line]:
-    from harness.model.vision.encoder import ARCHITECTURES, RANDOM
+    from harness.model.vision.built_in import BUILT_IN, RANDOM
     from harness.model.vision.families import FAMILIES
 
-    random = [(f"{RANDOM}{name}", "the same architecture with random weights", "") for name in ARCHITECTURES]
+    random = [(f"{RANDOM}{name}", "the same architecture with random weights", "") for name in BUILT_IN]
     families = f"checkpoints for transformers, of the families {', '.join(FAMILIES)}"
     return [*_weights("encoder"), *random, ("owner/name or folder", families, "hub or disk")]
 

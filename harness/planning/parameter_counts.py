@@ -5,17 +5,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import torch
-from segment_anything.modeling import MaskDecoder as SamMaskDecoder
-from segment_anything.modeling import PromptEncoder, TwoWayTransformer
 from torch import nn
 
 import projectors
 from harness.model.config import LoRAConfig, MaskDecoderConfig
-from harness.model.mask_decoder.decoder import MaskDecoder, PatchEmbedding
-from harness.model.mask_decoder.from_scratch import build_mask_decoder
 from harness.planning.published import LLMShape
 from harness.planning.shapes import sam_shape
+from harness.system.uninitialized import uninitialized
 from projectors import Dims
 
 
@@ -89,14 +85,14 @@ def linear_sizes(llm: LLMShape, lora: LoRAConfig) -> list[tuple[int, int]]:
 
 @lru_cache(maxsize=1024)
 def projector_size(settings: str, dims: Dims) -> ProjectorSize:
-    """Build the projector on the meta device, from its section as JSON.
+    """Build the projector without initial weights, from its section as JSON.
 
     Raises:
         IncompatibleError: the backbone does not satisfy its requirements.
     """
     section: dict[str, Any] = json.loads(settings)
     kind = projectors.get(section.pop("name"))
-    with torch.device("meta"):
+    with uninitialized():
         projector = kind(kind.Config(**section), dims)
     return ProjectorSize(
         projector.max_tokens,
@@ -109,8 +105,15 @@ def projector_size(settings: str, dims: Dims) -> ProjectorSize:
 @lru_cache(maxsize=64)
 def mask_decoder_parameters(config: MaskDecoderConfig, vision_width: int) -> Count:
     """Trainable parameters of a mask decoder that learns, with its image embedding module."""
+    # segment-anything imports torchvision, which takes seconds that most plans do not need.
+    from segment_anything.modeling import MaskDecoder as SamMaskDecoder
+    from segment_anything.modeling import PromptEncoder, TwoWayTransformer
+
+    from harness.model.mask_decoder.decoder import MaskDecoder, PatchEmbedding
+    from harness.model.mask_decoder.from_scratch import build_mask_decoder
+
     grid = (2, 2)  # on which the parameters do not depend
-    with torch.device("meta"):
+    with uninitialized():
         if config.name == "scratch":
             decoder = build_mask_decoder(config, grid, 32)
             return Count.of(decoder) + Count.of(PatchEmbedding(vision_width, decoder, grid))

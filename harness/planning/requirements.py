@@ -9,7 +9,7 @@ from typing import NamedTuple
 import huggingface_hub
 
 from harness.errors import WeightsError
-from harness.model.vision.encoder import ARCHITECTURES, RANDOM
+from harness.model.vision.built_in import BUILT_IN, RANDOM
 from harness.model.weights.known import CHECKPOINTS, PACKAGED, SHIPPED
 from harness.model.weights.resolution import HUB_ID, check_name, resolve
 from harness.planning.cards import step_report, this_machine
@@ -97,7 +97,7 @@ def _parts(spec: CellSpec) -> list[_Part]:
         ("init_from.name", spec.init_from.name if spec.init_from else None, "checkpoint"),
         ("projector.weights", spec.projector.get("weights"), "projector"),
     ]
-    untrained = {("llm", "tiny"), ("mask_decoder", "scratch"), *(("encoder", RANDOM + name) for name in ARCHITECTURES)}
+    untrained = {("llm", "tiny"), ("mask_decoder", "scratch"), *(("encoder", RANDOM + name) for name in BUILT_IN)}
     return [
         _Part(setting, name, kind)
         for setting, name, kind in named

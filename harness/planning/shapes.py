@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import huggingface_hub
 
 from harness.model.config import LLMConfig, MaskDecoderConfig, VisionConfig
-from harness.model.vision.encoder import RANDOM
+from harness.model.vision.built_in import RANDOM
 from harness.model.weights.resolution import HUB_ID
 from harness.planning.published import META_SAM, PUBLISHED, EncoderShape, LLMShape, SamShape
 from harness.system.files import find

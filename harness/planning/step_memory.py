@@ -9,11 +9,16 @@ Assumptions:
 - Length of a sequence: one prefix token, the largest number of visual tokens, and for every expression the words of the
   template and `QUERY_TOKENS`. The expressions of an image share its visual tokens (`harness.model.llm.packing`).
 - Mask decoder, if it learns: the two image features of each block and the upscaled image, per expression, or per image
-  if expressions share it. Projector: its input, and three tensors of its output's size.
+  if expressions share it. Projector: its input, and three tensors of its output's size; projectors with transformer
+  layers keep more, and Muon's update of large matrices takes more.
 - Vision encoder and SAM: weights in float32; no activations, because their outputs are cached.
 - bfloat16: trainable parameters are float32 with a bfloat16 copy; norms keep float32.
 - Gradients of activations take no memory of their own, because the activations of a layer are freed meanwhile.
 - Not counted: CUDA's context and libraries, fragmentation, and the stages in which the frozen models fill the caches.
+
+Estimate over measured peak on a CPU in float32 (presets embedded and small, random encoder): mlp 1.05 and 1.09, pooling
+1.11 and 1.17, SVP 0.82 and 1.13, qformer 0.60 (embedded); mlp
+with a trained mask decoder from scratch 0.90. Not compared with CUDA or the paper's scale.
 
 Sources: Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198, section 4 (activations of a layer); Rajbhandari et
 al. 2020, https://arxiv.org/abs/1910.02054, section 3.1 (parameters, gradients, optimizer state).

@@ -22,7 +22,7 @@ from enum import StrEnum
 from functools import lru_cache
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtri
 
 _NAN = float("nan")
 ALPHA = 0.05
@@ -73,7 +73,7 @@ class Difference:
 
     def minimum_detectable(self, comparisons: int = 1) -> float:
         """The smallest true difference found with 80% power at level 5%, divided by the number of comparisons."""
-        return float((norm.ppf(1 - ALPHA / (2 * comparisons)) + norm.ppf(POWER)) * self.standard_error)
+        return float((ndtri(1 - ALPHA / (2 * comparisons)) + ndtri(POWER)) * self.standard_error)
 
 
 @dataclass(frozen=True, slots=True)

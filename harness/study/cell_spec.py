@@ -4,7 +4,6 @@ import json
 from functools import lru_cache
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
 import projectors
@@ -14,6 +13,7 @@ from harness.model.config import InitFromConfig, LLMConfig, MaskDecoderConfig, V
 from harness.study.nodes.yaml_node import YamlNode, merge
 from harness.study.training_config import EvaluationConfig, TrainingConfig
 from harness.study.validation import location_of, shown, validate
+from harness.system.uninitialized import uninitialized
 from projectors import REFERENCE_DIMS, IncompatibleError, ProjectorError
 from projectors.registry import PROJECTORS, Registry
 
@@ -243,8 +243,8 @@ def _data_config(name: str, settings: str) -> Any:
 def projector_inputs(projector: dict[str, Any]) -> frozenset[str] | None:
     """The inputs that a projector requires besides patches; None if that depends on the vision encoder.
 
-    Required inputs may depend on names and switches in the settings, so the projector is built on the meta device with
-    the reference dimensions. Numbers are left at their defaults, which are valid for these dimensions.
+    Required inputs may depend on names and switches in the settings, so the projector is built with the reference
+    dimensions and without initial weights. Numbers are left at their defaults, which are valid for these dimensions.
     """
     settings = {key: value for key, value in projector.items() if key != "name"}
     return _required_inputs(projector["name"], json.dumps(_without_numbers(settings), sort_keys=True))
@@ -265,7 +265,7 @@ def _required_inputs(name: str, settings: str) -> frozenset[str] | None:
     projector = projectors.get(name)
     config = projector.Config.model_validate_json(settings)
     try:
-        with torch.device("meta"):
+        with uninitialized():
             return projector(config, REFERENCE_DIMS).required_inputs
     except IncompatibleError:
         return None

@@ -15,15 +15,14 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from harness.errors import WeightsError
 from harness.model.config import VisionConfig
 from harness.model.vision import dinov2_onnx
+from harness.model.vision.built_in import BUILT_IN, RANDOM
 from harness.model.vision.families import FAMILIES, Family
 from harness.model.weights import known
 from harness.model.weights.resolution import WeightsRecord, as_folder, resolve
 from harness.model.weights.strict_loading import load_strictly, readable
 from projectors import VisualFeatures
 
-ARCHITECTURES = {"dinov2-small": dinov2_onnx.small}
-RANDOM = "random-"
-"""Prefix of a packaged name: the same architecture with random weights. Only used if a study names it."""
+_ARCHITECTURES = dict(zip(BUILT_IN, (dinov2_onnx.small,), strict=True))
 RANDOM_SEED = 0
 
 
@@ -182,7 +181,7 @@ def _record_output(
 
 def names() -> list[str]:
     """Vision encoders known by name, which require no path and no hub id."""
-    return [*known.names("encoder"), *(RANDOM + name for name in ARCHITECTURES)]
+    return [*known.names("encoder"), *(RANDOM + name for name in BUILT_IN)]
 
 
 def load_vision_encoder(config: VisionConfig) -> VisionEncoder:
@@ -242,13 +241,13 @@ def _normalisation(folder: Path, family: Family) -> tuple[tuple[float, ...], tup
 def _random(config: VisionConfig) -> VisionEncoder:
     """A packaged encoder's architecture with seeded random weights; the global random state is not changed."""
     base = config.name.removeprefix(RANDOM)
-    if base not in ARCHITECTURES:
+    if base not in BUILT_IN:
         raise WeightsError(
-            f"no random encoder {config.name!r}; use one of {', '.join(RANDOM + name for name in ARCHITECTURES)}"
+            f"no random encoder {config.name!r}; use one of {', '.join(RANDOM + name for name in BUILT_IN)}"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
-        model = AutoModel.from_config(ARCHITECTURES[base](), dtype=torch.float32)
+        model = AutoModel.from_config(_ARCHITECTURES[base](), dtype=torch.float32)
     digest = hashlib.sha256()
     for key, value in model.state_dict().items():
         digest.update(key.encode() + value.numpy().tobytes())
