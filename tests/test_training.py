@@ -190,8 +190,8 @@ def _budgets(budgets, steps, place=None, seed=0, interrupted_at=None):
         found[steps] = [parameter.detach().clone() for parameter in segmenter.parameters()]
 
     def on_step(point, total):
-        seen.append((point["step"], total))
-        if point["step"] == interrupted_at:
+        seen.append((point["done"], total))
+        if point["done"] == interrupted_at:
             raise KeyboardInterrupt
 
     batches = FixedBatches(segmenter.llm)

@@ -32,7 +32,7 @@ from harness.study.study import Cell
 from harness.system.device import default_device
 from harness.system.files import replace_file
 from harness.training.ranks import Ranks
-from harness.training.trainer import Trainer
+from harness.training.trainer import CurvePoint, Trainer
 from harness.training.validation import Validation
 
 MEASURED_IMAGES = 32
@@ -148,7 +148,7 @@ class Stages:
             "projector_parameters": num_parameters(segmenter.projector),
             "trainable_parameters": num_parameters(segmenter, learning_only=True),
             "weights": json.dumps([record.as_row() for record in weights]),
-            "curve": json.dumps([asdict(point) for point in curve]),
+            "curve": json.dumps([_measured(point) for point in curve]),
         }
 
     def score(self) -> tuple[Row, pd.DataFrame, pd.DataFrame]:
@@ -216,6 +216,11 @@ class Stages:
         """Saves images for the report's gallery; returns no columns."""
         save_gallery(self.folder, self.assembly.batches, _first(self.testing, self.spec.evaluation.gallery_images))
         return {}
+
+
+def _measured(point: CurvePoint) -> dict[str, float]:
+    """A point of the curve without the values that it lacks."""
+    return {name: value for name, value in asdict(point).items() if value is not None}
 
 
 def latency_columns(latency: Latency) -> Row:

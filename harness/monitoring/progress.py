@@ -19,6 +19,11 @@ QUIET_SECONDS = 30.0
 """Shortest time between two lines about the steps of a cell, outside a terminal."""
 
 
+def done(point: Mapping[str, float]) -> int:
+    """The steps that a cell has run, with those of branches for budgets before the last."""
+    return int(point.get("done", point["step"]))
+
+
 class Progress(ABC):
     """Shows the cells of a run; a context manager for the whole run."""
 
@@ -38,7 +43,7 @@ class Progress(ABC):
 
     @abstractmethod
     def step(self, point: Mapping[str, float], total: int) -> None:
-        """The running cell has reached this point of its training curve; the cell has `total` training steps."""
+        """The running cell has reached this point of its training curve; the cell has `total` steps with its branches."""
 
     @abstractmethod
     def note(self, text: str) -> None:
@@ -81,7 +86,7 @@ class LineProgress(Progress):
     def step(self, point: Mapping[str, float], total: int) -> None:
         """Prints step and loss, at most every `QUIET_SECONDS`."""
         if time.perf_counter() - self.last >= QUIET_SECONDS:
-            self._print(f"step {point['step']}/{total}, loss {point['loss']:.3f}")
+            self._print(f"step {done(point)}/{total}, loss {point['loss']:.3f}")
 
     def note(self, text: str) -> None:
         """Prints the text, at most every `QUIET_SECONDS`."""
@@ -126,7 +131,7 @@ class LiveProgress(Progress):
     def step(self, point: Mapping[str, float], total: int) -> None:
         """Advances the bar and shows the loss."""
         if self.steps is not None:
-            self.bars.update(self.steps, completed=point["step"], total=total, note=f"loss {point['loss']:.3f}")
+            self.bars.update(self.steps, completed=done(point), total=total, note=f"loss {point['loss']:.3f}")
 
     def note(self, text: str) -> None:
         """Shows the text next to the bar."""

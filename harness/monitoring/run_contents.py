@@ -152,6 +152,14 @@ def results(row: Row) -> dict[str, float]:
     return {metric: float(row[metric]) for metric in METRICS if row.get(metric) is not None}
 
 
+def results_by_step(row: Row) -> list[tuple[str, float, int]]:
+    """All metrics of a row at its number of steps, and the scores of earlier budgets at theirs."""
+    found = []
+    for early in json.loads(row.get("early") or "[]"):
+        found += [(name, value, int(early["steps"])) for name, value in results(early).items()]
+    return [*found, *((name, value, int(row.get("steps") or 0)) for name, value in results(row).items())]
+
+
 def curve(row: Row) -> list[dict[str, float]]:
     """The points of the training curve."""
     points: list[dict[str, float]] = json.loads(row.get("curve") or "[]")

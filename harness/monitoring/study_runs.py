@@ -119,7 +119,7 @@ class StudyRuns:
         steps = {step for step, _ in logged}
         end_ms = run_contents.end_ms(row)
         self.store.log(run, _curve_metrics([point for step, point in curve.items() if step not in steps]), end_ms)
-        self.store.log(run, [(name, value, 0) for name, value in run_contents.results(row).items()], end_ms)
+        self.store.log(run, run_contents.results_by_step(row), end_ms)
         checkpoint = self.folder.checkpoint(row["cell"])
         if row["status"] == "done" and checkpoint.exists():
             self.store.attach(run, checkpoint)

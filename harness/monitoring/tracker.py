@@ -208,9 +208,10 @@ class TrackedProgress(Progress):
         self.tracker.start(cell)
 
     def step(self, point: Mapping[str, float], total: int) -> None:
-        """Logs the point."""
+        """Logs the point, unless the steps that it belongs to will be undone."""
         self.shown.step(point, total)
-        self.tracker.log_point(self.cell, point)
+        if "is_branch" not in point:
+            self.tracker.log_point(self.cell, {name: value for name, value in point.items() if name != "done"})
 
     def note(self, text: str) -> None:
         """Forwards the text to the other progress only."""

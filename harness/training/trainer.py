@@ -62,8 +62,8 @@ class Trainer:
         batches: turns examples into tensors on the segmenter's device.
         config: numbers of steps and learning rates.
         generator: samples images and expressions.
-        on_step: called with each new point of the curve, whose step counts those of branches too, and with
-            `TrainingConfig.all_steps`.
+        on_step: called with each new point of the curve, and with `TrainingConfig.all_steps`. A point also has
+            `done`, the steps so far with those of branches, and, within a branch, `is_branch`.
         training_checkpoint: a file written every two minutes and at the end, from which an interrupted training
             continues with the same result; the caller removes it. None for no training checkpoint.
         ranks: the processes that train this cell together, which all call `run` on the same examples; the first one
@@ -106,7 +106,7 @@ class Trainer:
         self.loop = TrainingLoop(
             self,
             self.parameters[0].device,
-            on_point=lambda point: on_step({**point, "step": self.loop.num_run}, config.all_steps),
+            on_point=lambda point: on_step(self._progress(point), config.all_steps),
             report_every=Interval(steps=max(1, total // MAX_POINTS)),
             checkpoint=training_checkpoint,
             save_every=Interval(seconds=SAVE_EVERY_SECONDS),
@@ -157,6 +157,10 @@ class Trainer:
             self._branch(optimization, start, end)
         schedule.end = ends[-1]
         self.loop.run(optimization, range(start, start + ends[-1]))
+
+    def _progress(self, point: Point) -> Point:
+        is_branch = {} if self.loop.branch_stop is None else {"is_branch": 1.0}
+        return {**point, "done": self.loop.num_run, **is_branch}
 
     def schedule(self, end: int) -> WarmupStableDecay:
         """The learning rate of a stage whose first budget ends at this step."""

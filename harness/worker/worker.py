@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import pandas as pd
 
 from harness.errors import HarnessError
-from harness.monitoring.progress import Progress, title
+from harness.monitoring.progress import Progress, done, title
 from harness.results.run_folder import Row, RunFolder
 from harness.study.study import Cell, Study
 from harness.system.environment import command
@@ -166,7 +166,7 @@ class LeasedProgress(Progress):
     def step(self, point: Mapping[str, float], total: int) -> None:
         """Step and loss go into the lease."""
         status = self.lease.status
-        status.note, status.step, status.steps, status.loss = "training", int(point["step"]), total, point["loss"]
+        status.note, status.step, status.steps, status.loss = "training", done(point), total, point["loss"]
         self.lease.check()
         self.inner.step(point, total)
 
