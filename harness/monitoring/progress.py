@@ -43,7 +43,7 @@ class Progress(ABC):
 
     @abstractmethod
     def step(self, point: Mapping[str, float], total: int) -> None:
-        """The running cell has reached this point of its training curve; the cell has `total` steps with its branches."""
+        """The running cell has reached this point of its training curve; it has `total` steps, with branches."""
 
     @abstractmethod
     def note(self, text: str) -> None:
