@@ -8,9 +8,10 @@ import torch
 
 from harness.assembly.assembly import Assembly, assemble, build_vocabulary, load_examples, prepare
 from harness.planning.published import PUBLISHED, LLMShape
-from harness.planning.step_memory import StepMemory, step_memory
+from harness.planning.step_memory import StepMemory, images_per_device, step_memory
 from harness.study.cell_spec import CellSpec
 from harness.study.study import Study
+from harness.study.training_config import TrainingConfig
 from harness.training.trainer import Trainer
 from tests.live_tensors import LiveTensors
 
@@ -119,3 +120,8 @@ def test_the_shape_of_an_llm_gives_its_parameters(name: str) -> None:
     found = PUBLISHED[name]
     assert isinstance(found.shape, LLMShape)
     assert found.shape.linear_parameters + found.shape.other_parameters == pytest.approx(found.parameters, rel=2e-5)
+
+
+@pytest.mark.parametrize(("devices", "images"), [(1, 8), (2, 4), (3, 3)])
+def test_the_images_of_a_step_are_divided_among_devices(devices, images):
+    assert images_per_device(TrainingConfig(steps=1, batch_images=8, devices=devices)) == images
