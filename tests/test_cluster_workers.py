@@ -61,6 +61,13 @@ def when_cells_run(folder: RunFolder, act: Callable[[Owner, str], None], number:
     return thread
 
 
+def wait_until_started(log: Path, cell: str) -> None:
+    """Waits until a cell has written its line: its lease is there a moment earlier."""
+    deadline = time.monotonic() + 60
+    while not (log.exists() and cell in log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def started_cells(folder: RunFolder) -> Counter[str]:
     """How often each cell was started, by the log of the run."""
     lines = map(json.loads, (folder.path / "run.log").read_text().splitlines())
@@ -93,6 +100,7 @@ def test_a_killed_job_is_replaced_and_its_cell_runs_again(tmp_path):
     killed: list[str] = []
 
     def kill(owner: Owner, cell: str) -> None:
+        wait_until_started(log, cell)
         os.kill(owner.pid, signal.SIGKILL)
         killed.append(cell)
 
@@ -109,13 +117,14 @@ def test_a_job_that_its_cluster_ends_releases_its_cell_and_is_replaced(number, t
     ended: list[str] = []
 
     def end(owner: Owner, cell: str) -> None:
+        wait_until_started(log, cell)
         for _ in range(2):
             os.kill(owner.pid, number)
             time.sleep(0.1)
         ended.append(cell)
 
-    ender = when_cells_run(folder, end)
     log = tmp_path / "started.log"
+    ender = when_cells_run(folder, end)
     outcome = execute(study, folder, None, Cells(), quiet(), team=team(folder, 1, partial(Cells, seconds=1, log=log)))
     ender.join()
     assert (outcome.num_failed, outcome.num_run) == (0, 6)
