@@ -1,6 +1,6 @@
 """Two processes train as one: the same losses and parameters, whatever part of a step each of them computes."""
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def build(
 def trained(trainer: Trainer, case: str = "") -> dict[str, Any]:
     curve = trainer.run(examples_of(case, *trainer.batches.examples))  # type: ignore[attr-defined]
     return {
-        "curve": torch.tensor([[getattr(p, name) for name in p.__slots__] for p in curve]),
+        "curve": torch.tensor([[value for value in astuple(point) if value is not None] for point in curve]),
         "parameters": {name: value.detach() for name, value in trainer.segmenter.named_parameters()},
         "micro_batch_images": trainer.micro_batch_images,
     }

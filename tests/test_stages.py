@@ -170,10 +170,10 @@ def _die(study: Path, out: Path, log: Path, cell_id: str, stage: str) -> None:
     """Runs the study, logs each training, and kills itself before the row of a stage is written."""
     write_cell, train = RunFolder.write_cell, Trainer.run
 
-    def write_or_die(self: RunFolder, row: Row, samples: pd.DataFrame | None = None) -> None:
+    def write_or_die(self: RunFolder, row: Row, *samples: pd.DataFrame | None) -> None:
         if row["cell"] == cell_id and row.get("stage") == stage and row.get("command") is None:
             os.kill(os.getpid(), signal.SIGKILL)
-        write_cell(self, row, samples)
+        write_cell(self, row, *samples)
 
     def logged(self: Trainer, examples: object) -> object:
         is_trained = self.loop.checkpoint is not None and self.loop.checkpoint.exists()
