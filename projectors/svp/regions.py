@@ -1,13 +1,14 @@
 """The contract of SVP's position encoders."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
+from einops import reduce
 from torch import Tensor, nn
 
 from projectors.contract import Dims, PartConfig
-from projectors.layers import area_fractions
+from projectors.layers import count_pixels, shares_of_cells
 
 POSITION_GAIN = 0.25
 """Initial scale of position embeddings relative to normalised patches.
@@ -30,10 +31,24 @@ class Regions:
     labels: Tensor
     count: int
     decoder_pe: Tensor | None = None
+    _counts: dict[tuple[int, int], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def areas(self, size: tuple[int, int]) -> Tensor:
-        """(B, S, h*w), the share of each cell of an h x w grid that belongs to each region."""
-        return area_fractions(self.labels, self.count, size)
+        """(B, S, h*w), the share of each cell of an h x w grid that belongs to each region.
+
+        Pixels are counted once per grid. A grid that divides one of an earlier call adds up its counts, which is exact:
+        the same pixels belong to a cell.
+        """
+        height, width = size
+        if size not in self._counts:
+            finer = (grid for grid in self._counts if grid[0] % height == 0 and grid[1] % width == 0)
+            grid = next(finer, None)
+            self._counts[size] = (
+                count_pixels(self.labels, self.count, size)
+                if grid is None
+                else reduce(self._counts[grid], "b s (h i) (w j) -> b s h w", "sum", h=height, w=width)
+            )
+        return shares_of_cells(self._counts[size], self.labels)
 
 
 def position_norm(width: int) -> nn.LayerNorm:

@@ -39,26 +39,35 @@ class SSA(nn.Module):
         self.output = nn.Linear(config.width, dims.vision)
 
     def forward(
-        self, coarse: Tensor, position: Tensor, patches: Tensor, patch_position: Tensor, patch_mask: Tensor
+        self,
+        coarse: Tensor,
+        position: Tensor,
+        patches: Tensor,
+        norm: nn.LayerNorm,
+        key_position: Tensor,
+        patch_mask: Tensor,
     ) -> Tensor:
         """Refine superpixels.
 
         Args:
             coarse: (B, S, C), means of patches.
             position: (B, S, C), added to the queries.
-            patches: (B, N, C), normalised.
-            patch_position: (B, N, C) or (1, N, C), added to the keys.
+            patches: (B, N, C), of zero mean and unit variance.
+            norm: its scale and shift are those of the patches. They are applied to the weights instead, which are
+                smaller, so that frozen patches require no gradient. A shift of the keys would cancel in the softmax.
+            key_position: (B, N, W) or (1, N, W), added to the keys after their projection `key`.
             patch_mask: (B, N) bool, False where a patch is padding.
 
         Returns:
             (B, S, C).
         """
         query = self._split(self.query(self.norm(coarse) + position))
-        key = self._split(self.key(patches + patch_position))
-        value = self._split(self.value(patches))
+        key = self._split(F.linear(patches, self.key.weight * norm.weight) + key_position)
+        value = self._split(F.linear(patches, self.value.weight * norm.weight))
         mask = rearrange(patch_mask, "b n -> b 1 1 n")
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return coarse + self.output(rearrange(attended, "b h t d -> b t (h d)"))
+        # The weights of a query sum to one, so a constant of all values is added to their sum.
+        return coarse + self.output(rearrange(attended, "b h t d -> b t (h d)") + self.value(norm.bias))
 
     def _split(self, values: Tensor) -> Tensor:
         return rearrange(values, "b t (h d) -> b h t d", h=self.heads)

@@ -68,7 +68,7 @@ class SSPE(PositionEncoder):
         exists = areas.any(dim=-1)
         cells = self.cells(regions.decoder_pe)
         masks = areas[exists].to(cells.dtype)
-        states = repeat(self.queries, "q w -> m q w", m=len(masks))
+        states = self.queries[None]
         for block in self.blocks:
             states = block(states, cells, self.inside, masks)
         vectors = self.merge(rearrange(self.norm(states), "m q w -> m (q w)"))
@@ -101,7 +101,7 @@ class _Block(nn.Module):
         self.query.bias.copy_(rearrange(_INITIAL_GAIN * key.shape[-1] ** 0.5 * direction, "h d -> (h d)"))
 
     def forward(self, states: Tensor, cells: Tensor, inside: Tensor, masks: Tensor) -> Tensor:
-        """states (M, Q, W), cells (n, W), inside (W), masks (M, n) -> (M, Q, W)."""
+        """states (M, Q, W) or, equal for all masks, (1, Q, W); cells (n, W), inside (W), masks (M, n) -> (M, Q, W)."""
         states = states + self.output(self._attend(self.attention_norm(states), cells, inside, masks))
         return states + self.mlp(states)
 
@@ -111,17 +111,20 @@ class _Block(nn.Module):
         Both are affine in the mask's value, so only the cells and `inside` are projected, once for all masks: the
         logits are q.K_cell + mask * q.K_inside, and values are split in the same way.
         """
-        num_masks = len(states)
+        num_queries = states.shape[1]
         query = rearrange(self.query(states), "m q (h d) -> h (m q) d", h=self.heads)
         memory = torch.cat([cells, inside[None]])
         key = rearrange(self.key(memory), "n (h d) -> h d n", h=self.heads) * query.shape[-1] ** -0.5
         value = rearrange(self.value(memory), "n (h d) -> h n d", h=self.heads)
-        logits = rearrange(query @ key, "h (m q) n -> h m q n", m=num_masks)
-        weights = F.softmax(torch.addcmul(logits[..., :-1], logits[..., -1:], masks[:, None]), dim=-1)
-        covered = einsum(weights, masks, "h m q n, m n -> h m q")
+        # `inside` apart from the cells, because a slice of the logits would have a gradient of their size.
+        parts = (query @ key[..., :-1], query @ key[..., -1:])
+        logits, of_inside = (rearrange(part, "h (m q) n -> h m q n", q=num_queries) for part in parts)
+        weights = F.softmax(torch.addcmul(logits, of_inside, masks[:, None]), dim=-1)
+        # Faster than a product of a matrix and a vector for each mask.
+        covered = (weights * masks[:, None]).sum(dim=-1)
         weights = rearrange(weights, "h m q n -> h (m q) n")
         attended = weights @ value[:, :-1] + rearrange(covered, "h m q -> h (m q) 1") * value[:, -1:]
-        return rearrange(attended, "h (m q) d -> m q (h d)", m=num_masks)
+        return rearrange(attended, "h (m q) d -> m q (h d)", q=num_queries)
 
 
 class _GridCells(nn.Module):

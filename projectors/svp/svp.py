@@ -13,6 +13,7 @@ import torch
 from einops import rearrange, repeat
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from projectors.contract import Dims, Projector, ProjectorConfig, VisualFeatures, VisualTokens
 from projectors.layers import mlp, pool_by_area, require_superpixels
@@ -67,22 +68,24 @@ class SVP(Projector):
         regions = Regions(features.superpixels, count, features.decoder_pe)
         areas = regions.areas(self.dims.grid)
         mask = areas.any(dim=-1)
-        patches = self.norm(features.patches)
+        # The scale and shift of the norm follow after the mean, where there are fewer vectors.
+        patches = F.layer_norm(features.patches, self.norm.normalized_shape, eps=self.norm.eps)
+        superpixels = pool_by_area(patches, areas) * self.norm.weight + self.norm.bias
         position = self.position(regions)
-        superpixels = pool_by_area(patches, areas)
         if self.aggregation is not None:
-            patch_position = self._patch_position(regions, areas, position)
-            superpixels = self.aggregation(superpixels, position, patches, patch_position, features.patch_mask)
+            key_position = self._key_position(self.aggregation, regions, areas, position)
+            superpixels = self.aggregation(superpixels, position, patches, self.norm, key_position, features.patch_mask)
         embeds = self.project(superpixels + position) * mask[..., None]
         return VisualTokens(embeds, mask, areas)
 
-    def _patch_position(self, regions: Regions, areas: Tensor, position: Tensor) -> Tensor:
-        """Position embeddings of the keys: each patch as a region (1, N, C), or its superpixels' mean (B, N, C)."""
+    def _key_position(self, aggregation: SSA, regions: Regions, areas: Tensor, position: Tensor) -> Tensor:
+        """Projected positions of the keys: each patch as a region (1, N, W), or its superpixels' mean (B, N, W)."""
         if not self.has_patch_positions:
-            return rearrange(areas.to(position.dtype), "b s n -> b n s") @ position
+            keys = aggregation.key(position.to(aggregation.key.weight.dtype))
+            return rearrange(areas.to(keys.dtype), "b s n -> b n s") @ keys
         height, width = self.dims.grid
         side = self.dims.frame
         rows = torch.arange(side, device=areas.device) * height // side
         columns = torch.arange(side, device=areas.device) * width // side
         patches = repeat(rows[:, None] * width + columns, "y x -> 1 y x")
-        return self.position(Regions(patches, height * width, regions.decoder_pe))
+        return aggregation.key(self.position(Regions(patches, height * width, regions.decoder_pe)))

@@ -149,7 +149,10 @@ def flops(projector: Any, batch: VisualFeatures) -> int:
         total += linear_flops(ssa.query, s) + linear_flops(ssa.key, n) + linear_flops(ssa.value, n)
         total += 4 * s * n * projector.config.aggregation.width + linear_flops(ssa.output, s)
         per_patch = projector.config.aggregation.key_position == "patch"
-        total += _position_flops(projector, batch, n) if per_patch else 2 * s * n * c
+        keyed = n if per_patch else s
+        # The shift of the norm is projected apart from the patches.
+        total += linear_flops(ssa.key, keyed) + linear_flops(ssa.value, 1)
+        total += _position_flops(projector, batch, n) if per_patch else 2 * s * n * projector.config.aggregation.width
     return total
 
 
@@ -166,10 +169,11 @@ def _position_flops(projector: Any, batch: VisualFeatures, regions: int) -> int:
     total = linear_flops(encoder.merge, regions)
     if config.keys == "decoder_pe":
         total += linear_flops(encoder.cells, cells)
-    for block in encoder.blocks:
-        total += linear_flops(block.query, rows) + linear_flops(block.output, rows) + linear_flops(block.mlp, rows)
+    for index, block in enumerate(encoder.blocks):
+        # Queries are the same for all regions before the first block.
+        queries = rows if index else config.queries
+        total += linear_flops(block.query, queries) + linear_flops(block.output, rows) + linear_flops(block.mlp, rows)
         total += linear_flops(block.key, cells + 1) + linear_flops(block.value, cells + 1)
-        # Scores with the cells and with `inside`, weighted sums of the cells, and attention weight inside the mask.
-        total += 2 * rows * config.width * (cells + 1) + 2 * rows * config.width * cells
-        total += 2 * rows * config.heads * cells
+        # Scores with the cells and with `inside`, and weighted sums of the cells.
+        total += 2 * queries * config.width * (cells + 1) + 2 * rows * config.width * cells
     return total
