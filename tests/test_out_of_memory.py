@@ -14,8 +14,8 @@ from harness.training.trainer import CurvePoint, Trainer
 from tests.tiny import FixedBatches, tiny_segmenter
 
 CONFIG = TrainingConfig(
-    steps=4, alignment_steps=2, batch_images=4, expressions_per_image=1, learning_rate=1e-3, location_loss=1.0,
-    precision="float32",
+    steps=4, budgets=(1.0,), alignment_steps=2, batch_images=4, expressions_per_image=1, learning_rate=1e-3,
+    location_loss=1.0, precision="float32",
 )  # fmt: skip
 
 

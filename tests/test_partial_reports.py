@@ -37,7 +37,8 @@ def frames() -> tuple[pd.DataFrame, pd.DataFrame]:
 
 @pytest.fixture(scope="module")
 def apart(tmp_path_factory: pytest.TempPathFactory, frames: tuple[pd.DataFrame, pd.DataFrame]) -> Path:
-    folder = write_run(tmp_path_factory.mktemp("runs") / "apart", *frames, num_gallery=2)
+    whole = at_budgets(*frames, {0.5: {}})
+    folder = write_run(tmp_path_factory.mktemp("runs") / "apart", *whole, num_gallery=2)
     study = folder / "study.resolved.yaml"
     text = study.read_text()
     study.write_text(text[: text.index("claims:")] + CLAIMS)

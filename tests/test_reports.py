@@ -23,7 +23,7 @@ from reports.numbers import DASH, count, fixed, p_value
 from reports.result_tables import all_tables, main_table
 from reports.tables import Cell, Column, Table, mark_best
 from reports.unfinished import unfinished_table
-from tests.report_tables import as_questions, tables, with_failures, write_run
+from tests.report_tables import as_questions, at_budgets, tables, with_failures, write_run
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -31,8 +31,8 @@ GOLDEN = Path(__file__).parent / "golden"
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reported run with a failed and a skipped cell."""
-    results, samples = tables()
-    folder = write_run(tmp_path_factory.mktemp("runs") / "synthetic", with_failures(results), samples)
+    results, *both = at_budgets(*tables(), {0.5: {}})
+    folder = write_run(tmp_path_factory.mktemp("runs") / "synthetic", with_failures(results), *both)
     reports.build(folder)
     return folder
 
@@ -138,8 +138,8 @@ def test_markdown_links_stay_inside_the_report(run: Path):
 
 
 def test_the_same_tables_give_the_same_report(run: Path, tmp_path: Path):
-    results, samples = tables()
-    again = write_run(tmp_path / "synthetic", with_failures(results), samples)
+    results, *both = at_budgets(*tables(), {0.5: {}})
+    again = write_run(tmp_path / "synthetic", with_failures(results), *both)
     reports.build(again)
     for name in ("index.html", "report.md", "tables/main.tex", "tables/comparisons.csv"):
         assert (again / "report" / name).read_bytes() == (run / "report" / name).read_bytes(), name
