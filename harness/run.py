@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.system.exit_code import exit_code
+from harness.worker.limits import add_limits
 
 LIST_KINDS = ("projectors", "superpixels", "datasets", "metrics", "encoders", "llms", "mask_decoders", "checkpoints")
 
@@ -72,10 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="options of the jobs, as in partition=gpu gres=gpu:1 time=12:00:00; docs/slurm.md lists them",
     )
-    parser.add_argument(
-        "--retries", type=int, default=2, metavar="N", help="runs of a cell after a worker died in it; default: 2"
-    )
-    parser.add_argument("--cell-minutes", type=float, metavar="M", help="time limit of a cell; default: none")
+    add_limits(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results; default: runs/<study>")
     parser.add_argument(
         "--storage",

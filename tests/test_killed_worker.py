@@ -18,8 +18,8 @@ from harness.results.run_folder import RunFolder
 from harness.study.study import Study
 from harness.training import trainer
 from harness.training.loop import TrainingLoop
+from harness.worker.limits import DEFAULT_LIMITS
 from harness.worker.local_workers import Job, work
-from harness.worker.worker import DEFAULT_LIMITS
 
 pytestmark = pytest.mark.slow
 STEPS = 40

@@ -17,8 +17,8 @@ from harness.queue.storage import default_path
 from harness.results.run_folder import Row, RunFolder
 from harness.study.study import Cell, Study
 from harness.system import lease
+from harness.worker.limits import DEFAULT_LIMITS
 from harness.worker.local_workers import Job, work
-from harness.worker.worker import DEFAULT_LIMITS
 from tests.small_study import Cells, row_of, samples_of, write_study
 
 pytestmark = pytest.mark.slow

@@ -19,7 +19,8 @@ from harness.queue.storage import default_path
 from harness.results.run_folder import RunFolder
 from harness.study.study import Study
 from harness.system.lease import EXPIRES_S, Owner, Status, Watch
-from harness.worker.worker import DEFAULT_LIMITS, Worker, return_dead_cells
+from harness.worker.limits import DEFAULT_LIMITS
+from harness.worker.worker import Worker, return_dead_cells
 from tests.small_study import Cells, quiet, run_folder, sampled_study, write_study
 
 ROOT = Path(__file__).parent.parent

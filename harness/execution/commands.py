@@ -11,8 +11,8 @@ from harness.execution import session
 from harness.results.run_folder import RunFolder
 from harness.study.study import Study
 from harness.system.uris import choose_tracking_uri
+from harness.worker.limits import limits_of
 from harness.worker.slurm import slurm_cluster
-from harness.worker.worker import Limits
 
 
 def run_command(options: argparse.Namespace) -> int:
@@ -68,10 +68,8 @@ def run_command(options: argparse.Namespace) -> int:
         from harness.planning.provenance import set_aside_outdated
 
         console.print(set_aside_outdated(study, folder, options.rerun or None), soft_wrap=True)
-    seconds = 60 * options.cell_minutes if options.cell_minutes else None
-    limits = Limits(options.retries, seconds)
     uri = choose_tracking_uri(options.tracking_uri, study.settings.tracking.uri)
-    chosen = session.Options(options.storage, uri, options.workers, limits, make_executor)
+    chosen = session.Options(options.storage, uri, options.workers, limits_of(options), make_executor)
     return 1 if session.run(study, folder, chosen, console) else 0
 
 

@@ -24,8 +24,9 @@ from harness.system.environment import command, describe_environment
 from harness.system.lease import Watch, read
 from harness.system.shares import Share
 from harness.worker.cluster_workers import ClusterWorkers
+from harness.worker.limits import DEFAULT_LIMITS, Limits
 from harness.worker.local_workers import Job, LocalWorkers
-from harness.worker.worker import DEFAULT_LIMITS, Limits, RunsCells, Worker, release_dead_cells, return_dead_cells
+from harness.worker.worker import RunsCells, Worker, release_dead_cells, return_dead_cells
 
 _POLL_S = 0.5
 """Shortest pause between two looks at the workers."""
@@ -158,7 +159,7 @@ def _supervise(
     before = folder.rows()
     ids = {cell.id for cell in _all_cells(job.study, queue)}
     finished = {cell: row for cell, row in folder.finished().items() if cell in ids}
-    total = len(job.study.cells()) + job.study.num_sampled * len(job.study.settings.seeds)
+    total = job.study.num_cells
     with team.workers(job) as workers, WorkerTable(team.console, total, finished) as table:
         while workers.poll() or queue.running():
             started = time.monotonic()

@@ -21,7 +21,8 @@ from harness.study.study import Cell, Study
 from harness.system.environment import command, free_memory_gib, visible_gpus
 from harness.system.shares import check_devices, shares
 from harness.system.uris import redact
-from harness.worker.worker import DEFAULT_LIMITS, Limits, RunsCells
+from harness.worker.limits import DEFAULT_LIMITS, Limits
+from harness.worker.worker import RunsCells
 
 if TYPE_CHECKING:
     from submitit import Executor
@@ -200,7 +201,7 @@ def _team(
     from harness.execution.run_study import ClusterTeam, Team
 
     finished = folder.finished()
-    left = sum(cell.id not in finished for cell in study.cells()) + study.num_sampled * len(study.settings.seeds)
+    left = sum(cell.id not in finished for cell in study.cells()) + study.num_sampled_cells
     if executor is not None and options.workers is not None and left:
         count = min(options.workers, left)
         console.print(f"{count} workers, each a job of the cluster; {left} cells to run", markup=False, highlight=False)

@@ -192,7 +192,7 @@ def _group_time(members: list[Planned]) -> str:
 
 def _total(study: Study, plan: list[Planned]) -> str:
     left = [planned for planned in plan if planned.status in {"to run", "failed"}]
-    sampled = study.num_sampled * len(study.settings.seeds)
+    sampled = study.num_sampled_cells
     more = f", and {sampled} cells at points to be sampled" if sampled else ""
     known = [planned.seconds for planned in left if planned.seconds is not None]
     if not left:

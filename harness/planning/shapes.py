@@ -118,7 +118,7 @@ def _config(name: str, part: str) -> dict[str, Any]:
     """The part of the local config.json of these weights, or all of it if it has no such part.
 
     Raises:
-        UnknownShapeError: there is no such file, or it is invalid.
+        UnknownShapeError: the weights have no local config.json, or it does not hold a JSON mapping.
     """
     path = _config_path(name)
     try:

@@ -214,6 +214,16 @@ class Study:
         return search.trials or 0 if search is not None and search.sampler == "tpe" else 0
 
     @property
+    def num_sampled_cells(self) -> int:
+        """Number of cells at those points."""
+        return self.num_sampled * len(self.settings.seeds)
+
+    @property
+    def num_cells(self) -> int:
+        """Number of all cells, with those at points that are not chosen yet."""
+        return len(self.cells()) + self.num_sampled_cells
+
+    @property
     def devices(self) -> int:
         """The largest number of devices on which a cell is trained."""
         return max((cell.spec.training.devices for cell in self.cells_to_check()), default=1)

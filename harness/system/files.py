@@ -38,7 +38,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write` with a temporary path, then renames the file to `path`.
 
     Raises:
-        OSError: the disk is full, whatever error `write` raised: those of torch and safetensors do not say so.
+        OSError: the disk is full. It replaces errors of torch and safetensors that do not name the cause.
     """
     partial = partial_path(path)
     try:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.system.exit_code import exit_code
+from harness.worker.limits import add_limits, limits_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +28,7 @@ def _join(options: argparse.Namespace) -> int:
     from harness.study.study import Study
     from harness.system.environment import visible_gpus
     from harness.system.shares import check_devices
-    from harness.worker.worker import Limits, Worker
+    from harness.worker.worker import Worker
 
     study = Study.from_yaml(options.study, options.set)
     folder = RunFolder(options.out)
@@ -38,11 +39,9 @@ def _join(options: argparse.Namespace) -> int:
         )
     check_devices(study.devices, visible_gpus())
     console = Console(width=None if sys.stdout.isatty() else 140, markup=False, emoji=False)
-    seconds = 60 * options.cell_minutes if options.cell_minutes else None
-    limits = Limits(options.retries, seconds)
     storage = options.storage or default_path(folder.path)
     with run_log(folder.path / "run.log"), CellQueue(study, storage) as queue, progress_on(console) as progress:
-        worker = Worker(study, folder, Cells(), queue, progress, limits)
+        worker = Worker(study, folder, Cells(), queue, progress, limits_of(options))
         worker.run()
     console.print(f"{worker.num_run} cells run; no cell is left")
     return 0
@@ -55,10 +54,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, required=True, metavar="DIR", help="run folder, seen by all machines")
     made.add_argument("--storage", metavar="URL", help="that of the run; default: a journal file in DIR")
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="the same settings as the run")
-    made.add_argument(
-        "--retries", type=int, default=2, metavar="N", help="runs of a cell after a worker died in it; default: 2"
-    )
-    made.add_argument("--cell-minutes", type=float, metavar="M", help="time limit of a cell; default: none")
+    add_limits(made)
     return made
 
 

@@ -21,7 +21,8 @@ from harness.results.run_folder import RunFolder
 from harness.study.study import Study
 from harness.system.exit_code import sentence_of
 from harness.system.shares import Share
-from harness.worker.worker import Limits, RunsCells, Worker
+from harness.worker.limits import Limits
+from harness.worker.worker import RunsCells, Worker
 
 _MAX_STARTS_PER_WORKER = 20
 """A machine on which workers die more often than this has another problem."""

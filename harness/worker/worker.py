@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,6 +17,7 @@ from harness.results.run_folder import Row, RunFolder
 from harness.study.study import Cell, Study
 from harness.system.environment import command
 from harness.system.lease import Lease, LeaseLostError, Status, Watch
+from harness.worker.limits import Limits
 
 if TYPE_CHECKING:
     from harness.queue.cell_queue import CellQueue, Claim
@@ -38,22 +38,6 @@ class RunsCells(Protocol):
 
     def time(self, cells: Sequence[Cell], folder: RunFolder, progress: Progress) -> bool:
         """Time the finished ones of these cells in turns, unless they were; whether rows changed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a cell may take.
-
-    Attributes:
-        retries: how often a cell is run again after a worker died in it.
-        cell_seconds: wall-clock time of a cell; none for no limit.
-    """
-
-    retries: int = 2
-    cell_seconds: float | None = None
-
-
-DEFAULT_LIMITS = Limits()
 
 
 class Worker:
@@ -79,7 +63,7 @@ class Worker:
         self.progress = progress
         self.limits = limits
         self.after_cell = after_cell
-        self.total = len(study.cells()) + study.num_sampled * len(study.settings.seeds)
+        self.total = study.num_cells
         self.num_finished = len(folder.finished().keys() & {cell.id for cell in study.cells()})
         self.num_run = 0
         self._watch = Watch()
