@@ -127,7 +127,13 @@ class Stages:
 
         training_checkpoint = self.folder.training_checkpoint(self.cell.id)
         trainer = Trainer(
-            *(segmenter, batches, spec.training, generator, self.progress.step, training_checkpoint, ranks),
+            segmenter,
+            batches,
+            spec.training,
+            generator,
+            self.progress.step,
+            training_checkpoint=training_checkpoint,
+            ranks=ranks,
             validate=validate,
             on_budget=on_budget,
         )

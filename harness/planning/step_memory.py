@@ -5,7 +5,8 @@ Assumptions:
 
 - LLM: a Llama-like decoder with sdpa attention. `_layer_bytes` counts the tensors that autograd keeps in a layer: for a
   frozen LLM in float32, 6 D + 3 M + Q floats per token (D the width, M that of the MLP, Q the length of the sequence,
-  for the attention mask). LoRA on q and v adds 4 D on a CPU; with gradient checkpointing D remains.
+  for the attention mask). LoRA on q and v adds 4 D on a CPU; with gradient checkpointing D remains. `tiny` keeps
+  2 D + 4 A + 4 M (A the width of the attention), in its last layer D + 2 A (`harness.model.llm.selected_states`).
 - Length of a sequence: one prefix token, the largest number of visual tokens, and for every expression the words of the
   template and `QUERY_TOKENS`. The expressions of an image share its visual tokens (`harness.model.llm.packing`).
 - Mask decoder, if it learns: the two image features of each block and the upscaled image, per expression, or per image
@@ -194,6 +195,8 @@ class _Estimate:
 
     def _llm_activations(self) -> tuple[float, float]:
         """Bytes of the LLM's activations with those of its logits, and those of a recomputed layer."""
+        if self.is_llm_trained:
+            return self._tiny_activations(), 0.0
         tokens, llm = self.micro_batch * self.sequence_length, self.llm
         layer = tokens * self._layer_bytes()
         outside = tokens * 2 * FLOAT * llm.width  # the input, and the input of the last norm
@@ -204,21 +207,35 @@ class _Estimate:
         return llm.layers * tokens * FLOAT * llm.width + outside + logits, layer
 
     def _layer_bytes(self) -> float:
-        """Bytes that a decoder layer keeps per token.
+        """Bytes that a decoder layer of a pretrained LLM keeps per token.
 
         The inputs of both norms; queries, keys (repeated to all heads), values, the attention's output and its mask; of
-        the MLP the gate, its activation and the other factor. Linear layers keep their input only if they are trained.
+        the MLP the gate, its activation and the other factor. Frozen linear layers do not keep their input.
         """
         llm = self.llm
         kept = 2 * llm.width * FLOAT
         kept += self.width * (4 * llm.attention_width + 3 * llm.mlp_width + self.sequence_length)
-        if self.is_llm_trained:
-            kept += self.width * (4 * llm.width + llm.attention_width + llm.mlp_width)
         lora = self.spec.llm.lora
         if lora is not None:
             inputs = sum(size for size, _ in linear_sizes(llm, lora))
             kept += inputs * (self.width + (self.dropout_width if lora.dropout else 0))
         return kept
+
+    def _tiny_activations(self) -> float:
+        """Bytes of the activations of `tiny` with those of its logits.
+
+        A layer keeps the outputs of both norms; queries, keys, values and the attention's output; of the MLP the gate,
+        its activation, the other factor and their product. The last layer computes queries and what follows them for
+        one token per expression, or two if [SEG] has a state of its own. Of the projections' weights, joined and
+        multiplied by the gains of the norms, two copies are kept. The attention mask is one for all layers.
+        """
+        llm, rows = self.llm, self.micro_batch * self.training.expressions_per_image
+        tokens, chosen = self.micro_batch * self.sequence_length, rows * (1 + (self.spec.llm.seg_state == "own"))
+        always = llm.width + 2 * llm.attention_width
+        queried = always + 4 * llm.mlp_width
+        layers = llm.layers * tokens * always + ((llm.layers - 1) * tokens + chosen) * queried
+        shared = tokens * (llm.width + self.sequence_length) + 2 * llm.linear_parameters
+        return self.width * (layers + shared) + LOGIT_COPIES * FLOAT * chosen * llm.vocabulary
 
     def _projector_bytes(self) -> float:
         """Bytes of the projector's activations per image."""
