@@ -63,7 +63,7 @@ def _weights(assembly: Assembly) -> list[torch.Tensor]:
 def test_the_estimate_is_close_to_the_measured_peak(preset: str, arm: str) -> None:
     """In total, and without the models, whose size is known almost exactly.
 
-    Activations are overestimated, because expressions of scenes have about 5 tokens and `QUERY_TOKENS` is 10.
+    Activations of `small` are overestimated, because words of scenes have fewer than `TOKENS_PER_WORD` tokens.
     """
     cell = small_spec(preset, arm)
     estimate, (models, peak) = step_memory(cell, "float32", "cpu"), measured(cell)

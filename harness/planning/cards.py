@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from harness.planning.shapes import UnknownShapeError
-from harness.planning.step_memory import QUERY_TOKENS, StepMemory, images_per_device, step_memory
+from harness.planning.step_memory import QUERY_WORDS, StepMemory, images_per_device, step_memory
 from harness.study.cell_spec import CellSpec
 from harness.system.device import default_device
 from harness.system.precision import resolve_precision
@@ -16,7 +16,7 @@ USABLE = 0.95
 """Share of a device's memory that a step may take; CUDA's context and fragmentation take the rest."""
 ASSUMPTIONS = (
     "  assumptions (harness/planning/step_memory.py): sdpa attention, the largest number of visual tokens, "
-    f"{QUERY_TOKENS} tokens per expression besides the template, cached frozen encoders, a projector without "
+    f"{QUERY_WORDS} words per expression besides the template, cached frozen encoders, a projector without "
     f"transformer layers; a step may take {USABLE:.0%} of a device"
 )
 

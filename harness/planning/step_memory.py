@@ -8,7 +8,7 @@ Assumptions:
   for the attention mask). LoRA on q and v adds 4 D on a CPU; with gradient checkpointing D remains. `tiny` keeps
   2 D + 4 A + 4 M (A the width of the attention), in its last layer D + 2 A (`harness.model.llm.selected_states`).
 - Length of a sequence: one prefix token, the largest number of visual tokens, and for every expression the words of the
-  template and `QUERY_TOKENS`. The expressions of an image share its visual tokens (`harness.model.llm.packing`).
+  template and `QUERY_WORDS`. The expressions of an image share its visual tokens (`harness.model.llm.packing`).
 - Mask decoder, if it learns: the two image features of each block and the upscaled image, per expression, or per image
   if expressions share it. Projector: its input, and three tensors of its output's size; projectors with transformer
   layers keep more, and Muon's update of large matrices takes more.
@@ -17,9 +17,9 @@ Assumptions:
 - Gradients of activations take no memory of their own, because the activations of a layer are freed meanwhile.
 - Not counted: CUDA's context and libraries, fragmentation, and the stages in which the frozen models fill the caches.
 
-Estimate over measured peak on a CPU in float32 (presets embedded and small, random encoder): mlp 1.05 and 1.09, pooling
-1.11 and 1.17, SVP 0.82 and 1.13, qformer 0.60 (embedded); mlp
-with a trained mask decoder from scratch 0.90. Not compared with CUDA or the paper's scale.
+Estimate over measured peak on a CPU in float32 (presets embedded and small, random encoder): mlp 0.98 and 1.09, pooling
+1.02 and 1.18, SVP 0.88 and 1.17, qformer 0.82 (embedded); without the models, from 0.65 (qformer) to 1.26. Not compared
+with CUDA or the paper's scale.
 
 Sources: Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198, section 4 (activations of a layer); Rajbhandari et
 al. 2020, https://arxiv.org/abs/1910.02054, section 3.1 (parameters, gradients, optimizer state).
@@ -45,8 +45,10 @@ from harness.study.cell_spec import CellSpec
 from harness.study.training_config import TrainingConfig
 from projectors import Dims
 
-QUERY_TOKENS = 10
-"""Tokens of an expression, or of a question with its answer."""
+QUERY_WORDS = 5
+"""Words of an expression, or of a question with its answer."""
+TOKENS_PER_WORD = 2
+"""Of a pretrained tokenizer; the vocabulary of `tiny` has words."""
 FLOAT = 4
 """Bytes of a float32."""
 LOGIT_COPIES = 4
@@ -182,13 +184,13 @@ class _Estimate:
         return total + linear * self.llm.linear_parameters + self.width * self.llm.other_parameters
 
     def _input_bytes(self) -> float:
-        """Bytes of an image's inputs: features, label maps, target masks, and the mask decoder's input."""
+        """Bytes of an image's inputs: features, label maps, and if masks are decoded, targets and decoder's input."""
         pixels = self.spec.vision_encoder.frame**2
         features = FLOAT * self.grid**2 * self.encoder.width * self.projector.num_inputs
-        masks = FLOAT * pixels * (self.training.expressions_per_image + 1)
         labels = 8 * pixels if self.projector.uses_superpixels else 0
         if not self.learns_masks:
-            return features + masks + labels
+            return features + labels
+        masks = FLOAT * pixels * (self.training.expressions_per_image + 1)
         is_scratch = self.spec.mask_decoder.name == "scratch"
         mask_inputs = 3 * pixels if is_scratch else self.decoder.width * self.decoder.side**2
         return features + masks + labels + FLOAT * mask_inputs
@@ -265,6 +267,7 @@ def _decoder_floats(decoder: MaskDecoderShape) -> int:
 
 
 def query_tokens(config: LLMConfig) -> int:
-    """Tokens of a formatted prompt: words and punctuation of the template, and `QUERY_TOKENS`."""
+    """Tokens of a formatted prompt: words and punctuation of the template, and those of `QUERY_WORDS`."""
     words = re.findall(r"\w+|[^\w\s]", config.template.replace("{expression}", ""))
-    return len(words) + QUERY_TOKENS + (config.seg_state == "own")
+    tokens = QUERY_WORDS * (1 if config.name == "tiny" else TOKENS_PER_WORD)
+    return len(words) + tokens + (config.seg_state == "own")
