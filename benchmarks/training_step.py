@@ -87,12 +87,12 @@ def compare(earlier: Path, folder: Path, arm: str, precision: str, steps: int, s
     """One line: milliseconds of both, their ratio, and the first and last losses of both."""
     runs: list[Trained] = []
     interval = max(1, steps // MAX_POINTS)
-    for name, root in (("earlier", earlier), ("current", ROOT)):
+    for name, root, budgets in (("earlier", earlier, {}), ("current", ROOT, {"budgets": [1.0]})):
         study = folder / f"{name}.yaml"
         settings = {
             "question": "How fast is a training step?",
             "extends": str(root / "studies/presets/embedded.yaml"),
-            "base": {"training": {"steps": steps, "precision": precision}},
+            "base": {"training": {"steps": steps, "precision": precision, **budgets}},
             "arms": ARMS,
             "baseline": "pooling",
         }
