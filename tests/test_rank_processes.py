@@ -17,6 +17,7 @@ from harness.execution.cell import run_cell
 from harness.results.run_folder import RunFolder
 from harness.study.study import Cell, Study
 from harness.system.shares import check_devices
+from harness.training.loop import VERSION
 from tests.small_study import STUDY, quiet, write_study
 
 pytestmark = pytest.mark.slow
@@ -46,7 +47,7 @@ def test_the_row_of_a_cell_on_two_devices_is_that_of_one(cells, folder, tmp_path
     assert (alone["status"], row["status"]) == ("done", "done"), row["reason"]
     assert children() == []
     assert not folder.training_checkpoint(row["cell"]).exists()
-    assert steps == [(step, 4) for step in range(1, 5)]
+    assert steps == [(step, 5) for step in (1, 2, 3, 3, 4)], "of four steps and a branch of one"
     curves = [json.loads(each["curve"]) for each in (alone, row)]
     for point, other in zip(*curves, strict=True):
         assert point == pytest.approx(other, abs=1e-5)
@@ -79,7 +80,7 @@ def test_a_killed_process_fails_the_cell_with_one_sentence(cells, folder, number
 def test_an_exception_in_a_process_is_the_reason_of_the_cell(cells, folder):
     cell = on_devices(cells["pooling"], 2)
     folder.cells.mkdir(parents=True)
-    torch.save({"version": 3, "step": 1}, folder.training_checkpoint(cell.id))
+    torch.save({"version": VERSION, "num_run": 1, "branch": None, "step": 1}, folder.training_checkpoint(cell.id))
     row = run_cell(cell, folder, quiet())
     assert row["status"] == "failed"
     assert row["reason"].rstrip().endswith("KeyError: 'seconds'")

@@ -101,7 +101,6 @@ class Trainer:
         self.samplers: list[EpochSampler] = []
         self.validate = validate
         self.on_budget = on_budget
-        self.num_points = 0
         total = config.alignment_steps + config.steps
         self.loop = TrainingLoop(
             self,
@@ -254,8 +253,8 @@ class Trainer:
     def curve_point(self, averages: dict[str, Tensor]) -> Point:
         """The objective at the mean terms, and these."""
         total = Losses(**averages).total(self.config.location_loss)
-        self.num_points += 1
-        measured = self.validate() if self.validate and self.num_points % POINTS_PER_VALIDATION == 0 else {}
+        is_measured = self.validate is not None and (len(self.loop.curve) + 1) % POINTS_PER_VALIDATION == 0
+        measured = self.validate() if self.validate and is_measured else {}
         return {"loss": float(total), **{name: float(mean) for name, mean in averages.items()}, **measured}
 
     def state_dict(self) -> dict[str, Any]:
@@ -275,4 +274,7 @@ class Trainer:
         for sampler, left in zip(self.samplers, state["samplers"], strict=True):
             sampler.left = left
         self.generator.set_state(state["generator"])
-        self.micro_batch_images, self.has_halved_micro_batch = state["micro_batch"]
+        # Micro-batches that were halved within a branch stay so after it.
+        size, has_halved = state["micro_batch"]
+        self.micro_batch_images = min(self.micro_batch_images, size)
+        self.has_halved_micro_batch = self.has_halved_micro_batch or has_halved
