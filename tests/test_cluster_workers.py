@@ -133,6 +133,7 @@ def test_a_job_that_its_cluster_ends_releases_its_cell_and_is_replaced(number, t
 
 
 def test_an_interruption_cancels_the_jobs_and_releases_their_cells(tmp_path):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs that ignore it
     study, folder = Study.from_yaml(write_study(tmp_path)), run_folder(tmp_path)
     owners: list[Owner] = []
 
