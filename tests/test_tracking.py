@@ -159,6 +159,17 @@ def test_an_interrupted_study_leaves_no_run_with_status_running(tmp_path, study,
     assert [run.info.status for kind in ("cell", "study") for run in runs(folder, kind)] == ["RUNNING", "RUNNING"]
 
 
+def test_a_study_to_which_seeds_are_added_continues_its_run(tmp_path, study, cells):
+    """MLflow refuses to change a parameter, so that of the first call is kept."""
+    folder = run_folder(tmp_path)
+    Tracker(study, folder).start(cells[0])
+    longer = Study.from_yaml(write_study(tmp_path), ["seeds=[0, 1, 2]"])
+    Tracker(longer, folder).start(longer.cells()[-1])
+    [run] = runs(folder, "study")
+    assert run.data.params["seeds"] == "0, 1"
+    assert len(runs(folder, "cell")) == 2
+
+
 def test_two_folders_in_one_experiment_keep_their_own_runs(tmp_path, study, cells):
     one, other = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "other")
     uri = tracking_uri(run_folder(tmp_path).path)

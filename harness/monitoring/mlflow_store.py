@@ -99,10 +99,11 @@ class MlflowStore:
         return self.client.create_run(self.experiment, start_ms, tags, contents.name).info.run_id
 
     def describe(self, run: str, contents: RunContents) -> None:
-        """Logs parameters and dataset; repeating the call changes nothing."""
+        """Logs the dataset, and the parameters that the run lacks: MLflow refuses to change one, such as the seeds."""
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
-        params = [Param(key, str(value)[:_MAX_VALUE]) for key, value in contents.params.items()]
+        known = self.client.get_run(run).data.params
+        params = [Param(key, str(value)[:_MAX_VALUE]) for key, value in contents.params.items() if key not in known]
         for batch in _batches(params, _MAX_PARAMS):
             self.client.log_batch(run, params=batch, synchronous=True)
         if contents.data:
