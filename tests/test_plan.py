@@ -82,3 +82,11 @@ def test_a_projector_is_built_without_initial_weights_and_random_numbers():
         assert torch.equal(torch.get_rng_state(), state)
         assert shapes == [value.shape for value in kind(kind.Config(), dims).parameters()]
         torch.set_rng_state(state)
+
+
+def test_a_truncated_normal_ends_whatever_the_uninitialized_memory_holds():
+    beyond_the_limits = torch.full((4, 4), 1e9)
+    with uninitialized():
+        assert torch.nn.init.trunc_normal_(beyond_the_limits, std=0.02) is beyond_the_limits
+    assert (beyond_the_limits == 1e9).all()
+    assert torch.nn.init.trunc_normal_(beyond_the_limits, std=0.02).abs().max() < 1

@@ -5,9 +5,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-_FILLING = {"kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_", "trunc_normal_", "orthogonal_"}
+_FILLING = {"kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_", "orthogonal_"}
 _FILLING |= {"uniform_", "normal_"}
 
 
@@ -26,6 +27,25 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _unfilled(tensor: Tensor, *_: object, **__: object) -> Tensor:
+    return tensor
+
+
+@contextmanager
+def _without_truncated_normal() -> Iterator[None]:
+    """`nn.init.trunc_normal_` leaves its tensor as it is.
+
+    It draws again until every value lies within its limits. Without a drawing, the values of uninitialized memory stay,
+    so the loop may never end; and a mode of torch functions does not see this function.
+    """
+    original = nn.init.trunc_normal_
+    nn.init.trunc_normal_ = _unfilled
+    try:
+        yield
+    finally:
+        nn.init.trunc_normal_ = original
+
+
 @contextmanager
 def uninitialized() -> Iterator[None]:
     """Modules that are built inside the context have weights without meaning, on the CPU.
@@ -33,5 +53,5 @@ def uninitialized() -> Iterator[None]:
     The pages of large weights are never touched, so they take no memory. On the meta device, simple operations import
     torch's compiler, which takes over a second. torch's random state stays the same.
     """
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), _Unfilled():
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), _Unfilled(), _without_truncated_normal():
         yield
