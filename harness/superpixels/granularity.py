@@ -1,7 +1,7 @@
 """Settings of the named granularities. They belong to a SAM: each has a file in the folder `sams`, which says why.
 
-A file that is changed after cells were published needs another name of the granularity: cells contain their settings,
-but `adaptive` also uses those of `finest`.
+A cell contains the settings of its granularity, so that a changed file makes other cells. `adaptive` also uses those of
+`finest`, which are part of the cache's identity only.
 """
 
 import tomllib
