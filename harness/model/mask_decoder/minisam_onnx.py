@@ -9,6 +9,7 @@ per pair of positions; the pairs of the first position are the checkpoint's bias
 """
 
 import tarfile
+from collections.abc import Set
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +120,7 @@ def _attention_biases(graph: onnx.GraphProto) -> State:
     return found
 
 
-def _uses(graph: onnx.GraphProto, names: set[str]) -> list[tuple[onnx.NodeProto, int, str]]:
+def _uses(graph: onnx.GraphProto, names: Set[str]) -> list[tuple[onnx.NodeProto, int, str]]:
     """The nodes that use these inputs: node, position of the input, its name."""
     return [(node, position, name) for node in graph.node for position, name in enumerate(node.input) if name in names]
 

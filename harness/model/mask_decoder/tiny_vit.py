@@ -7,6 +7,7 @@ its classifier is not used.
 """
 
 import re
+from typing import Any
 
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d
@@ -43,7 +44,8 @@ class TinyVitEncoder(nn.Module):
             window_sizes=(7, 7, 14, 7),
             drop_path_rate=0.0,
         )
-        backbone.stages[3].downsample.conv2.conv.stride = (1, 1)
+        last_stage: Any = backbone.stages[3]
+        last_stage.downsample.conv2.conv.stride = (1, 1)
         self.patch_embed = backbone.patch_embed
         self.stages = backbone.stages
         self.neck = nn.Sequential(
