@@ -36,7 +36,7 @@ from harness.model.mask_decoder.sam import LoadedSam
 from harness.monitoring.progress import progress_on
 from harness.superpixels.candidates import Candidates, PoolSettings, encode, propose
 from harness.superpixels.filter import FilterSettings, choose, on_grid, suppress_duplicates
-from harness.superpixels.granularity import scores_of
+from harness.superpixels.granularity import settings as granularity_settings
 from harness.superpixels.methods.sam import Config
 
 
@@ -204,8 +204,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     print(f"{hardware()}; SAM {options.model!r}\n")
     examples = load(ScenesConfig.model_validate({"domains": [*DOMAINS], "test_images": options.images}), "test")[:]
-    scores = scores_of(options.model)
-    settings = PoolSettings(options.points, *scores.thresholds["default"], scores.stability_offset)
+    default = granularity_settings(options.model, "default")
+    settings = PoolSettings(
+        options.points, default["pred_iou_threshold"], default["stability_threshold"], default["stability_offset"]
+    )
     print(compare_pool(frozen_sam(options.model), examples[:4], settings, options.rounds))
     print(compare_filter(options.rounds))
     progress = progress_on(Console())

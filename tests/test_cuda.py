@@ -17,6 +17,7 @@ from harness.model.mask_decoder.sam import load_sam
 from harness.pretraining.sam_scenes import scene
 from harness.results.run_folder import RunFolder
 from projectors import VisualFeatures
+from tests.mobile_sams import random_checkpoint
 from tests.projector_cases import build, features, required
 from tests.references import CASES, IDS
 from tests.small_study import quiet
@@ -52,6 +53,16 @@ def test_sams_embedding_in_bfloat16_is_close_to_float32():
         expected = load_sam("sam-scenes").embed(frames)
         found = frozen_sam("sam-scenes").embed(frames.to(CUDA)).cpu()
     assert (found - expected).norm() / expected.norm() < 0.03
+
+
+def test_mobile_sams_embedding_is_that_of_the_cpu(tmp_path):
+    """Compiled and in float32, as in studies; convolutions on a GPU may use TF32."""
+    path = random_checkpoint(tmp_path)
+    frames = torch.rand(2, 3, 1024, 1024, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = load_sam(path).embed(frames)
+        found = frozen_sam(path).embed(frames.to(CUDA)).cpu()
+    assert (found - expected).norm() / expected.norm() < 0.01
 
 
 @pytest.mark.parametrize("arm", ["pooling", "sspe", "decoder_pe", "sam"])

@@ -153,7 +153,7 @@ def test_a_checkpoint_that_is_not_found_lists_the_attempts(monkeypatch: pytest.M
     assert lines[1].startswith("  1. cache: no ")
     assert lines[2] == "  2. local hub cache: no copy"
     assert lines[3].startswith("  3. hub: ")
-    assert "copy Meta's sam_vit_h_4b8939.pth to the first path" in lines[4]
+    assert "copy the published sam_vit_h_4b8939.pth to the first path" in lines[4]
 
 
 def test_the_shipped_weights_are_those_of_the_model_card() -> None:

@@ -18,7 +18,7 @@ from harness.model.mask_decoder.decoder import MaskDecoder
 from harness.model.mask_decoder.sam import load_sam
 from harness.superpixels.candidates import Candidates, PoolSettings, propose
 from harness.superpixels.filter import suppress_duplicates
-from harness.superpixels.granularity import SCENES
+from harness.superpixels.granularity import settings as granularity_settings
 
 SAM = random_sam()
 IMAGE = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
@@ -66,7 +66,10 @@ def test_the_masks_are_those_of_the_automatic_mask_generator(height, width, max_
 def test_the_masks_of_the_trained_sam_are_those_of_the_generator_too():
     sam = load_sam("sam-scenes")
     example = load(ScenesConfig(test_images=1), "test")[0]
-    settings = PoolSettings(8, *SCENES.thresholds["default"], SCENES.stability_offset)
+    default = granularity_settings("sam-scenes", "default")
+    settings = PoolSettings(
+        8, default["pred_iou_threshold"], default["stability_threshold"], default["stability_offset"]
+    )
     upstream = SamAutomaticMaskGenerator(
         sam.sam,
         points_per_side=8,

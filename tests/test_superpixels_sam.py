@@ -32,7 +32,7 @@ def checkpoint(folder: Path, seed: int) -> str:
     return str(folder / f"sam-{seed}.safetensors")
 
 
-@pytest.mark.parametrize("model", ["sam-scenes", "sam-vit-b"])
+@pytest.mark.parametrize("model", ["sam-scenes", "sam-vit-b", "mobile-sam"])
 @pytest.mark.parametrize("granularity", NAMES)
 def test_a_granularity_sets_defaults_that_can_be_overridden(granularity, model):
     config = Config(granularity=granularity, model=model)

@@ -5,7 +5,7 @@ The folder name is a hash of the source, its settings and its code, so a changed
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,8 @@ class SuperpixelCache:
         self.request = self.source.request(config)
         code = fingerprint(self.source.segment.__module__, Frame.__module__, compact.__module__)
         identity = {"source": name, "frame": frame, **config.model_dump(), "code": code}
+        if self.request is not None:
+            identity["pool"] = asdict(self.request.settings)
         if self.weights:
             identity["weights"] = [record.sha256 for record in self.weights]
         self.folder = cache_folder("superpixels", identity)

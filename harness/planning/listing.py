@@ -101,12 +101,19 @@ def _llms() -> list[Line]:
 def _mask_decoders() -> list[Line]:
     from harness.model.weights.known import CHECKPOINTS
 
-    meta = [(name, f"sha256 {found.sha256[:12]}", f"hub {found.repository}") for name, found in CHECKPOINTS.items()]
+    sams = [
+        (
+            name,
+            f"sha256 {found.sha256[:12]}",
+            f"hub {found.repository}" + (f" or npm {found.npm.requirement}" if found.npm else ""),
+        )
+        for name, found in CHECKPOINTS.items()
+    ]
     return [
         ("scratch", "trained from scratch on the vision encoder's patches; set its sizes", ""),
         *_weights("mask_decoder"),
-        *meta,
-        ("path/to/file", "any SAM checkpoint, .pth or .safetensors", "path"),
+        *sams,
+        ("path/to/file", "any SAM or MobileSAM checkpoint, .pt, .pth or .safetensors", "path"),
     ]
 
 

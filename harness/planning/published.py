@@ -95,6 +95,7 @@ PUBLISHED = {
     "mllm-scenes": Published(678_624, 0),
     "sam-scenes": Published(1_910_084, 0, SamShape(96, 28, 512, 4)),
     "smollm2-scenes": Published(1_594_274, 0),
+    "mobile-sam": Published(9_808_452, 40_728_226, META_SAM),
     "sam-vit-b": Published(93_735_472, 375_042_383, META_SAM),
     "sam-vit-l": Published(312_342_832, 1_249_524_607, META_SAM),
     "sam-vit-h": Published(641_090_608, 2_564_550_879, META_SAM),

@@ -124,8 +124,10 @@ def _is_cached(name: str) -> bool:
     if name in PACKAGED:
         return (cache_dir() / "weights" / name / Path(PACKAGED[name].member).name).exists()
     if name in CHECKPOINTS:
-        own = cache_dir() / "weights" / name / Path(CHECKPOINTS[name].member).name
-        return own.exists() or _is_in_hub_cache(CHECKPOINTS[name].repository, None, CHECKPOINTS[name].member)
+        checkpoint, folder = CHECKPOINTS[name], cache_dir() / "weights" / name
+        files = [Path(checkpoint.member).name, *([checkpoint.npm.tarball] if checkpoint.npm else [])]
+        is_in_cache = any((folder / file).exists() for file in files)
+        return is_in_cache or _is_in_hub_cache(checkpoint.repository, None, checkpoint.member)
     hub_id = HUB_ID.fullmatch(name)
     return hub_id is not None and any(
         _is_in_hub_cache(hub_id["repository"], hub_id["revision"], file) for file in WEIGHT_FILES

@@ -18,6 +18,7 @@ _INFRASTRUCTURE = (
     "errors",
     "model.weights.checksums",
     "model.weights.known",
+    "model.weights.npm",
     "model.weights.packaged",
     "model.weights.resolution",
     "monitoring",

