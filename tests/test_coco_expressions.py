@@ -51,7 +51,7 @@ def test_every_image_is_in_one_split_that_its_id_determines(settings: dict[str, 
     for split, ids in zip(SPLITS, found, strict=True):
         assert {split_of(one) for one in ids} == {split}
         assert {one.image_id for one in load(config(settings), split)} <= ids
-    assert (split_of("coco/1"), split_of("coco/2"), split_of("coco/3")) == ("train", "test", "train")
+    assert (split_of("coco/1"), split_of("coco/2"), split_of("coco/8")) == ("train", "test", "validation")
 
 
 def test_splits_have_about_their_shares() -> None:
@@ -196,7 +196,6 @@ def test_pasted_objects_have_exact_masks_and_cover_those_behind(pasted: list[Exa
         for number, mask in enumerate(example.objects, start=1):
             assert np.array_equal(coco_mask.decode(mask) > 0, ids == number)
             assert (ids == number).sum() >= picture.pastes[number - 1].stamp().sum() / 2
-        assert np.abs(example.image[ids == 0].std(0).max()) < 100
 
 
 def test_pasted_pixels_are_those_of_the_object(pasted: list[Example]) -> None:

@@ -20,7 +20,7 @@ MAX_GROUP = 10
 MIN_OTHER_AREA = 0.003
 """Of each object of a group and of the anchor of a relation, as a share of the image."""
 MAX_ABSENT = 2
-"""Absent categories per image, which would otherwise outnumber all other expressions."""
+"""Absent categories per image; at most as many as other expressions, and at least one."""
 _PLAUSIBLE = 8
 """Absent categories to choose from: those that are most often seen with the image's own."""
 
@@ -149,7 +149,8 @@ def expressions(
     pools = candidates(facts, absences, also_present)
     shuffled = {family: rng.shuffled(pool) for family, pool in pools.items()}
     shuffled["group"] = list({one.targets: one for one in shuffled["group"]}.values())
-    shuffled["absent"] = shuffled["absent"][:MAX_ABSENT]
+    num_others = sum(len(pool) for family, pool in shuffled.items() if family != "absent")
+    shuffled["absent"] = shuffled["absent"][: max(1, min(num_others, MAX_ABSENT))]
     return tuple(_in_turn(rng.shuffled(list(shuffled.values())))[:count])
 
 
