@@ -37,7 +37,7 @@ class Config(BaseModel):
     annotations: Path = Field(description="instance file in COCO's format, such as instances_val2017.json")
     images: Path = Field(description="folder that the file names of images are relative to")
     expressions_per_image: int = Field(
-        default=12, ge=1, description="most referring expressions per image; they are taken from all families in turn"
+        default=12, ge=1, description="upper bound on the referring expressions per image; families take turns"
     )
     copy_paste: int = Field(
         default=0, ge=0, description="added training images, with objects of training images on blurred training images"
