@@ -114,7 +114,7 @@ def _names(file: InstanceFile) -> dict[int, str]:
     found = {}
     for key in file.annotation_ids:
         category = file.field(key, "category_id")
-        if category not in categories:
+        if not isinstance(category, int) or category not in categories:
             raise DataError(
                 f"{file.path}: annotation {key} has the category_id {category!r:.60}, which the file does not list; "
                 "add the category, or correct the annotation"
