@@ -135,7 +135,7 @@ def test_an_unsuitable_file_is_one_sentence(change: Any, sentence: str, settings
 def test_a_missing_file_and_an_unknown_split_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=r"no\.json is missing"):
         load(config(settings, annotations="no.json"), "train")
-    with pytest.raises(DataError, match="coco_expressions has no split 'val'; did you mean validation"):
+    with pytest.raises(DataError, match="coco_expressions has no split 'val'; known: test, train, validation"):
         load(config(settings), "val")
 
 
