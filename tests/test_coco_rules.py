@@ -21,7 +21,7 @@ FROM_SIDE = {"left": (1, 1), "right": (1, -1), "top": (0, 1), "bottom": (0, -1)}
 
 def facts_of(drawn: Drawn, uncertain: frozenset[str] = frozenset()) -> ImageFacts:
     named = [(name, mask) for (name, _), mask in zip(drawn, drawn_coco.masks(drawn), strict=True) if mask.any()]
-    return ImageFacts([Instance.of(k, name, encode(mask)) for k, (name, mask) in enumerate(named, start=1)], uncertain)
+    return ImageFacts([Instance(k, name, encode(mask)) for k, (name, mask) in enumerate(named, start=1)], uncertain)
 
 
 def all_of(drawn: Drawn, uncertain: frozenset[str] = frozenset()) -> dict[str, tuple[int, ...]]:
@@ -91,7 +91,7 @@ def test_an_instance_is_measured_as_by_numpy() -> None:
     mask = np.zeros((60, 120), bool)
     mask[10:30, 20:80] = mask[25:40, 60:90] = True
     mask[50:52, 0:2] = True
-    one = Instance.of(1, "dog", encode(mask))
+    one = Instance(1, "dog", encode(mask))
     rows, columns = np.nonzero(mask)
     assert one.area == mask.sum() / mask.size
     assert one.box == (0, 10 / 120, 90 / 120, 52 / 120)
@@ -243,7 +243,7 @@ def test_all_others_are_clearly_on_the_other_side(second: drawn_coco.Box, is_cle
 def test_a_relation_is_farther_along_than_across(first: drawn_coco.Box, is_clear: bool) -> None:
     """Masks may overlap here."""
     drawn = [("dog", first), ("dog", (120, 80, 150, 110)), ("clock", (60, 80, 90, 110))]
-    instances = [Instance.of(k, name, encode(_rectangle(box))) for k, (name, box) in enumerate(drawn, start=1)]
+    instances = [Instance(k, name, encode(_rectangle(box))) for k, (name, box) in enumerate(drawn, start=1)]
     found = candidates(ImageFacts(instances), ABSENCES, frozenset())["relation"]
     assert ("the dog left of the clock" in {one.text for one in found}) == is_clear
 

@@ -165,7 +165,7 @@ class PastedImages(Sequence[Example]):
             pastes, categories, ids = compose(background.picture, self._sources, rng)
             objects = encode_ids(ids)
             named = zip(categories, objects, strict=True)
-            facts = ImageFacts([Instance.of(k, name, mask) for k, (name, mask) in enumerate(named, start=1)])
+            facts = ImageFacts([Instance(k, name, mask) for k, (name, mask) in enumerate(named, start=1)])
             also_present = background.facts.present
             texts = expressions(facts, self._absences, self._expressions_per_image, rng, also_present)
             if texts:
@@ -174,25 +174,17 @@ class PastedImages(Sequence[Example]):
         raise DataError("data.copy_paste: the objects of the training images fit no expression; set copy_paste: 0")
 
 
-Sources = Mapping[str, Sequence[tuple[ImageFile, Rle]]]
+Sources = Mapping[str, Sequence[tuple[ImageFile, Instance]]]
 """Objects that can be pasted, by category, with their images."""
 
 
 def _sources(images: Sequence[LabelledImage]) -> Sources:
-    found: dict[str, list[tuple[ImageFile, Rle]]] = {}
+    found: dict[str, list[tuple[ImageFile, Instance]]] = {}
     for image in images:
         for one in image.facts.instances:
-            mask = image.objects[one.id - 1]
-            left, top, right, bottom = _bounds(mask)
-            is_whole = min(left, top, image.picture.width - right, image.picture.height - bottom) > 1
-            if is_seen(one) and is_whole:
-                found.setdefault(one.category, []).append((image.picture, mask))
+            if is_seen(one) and not one.is_cut:
+                found.setdefault(one.category, []).append((image.picture, one))
     return dict(sorted(found.items()))
-
-
-def _bounds(mask: Rle) -> tuple[int, int, int, int]:
-    left, top, width, height = (int(value) for value in coco_mask.toBbox(mask))
-    return left, top, left + width, top + height
 
 
 def compose(background: ImageFile, sources: Sources, rng: StableRng) -> tuple[list[Paste], list[str], np.ndarray]:
@@ -220,13 +212,13 @@ def _categories(sources: Sources, rng: StableRng) -> list[str]:
     return rng.shuffled(chosen)
 
 
-def _scaled(source: tuple[ImageFile, Rle], side: int, rng: StableRng) -> Paste:
-    picture, mask = source
-    left, top, right, bottom = _bounds(mask)
+def _scaled(source: tuple[ImageFile, Instance], side: int, rng: StableRng) -> Paste:
+    picture, instance = source
+    left, top, right, bottom = instance.bounds
     longest = max(right - left, bottom - top)
     wanted = min(side * rng.between(*_PERCENT) // 100, _MAX_ENLARGEMENT * longest)
     size = (max(1, (right - left) * wanted // longest), max(1, (bottom - top) * wanted // longest))
-    return Paste(picture, mask, (left, top, right, bottom), size, rng.percent(50))
+    return Paste(picture, instance.mask, instance.bounds, size, rng.percent(50))
 
 
 def _try_to_place(paste: Paste, ids: np.ndarray, areas: Sequence[int], rng: StableRng) -> Paste | None:

@@ -36,43 +36,66 @@ class Box(NamedTuple):
         return self.bottom - self.top
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Instance:
-    """One labelled object.
+    """One labelled object; its mask is decoded only for the attributes that need its pixels.
 
-    Attributes:
+    Args:
         id: its number in `Example.objects`, from 1.
-        area: visible pixels, as a share of the image.
-        box: bounds of the visible pixels.
-        centroid: mean (x, y) of the visible pixels.
-        is_cut: whether it touches the edge of the image.
-        largest_part: share of its pixels in the largest connected part.
+        mask: its visible pixels, at least one.
     """
 
     id: int
     category: str
-    area: float
-    box: Box
-    centroid: tuple[float, float]
-    is_cut: bool
-    largest_part: float
+    mask: Rle
 
-    @classmethod
-    def of(cls, number: int, category: str, mask: Rle) -> "Instance":
-        """Measures a mask that has at least one pixel."""
-        height, width = mask["size"]
-        side = max(height, width)
-        left, top, box_width, box_height = (float(value) for value in coco_mask.toBbox(mask))
-        right, bottom = left + box_width, top + box_height
-        pixels = coco_mask.decode(mask)[int(top) : int(bottom), int(left) : int(right)]
-        area = int(pixels.sum())
-        x = left + float(pixels.sum(0) @ (np.arange(pixels.shape[1]) + 0.5)) / area
-        y = top + float(pixels.sum(1) @ (np.arange(pixels.shape[0]) + 0.5)) / area
-        box = Box(left / side, top / side, right / side, bottom / side)
-        is_cut = min(left, top, width - right, height - bottom) <= 1
-        parts, _ = ndimage.label(pixels)
-        largest_part = int(np.bincount(parts.ravel())[1:].max()) / area
-        return cls(number, category, area / (height * width), box, (x / side, y / side), is_cut, largest_part)
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) of the image in pixels."""
+        height, width = self.mask["size"]
+        return height, width
+
+    @cached_property
+    def bounds(self) -> tuple[int, int, int, int]:
+        """(left, top, right, bottom) in pixels; right and bottom are exclusive."""
+        left, top, width, height = (int(value) for value in coco_mask.toBbox(self.mask))
+        return left, top, left + width, top + height
+
+    @cached_property
+    def box(self) -> Box:
+        """The bounds in shares of the longest side."""
+        return Box(*(value / max(self.size) for value in self.bounds))
+
+    @cached_property
+    def area(self) -> float:
+        """Pixels as a share of the image."""
+        height, width = self.size
+        return int(coco_mask.area(self.mask)) / (height * width)
+
+    @cached_property
+    def centroid(self) -> tuple[float, float]:
+        """Mean (x, y) of the pixels."""
+        (left, top, _, _), pixels = self.bounds, self._pixels()
+        x = left + pixels.sum(0) @ (np.arange(pixels.shape[1]) + 0.5) / pixels.sum()
+        y = top + pixels.sum(1) @ (np.arange(pixels.shape[0]) + 0.5) / pixels.sum()
+        return float(x) / max(self.size), float(y) / max(self.size)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it touches the edge of the image."""
+        (left, top, right, bottom), (height, width) = self.bounds, self.size
+        return min(left, top, width - right, height - bottom) <= 1
+
+    @cached_property
+    def largest_part(self) -> float:
+        """Share of its pixels in the largest connected part."""
+        parts, _ = ndimage.label(self._pixels())
+        return int(np.bincount(parts.ravel())[1:].max()) / int(coco_mask.area(self.mask))
+
+    def _pixels(self) -> np.ndarray:
+        """The mask within its bounds, (h, w) uint8."""
+        left, top, right, bottom = self.bounds
+        return np.asarray(coco_mask.decode(self.mask)[top:bottom, left:right])
 
 
 class ImageFacts:
@@ -109,9 +132,13 @@ class ImageFacts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelledImage:
-    """A photograph with its labels; the mask of instance k is at position k - 1 of `objects`."""
+    """A photograph with its labels."""
 
     image_id: str
     picture: ImageFile
-    objects: tuple[Rle, ...]
     facts: ImageFacts
+
+    @property
+    def objects(self) -> tuple[Rle, ...]:
+        """The masks of its instances."""
+        return tuple(one.mask for one in self.facts.instances)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from harness.data.coco_rules import FAMILIES, Absences, ImageFacts, Instance, LabelledImage, expressions
 from harness.data.copy_paste import PastedImages
-from harness.data.example import Example, Rle
+from harness.data.example import Example
 from harness.data.formats.coco_file import InstanceFile
 from harness.data.formats.referrals import key_of
 from harness.data.scenes.stable_rng import StableRng
@@ -129,7 +129,6 @@ def _categories_of(file: InstanceFile, names: dict[int, str], image_id: int) -> 
 
 def _labelled(file: InstanceFile, names: dict[int, str], folder: Path, image_id: int) -> LabelledImage:
     """An image with its labels; crowds and empty masks make the number of objects of their category uncertain."""
-    objects: list[Rle] = []
     instances: list[Instance] = []
     uncertain: set[str] = set()
     for key in file.annotations_of(image_id):
@@ -137,10 +136,9 @@ def _labelled(file: InstanceFile, names: dict[int, str], folder: Path, image_id:
         if annotation.is_crowd or not coco_mask.area(annotation.mask):
             uncertain.add(names[key])
         else:
-            objects.append(annotation.mask)
-            instances.append(Instance.of(len(objects), names[key], annotation.mask))
+            instances.append(Instance(len(instances) + 1, names[key], annotation.mask))
     facts = ImageFacts(instances, frozenset(uncertain))
-    return LabelledImage(_key(file, image_id), file.image(image_id, folder), tuple(objects), facts)
+    return LabelledImage(_key(file, image_id), file.image(image_id, folder), facts)
 
 
 def _example(config: Config, image: LabelledImage, absences: Absences) -> Example:
