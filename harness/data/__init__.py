@@ -1,8 +1,9 @@
 """Datasets: files or a generator in, images with expressions, questions and masks (`Example`) out.
 
 The modules of the folder `datasets` are the datasets, by name; `formats` loads their files, `scenes` renders the
-embedded benchmark. Other packages name their datasets in the entry-point group `svp_harness.datasets`. The package
-imports only `system`, `errors` and `projectors.registry`; no models.
+embedded benchmark, `coco_rules` makes expressions from COCO's labels, and `copy_paste` makes training images. Other
+packages name their datasets in the entry-point group `svp_harness.datasets`. The package imports only `system`,
+`errors` and `projectors.registry`; no models.
 
 A dataset is a module with a `Config` (a pydantic model with the fields or properties `name` and `splits`) and a
 function `load(config, split)`, which returns a sequence of `Example`. Optional are:

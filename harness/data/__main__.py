@@ -1,13 +1,23 @@
-"""`python -m harness.data check DATASET --root DIR`: compares a dataset on disk with what was published."""
+"""Tools for datasets on disk: `python -m harness.data check DATASET` and `python -m harness.data sheet DATASET`.
+
+`check DATASET --root DIR` compares a published dataset with its published facts. `check DATASET --set KEY=VALUE ...`
+counts the examples and families of any dataset with these settings. `sheet` renders expressions with their targets.
+"""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 
 from harness import data
+from harness.data.contact_sheet import Shown, sheet
+from harness.data.formats.checking import Finding, check_examples
+from harness.data.scenes.stable_rng import StableRng
 from harness.errors import HarnessError
 
 MARKS = {True: ("ok", "green"), False: ("!!", "red"), None: ("--", "dim")}
@@ -15,32 +25,108 @@ MARKS = {True: ("ok", "green"), False: ("!!", "red"), None: ("--", "dim")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 if all is as published, else 2; prints one line per finding."""
+    """Exit code 0 if the command succeeds and all is as published, else 2."""
     options = _parser().parse_args(arguments)
-    console = Console(highlight=False, markup=False, soft_wrap=True)
     try:
-        dataset = data.get(options.dataset)
-        if not hasattr(dataset, "check"):
-            raise HarnessError(
-                f"there are no published facts to check {options.dataset!r} against; known: {_checkable()}"
-            )
-        findings = list(dataset.check(options.root))
+        return int(options.run(options))
     except HarnessError as error:
         Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(str(error), style="red")
         return 2
-    for finding in findings:
+
+
+def _check(options: argparse.Namespace) -> int:
+    """Print one line per finding."""
+    dataset = data.get(options.dataset)
+    if options.root is None:
+        found = list(_count(dataset, _config(dataset, options)))
+    elif hasattr(dataset, "check"):
+        found = list(dataset.check(options.root))
+    else:
+        raise HarnessError(
+            f"there are no published facts to check {options.dataset!r} against; known: {_checkable()}; --set "
+            "KEY=VALUE, in place of --root, counts the examples of any dataset"
+        )
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    for finding in found:
         mark, style = MARKS[finding.is_right]
         console.print(f"{mark} {finding.subject}: {finding.text}", style=style)
-    return 2 if any(finding.is_right is False for finding in findings) else 0
+    return 2 if any(finding.is_right is False for finding in found) else 0
+
+
+def _count(dataset: ModuleType, config: Any) -> Iterator[Finding]:
+    for split in config.splits:
+        yield from check_examples(f"{config.name} {split}", dataset.load(config, split))
+
+
+def _sheet(options: argparse.Namespace) -> int:
+    """Write random expressions of one split or of all."""
+    dataset = data.get(options.dataset)
+    config = _config(dataset, options)
+    pairs: list[Shown] = [
+        (example, expression)
+        for split in ([options.split] if options.split else config.splits)
+        for example in dataset.load(config, split)
+        for expression in example.expressions
+    ]
+    if not pairs:
+        raise HarnessError(f"{options.dataset} has no expressions with these settings; choose other ones")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    sheet(StableRng((options.seed,)).shuffled(pairs)[: options.count]).save(options.out)
+    return 0
+
+
+def _config(dataset: ModuleType, options: argparse.Namespace) -> Any:
+    """The configuration with the settings of the command line, whose keys may have dots.
+
+    Raises:
+        HarnessError: a setting is malformed, missing, unknown or invalid.
+    """
+    settings: dict[str, Any] = {}
+    for text in options.set:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise HarnessError(f"--set {text} is no setting; write KEY=VALUE, such as --set images=val2017")
+        *path, last = key.split(".")
+        target = settings
+        for part in path:
+            target = target.setdefault(part, {})
+        target[last] = value
+    try:
+        return dataset.Config.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "settings"
+        known = ", ".join(name for name in dataset.Config.model_fields if name != "name")
+        raise HarnessError(
+            f"{options.dataset}: {key}: {first['msg']}; set it by --set {key}=VALUE; known: {known}"
+        ) from None
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m harness.data", description="Tools for datasets on disk.")
     commands = parser.add_subparsers(required=True)
-    check = commands.add_parser("check", help="compare counts, masks and image files with what was published")
-    check.add_argument("dataset", metavar="DATASET", help=f"one of {_checkable()}")
-    check.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder that contains it")
+    check = commands.add_parser("check", help="compare a dataset with what was published, or count its examples")
+    check.add_argument("dataset", metavar="DATASET", help=f"with --root, one of {_checkable()}; else any")
+    check.add_argument("--root", type=Path, metavar="DIR", help="folder that contains a published dataset")
+    check.set_defaults(run=_check)
+    made = commands.add_parser("sheet", help="render random expressions with the outlines of their targets")
+    made.add_argument("dataset", metavar="DATASET", help=f"one of {', '.join(data.names())}")
+    made.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="file to write")
+    made.add_argument("--split", help="split of the dataset; all by default")
+    made.add_argument("--count", type=_positive, default=20, help="number of expressions")
+    made.add_argument("--seed", type=int, default=0, help="of the choice of expressions")
+    made.set_defaults(run=_sheet)
+    for command in (check, made):
+        command.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of `data`; can be repeated"
+        )
     return parser
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is too few; at least 1 is required")
+    return int(text)
 
 
 def _checkable() -> str:

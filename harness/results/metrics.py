@@ -25,10 +25,10 @@ Parts = tuple[pd.Series, pd.Series]
 """Numerator and denominator of a metric, one value per sample."""
 
 FAMILIES = (
-    *("attribute", "texture", "absolute", "relation", "ordinal", "group", "absent"),
+    *("category", "attribute", "texture", "absolute", "size", "relation", "ordinal", "group", "absent"),
     *("single", "multi", "no_target", "short", "long"),
 )
-"""Families of expressions: of the synthetic scenes, of gRefCOCO and similar datasets, of ReasonSeg."""
+"""Families of expressions: of `scenes` and `coco_expressions`, of gRefCOCO and similar datasets, of ReasonSeg."""
 PIPELINE_STAGES = ("vision", "sam", "superpixels", "projector", "llm", "mask")
 """Stages of inference on one image, in order; FLOPs and latency are measured for each."""
 THRESHOLDS = (50, 60, 70, 80, 90)

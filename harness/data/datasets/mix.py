@@ -39,6 +39,11 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _check_shared_images(self) -> "Config":
+        if any(part.get("copy_paste") for part in self.train):
+            raise ValueError(
+                "images of copy_paste may show objects of images that another dataset reserves for scoring; set "
+                "copy_paste: 0 in a mix"
+            )
         names = {part["name"] for part in (*self.train, self.score)}
         others = sorted(names - {"gqa", "reasonseg", "scenes"})
         if "gqa" in names and others:

@@ -1,6 +1,7 @@
 """Checks of a dataset on disk, for `python -m harness.data check`."""
 
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,6 +88,18 @@ def _check_left_out(subject: str, refs: Sequence[Ref], masks: Masks) -> Iterator
             f"{len(found)} {verb} no valid mask, the first {found[0]}; no sentence refers to "
             f"{'it, so it is' if len(found) == 1 else 'them, so they are'} excluded from the objects",
         )
+
+
+def check_examples(subject: str, found: Sequence[Example]) -> Iterator[Finding]:
+    """Counts of the images and of the queries of each family of a split, and a check of its image files."""
+    families = Counter(query.family for example in found for query in example.queries)
+    counts = ", ".join(f"{count} {family}" for family, count in families.most_common())
+    yield Finding(
+        subject, True, f"{len(found)} images, {families.total()} expressions and questions{counts and f': {counts}'}"
+    )
+    files = [example for example in found if type(example.picture) is ImageFile]
+    if files:
+        yield check_images(subject, files, "correct the folder of images in the settings, or download them")
 
 
 def check_images(subject: str, found: Sequence[Example], source: str) -> Finding:

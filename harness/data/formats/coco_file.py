@@ -14,7 +14,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from harness.data.example import ImageFile, Rle, encode
-from harness.data.formats.reading import MALFORMED, as_text, read_json, what_is_wrong
+from harness.data.formats.reading import MALFORMED, as_sentence, as_text, read_json, what_is_wrong
 from harness.errors import DataError
 
 GroundTruth = Literal["union", "lisa_sum"]
@@ -55,6 +55,7 @@ class InstanceFile:
     def __init__(self, path: Path, content: Any = None) -> None:
         self.path = path
         content = read_json(path) if content is None else content
+        self._categories = content.get("categories") if isinstance(content, Mapping) else None
         try:
             self._images = _by_id(content["images"])
             self._annotations = _by_id(content["annotations"])
@@ -76,6 +77,23 @@ class InstanceFile:
     def annotation_ids(self) -> list[int]:
         """Ids of all annotations, ascending."""
         return sorted(self._annotations)
+
+    def categories(self) -> dict[int, str]:
+        """Names of all categories by id, in lower case; expressions need them, masks do not.
+
+        Raises:
+            DataError: the file lists no categories, or one without a name.
+        """
+        try:
+            names = {int(one["id"]): as_sentence(one["name"].replace("_", " ")) for one in self._categories or ()}
+            if not all(names.values()) or not names:
+                raise ValueError("a name is empty" if names else "there are none")
+        except MALFORMED as error:
+            raise DataError(
+                f"{self.path} has no valid categories ({what_is_wrong(error)}); it must have a list `categories` whose "
+                "entries have an id and a name"
+            ) from None
+        return names
 
     def annotations_of(self, image_id: int) -> list[int]:
         """Ids of the annotations of an image, ascending."""
