@@ -137,9 +137,10 @@ def tables_of(samples: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """
     whole = pd.concat([rows.assign(cell=name, arm=name, seed=0) for name, rows in samples.items()], ignore_index=True)
     results = pd.DataFrame([{"cell": name, "arm": name, "point": "", "status": "done"} for name in samples])
+    of_unions = ScoreTable(results, whole)
     scores = {
-        "giou": (ScoreTable(results, whole), "giou"),
-        "fp_rate": (ScoreTable(results, whole), "fp_rate"),
+        "giou": (of_unions, "giou"),
+        "fp_rate": (of_unions, "fp_rate"),
         "ambiguous": (_mean_of("is_ambiguous", results, whole), "giou"),
         "point_giou": (_mean_of("point_iou", results, whole), "giou"),
     }
@@ -193,10 +194,9 @@ def printed(table: pd.DataFrame) -> str:
     parts = [shown.to_markdown(index=False)]
     families = table[table["family"] != ALL]
     for measure in ("giou", "ambiguous"):
-        by_family = families.pivot(index="source", columns="family", values=measure).reindex(overall["source"])
-        by_family = by_family.dropna(axis=1, how="all")[
-            [one for one in dict.fromkeys(families["family"]) if one in by_family]
-        ]
+        by_family = families.pivot(index="source", columns="family", values=measure)
+        by_family = by_family.reindex(index=overall["source"], columns=families["family"].unique())
+        by_family = by_family.dropna(axis=1, how="all")
         parts.append(f"{COLUMNS[measure]} by family\n\n{by_family.to_markdown(floatfmt='.3f')}")
     return "\n\n".join(parts)
 

@@ -25,7 +25,7 @@ from harness.model.mask_decoder.interior_points import interior_points
 STUDY = """\
 question: How fine?
 base:
-  data: {name: scenes, train_images: 2, test_images: 3, expressions_per_image: 6}
+  data: {name: scenes, train_images: 2, test_images: 3, expressions_per_image: 12}
   vision_encoder: {name: dinov2-small}
   llm: {name: tiny, width: 32, layers: 1, heads: 2}
   training: {steps: 10}
@@ -188,7 +188,8 @@ def test_the_command_writes_one_row_per_source_and_family(
     assert overall.loc["oracle", ["giou", "fp_rate", "ambiguous"]].tolist() == [1.0, 0.0, 0.0]
     assert (overall["num_images"] == 3).all()
     assert (overall["giou_low"] <= overall["giou"]).all()
-    assert set(table["family"]) > {"all", "attribute", "relation"}
+    assert set(table["family"]) > {"all", "attribute", "absent"}
+    assert table.loc[table["family"] == "absent", "ambiguous"].isna().all()
     printed = capsys.readouterr().out
     assert "ceiling gIoU" in printed
     assert "point ceiling" not in printed
