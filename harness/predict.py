@@ -88,7 +88,7 @@ def expectation(cell: TrainedCell) -> str:
 
 
 def _origin(llm: str) -> str:
-    return "trained from scratch" if llm == "tiny" else f"initialized from {llm}"
+    return "trained from scratch" if llm in ("tiny", "linear") else f"initialized from {llm}"
 
 
 if __name__ == "__main__":

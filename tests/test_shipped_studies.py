@@ -30,7 +30,7 @@ def kind(cell: Cell) -> tuple[str, ...]:
     names = [str(part["name"] if isinstance(part, dict) else part) for part in parts if part is not None]
     superpixels = spec.superpixels or {"name": "none"}
     source = f"{superpixels['name']}-adaptive" if superpixels.get("granularity") == "adaptive" else superpixels["name"]
-    llm = "tiny" if spec.llm.name == "tiny" else "pretrained"
+    llm = spec.llm.name if spec.llm.name in ("tiny", "linear") else "pretrained"
     mask_decoder = "scratch" if spec.mask_decoder.name == "scratch" else f"sam-{spec.mask_decoder.prompt}"
     return (projector["name"], *names, source, mask_decoder, llm, *spec.data.get("asks", ()))
 
@@ -74,7 +74,7 @@ def shrunk(cell: Cell, place: Path) -> Cell:
         "projector": {name: fitting.get(name, value) for name, value in spec.projector.items()},
         "training": spec.training,
     }
-    if spec.llm.name != "tiny":
+    if spec.llm.name not in ("tiny", "linear"):
         lora = None if spec.llm.lora is None else spec.llm.lora.model_copy(update={"rank": 2})
         changed["llm"] = LLMConfig.model_validate(
             {**spec.llm.model_dump(), "name": str(place / "llama"), "layers": None, "lora": lora and lora.model_dump()}

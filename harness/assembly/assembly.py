@@ -16,7 +16,11 @@ from harness.cache.encodings import SamCache, VisionCache, frozen_sam
 from harness.cache.superpixel_labels import SuperpixelCache
 from harness.data.example import Example, Question
 from harness.errors import DataError, WeightsError
-from harness.model.config import VisionConfig
+from harness.model.config import LINEAR, VisionConfig
+from harness.model.linear.bag_of_words import BagOfWords
+from harness.model.linear.frozen_tokens import FrozenTokens
+from harness.model.linear.masks import PointMasks, RegionMasks
+from harness.model.linear.reader import LinearReader
 from harness.model.llm.language_model import build_llm
 from harness.model.mask_decoder.decoder import MaskDecoder, PatchEmbedding, SamEmbedding
 from harness.model.mask_decoder.from_scratch import build_mask_decoder
@@ -96,12 +100,13 @@ def assemble(spec: CellSpec, words: Iterable[str], device: torch.device) -> Asse
     """
     encoder = vision_encoder(spec.vision_encoder)
     is_half = resolve_precision(spec.training.precision, device) == "bfloat16"
-    llm = build_llm(spec.llm, words, torch.bfloat16 if is_half else torch.float32)
+    base = torch.bfloat16 if is_half else torch.float32
+    llm = BagOfWords(spec.llm, words) if spec.llm.name == LINEAR else build_llm(spec.llm, words, base)
     mask_decoder, image_embedding, sam = _mask_decoder(spec, encoder)
     superpixels, max_superpixels = _superpixels(spec)
     dims = Dims(
         vision=encoder.width,
-        language=llm.width,
+        language=encoder.width if isinstance(llm, BagOfWords) else llm.width,
         grid=encoder.grid,
         frame=spec.vision_encoder.frame,
         decoder=mask_decoder.width,
@@ -115,7 +120,12 @@ def assemble(spec: CellSpec, words: Iterable[str], device: torch.device) -> Asse
             f"{spec.projector['name']} requires a CLS token, and {spec.vision_encoder.name!r} has none; "
             "use an encoder with one, such as CLIP or DINOv2"
         )
-    segmenter = Segmenter(projector, llm, image_embedding, mask_decoder).to(device)
+    if isinstance(llm, BagOfWords):
+        tokens = FrozenTokens(projector, spec.projector["name"])
+        masks = _token_masks(mask_decoder, encoder.grid)
+        segmenter: Segmenter = LinearReader(tokens, llm, masks).to(device)
+    else:
+        segmenter = Segmenter(projector, llm, image_embedding, mask_decoder).to(device)
     decoder_pe = None
     if "decoder_pe" in projector.required_inputs:
         decoder_pe = partial(mask_decoder.positional_encoding, spec.vision_encoder.frame // DECODER_PE_STRIDE)
@@ -155,6 +165,13 @@ def _mask_decoder(
     if config.prompt == "points":
         return PointPromptedMaskDecoder(prompt_encoder, decoder), SamEmbedding(), SamCache(model)
     return MaskDecoder(prompt_encoder, decoder.requires_grad_(True)), SamEmbedding(), SamCache(model)
+
+
+def _token_masks(mask_decoder: MaskDecoder, grid: tuple[int, int]) -> RegionMasks | PointMasks:
+    """How the linear reader draws the tokens that it selects: with a frozen SAM, or else as their regions."""
+    if isinstance(mask_decoder, PointPromptedMaskDecoder):
+        return PointMasks(mask_decoder, grid)
+    return RegionMasks(grid)
 
 
 def _projector(spec: CellSpec, dims: Dims) -> tuple[projectors.Projector, tuple[WeightsRecord, ...]]:

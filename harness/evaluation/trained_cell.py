@@ -14,6 +14,7 @@ from harness.data.example import Example, Expression, read_image, rgb
 from harness.data.formats.reading import as_sentence
 from harness.errors import HarnessError
 from harness.evaluation.evaluator import Evaluator
+from harness.model.config import LINEAR
 from harness.study.cell_spec import CellSpec
 from harness.system.device import default_device
 
@@ -91,7 +92,7 @@ class TrainedCell:
 
     def _check_vocabulary(self, expressions: Sequence[Expression]) -> None:
         """Refuses words that an LLM trained from scratch does not have."""
-        if self.spec.llm.name != "tiny":
+        if self.spec.llm.name not in ("tiny", LINEAR):
             return
         known = self._trained.assembly.batches.llm.tokenizer.get_vocab()
         unknown = sorted({word for each in expressions for word in each.text.split()} - known.keys())

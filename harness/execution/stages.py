@@ -25,12 +25,15 @@ from harness.evaluation.gallery import save_gallery
 from harness.evaluation.latency import Latency, time_in_turns
 from harness.evaluation.metrics import random_object_giou
 from harness.evaluation.pipeline import Pipeline
+from harness.model.config import LINEAR
+from harness.model.linear.reader import LinearReader
 from harness.monitoring.progress import Progress
 from harness.results.metrics import score
 from harness.results.run_folder import Row, RunFolder
 from harness.study.study import Cell
 from harness.system.device import default_device
 from harness.system.files import replace_file
+from harness.training.linear_fit import LinearFit
 from harness.training.ranks import Ranks
 from harness.training.trainer import CurvePoint, Trainer
 from harness.training.validation import Validation
@@ -94,6 +97,8 @@ class Stages:
                 checkpoint. None to train in this process alone.
         """
         spec, training, ranks = self.spec, self.training, ranks or Ranks()
+        if spec.llm.name == LINEAR:
+            return self._fit()
         generator = seed_everything(self.cell.seed)
         words = build_vocabulary(training)
         initialization = None if spec.init_from is None else Initialization(spec, self.device)
@@ -155,6 +160,33 @@ class Stages:
             "trainable_parameters": num_parameters(segmenter, learning_only=True),
             "weights": json.dumps([record.as_row() for record in weights]),
             "curve": json.dumps([_measured(point) for point in curve]),
+        }
+
+    def _fit(self) -> Row:
+        """Fits a cell with the linear reader, and writes the same model as its checkpoint of every budget."""
+        clock = time.perf_counter()
+        seed_everything(self.cell.seed)  # for projectors that sample; the fit itself is not random
+        words = build_vocabulary(self.training)
+        assembly = assemble(self.spec, words, self.device)
+        reader = assembly.segmenter.eval()
+        assert isinstance(reader, LinearReader)
+        prepare(assembly.batches, self.training, self.progress.note, with_mask_inputs=False)
+        prepare(assembly.batches, self.testing, self.progress.note)
+        fit = LinearFit(reader, assembly.batches, self.progress.note)
+        fit.run(self.training)
+        *early, _ = self.spec.training.budget_steps
+        paths = [self.folder.budget_checkpoint(self.cell.id, steps) for steps in early]
+        for path in [*paths, self.folder.checkpoint(self.cell.id)]:
+            replace_file(path, lambda part: save(part, self.cell, assembly, words))
+        self._trained = assembly
+        return {
+            "steps": self.spec.training.steps,
+            "train_seconds": time.perf_counter() - clock,
+            "max_tokens": reader.projector.max_tokens,
+            "projector_parameters": num_parameters(reader.projector, learning_only=True),
+            "trainable_parameters": num_parameters(reader, learning_only=True),
+            "weights": json.dumps([record.as_row() for record in assembly.weights]),
+            "curve": json.dumps(fit.curve),
         }
 
     def score(self) -> tuple[Row, pd.DataFrame, pd.DataFrame]:

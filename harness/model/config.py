@@ -32,10 +32,14 @@ class LoRAConfig(BackboneConfig):
     )
 
 
-class LLMConfig(BackboneConfig):
-    """The LLM: `tiny` is trained from scratch, any other name is a pretrained causal LM with LoRA."""
+LINEAR = "linear"
+"""The LLM of this name is a linear reader, which is fitted instead of trained."""
 
-    name: str = Field(description="tiny, a weight name (`--list llms`), hub id or folder")
+
+class LLMConfig(BackboneConfig):
+    """The LLM: `tiny`, from scratch; `linear`, a linear model without settings; or a pretrained causal LM with LoRA."""
+
+    name: str = Field(description="tiny, linear, a weight name (`--list llms`), hub id or folder")
     width: int | None = Field(default=None, ge=16, le=2**16, description="hidden size; tiny only")
     layers: int | None = Field(
         default=None,
@@ -71,6 +75,9 @@ class LLMConfig(BackboneConfig):
 
     @model_validator(mode="after")
     def _settings_take_effect(self) -> "LLMConfig":
+        if self.name == LINEAR:
+            self._refuse_settings()
+            return self
         if "{expression}" not in self.template:
             raise ValueError("template must contain {expression}")
         sizes = {"width": self.width, "heads": self.heads}
@@ -99,6 +106,13 @@ class LLMConfig(BackboneConfig):
             if ignored:
                 raise ValueError(f"{', '.join(ignored)} cannot take effect on the pretrained LLM {self.name!r}")
         return self
+
+    def _refuse_settings(self) -> None:
+        """Raises ValueError if a setting besides the name differs from its default."""
+        fields = type(self).model_fields
+        changed = [key for key, value in self if key != "name" and value != fields[key].get_default()]
+        if changed:
+            raise ValueError(f"{', '.join(changed)} cannot take effect on the linear reader; remove it")
 
 
 class InitFromConfig(BackboneConfig):

@@ -93,6 +93,7 @@ def _llms() -> list[Line]:
     loaded = "any causal LM that transformers loads"
     return [
         ("tiny", "trained from scratch; set width, layers and heads", ""),
+        ("linear", "a linear model of words and visual tokens, fitted to its only optimum", ""),
         *_weights("llm"),
         ("owner/name or folder", loaded, "hub or disk"),
     ]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import huggingface_hub
 
 from harness.errors import WeightsError
+from harness.model.config import LINEAR
 from harness.model.vision.built_in import BUILT_IN, RANDOM
 from harness.model.weights.known import CHECKPOINTS, PACKAGED, SHIPPED
 from harness.model.weights.resolution import HUB_ID, check_name, resolve
@@ -97,7 +98,12 @@ def _parts(spec: CellSpec) -> list[_Part]:
         ("init_from.name", spec.init_from.name if spec.init_from else None, "checkpoint"),
         ("projector.weights", spec.projector.get("weights"), "projector"),
     ]
-    untrained = {("llm", "tiny"), ("mask_decoder", "scratch"), *(("encoder", RANDOM + name) for name in BUILT_IN)}
+    untrained = {
+        ("llm", "tiny"),
+        ("llm", LINEAR),
+        ("mask_decoder", "scratch"),
+        *(("encoder", RANDOM + name) for name in BUILT_IN),
+    }
     return [
         _Part(setting, name, kind)
         for setting, name, kind in named
@@ -144,7 +150,9 @@ def verdict(specs: Iterable[CellSpec]) -> str:
     specs = list({id(spec): spec for spec in specs}.values())  # the seeds of a point share one
     where, has = _memory()
     machine = None if has is None else this_machine(f"{where} ({has:.1f} GiB)", has)
-    return f"{_weights_verdict(specs, where, has)}\n{step_report(specs, machine)}"
+    trained = [spec for spec in specs if spec.llm.name != LINEAR]  # the others take no training steps
+    weights = _weights_verdict(specs, where, has)
+    return f"{weights}\n{step_report(trained, machine)}" if trained else weights
 
 
 def _weights_verdict(specs: Sequence[CellSpec], where: str, has: float | None) -> str:

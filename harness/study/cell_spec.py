@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 import projectors
 from harness import data, superpixels
 from harness.errors import HarnessError, shorten, suggest, unknown_key
-from harness.model.config import InitFromConfig, LLMConfig, MaskDecoderConfig, VisionConfig
+from harness.model.config import LINEAR, InitFromConfig, LLMConfig, MaskDecoderConfig, VisionConfig
 from harness.study.nodes.yaml_node import YamlNode, merge
 from harness.study.training_config import EvaluationConfig, TrainingConfig
 from harness.study.validation import location_of, shown, validate
@@ -115,6 +115,7 @@ def resolve(
         _check_location_loss(resolved, arm, found)
         _check_curriculum(resolved, arm, found)
         _check_devices(resolved, arm, found)
+        _check_linear_reader(resolved, arm, found)
     problems.extend(found)
     return None if found else CellSpec.model_construct(**resolved)
 
@@ -228,6 +229,25 @@ def _check_devices(resolved: dict[str, Any], arm: YamlNode, problems: list[str])
             f"{training.batch_images} images; set training.batch_images to at least {training.devices}, or use fewer "
             "devices"
         )
+
+
+def _check_linear_reader(resolved: dict[str, Any], arm: YamlNode, problems: list[str]) -> None:
+    """The linear reader is fitted from zero on one device, and trains no mask decoder."""
+    if resolved["llm"].name != LINEAR:
+        return
+    mask_decoder = resolved["mask_decoder"]
+    if resolved["init_from"] is not None:
+        location = (arm.get("init_from") or arm).location
+        problems.append(f"{location}: init_from cannot take effect on llm {LINEAR!r}; set init_from: null in its arm")
+    if mask_decoder.prompt != "points" and mask_decoder.model_dump() != MaskDecoderConfig().model_dump():
+        location = (arm.get("mask_decoder") or arm).location
+        problems.append(
+            f"{location}: llm {LINEAR!r} trains no mask decoder; use {{name: scratch}} without sizes, which draws the "
+            "regions of tokens, or a SAM with prompt: points"
+        )
+    if resolved["training"].devices > 1:
+        location = location_of(("training", "devices"), arm)
+        problems.append(f"{location}: llm {LINEAR!r} is fitted on one device; use 1")
 
 
 def data_config(settings: dict[str, Any]) -> Any:

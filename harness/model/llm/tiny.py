@@ -18,14 +18,12 @@ from harness.model.config import LLMConfig
 def build_tiny(config: LLMConfig, words: Iterable[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The LLM, with random weights, and a tokenizer over these words and those of the prompt template."""
     template_words = config.template.replace("{expression}", "").split()
-    vocabulary = ["[PAD]", "[UNK]", *sorted({*words, *template_words})]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = word_tokenizer({*words, *template_words})
     assert config.width is not None
     assert config.layers is not None
     assert config.heads is not None
     llama = LlamaConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=len(tokenizer),
         hidden_size=config.width,
         intermediate_size=3 * config.width,
         num_hidden_layers=config.layers,
@@ -40,13 +38,18 @@ def build_tiny(config: LLMConfig, words: Iterable[str]) -> tuple[PreTrainedModel
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
     )
     model = AutoModelForCausalLM.from_config(llama, attn_implementation="sdpa")
-    table = RunningEmbedding(len(vocabulary), config.width)
+    table = RunningEmbedding(len(tokenizer), config.width)
     table.weight = model.get_input_embeddings().weight
     model.set_input_embeddings(table)
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", eos_token="[PAD]"
-    )
-    return model, wrapped
+    return model, tokenizer
+
+
+def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerBase:
+    """A tokenizer with one token per word, after [PAD] with id 0 and [UNK] with id 1."""
+    vocabulary = ["[PAD]", "[UNK]", *sorted({*words})]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", eos_token="[PAD]")
 
 
 class RunningEmbedding(nn.Embedding):
