@@ -343,7 +343,10 @@ def test_a_cell_runs_through_all_stages_and_its_checkpoint_predicts_the_same(fol
     losses = [point["loss"] for point in json.loads(row["curve"])]
     assert losses[-1] <= losses[0]
     assert [each["giou"] for each in json.loads(row["early"])] == [row["giou"]], "every budget has the same model"
-    again, kept = Stages(cell, folder, quiet()).score()[1], pd.read_parquet(folder.cell_samples(cell.id))
+    stages, kept = Stages(cell, folder, quiet()), pd.read_parquet(folder.cell_samples(cell.id))
+    trained, config = stages.assembly, cell.spec.evaluation
+    evaluator = Evaluator(trained.segmenter, trained.batches, config.batch_images, cell.spec.training.precision)
+    again, _ = evaluator.score(stages.testing)
     for column in ("prediction_rle", "predicted_seg", "iou_teacher_forced"):
         assert again[column].tolist() == kept[column].tolist()
     assert isinstance(load(folder.checkpoint(cell.id), torch.device("cpu")).assembly.segmenter, LinearReader)
@@ -371,10 +374,11 @@ def test_a_projector_with_trained_parts_is_skipped_with_a_reason(folder, tmp_pat
 
 @pytest.mark.usefixtures("cells")
 def test_the_reader_beats_chance_and_falls_to_it_without_its_tokens_or_expressions(folder, tmp_path) -> None:
-    """A random encoder keeps the colours of superpixels that follow objects, and a linear model learns them."""
-    found = linear_cells(tmp_path, train_images=48, test_images=24, expressions_per_image=12)
+    """DINOv2 keeps the colours of superpixels that follow objects, and a linear model learns them from 96 images."""
+    found = linear_cells(tmp_path, train_images=96, test_images=24, expressions_per_image=12)
     cell = of(found, "means")
-    encoder = cell.spec.vision_encoder.model_copy(update={"frame": 112})
+    pretrained = {"name": "dinov2-small", "frame": 112, "layer": 8}
+    encoder = cell.spec.vision_encoder.model_copy(update=pretrained)
     spec = cell.spec.model_copy(update={"superpixels": {"name": "oracle", "count": 24}, "vision_encoder": encoder})
     row = run_cell(replace(cell, spec=spec), folder, quiet())
     assert row["status"] == "done", row["reason"]

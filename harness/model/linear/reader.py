@@ -55,8 +55,7 @@ class LinearReader(Segmenter):
     @property
     def masks(self) -> RegionMasks | PointMasks:
         """The mask decoder's place."""
-        masks: RegionMasks | PointMasks = self.mask_decoder
-        return masks
+        return cast(RegionMasks | PointMasks, self.mask_decoder)
 
     def standardise(self, embeds: Tensor) -> Tensor:
         """Numbers of tokens (..., F) -> the same with mean 0 and variance 1 over the tokens of the training images."""
@@ -90,7 +89,8 @@ class LinearReader(Segmenter):
         image, _ = query.is_expression.nonzero(as_tuple=True)
         scores, no_target = self.log_probabilities(tokens, query)
         states = torch.stack([scores.logsumexp(dim=1), no_target], dim=1)
-        return states, self.masks.prompts(tokens, self.choose(scores), scores, image)
+        with torch.autocast(scores.device.type, enabled=False):
+            return states, self.masks.prompts(tokens, self.choose(scores), scores, image)
 
     def choose(self, scores: Tensor) -> Tensor:
         """Log probabilities of tokens (S, T) -> (S, T) bool, the selected ones: at least one for each expression."""
@@ -108,5 +108,6 @@ class LinearReader(Segmenter):
         scores, _ = self.log_probabilities(tokens, query)
         regions = tokens.regions.float()
         shares = regions / regions.sum(dim=-1, keepdim=True).clamp(min=1e-6)
-        at_patches = (scores.softmax(dim=1)[:, None] @ shares[image])[:, 0]
+        with torch.autocast(scores.device.type, enabled=False):
+            at_patches = (scores.softmax(dim=1)[:, None] @ shares[image])[:, 0]
         return at_patches.clamp(min=1e-12).log().unflatten(1, self.projector.dims.grid)
