@@ -30,8 +30,8 @@ from harness.assembly.batches import BatchMaker
 from harness.assembly.checkpoint import Trained, load
 from harness.cache import reading
 from harness.data.example import Example, ImageFile, encode
+from harness.data.overlap import iou
 from harness.evaluation.evaluator import Evaluator, Prediction
-from harness.evaluation.metrics import iou
 from harness.model.mask_decoder.decoder import ImageEmbedding
 from harness.model.mask_decoder.point_prompted import PointPromptedMaskDecoder
 from harness.model.weights.known import SHIPPED

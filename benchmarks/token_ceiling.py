@@ -5,7 +5,7 @@
 For each superpixel source of the study (arms and search points, each source once), over the images on which cells are
 scored, in total and by family:
 
-1. *Ceiling*: mean IoU of the best union of superpixels (`harness.evaluation.token_ceiling`), which a model that always
+1. *Ceiling*: mean IoU of the best union of superpixels (`harness.superpixels.best_unions`), which a model that always
    selects the right tokens would reach.
 2. *FP rate* of these unions, as the metric `fp_rate` of cells.
 3. *Ambiguous*: share of the expressions with a target whose best superpixel is also the best one of another object.
@@ -33,8 +33,9 @@ from harness.cache.encodings import SamCache, frozen_sam
 from harness.cache.superpixel_labels import SuperpixelCache
 from harness.data.example import Example
 from harness.data.frame import Frame
+from harness.data.overlap import iou
 from harness.errors import HarnessError
-from harness.evaluation.metrics import count, iou
+from harness.evaluation.metrics import count
 from harness.evaluation.token_ceiling import ceiling_rows
 from harness.model.mask_decoder.decoder import ImageEmbedding, MaskDecoder
 from harness.model.mask_decoder.interior_points import interior_points

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from harness.data.example import Example, Expression, encode_ids
-from harness.evaluation.metrics import count, iou, mean_best_overlap, random_object_giou
+from harness.data.overlap import iou
+from harness.evaluation.metrics import count, mean_best_overlap, random_object_giou
 from harness.results.metrics import score
 
 

@@ -12,15 +12,9 @@ from benchmarks import token_ceiling as benchmark
 from harness.data.example import Example, Expression, encode_ids
 from harness.data.frame import Frame
 from harness.evaluation.metrics import mean_best_overlap
-from harness.evaluation.token_ceiling import (
-    best_superpixels,
-    best_unions,
-    ceiling_rows,
-    is_ambiguous,
-    pixels_of,
-    restore_labels,
-)
+from harness.evaluation.token_ceiling import ceiling_rows, is_ambiguous, restore_labels
 from harness.model.mask_decoder.interior_points import interior_points
+from harness.superpixels.best_unions import best_superpixels, best_unions, pixels_of
 
 STUDY = """\
 question: How fine?

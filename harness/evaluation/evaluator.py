@@ -17,7 +17,8 @@ import torch
 from harness.assembly.batches import BatchMaker
 from harness.data.example import Example, Expression, Question, TextQuery, encode
 from harness.data.frame import Frame
-from harness.evaluation.metrics import count, iou
+from harness.data.overlap import iou
+from harness.evaluation.metrics import count
 from harness.evaluation.text_metrics import score as score_answers
 from harness.model.llm.language_model import SEG
 from harness.model.segmenter import Answer, Query, Segmenter

@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
 from pycocotools import mask as coco_mask
 
 from harness.data.example import Example, encode
+from harness.data.overlap import iou
 
 
 def count(predictions: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
@@ -27,12 +27,6 @@ def _areas(masks: np.ndarray) -> np.ndarray:
     # `count_nonzero` of a contiguous mask uses vector instructions; a sum over axes converts each pixel to an integer.
     areas = [np.count_nonzero(mask) for mask in masks.reshape(-1, height, width)]
     return np.array(areas, np.int64).reshape(shape)
-
-
-def iou(intersection: ArrayLike, union: ArrayLike) -> np.ndarray:
-    """Intersection over union; 1 where both masks are empty."""
-    intersection, union = np.asarray(intersection, np.float64), np.asarray(union, np.float64)
-    return np.where(union > 0, intersection / np.where(union > 0, union, 1), 1.0)
 
 
 def mean_best_overlap(labels: np.ndarray, objects: np.ndarray) -> float:

@@ -1,7 +1,7 @@
 """Fits the linear reader: the only optimum of a convex objective, found by L-BFGS, then a threshold for masks.
 
 The correct alternatives of an expression are the tokens whose union has the highest IoU with the target, as in the
-token ceiling (`harness.evaluation.token_ceiling`; nearly so if regions overlap), each with the same probability.
+token ceiling (`harness.superpixels.best_unions`; nearly so if regions overlap), each with the same probability.
 Without a target, it is "no target". The objective is the mean cross-entropy of these plus a ridge penalty. The ridge is
 the one with the lowest cross-entropy on training images that are held out for this choice. The threshold is the one
 whose masks have the highest mean IoU over the first training images.
@@ -18,11 +18,11 @@ from torch import Tensor
 from harness.assembly.batches import BatchMaker
 from harness.data.example import Example
 from harness.data.frame import Frame
-from harness.evaluation.metrics import iou
-from harness.evaluation.token_ceiling import best_unions, pixels_of
+from harness.data.overlap import iou
 from harness.model.linear.bag_of_words import words_of
 from harness.model.linear.frozen_tokens import FrozenVisualTokens
 from harness.model.linear.reader import LinearReader
+from harness.superpixels.best_unions import best_unions, pixels_of
 from projectors import IncompatibleError
 
 RIDGES = (1e-1, 1e-2, 1e-3)
