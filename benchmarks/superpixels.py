@@ -10,11 +10,17 @@
    same number of superpixels: at the default granularity, about one superpixel per object, and at `adaptive`, more.
 
 Timed rounds alternate between the methods, so that changes of the clock rate affect all of them; medians are printed.
+
+    python -m benchmarks.superpixels --photos FOLDER --model mobile-sam
+
+prints the quality of superpixels on photographs instead (`benchmarks.superpixel_quality`). FOLDER has `instances.json`
+in COCO's format, and `images/`. SAM's candidates are cached, so that the command continues where it was stopped.
 """
 
 import argparse
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +28,7 @@ from pycocotools import mask as coco
 from rich.console import Console
 from segment_anything import SamAutomaticMaskGenerator
 
+from benchmarks import superpixel_quality
 from benchmarks.training import alternate, hardware
 from harness import superpixels
 from harness.cache.encodings import SamCache, frozen_sam
@@ -33,7 +40,7 @@ from harness.data.scenes import Config as ScenesConfig
 from harness.evaluation.metrics import mean_best_overlap
 from harness.model.mask_decoder.decoder import MaskDecoder
 from harness.model.mask_decoder.sam import LoadedSam
-from harness.monitoring.progress import progress_on
+from harness.monitoring.progress import LineProgress, progress_on
 from harness.superpixels.candidates import Candidates, PoolSettings, encode, propose
 from harness.superpixels.filter import FilterSettings, choose, on_grid, suppress_duplicates
 from harness.superpixels.granularity import settings as granularity_settings
@@ -193,16 +200,30 @@ def _overlaps(name: str, config: Any, examples: Sequence[Example]) -> tuple[list
     return overlaps, [int(label_map.max()) + 1 for label_map in labels]
 
 
+def compare_on_photographs(folder: Path, images: int, model: str) -> None:
+    """Prints the quality of superpixels on the first photographs of a folder."""
+    examples, progress = superpixel_quality.photographs(folder, images), LineProgress(Console(stderr=True))
+    progress.name = model
+    superpixel_quality.fill_candidates(examples, model, progress.note)
+    print("\n".join(superpixel_quality.lines(examples, superpixel_quality.table(examples, model, progress.note))))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the three comparisons and prints them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.superpixels", description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="sam-scenes", help="name of the SAM weights")
-    parser.add_argument("--images", type=int, default=48, help="number of test scenes in the comparison of overlaps")
+    parser.add_argument(
+        "--images", type=int, default=48, help="number of test scenes, or of photographs, in the comparison of overlaps"
+    )
     parser.add_argument("--points", type=int, default=16, help="points per side in the comparison of candidate pools")
     parser.add_argument("--rounds", type=int, default=3, help="number of timed rounds")
+    parser.add_argument("--photos", type=Path, metavar="FOLDER", help="measure quality on these photographs instead")
     options = parser.parse_args(arguments)
 
     print(f"{hardware()}; SAM {options.model!r}\n")
+    if options.photos is not None:
+        compare_on_photographs(options.photos, options.images, options.model)
+        return
     examples = load(ScenesConfig.model_validate({"domains": [*DOMAINS], "test_images": options.images}), "test")[:]
     default = granularity_settings(options.model, "default")
     settings = PoolSettings(
