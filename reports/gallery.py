@@ -58,13 +58,15 @@ class GeneratedText:
 class GalleryItem:
     """One expression on one image: the image, its superpixels, the target, and each arm's prediction.
 
-    For a question: the image, its superpixels, the reference answer, and each arm's answer.
+    For a question: the image, its superpixels, the reference answer, and each arm's answer. `credit` is that of a
+    photograph.
     """
 
     rule: str
     text: str
     family: str
     image_id: str
+    credit: str
     tiles: tuple[Tile, ...]
     generated_text: tuple[GeneratedText, ...] = ()
 
@@ -160,7 +162,7 @@ def _expression_item(rows: dict[str, pd.Series], folder: Path, rule: str, image_
     Args:
         rows: its sample by variant.
     """
-    picture = np.asarray(Image.open(_picture(folder, image_id)).convert("RGB"))
+    picture, credit = _read(folder, image_id)
     tiles = [
         Tile(*title, _encode(_outline_labels(picture, labels))) for title, labels in _superpixels(folder, image_id)
     ]
@@ -172,7 +174,7 @@ def _expression_item(rows: dict[str, pd.Series], folder: Path, rule: str, image_
             Tile(name, f"IoU {fixed(row['iou'], 2)}{'' if row['predicted_seg'] else ', no [SEG]'}", _encode(shown))
         )
     first = next(iter(rows.values()))
-    return GalleryItem(rule, first["text"], first["family"], image_id, tuple(tiles))
+    return GalleryItem(rule, first["text"], first["family"], image_id, credit, tuple(tiles))
 
 
 def _questions(findings: Findings, folder: Path, reference: str) -> list[GalleryItem]:
@@ -199,7 +201,7 @@ def _questions(findings: Findings, folder: Path, reference: str) -> list[Gallery
 
 def _question_item(rows: dict[str, pd.Series], folder: Path, rule: str, image_id: str) -> GalleryItem:
     first = next(iter(rows.values()))
-    picture = np.asarray(Image.open(_picture(folder, image_id)).convert("RGB"))
+    picture, credit = _read(folder, image_id)
     tiles = [Tile("image", "", _encode(_enlarge(picture)))]
     tiles += [
         Tile(*title, _encode(_outline_labels(picture, label_map)))
@@ -207,11 +209,17 @@ def _question_item(rows: dict[str, pd.Series], folder: Path, rule: str, image_id
     ]
     texts = [GeneratedText("reference answer", json.loads(first["references"])[0], "")]
     texts += [GeneratedText(name, row["generated_text"], fixed(row["score"], 2)) for name, row in rows.items()]
-    return GalleryItem(rule, first["text"], first["family"], image_id, tuple(tiles), tuple(texts))
+    return GalleryItem(rule, first["text"], first["family"], image_id, credit, tuple(tiles), tuple(texts))
 
 
 def _picture(folder: Path, image_id: str) -> Path:
     return folder / f"{image_id.replace('/', '-')}.png"
+
+
+def _read(folder: Path, image_id: str) -> tuple[np.ndarray, str]:
+    """The picture (h, w, 3), and its credit; empty if it has none."""
+    with Image.open(_picture(folder, image_id)) as image:
+        return np.asarray(image.convert("RGB")), str(image.info.get("Credit", ""))
 
 
 def _superpixels(folder: Path, image_id: str) -> Iterator[tuple[tuple[str, str], np.ndarray]]:

@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from harness.data.datasets import mix
 from harness.data.datasets.coco_expressions import SHARES, SPLITS, Config, image_ids, load, split_of
 from harness.data.example import Example
 from harness.errors import DataError
+from harness.evaluation.gallery import save_gallery
+from harness.results.run_folder import RunFolder
 from tests import drawn_coco, photos
 
 RNG = np.random.default_rng(0)
@@ -322,3 +325,41 @@ def test_photographs_give_expressions_of_all_families() -> None:
     assert counts.total() >= 1900
     assert {family for family, count in counts.items() if count >= 40} >= set(FAMILIES) - {"relation"}
     assert counts["relation"] >= 10
+
+
+def test_a_gallery_shows_only_photographs_whose_licence_allows_it(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    settings = drawn_coco.write(tmp_path, [drawn_coco.scatter(4, rng) for _ in range(40)])
+    path = tmp_path / "instances.json"
+    content = json.loads(path.read_text())
+    content["licenses"] = [
+        {"id": 3, "name": "BY-NC-ND", "url": "http://creativecommons.org/licenses/by-nc-nd/2.0/"},
+        {"id": 4, "name": "BY", "url": "http://creativecommons.org/licenses/by/2.0/"},
+    ]
+    for image in content["images"]:
+        image |= {"license": 3 + image["id"] % 2, "flickr_url": f"http://flickr/{image['id']}"}
+    path.write_text(json.dumps(content))
+    examples = load(Config(**settings), "train")
+    allowed = [one for one in examples if one.licence is not None and one.licence.name == "BY"]
+    assert 2 < len(allowed) < len(examples)
+    folder = RunFolder(tmp_path / "run")
+    save_gallery(folder, SimpleNamespace(superpixels=None), examples, 2)
+    assert sorted(file.stem for file in folder.gallery.iterdir()) == [
+        one.image_id.replace("/", "-") for one in allowed[:2]
+    ]
+    with Image.open(next(iter(sorted(folder.gallery.iterdir())))) as picture:
+        number = int(allowed[0].image_id.rpartition("/")[2])
+        assert picture.info["Credit"] == (
+            f"photograph: http://flickr/{number}, BY, http://creativecommons.org/licenses/by/2.0/"
+        )
+
+
+def test_a_licence_that_the_file_does_not_list_is_an_error(tmp_path: Path) -> None:
+    settings = drawn_coco.write(tmp_path, [drawn_coco.scatter(4, np.random.default_rng(0)) for _ in range(8)])
+    path = tmp_path / "instances.json"
+    content = json.loads(path.read_text())
+    content["licenses"] = [{"id": 4, "name": "BY", "url": "u"}]
+    content["images"] = [{**image, "license": 9} for image in content["images"]]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="has a licence that the file does not list"):
+        load(Config(**settings), "train")

@@ -69,6 +69,33 @@ class ObjectFacts:
     area: int
 
 
+@dataclass(frozen=True, slots=True)
+class Licence:
+    """The licence of a photograph.
+
+    Attributes:
+        name: as its dataset names it.
+        url: of the licence.
+        source: where the photograph is from, a URL.
+    """
+
+    name: str
+    url: str
+    source: str
+
+    @property
+    def allows_reports(self) -> bool:
+        """Whether a report may show the photograph scaled and drawn on, also commercially."""
+        return any(part in self.url for part in _FREE)
+
+    @property
+    def credit(self) -> str:
+        """The line below the photograph."""
+        return f"photograph: {self.source}, {self.name}, {self.url}"
+
+
+_FREE = ("/licenses/by/", "/licenses/by-sa/", "/publicdomain/", "flickr.com/commons/usage", "usa.gov")
+"""Parts of the URLs of licences without the terms "non-commercial" and "no derivatives"."""
 UNREADABLE = (OSError, ValueError, SyntaxError, RuntimeError, EOFError, Image.DecompressionBombError)
 """Exceptions that Pillow raises for a file that is no image, truncated, or too large."""
 
@@ -186,6 +213,7 @@ class Example:
         ignored: pixels that are excluded from training and scores.
         domain: visual domain, by which scores are grouped; empty if a dataset has only one.
         lists_all_objects: whether `objects` includes those that no expression refers to.
+        licence: of a photograph; None if its dataset names none.
     """
 
     image_id: str
@@ -197,6 +225,7 @@ class Example:
     ignored: Rle | None = None
     domain: str = ""
     lists_all_objects: bool = True
+    licence: Licence | None = None
 
     @property
     def queries(self) -> tuple[TextQuery, ...]:

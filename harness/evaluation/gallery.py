@@ -1,23 +1,34 @@
-"""Saves the images of the report's gallery in the run folder; predictions are in the table of samples."""
+"""Saves the images of the report's gallery in the run folder; predictions are in the table of samples.
 
-from collections.abc import Sequence
+Photographs whose licence does not allow it are left out. The credit of a photograph is a text of its PNG file.
+"""
+
+from collections.abc import Iterable
+from itertools import islice
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from harness.assembly.batches import BatchMaker
 from harness.data.example import Example
 from harness.results.run_folder import RunFolder
 
 
-def save_gallery(folder: RunFolder, batches: BatchMaker, examples: Sequence[Example]) -> None:
-    """Saves `<image>.png`, and the superpixel labels as 16-bit `<image>.<source key>.png` (65535 in the padding)."""
+def save_gallery(folder: RunFolder, batches: BatchMaker, examples: Iterable[Example], count: int) -> None:
+    """Saves `<image>.png`, and the superpixel labels as 16-bit `<image>.<source key>.png` (65535 in the padding).
+
+    Args:
+        count: of images, the first ones that may be shown.
+    """
     folder.gallery.mkdir(parents=True, exist_ok=True)
-    for example in examples:
+    for example in islice((one for one in examples if one.licence is None or one.licence.allows_reports), count):
         stem = example.image_id.replace("/", "-")
         picture = folder.gallery / f"{stem}.png"
         if not picture.exists():
-            Image.fromarray(example.image).save(picture)
+            credit = PngImagePlugin.PngInfo()
+            if example.licence is not None:
+                credit.add_text("Credit", example.licence.credit)
+            Image.fromarray(example.image).save(picture, pnginfo=credit)
         if batches.superpixels is None:
             continue
         labels = folder.gallery / f"{stem}.{batches.superpixels.key}.png"

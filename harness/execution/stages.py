@@ -252,7 +252,7 @@ class Stages:
 
     def illustrate(self) -> Row:
         """Saves images for the report's gallery; returns no columns."""
-        save_gallery(self.folder, self.assembly.batches, _first(self.testing, self.spec.evaluation.gallery_images))
+        save_gallery(self.folder, self.assembly.batches, self.testing, self.spec.evaluation.gallery_images)
         return {}
 
 

@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from scipy import ndimage
 
 from harness.data.coco_rules.nouns import are_alike
-from harness.data.example import ImageFile, Rle
+from harness.data.example import ImageFile, Licence, Rle
 
 
 class Box(NamedTuple):
@@ -137,6 +137,7 @@ class LabelledImage:
     image_id: str
     picture: ImageFile
     facts: ImageFacts
+    licence: Licence | None = None
 
     @property
     def objects(self) -> tuple[Rle, ...]:

@@ -138,10 +138,11 @@ def _labelled(file: InstanceFile, names: dict[int, str], folder: Path, image_id:
         else:
             instances.append(Instance(len(instances) + 1, names[key], annotation.mask))
     facts = ImageFacts(instances, frozenset(uncertain))
-    return LabelledImage(_key(file, image_id), file.image(image_id, folder), facts)
+    picture, licence = file.image(image_id, folder), file.licence(image_id)
+    return LabelledImage(_key(file, image_id), picture, facts, licence)
 
 
 def _example(config: Config, image: LabelledImage, absences: Absences) -> Example:
     rng = StableRng((config.seed, _hash(image.image_id)))
     texts = expressions(image.facts, absences, config.expressions_per_image, rng)
-    return Example(image.image_id, image.picture, image.objects, texts)
+    return Example(image.image_id, image.picture, image.objects, texts, licence=image.licence)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from harness.data.example import ImageFile, Rle, encode
+from harness.data.example import ImageFile, Licence, Rle, encode
 from harness.data.formats.reading import MALFORMED, as_sentence, as_text, read_json, what_is_wrong
 from harness.errors import DataError
 
@@ -56,6 +56,7 @@ class InstanceFile:
         self.path = path
         content = read_json(path) if content is None else content
         self._categories = content.get("categories") if isinstance(content, Mapping) else None
+        self._licences = content.get("licenses") if isinstance(content, Mapping) else None
         try:
             self._images = _by_id(content["images"])
             self._annotations = _by_id(content["annotations"])
@@ -125,6 +126,25 @@ class InstanceFile:
             raise DataError(
                 f"{self.path}: image {image_id} has no valid file_name, height and width "
                 f"({what_is_wrong(error)}); use the official file"
+            ) from None
+
+    def licence(self, image_id: int) -> Licence | None:
+        """The licence of an image; None if the file does not name it.
+
+        Raises:
+            DataError: the file lists no such image, or its licences are malformed.
+        """
+        entry = self._images[image_id]
+        if entry.get("license") is None or not self._licences:
+            return None
+        try:
+            found = {int(one["id"]): one for one in self._licences}[int(entry["license"])]
+            source = entry.get("flickr_url") or entry.get("coco_url") or entry["file_name"]
+            return Licence(as_text(found["name"]), as_text(found["url"]), as_text(source))
+        except MALFORMED as error:
+            raise DataError(
+                f"{self.path}: image {image_id} has a licence that the file does not list with id, name and url "
+                f"({what_is_wrong(error)}); correct it, or remove the field `license`"
             ) from None
 
     def annotation(self, annotation_id: int, ground_truth: GroundTruth) -> Annotation:

@@ -275,6 +275,7 @@ def _example(image_id: int, refs: Sequence[Ref], instances: InstanceFile, masks:
             for sentence in ref.sentences
         ),
         lists_all_objects=masks.lists_all_objects,
+        licence=instances.licence(image_id),
     )
 
 
