@@ -174,14 +174,20 @@ def _about_models(done: pd.DataFrame) -> Iterator[str]:
             f"The LLM was initialized from {listed(sorted(checkpoints))}, which was trained with a projector of its "
             "own: arms with a similar projector may learn faster."
         )
-    random = {
-        weight["name"]
-        for weights in done["weights"].dropna()
-        for weight in json.loads(weights)
-        if weight["source"] == "random"
-    }
+    used = [weight for weights in done["weights"].dropna() for weight in json.loads(weights)]
+    random = {weight["name"] for weight in used if weight["source"] == "random"}
     if random:
         yield f"Random weights, as the study specifies: {listed(sorted(random))}."
+    hashes: dict[str, set[str]] = {}
+    for weight in used:
+        hashes.setdefault(weight["name"], set()).add(str(weight["sha256"]))
+    for name, found in sorted(hashes.items()):
+        if len(found) > 1 and name not in random:
+            shown = listed(sorted(sha256[:8] for sha256 in found))
+            yield (
+                f"Cells have different weights of the name {name} (sha256 {shown}), as from two sources: copy one file "
+                "to all machines and run the cells again."
+            )
 
 
 def _about_text(findings: Findings) -> Iterator[str]:

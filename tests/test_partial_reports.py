@@ -1,5 +1,6 @@
 """Reports of incomplete studies: arms with different seeds, unfinished cells, and rows of different code."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -189,6 +190,17 @@ def test_rows_of_different_code_have_a_caveat(tmp_path: Path, codes: dict | None
     found = " ".join(caveats(load(write_run(tmp_path / "code", results, samples, num_gallery=0))))
     assert ("Cells come from different code" in found) == (sentence is not None)
     assert sentence is None or (sentence in found and "--rerun" in found)
+
+
+@pytest.mark.parametrize("has_other", [False, True])
+def test_different_weights_of_one_name_have_a_caveat(tmp_path: Path, has_other: bool) -> None:
+    results, samples = tables(num_images=4, num_seeds=2)
+    if has_other:
+        weights = json.loads(results["weights"].iloc[0])
+        results.loc[0, "weights"] = json.dumps([{**weights[0], "sha256": "f" * 64}, *weights[1:]])
+    found = " ".join(caveats(load(write_run(tmp_path / "weights", results, samples, num_gallery=0))))
+    assert ("Cells have different weights of the name" in found) == has_other
+    assert not has_other or ("ffffffff" in found and weights[0]["name"] in found)
 
 
 @pytest.mark.parametrize(
