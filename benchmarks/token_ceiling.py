@@ -3,7 +3,7 @@
     python -m benchmarks.token_ceiling studies/granularity_sweep.yaml
 
 For each superpixel source of the study (arms and search points, each source once), over the images on which cells are
-scored, in total and by family:
+scored, in total, by family, and by domain if there are several:
 
 1. *Ceiling*: mean IoU of the best union of superpixels (`harness.superpixels.best_unions`), which a model that always
    selects the right tokens would reach.
@@ -46,7 +46,7 @@ from harness.study.study import CellSpec, Study
 from harness.system.exit_code import exit_code
 
 ALL = "all"
-"""The row over every family."""
+"""The row over every family, and over every domain."""
 COLUMNS = {"giou": "ceiling gIoU", "fp_rate": "FP rate", "ambiguous": "ambiguous", "point_giou": "point ceiling gIoU"}
 """Headings of the measures, by the beginning of their columns in the file."""
 
@@ -131,7 +131,7 @@ def best_at_points(example: Example, labels: np.ndarray, sam: SamCache) -> list[
 
 
 def tables_of(samples: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row per source and family, the first of a source over all families: measures with intervals, and counts.
+    """One row per source and family or domain, the first of a source over all: measures with intervals, and counts.
 
     Args:
         samples: of each source, as of `measure`.
@@ -147,13 +147,16 @@ def tables_of(samples: dict[str, pd.DataFrame]) -> pd.DataFrame:
     }
     found = []
     for name, rows in samples.items():
-        for family in [None, *dict.fromkeys(rows["family"])]:
+        domains = [*dict.fromkeys(rows["domain"])]
+        families = [(family, None) for family in dict.fromkeys(rows["family"])]
+        for family, domain in [(None, None), *families, *((None, one) for one in domains if len(domains) > 1)]:
             estimates = {
-                measure: table.estimate(name, metric, family)
+                measure: table.estimate(name, metric, family, domain)
                 for measure, (table, metric) in scores.items()
                 if name in table.variants
             }
-            found.append({"source": name, "family": family or ALL, **_columns(estimates, rows)})
+            own = rows if domain is None else rows[rows["domain"] == domain]
+            found.append({"source": name, "family": family or ALL, "domain": domain or ALL, **_columns(estimates, own)})
     return pd.DataFrame(found)
 
 
@@ -180,8 +183,8 @@ def _columns(estimates: dict[str, Estimate], rows: pd.DataFrame) -> dict[str, fl
 
 
 def printed(table: pd.DataFrame) -> str:
-    """The rows over all families with intervals, then the ceiling by family."""
-    overall = table[table["family"] == ALL]
+    """The rows over all expressions with intervals, then measures by family and by domain."""
+    overall = table[(table["family"] == ALL) & (table["domain"] == ALL)]
     shown = pd.DataFrame(
         {"source": overall["source"], "superpixels": overall["superpixels_per_image"].map("{:.1f}".format)}
     )
@@ -193,12 +196,12 @@ def printed(table: pd.DataFrame) -> str:
             ]
     shown["images"], shown["expressions"] = overall["num_images"], overall["num_expressions"]
     parts = [shown.to_markdown(index=False)]
-    families = table[table["family"] != ALL]
-    for measure in ("giou", "ambiguous"):
-        by_family = families.pivot(index="source", columns="family", values=measure)
-        by_family = by_family.reindex(index=overall["source"], columns=families["family"].unique())
-        by_family = by_family.dropna(axis=1, how="all")
-        parts.append(f"{COLUMNS[measure]} by family\n\n{by_family.to_markdown(floatfmt='.3f')}")
+    for kind, measure in (("family", "giou"), ("family", "ambiguous"), ("domain", "giou")):
+        rows = table[table[kind] != ALL]
+        if len(rows):
+            columns = rows.pivot(index="source", columns=kind, values=measure)
+            columns = columns.reindex(index=overall["source"], columns=rows[kind].unique()).dropna(axis=1, how="all")
+            parts.append(f"{COLUMNS[measure]} by {kind}\n\n{columns.to_markdown(floatfmt='.3f')}")
     return "\n\n".join(parts)
 
 

@@ -189,6 +189,19 @@ def test_the_command_writes_one_row_per_source_and_family(
     assert "point ceiling" not in printed
 
 
+def test_domains_have_rows_of_their_own(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, domains = tmp_path / "ceiling.csv", ["studio", "sketch"]
+    settings = ["--set", f"base.data.test_domains=[{', '.join(domains)}]", "--set", "base.data.test_images=4"]
+    assert benchmark.main([str(study), "--out", str(out), *settings]) == 0
+    table = pd.read_csv(out)
+    assert table["domain"].unique().tolist() == ["all", *domains]
+    coarse = table[(table["source"] == "coarse") & (table["family"] == "all")].set_index("domain")
+    assert coarse.loc[domains, "num_images"].tolist() == [2, 2]
+    weights = coarse.loc[domains, "num_expressions"]
+    assert coarse.loc["all", "giou"] == pytest.approx((coarse.loc[domains, "giou"] * weights).sum() / weights.sum())
+    assert "ceiling gIoU by domain" in capsys.readouterr().out
+
+
 def test_the_ceiling_is_the_mean_of_its_expressions(study: Path) -> None:
     from harness.assembly.assembly import load_examples
     from harness.study.study import Study
