@@ -2,9 +2,9 @@
 
 Source: Ghiasi et al., https://arxiv.org/abs/2012.07177.
 Differs from the paper: objects come from several images, the background is blurred so that only pasted objects can be
-referred to, objects that touch the edge of their image are not pasted, and a covered object keeps half of its pixels.
-As in the paper, objects are scaled and mirrored at random, and those in front cover the masks of those behind. Edges
-are not blended, which changes little there.
+referred to, objects that touch the edge of their image are not pasted, a covered object keeps at least half of its
+pixels, and edges are not blended, which changes little in the paper. As in the paper, objects are scaled and mirrored
+at random, and those in front cover the masks of those behind.
 """
 
 import hashlib

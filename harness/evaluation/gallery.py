@@ -1,6 +1,6 @@
 """Saves the images of the report's gallery in the run folder; predictions are in the table of samples.
 
-Photographs whose licence does not allow it are left out. The credit of a photograph is a text of its PNG file.
+Photographs whose licence does not allow it are left out. The credit of a photograph is stored as text in its PNG file.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ def save_gallery(folder: RunFolder, batches: BatchMaker, examples: Iterable[Exam
     """Saves `<image>.png`, and the superpixel labels as 16-bit `<image>.<source key>.png` (65535 in the padding).
 
     Args:
-        count: of images, the first ones that may be shown.
+        count: number of images; the first ones that may be shown are saved.
     """
     folder.gallery.mkdir(parents=True, exist_ok=True)
     for example in islice((one for one in examples if one.licence is None or one.licence.allows_reports), count):

@@ -116,9 +116,10 @@ class ImageFacts:
         return self.uncertain | {one.category for one in self.instances}
 
     def by_category(self) -> dict[str, list[Instance]]:
-        """The objects of each category, by name, where no doubt about the number of objects of this name is possible.
+        """The objects of each category whose number of objects is certain, by name.
 
-        Left out are categories with a crowd, and those with objects of another category that may be called by the name.
+        Categories with a crowd are left out, and so are those whose name may be used for an object of another category
+        in the image.
         """
         found: dict[str, list[Instance]] = {}
         for one in self.instances:

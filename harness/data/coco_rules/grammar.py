@@ -14,15 +14,15 @@ _EXTREMES = {"left": "leftmost", "right": "rightmost", "top": "topmost", "bottom
 _ORDINALS = {2: "second", 3: "third", 4: "fourth"}
 _RELATIONS = {"left of": "left", "right of": "right"}
 MAX_COUNTED = 5
-"""Objects among which one is found by counting, as in `scenes`."""
+"""Largest number of objects of which an ordinal counts one, as in `scenes`."""
 MAX_GROUP = 10
-"""Objects of a group; COCO labels the rest of about ten as a crowd."""
+"""Largest number of objects of a group; of more than about ten, COCO may label some as one crowd."""
 MIN_OTHER_AREA = 0.003
-"""Of each object of a group and of the anchor of a relation, as a share of the image."""
+"""Smallest area of each object of a group and of the anchor of a relation, as a share of the image."""
 MAX_ABSENT = 2
-"""Absent categories per image; at most as many as other expressions, and at least one."""
+"""Largest number of absent categories per image. There are at most as many as other expressions, but at least one."""
 _PLAUSIBLE = 8
-"""Absent categories to choose from: those that are most often seen with the image's own."""
+"""Number of absent categories to choose from: those that occur most often with the categories of the image."""
 
 
 class Absences:
@@ -62,7 +62,7 @@ def _one(text: str, family: str, target: Instance | None) -> Iterator[Expression
 
 
 def _shared(facts: ImageFacts) -> Iterator[tuple[str, list[Instance]]]:
-    """Counted categories of several objects, none of which may be a part of another."""
+    """Countable categories with several objects, none of which may be a part of another."""
     for name, found in facts.by_category().items():
         if len(found) > 1 and is_counted(name) and space.are_apart(found):
             yield name, found

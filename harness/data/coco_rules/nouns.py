@@ -1,7 +1,7 @@
 """Category names as English nouns, and names that people use for each other's objects.
 
-Plurals are those of inflect, https://github.com/jaraco/inflect. It is right for all COCO categories that have a plural;
-files of other categories have names that no table could list. The tables are from contact sheets of photographs.
+Plurals are those of inflect, https://github.com/jaraco/inflect, which also has those of other files' categories. They
+are correct for all COCO categories that have a plural. The tables are from contact sheets of photographs.
 """
 
 from functools import cache

@@ -38,7 +38,7 @@ def is_seen(one: Instance) -> bool:
 
 
 def are_apart(found: Instances) -> bool:
-    """Whether no object lies within another one's box, as parts do that were labelled twice."""
+    """Whether no object lies within the box of another, as happens if one object is labelled as two."""
     return all(_shared(a.box, b.box) <= MAX_SHARED for a, b in combinations(found, 2))
 
 
@@ -50,7 +50,7 @@ def _shared(a: Box, b: Box) -> float:
 
 
 def can_count(found: Instances) -> bool:
-    """Whether all objects are seen, and none is so large or so near that others would not be counted with it."""
+    """Whether all objects are large and whole enough to be counted, and of similar size."""
     areas = [one.area for one in found]
     return all(map(is_seen, found)) and max(areas) <= COUNTED_RATIO * min(areas)
 

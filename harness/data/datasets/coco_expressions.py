@@ -1,7 +1,7 @@
-"""Referring expressions made by rule from any instance file in COCO's format that labels its categories exhaustively.
+"""Referring expressions made by rule from any instance file in COCO's format that labels all objects of its categories.
 
-The rules and their margins are in `harness.data.coco_rules`, pasted training images in `harness.data.copy_paste`. An
-image belongs to the same split in every file, by a hash of its id.
+The rules and their margins are in `harness.data.coco_rules`, pasted training images in `harness.data.copy_paste`. The
+split of an image depends on a hash of its COCO id, or else of its file name, so it is the same in every file.
 
 Source: families and margins, the embedded benchmark `scenes`; COCO, https://arxiv.org/abs/1405.0312; copy-paste,
 https://arxiv.org/abs/2012.07177.
@@ -25,7 +25,7 @@ from harness.errors import DataError, suggest
 
 SPLITS = ("train", "validation", "test")
 SHARES = (65, 10, 25)
-"""Of the images of each split, in percent."""
+"""Percentage of the images in each split."""
 
 
 class Config(BaseModel):
