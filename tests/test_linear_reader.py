@@ -21,9 +21,9 @@ from harness.evaluation.evaluator import Evaluator
 from harness.execution.cell import run_cell
 from harness.execution.stages import Stages
 from harness.model.config import LLMConfig
-from harness.model.linear.bag_of_words import BagOfWords, words_of
+from harness.model.linear.bag_of_words import BagOfWords, word_counts
 from harness.model.linear.frozen_tokens import FrozenTokens, FrozenVisualTokens, positions_of
-from harness.model.linear.masks import PointMasks, RegionMasks, token_points
+from harness.model.linear.masks import RegionMasks, TokenPointMasks, token_points
 from harness.model.linear.reader import LinearReader
 from harness.model.mask_decoder.decoder import ImageEmbedding
 from harness.model.mask_decoder.point_prompted import PointPromptedMaskDecoder
@@ -58,7 +58,7 @@ def linear_llm(words: list[str] = WORDS) -> BagOfWords:
 
 def test_words_are_counted_and_unknown_ones_ignored() -> None:
     llm = linear_llm(["red", "left", "the"])
-    counts = words_of(llm, ["the red red square", "left"])
+    counts = word_counts(llm, ["the red red square", "left"])
     names = llm.tokenizer.convert_ids_to_tokens(range(llm.width))
     assert [dict(zip(names, row, strict=True)) for row in counts.tolist()] == [
         {"[PAD]": 1, "[UNK]": 0, "left": 0, "red": 2, "the": 1},
@@ -153,7 +153,7 @@ def naive_objective(fit: LinearFit, examples: list[Example], values: torch.Tenso
     for i, example in enumerate(examples):
         vectors = ((tokens.embeds[i] - reader.mean) / reader.scale).double()
         for expression in example.expressions:
-            words = words_of(reader.words, [expression.text])[0].double()
+            words = word_counts(reader.words, [expression.text])[0].double()
             target = example.mask(expression).reshape(4, 8, 4, 8).mean((1, 3)).ravel()
             scale = words @ weight
             scores = torch.stack([scale @ vector for vector in vectors] + [words @ no_target])
@@ -179,7 +179,7 @@ def test_the_fit_finds_the_optimum_that_a_plain_loop_finds_from_random_weights()
         return loss
 
     optimizer.step(closure)
-    # The gradient is computed in float32, and the ridge makes the optimum as flat as it in some directions.
+    # The gradient is computed in float32, and in some directions only the ridge, which is small, curves the objective.
     torch.testing.assert_close(found, values.detach().float(), atol=5e-2, rtol=1e-2)
     assert fit.curve[-1]["loss"] == pytest.approx(float(naive_objective(fit, examples, values.detach())), abs=1e-5)
 
@@ -281,7 +281,7 @@ def test_the_point_of_a_token_lies_in_its_region(name: str) -> None:
 def test_a_sam_draws_the_maximum_of_its_masks_at_the_points_of_the_best_tokens() -> None:
     model = random_sam()
     decoder = PointPromptedMaskDecoder(model.sam.prompt_encoder, model.sam.mask_decoder)
-    masks, side = PointMasks(decoder, (2, 2)), decoder.prompt_encoder.input_image_size[0]
+    masks, side = TokenPointMasks(decoder, (2, 2)), decoder.prompt_encoder.input_image_size[0]
     tokens = FrozenVisualTokens(torch.zeros(1, 4, 1), torch.ones(1, 4, dtype=torch.bool), torch.eye(4)[None])
     chosen, scores = torch.tensor([[True, False, False, True]]), torch.tensor([[0.1, 0.9, 0.2, 0.3]])
     zero = torch.zeros(1, dtype=torch.long)

@@ -19,7 +19,7 @@ from harness.errors import DataError, WeightsError
 from harness.model.config import LINEAR, VisionConfig
 from harness.model.linear.bag_of_words import BagOfWords
 from harness.model.linear.frozen_tokens import FrozenTokens
-from harness.model.linear.masks import PointMasks, RegionMasks
+from harness.model.linear.masks import RegionMasks, TokenPointMasks
 from harness.model.linear.reader import LinearReader
 from harness.model.llm.language_model import build_llm
 from harness.model.mask_decoder.decoder import MaskDecoder, PatchEmbedding, SamEmbedding
@@ -167,10 +167,10 @@ def _mask_decoder(
     return MaskDecoder(prompt_encoder, decoder.requires_grad_(True)), SamEmbedding(), SamCache(model)
 
 
-def _token_masks(mask_decoder: MaskDecoder, grid: tuple[int, int]) -> RegionMasks | PointMasks:
+def _token_masks(mask_decoder: MaskDecoder, grid: tuple[int, int]) -> RegionMasks | TokenPointMasks:
     """How the linear reader draws the tokens that it selects: with a frozen SAM, or else as their regions."""
     if isinstance(mask_decoder, PointPromptedMaskDecoder):
-        return PointMasks(mask_decoder, grid)
+        return TokenPointMasks(mask_decoder, grid)
     return RegionMasks(grid)
 
 

@@ -1,7 +1,7 @@
-"""Fits the linear reader: the only optimum of a convex objective, found by L-BFGS, then a threshold for masks.
+"""Fits the linear reader: L-BFGS finds the only optimum of a convex objective, then a threshold for masks is chosen.
 
 The correct alternatives of an expression are the tokens whose union has the highest IoU with the target, as in the
-token ceiling (`harness.superpixels.best_unions`; nearly so if regions overlap), each with the same probability.
+token ceiling (`harness.superpixels.best_unions`; approximately, if regions overlap), each with the same probability.
 Without a target, it is "no target". The objective is the mean cross-entropy of these plus a ridge penalty. The ridge is
 the one with the lowest cross-entropy on training images that are held out for this choice. The threshold is the one
 whose masks have the highest mean IoU over the first training images.
@@ -19,7 +19,7 @@ from harness.assembly.batches import BatchMaker
 from harness.data.example import Example
 from harness.data.frame import Frame
 from harness.data.overlap import iou
-from harness.model.linear.bag_of_words import words_of
+from harness.model.linear.bag_of_words import word_counts
 from harness.model.linear.frozen_tokens import FrozenVisualTokens
 from harness.model.linear.reader import LinearReader
 from harness.superpixels.best_unions import best_unions, pixels_of
@@ -28,7 +28,7 @@ from projectors import IncompatibleError
 RIDGES = (1e-1, 1e-2, 1e-3)
 """Half of the ridge times the squared norm of the weights is added to the mean cross-entropy."""
 HELD_OUT = 5
-"""Each fifth training image is held out while the ridge is chosen."""
+"""Every fifth training image is held out while the ridge is chosen."""
 MAX_ITERATIONS = 1000
 TOLERANCE = 1e-5
 """Largest absolute entry of the gradient at the optimum."""
@@ -81,8 +81,8 @@ def regions_of(example: Example, tokens: FrozenVisualTokens, number: int, grid: 
         members = np.eye(tokens.mask.shape[1], dtype=np.float32)
     else:
         assert tokens.regions is not None
-        places = [np.arange(side) * cells // side for cells in grid]
-        labels = places[0][:, None] * grid[1] + places[1]
+        row, column = (np.arange(side) * cells // side for cells in grid)
+        labels = row[:, None] * grid[1] + column
         members = tokens.regions[number].float().cpu().numpy()
     inside, areas = pixels_of(labels, valid_mask, masks)
     rows = [targets.index(expression.targets) for expression in example.expressions]
@@ -151,7 +151,7 @@ class LinearFit:
             raise IncompatibleError("llm 'linear' answers expressions only, and the training data has questions")
         texts = sorted({expression.text for example in examples for expression in example.expressions})
         chunks, measured = self._collect(examples, {text: number for number, text in enumerate(texts)})
-        words = words_of(self.reader.words, texts).to(self.batches.device)
+        words = word_counts(self.reader.words, texts).to(self.batches.device)
         if len(examples) >= HELD_OUT:
             self.ridge = self._best_ridge(chunks, words)
         self._minimise(chunks, words, self.ridge)

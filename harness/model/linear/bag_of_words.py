@@ -11,7 +11,7 @@ from harness.model.llm.tiny import word_tokenizer
 
 
 class BagOfWords(LanguageModel):
-    """Takes the place of an LLM: the same tokenizer as `tiny` and the two answers [SEG] and [REJ], but no network.
+    """Replaces an LLM: it has the tokenizer of `tiny` and the two answers [SEG] and [REJ], but no network.
 
     Args:
         config: of the LLM `linear`.
@@ -60,7 +60,7 @@ class BagOfWords(LanguageModel):
         return counts
 
 
-def words_of(llm: BagOfWords, texts: list[str]) -> Tensor:
+def word_counts(llm: BagOfWords, texts: list[str]) -> Tensor:
     """`count_words` of these texts, (S, V)."""
     prompts = llm.prompts(texts)
     with torch.no_grad():

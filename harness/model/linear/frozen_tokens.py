@@ -1,4 +1,4 @@
-"""The visual tokens of a projector before its projection, which needs training, with the positions of their regions."""
+"""Visual tokens before the trained projection of their projector, with the positions of their regions."""
 
 from dataclasses import dataclass
 

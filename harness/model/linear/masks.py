@@ -1,4 +1,4 @@
-"""The masks of selected visual tokens: their regions, or those of a frozen SAM at a point in each of them."""
+"""Masks of selected visual tokens: the regions of the tokens, or a frozen SAM's masks at a point in each region."""
 
 from typing import ClassVar
 
@@ -13,7 +13,7 @@ from harness.model.mask_decoder.point_prompted import PointPromptedMaskDecoder
 
 
 class RegionMasks(nn.Module):
-    """Draws the union of the regions of the selected tokens; in place of a mask decoder, without weights.
+    """Draws the union of the regions of the selected tokens; it replaces a mask decoder and has no weights.
 
     Args:
         grid: (H, W) of the patches.
@@ -58,7 +58,7 @@ class RegionMasks(nn.Module):
         return self.grid if side is None else (side, side)
 
 
-class PointMasks(nn.Module):
+class TokenPointMasks(nn.Module):
     """The masks of a frozen SAM at one point in each selected token, as in `PointPromptedMaskDecoder`.
 
     Args:
@@ -112,8 +112,8 @@ def token_points(tokens: FrozenVisualTokens, grid: tuple[int, int]) -> Tensor:
         return found
     assert tokens.regions is not None
     regions, (height, width) = tokens.regions.float(), grid
-    places = torch.arange(height * width, device=regions.device)
-    centres = torch.stack([(places % width + 0.5) / width, (places // width + 0.5) / height], dim=-1)
+    patches = torch.arange(height * width, device=regions.device)
+    centres = torch.stack([(patches % width + 0.5) / width, (patches // width + 0.5) / height], dim=-1)
     centroids = regions @ centres / regions.sum(-1, keepdim=True).clamp(min=1e-6)
     is_main = (regions >= 0.5 * regions.amax(-1, keepdim=True)) & (regions > 0)
     nearest = torch.cdist(centroids, centres.expand(len(regions), -1, -1)).masked_fill(~is_main, torch.inf).argmin(-1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from harness.model.linear.bag_of_words import BagOfWords
 from harness.model.linear.frozen_tokens import FrozenTokens, FrozenVisualTokens
-from harness.model.linear.masks import PointMasks, RegionMasks
+from harness.model.linear.masks import RegionMasks, TokenPointMasks
 from harness.model.segmenter import Answer, Query, Segmenter
 from projectors import VisualTokens
 
@@ -34,7 +34,7 @@ class LinearReader(Segmenter):
     scale: Tensor
     threshold: Tensor
 
-    def __init__(self, projector: FrozenTokens, llm: BagOfWords, masks: RegionMasks | PointMasks) -> None:
+    def __init__(self, projector: FrozenTokens, llm: BagOfWords, masks: RegionMasks | TokenPointMasks) -> None:
         nn.Module.__init__(self)
         self.projector = projector
         self.llm = llm
@@ -48,14 +48,14 @@ class LinearReader(Segmenter):
 
     @property
     def words(self) -> BagOfWords:
-        """The LLM's place."""
+        """The bag of words, which replaces the LLM."""
         assert isinstance(self.llm, BagOfWords)
         return self.llm
 
     @property
-    def masks(self) -> RegionMasks | PointMasks:
-        """The mask decoder's place."""
-        return cast(RegionMasks | PointMasks, self.mask_decoder)
+    def masks(self) -> RegionMasks | TokenPointMasks:
+        """The masks of tokens, which replace the mask decoder."""
+        return cast(RegionMasks | TokenPointMasks, self.mask_decoder)
 
     def standardise(self, embeds: Tensor) -> Tensor:
         """Numbers of tokens (..., F) -> the same with mean 0 and variance 1 over the tokens of the training images."""
