@@ -185,8 +185,8 @@ def _about_models(done: pd.DataFrame) -> Iterator[str]:
         if len(found) > 1 and name not in random:
             shown = listed(sorted(sha256[:8] for sha256 in found))
             yield (
-                f"Cells have different weights of the name {name} (sha256 {shown}), as from two sources: copy one file "
-                "to all machines and run the cells again."
+                f"Cells have different weights of the name {name} (sha256 {shown}), for example from two sources: copy "
+                "one file to all machines and run the cells again."
             )
 
 

@@ -1,6 +1,6 @@
 """The union of superpixels that has the highest IoU with a target.
 
-A reader that always selects the right visual tokens predicts the union of superpixels with the highest IoU. Let
+A model that always selects the right visual tokens predicts the union of superpixels with the highest IoU. Let
 superpixel s have a_s pixels inside the target and b_s outside, and let the target have A pixels. A union S has the IoU
 sum_S a / (A + sum_S b). If v is the highest IoU, then sum_S (a - v b) <= v A for every S, with equality for the best
 unions. The sum is largest for all s with a_s > v b_s. These come first in descending order of a_s / (a_s + b_s), the
@@ -16,7 +16,7 @@ from harness.data.overlap import iou
 
 
 def best_unions(inside: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    """The union of superpixels with the highest IoU for each target; of equally good ones, that of fewest superpixels.
+    """The union of superpixels with the highest IoU for each target; of equal ones, that with the fewest superpixels.
 
     Args:
         inside: (E, S) pixels of each superpixel inside each target; together they cover the targets.

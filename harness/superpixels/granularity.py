@@ -1,4 +1,4 @@
-"""Settings of the named granularities. They belong to a SAM: each has a file in the folder `sams`, which says why.
+"""Settings of the named granularities. Each SAM has its own, in a file of the folder `sams`, with the reasons.
 
 A cell contains the settings of its granularity, so that a changed file makes other cells. `adaptive` also uses those of
 `finest`, which are part of the cache's identity only.

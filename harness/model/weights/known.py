@@ -113,7 +113,7 @@ CHECKPOINTS = {
         sha256="a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
     ),
 }
-"""SAM checkpoints, which their authors do not publish on the hub; the hashes are those of the authors' files."""
+"""Checkpoints of SAMs. Their authors do not publish them on the hub; the hashes are those of the authors' files."""
 
 
 def names(kind: Literal["encoder", "llm"]) -> list[str]:

@@ -7,7 +7,8 @@
     path/to/folder, path/to/file        files on disk
     owner/name, owner/name@revision     hub id: the local hub cache, then the hub
 
-Each of these names has one fixed hash, the same on every machine; mobile-sam has two (`known.py`).
+Names of the first four kinds have one fixed hash each, the same on every machine (`known.py`); mobile-sam has two, one
+for each source.
 """
 
 import fnmatch
