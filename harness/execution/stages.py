@@ -164,7 +164,6 @@ class Stages:
 
     def _fit(self) -> Row:
         """Fits a cell with the linear reader, and writes the same model as its checkpoint of every budget."""
-        clock = time.perf_counter()
         seed_everything(self.cell.seed)  # for projectors that sample; the fit itself is not random
         words = build_vocabulary(self.training)
         assembly = assemble(self.spec, words, self.device)
@@ -172,8 +171,10 @@ class Stages:
         assert isinstance(reader, LinearReader)
         prepare(assembly.batches, self.training, self.progress.note, with_mask_inputs=False)
         prepare(assembly.batches, self.testing, self.progress.note)
+        clock = time.perf_counter()
         fit = LinearFit(reader, assembly.batches, self.progress.note)
         fit.run(self.training)
+        seconds = time.perf_counter() - clock
         *early, _ = self.spec.training.budget_steps
         paths = [self.folder.budget_checkpoint(self.cell.id, steps) for steps in early]
         for path in [*paths, self.folder.checkpoint(self.cell.id)]:
@@ -181,7 +182,7 @@ class Stages:
         self._trained = assembly
         return {
             "steps": self.spec.training.steps,
-            "train_seconds": time.perf_counter() - clock,
+            "train_seconds": seconds,
             "max_tokens": reader.projector.max_tokens,
             "projector_parameters": num_parameters(reader.projector, learning_only=True),
             "trainable_parameters": num_parameters(reader, learning_only=True),
