@@ -198,8 +198,9 @@ def _check_split(resolved: dict[str, Any], arm: YamlNode, problems: list[str]) -
 
 
 def _check_location_loss(resolved: dict[str, Any], arm: YamlNode, problems: list[str]) -> None:
-    """With point prompts, the location loss is the only loss that trains the predicted points."""
-    if resolved["mask_decoder"].prompt == "points" and not resolved["training"].location_loss:
+    """With point prompts, the location loss is the only loss that trains the predicted points of an LLM."""
+    is_trained = resolved["llm"].name != LINEAR
+    if is_trained and resolved["mask_decoder"].prompt == "points" and not resolved["training"].location_loss:
         node = (arm.get("training") or arm).get("location_loss") or arm.get("training") or arm
         problems.append(
             f"{node.location}: mask_decoder.prompt: points requires the location loss; "
