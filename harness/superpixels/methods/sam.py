@@ -82,7 +82,8 @@ class Config(SourceConfig):
     def _fill_in(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Fills in the settings of the granularity; an unknown name is refused by its field."""
         name = values.get("granularity", "default")
-        return {**settings(values.get("model", _DEFAULT_MODEL), name if name in NAMES else "default"), **values}
+        model = str(values.get("model", _DEFAULT_MODEL))  # another type is refused by the field
+        return {**settings(model, name if name in NAMES else "default"), **values}
 
     @model_validator(mode="after")
     def _settings_take_effect(self) -> "Config":
