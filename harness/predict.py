@@ -13,6 +13,7 @@ from skimage.segmentation import find_boundaries
 from harness.data.example import read_image
 from harness.errors import HarnessError
 from harness.evaluation.trained_cell import Segmentation, TrainedCell, load_cell
+from harness.model.config import LINEAR
 from harness.monitoring.progress import progress_on
 from projectors import ProjectorError
 
@@ -81,14 +82,16 @@ def expectation(cell: TrainedCell) -> str:
     trained_on = f"Arm {cell.arm!r} was trained on {spec.data['name']}"
     if spec.data["name"] == "scenes":
         return (
-            f"{trained_on} (drawings of coloured shapes), with an LLM {_origin(spec.llm.name)}. Masks are meaningful "
-            "on such drawings only; a mask on a photograph says nothing about the projector."
+            f"{trained_on} (drawings of coloured shapes), with {_llm(spec.llm.name)}. Masks are meaningful on such "
+            "drawings only; a mask on a photograph says nothing about the projector."
         )
-    return f"{trained_on}, with an LLM {_origin(spec.llm.name)}. Expect poor masks for other kinds of images and words."
+    return f"{trained_on}, with {_llm(spec.llm.name)}. Expect poor masks for other kinds of images and words."
 
 
-def _origin(llm: str) -> str:
-    return "trained from scratch" if llm in ("tiny", "linear") else f"initialized from {llm}"
+def _llm(name: str) -> str:
+    if name == LINEAR:
+        return "a linear model in place of an LLM"
+    return "an LLM trained from scratch" if name == "tiny" else f"an LLM initialized from {name}"
 
 
 if __name__ == "__main__":
