@@ -354,6 +354,17 @@ def test_a_gallery_shows_only_photographs_whose_licence_allows_it(tmp_path: Path
         )
 
 
+@pytest.mark.parametrize("empty", ["", None])
+def test_a_licence_without_name_and_url_is_a_placeholder(empty: str | None, tmp_path: Path) -> None:
+    settings = drawn_coco.write(tmp_path, [drawn_coco.scatter(4, np.random.default_rng(0)) for _ in range(8)])
+    path = tmp_path / "instances.json"
+    content = json.loads(path.read_text())
+    content["licenses"] = [{"id": 0, "name": empty, "url": empty}]
+    content["images"] = [{**image, "license": 0} for image in content["images"]]
+    path.write_text(json.dumps(content))
+    assert {example.licence for example in load(Config(**settings), "train")} == {None}
+
+
 def test_a_licence_that_the_file_does_not_list_is_an_error(tmp_path: Path) -> None:
     settings = drawn_coco.write(tmp_path, [drawn_coco.scatter(4, np.random.default_rng(0)) for _ in range(8)])
     path = tmp_path / "instances.json"

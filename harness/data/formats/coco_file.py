@@ -129,16 +129,18 @@ class InstanceFile:
             ) from None
 
     def licence(self, image_id: int) -> Licence | None:
-        """The licence of an image; None if the file does not name it.
+        """The licence of a listed image; None if the file does not name it.
 
         Raises:
-            DataError: the file lists no such image, or its licences are malformed.
+            DataError: the licences are malformed, or lack that of the image.
         """
         entry = self._images[image_id]
         if entry.get("license") is None or not self._licences:
             return None
         try:
             found = {int(one["id"]): one for one in self._licences}[int(entry["license"])]
+            if not found["name"] and not found["url"]:  # a placeholder, as labelme and CVAT write
+                return None
             source = entry.get("flickr_url") or entry.get("coco_url") or entry["file_name"]
             return Licence(as_text(found["name"]), as_text(found["url"]), as_text(source))
         except MALFORMED as error:
