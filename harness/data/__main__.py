@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _check(options: argparse.Namespace) -> int:
     """Print one line per finding."""
     dataset = data.get(options.dataset)
+    if options.root is not None and options.set:
+        raise HarnessError("--set cannot take effect with --root; use one of them")
     if options.root is None:
         found = list(_count(dataset, _config(dataset, options)))
     elif hasattr(dataset, "check"):
@@ -89,7 +91,10 @@ def _config(dataset: ModuleType, options: argparse.Namespace) -> Any:
         *path, last = key.split(".")
         target = settings
         for part in path:
-            target = target.setdefault(part, {})
+            inner = target.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise HarnessError(f"--set {text}: {part} is also set to {inner!r}; remove one of the two settings")
+            target = inner
         target[last] = value
     try:
         return dataset.Config.model_validate(settings)
@@ -107,16 +112,16 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     check = commands.add_parser("check", help="compare a dataset with what was published, or count its examples")
     check.add_argument("dataset", metavar="DATASET", help=f"with --root, one of {_checkable()}; else any")
-    check.add_argument("--root", type=Path, metavar="DIR", help="folder that contains a published dataset")
+    check.add_argument("--root", type=Path, metavar="DIR", help="folder of a published dataset; not with --set")
     check.set_defaults(run=_check)
-    made = commands.add_parser("sheet", help="render random expressions with the outlines of their targets")
-    made.add_argument("dataset", metavar="DATASET", help=f"one of {', '.join(data.names())}")
-    made.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="file to write")
-    made.add_argument("--split", help="split of the dataset; all by default")
-    made.add_argument("--count", type=_positive, default=20, help="number of expressions")
-    made.add_argument("--seed", type=int, default=0, help="of the choice of expressions")
-    made.set_defaults(run=_sheet)
-    for command in (check, made):
+    sheets = commands.add_parser("sheet", help="render random expressions with the outlines of their targets")
+    sheets.add_argument("dataset", metavar="DATASET", help=f"one of {', '.join(data.names())}")
+    sheets.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="file to write")
+    sheets.add_argument("--split", help="split of the dataset; all by default")
+    sheets.add_argument("--count", type=_positive, default=20, help="number of expressions")
+    sheets.add_argument("--seed", type=int, default=0, help="of the choice of expressions")
+    sheets.set_defaults(run=_sheet)
+    for command in (check, sheets):
         command.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of `data`; can be repeated"
         )
