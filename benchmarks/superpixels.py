@@ -11,10 +11,11 @@
 
 Timed rounds alternate between the methods, so that changes of the clock rate affect all of them; medians are printed.
 
-    python -m benchmarks.superpixels --photos FOLDER --model mobile-sam
+    python -m benchmarks.superpixels --photos FOLDER
 
 prints the quality of superpixels on photographs instead (`benchmarks.superpixel_quality`). FOLDER has `instances.json`
-in COCO's format, and `images/`. SAM's candidates are cached, so that the command continues where it was stopped.
+in COCO's format, and `images/`. The SAM is mobile-sam by default. Its candidates are cached, so that the command
+continues where it was stopped.
 """
 
 import argparse
@@ -211,7 +212,7 @@ def compare_on_photographs(folder: Path, images: int, model: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the three comparisons and prints them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.superpixels", description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="sam-scenes", help="name of the SAM weights")
+    parser.add_argument("--model", help="name of the SAM weights; default: sam-scenes, or mobile-sam with --photos")
     parser.add_argument(
         "--images", type=int, default=48, help="number of test scenes, or of photographs, in the comparison of overlaps"
     )
@@ -220,6 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--photos", type=Path, metavar="FOLDER", help="measure quality on these photographs instead")
     options = parser.parse_args(arguments)
 
+    options.model = options.model or ("sam-scenes" if options.photos is None else "mobile-sam")
     print(f"{hardware()}; SAM {options.model!r}\n")
     if options.photos is not None:
         compare_on_photographs(options.photos, options.images, options.model)
