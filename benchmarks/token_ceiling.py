@@ -1,4 +1,4 @@
-"""The best masks that the superpixels of a study allow, without training: an upper bound for readers of these tokens.
+"""The best masks that the superpixels of a study allow, without training: an upper bound for models of their tokens.
 
     python -m benchmarks.token_ceiling studies/granularity_sweep.yaml
 
@@ -10,7 +10,8 @@ scored, in total, by family, and by domain if there are several:
 2. *FP rate* of these unions, as the metric `fp_rate` of cells.
 3. *Ambiguous*: share of the expressions with a target whose best superpixel is also the best one of another object.
 4. *Point ceiling*, if `mask_decoder.prompt` is `points`: mean IoU of the best mask that the SAM predicts for one point
-   in a superpixel, the pixel farthest from the superpixel's border.
+   in a superpixel, the pixel farthest from the superpixel's border. Point-prompted models join the masks of several
+   points, so this is no upper bound for expressions with several targets.
 
 Intervals resample images, as in reports. The tables are printed, and written to runs/<study>/token_ceiling.csv.
 """
@@ -117,9 +118,8 @@ def best_at_points(example: Example, labels: np.ndarray, sam: SamCache) -> list[
     # A point at the centre of a pixel of one frame, in pixels of the other.
     points = torch.from_numpy((found + 0.5) * sam.frame / len(labels) - 0.5).float()
     embedding = sam.load([example]).to(next(decoder.parameters()).device)
-    logits = decoder.best_at_points(
-        ImageEmbedding(embedding), points.to(embedding.device), torch.zeros(len(points), dtype=torch.long)
-    )
+    image = torch.zeros(len(points), dtype=torch.long, device=embedding.device)
+    logits = decoder.best_at_points(ImageEmbedding(embedding), points.to(embedding.device), image)
     valid_mask = example.valid_mask()
     masks = (frame.restore(logits) > 0).cpu().numpy() & valid_mask
     best: dict[tuple[int, ...], float] = {}
