@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from statistics import median
 
+from harness.model.config import LINEAR
 from harness.planning.plan import finished_rows, kind_of
 from harness.results.run_folder import Row, RunFolder
 from harness.study.study import Study
@@ -15,7 +16,8 @@ def sentence(study: Study, folder: RunFolder) -> str:
     Like are cells with the same backbone and batches, of this study and of others with a run folder beside it.
     """
     cells = study.cells_to_check()
-    kinds = {kind_of(cell.spec.model_dump(mode="json")) for cell in cells}
+    # A linear reader takes no steps, so all of its budgets have the same score.
+    kinds = {kind_of(cell.spec.model_dump(mode="json")) for cell in cells if cell.spec.llm.name != LINEAR}
     gains = gains_by_steps(row for row in finished_rows(folder) if kind_of(json.loads(row["spec"])) in kinds)
     if not gains:
         return ""
