@@ -24,7 +24,6 @@ COUNTED_RATIO = 6  # largest ratio of areas of objects that are counted
 Instances = Sequence[Instance]
 
 _DIRECTIONS = {"left": (0, 1), "right": (0, -1), "top": (1, 1), "bottom": (1, -1)}  # axis, sign
-SIDES = tuple(_DIRECTIONS)
 
 
 def is_recognisable(one: Instance) -> bool:
