@@ -233,6 +233,27 @@ def test_categories_of_the_background_are_not_absent(pasted: list[Example]) -> N
             assert one.family != "absent" or one.text.removeprefix("the ") not in {name for name, _ in drawn}
 
 
+def test_a_pasted_object_with_pixels_of_another_makes_its_category_uncertain(tmp_path: Path) -> None:
+    """Every clock is worn by a person, whose mask includes it, as that of a person with a tie does in COCO."""
+    worn = [("person", (20, 10, 90, 110)), ("clock", (40, 30, 60, 50)), ("kite", (100, 20, 140, 60))]
+    settings = drawn_coco.write(tmp_path, [worn] * 30)
+    path = tmp_path / "instances.json"
+    content = json.loads(path.read_text())
+    whole = np.zeros(drawn_coco.SIZE, bool)
+    whole[10:110, 20:90] = True
+    names = {one["id"]: one["name"] for one in content["categories"]}
+    for entry in content["annotations"]:
+        if names[entry["category_id"]] == "person":
+            entry["segmentation"] = drawn_coco.runs(whole)
+    path.write_text(json.dumps(content))
+    made = load(Config(**settings, copy_paste=60), "train")[-60:]
+    with_person = [one for one in made if any("clock" in paste.within for paste in one.picture.pastes)]
+    without = [one for one in made if not any(paste.within for paste in one.picture.pastes)]
+    assert len(with_person) > 10
+    assert not [text for one in with_person for each in one.expressions if "clock" in (text := each.text)]
+    assert [text for one in without for each in one.expressions if "kite" in (text := each.text)]
+
+
 def test_a_pasted_image_is_rendered_at_its_first_access_and_again_if_the_cache_is_deleted(
     settings: dict[str, Any],
 ) -> None:

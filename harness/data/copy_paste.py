@@ -10,7 +10,7 @@ at random, and those in front cover the masks of those behind.
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import overload
 
 import numpy as np
@@ -25,6 +25,7 @@ from harness.data.scenes.stable_rng import StableRng
 from harness.errors import DataError
 from harness.system.cache_folder import cache_folder
 from harness.system.files import write_atomically
+from harness.system.fingerprint import fingerprint
 
 _BLUR = 25  # radius of the blur is this part of the longest side
 _MAX_ENLARGEMENT = 2
@@ -40,6 +41,7 @@ class Paste:
         source: its image.
         mask: its pixels there.
         box: their bounds (left, top, right, bottom) in pixels.
+        within: categories of other objects of its image that share pixels with it, as a tie does with its wearer.
         size: (w, h) after scaling.
         corner: (x, y) of its upper left corner in the new image.
     """
@@ -47,6 +49,7 @@ class Paste:
     source: ImageFile
     mask: Rle
     box: tuple[int, int, int, int]
+    within: frozenset[str]
     size: tuple[int, int]
     is_mirrored: bool
     corner: tuple[int, int] = (0, 0)
@@ -165,7 +168,8 @@ class PastedImages(Sequence[Example]):
             pastes, categories, ids = compose(background.picture, self._sources, rng)
             objects = encode_ids(ids)
             named = zip(categories, objects, strict=True)
-            facts = ImageFacts([Instance(k, name, mask) for k, (name, mask) in enumerate(named, start=1)])
+            instances = [Instance(k, name, mask) for k, (name, mask) in enumerate(named, start=1)]
+            facts = ImageFacts(instances, frozenset[str]().union(*(paste.within for paste in pastes)))
             also_present = background.facts.present
             texts = expressions(facts, self._absences, self._expressions_per_image, rng, also_present)
             if texts:
@@ -174,16 +178,31 @@ class PastedImages(Sequence[Example]):
         raise DataError("data.copy_paste: the objects of the training images fit no expression; set copy_paste: 0")
 
 
-Sources = Mapping[str, Sequence[tuple[ImageFile, Instance]]]
-"""Objects that can be pasted, by category, with their images."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """An object that can be pasted; `within` as in `Paste`."""
+
+    picture: ImageFile
+    instance: Instance
+    within: frozenset[str]
+
+
+Sources = Mapping[str, Sequence[Source]]
+"""Objects that can be pasted, by category."""
 
 
 def _sources(images: Sequence[LabelledImage]) -> Sources:
-    found: dict[str, list[tuple[ImageFile, Instance]]] = {}
+    found: dict[str, list[Source]] = {}
     for image in images:
-        for one in image.facts.instances:
+        instances = image.facts.instances
+        masks = list(image.objects)
+        overlaps = np.array(coco_mask.iou(masks, masks, [0] * len(masks))) > 0
+        for number, one in enumerate(instances):
             if is_seen(one) and not one.is_cut:
-                found.setdefault(one.category, []).append((image.picture, one))
+                within = {instances[k].category for k in np.flatnonzero(overlaps[number]) if k != number}
+                # The pixels of an uncertain category are not all known.
+                source = Source(image.picture, one, frozenset(within | image.facts.uncertain))
+                found.setdefault(one.category, []).append(source)
     return dict(sorted(found.items()))
 
 
@@ -212,13 +231,13 @@ def _categories(sources: Sources, rng: StableRng) -> list[str]:
     return rng.shuffled(chosen)
 
 
-def _scaled(source: tuple[ImageFile, Instance], side: int, rng: StableRng) -> Paste:
-    picture, instance = source
+def _scaled(source: Source, side: int, rng: StableRng) -> Paste:
+    instance = source.instance
     left, top, right, bottom = instance.bounds
     longest = max(right - left, bottom - top)
     wanted = min(side * rng.between(*_PERCENT) // 100, _MAX_ENLARGEMENT * longest)
     size = (max(1, (right - left) * wanted // longest), max(1, (bottom - top) * wanted // longest))
-    return Paste(picture, instance.mask, instance.bounds, size, rng.percent(50))
+    return Paste(source.picture, instance.mask, instance.bounds, source.within, size, rng.percent(50))
 
 
 def _try_to_place(paste: Paste, ids: np.ndarray, areas: Sequence[int], rng: StableRng) -> Paste | None:
@@ -229,7 +248,7 @@ def _try_to_place(paste: Paste, ids: np.ndarray, areas: Sequence[int], rng: Stab
     visible = np.bincount(ids.ravel(), minlength=len(areas) + 1)
     for _ in range(_ATTEMPTS):
         corner = (rng.between(0, width - paste.size[0]), rng.between(0, height - paste.size[1]))
-        placed = Paste(paste.source, paste.mask, paste.box, paste.size, paste.is_mirrored, corner)
+        placed = replace(paste, corner=corner)
         covered = np.bincount(ids[placed.window][stamp], minlength=len(areas) + 1)
         if all(visible[k] - covered[k] >= area / 2 for k, area in enumerate(areas, start=1)):
             return placed
@@ -244,7 +263,7 @@ def _picture(background: ImageFile, pastes: Sequence[Paste]) -> PastedImage:
     """
     parts = [_identity(background), *((_identity(p.source), p.mask, p.size, p.is_mirrored, p.corner) for p in pastes)]
     name = hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
-    path = cache_folder("copy_paste", {"version": 1}) / f"{name}.png"
+    path = cache_folder("copy_paste", {"code": fingerprint(__name__)}) / f"{name}.png"
     return PastedImage(path, background.height, background.width, background, tuple(pastes))
 
 
