@@ -16,7 +16,8 @@ from tiny import FRAME, GRID, VISION, WORDS, FixedBatches
 
 import projectors
 from harness.assembly.checkpoint import load
-from harness.data.example import Example, Expression, encode_ids
+from harness.data.example import Example, Expression, Question, encode, encode_ids
+from harness.data.frame import Frame
 from harness.evaluation.evaluator import Evaluator
 from harness.execution.cell import run_cell
 from harness.execution.stages import Stages
@@ -30,7 +31,7 @@ from harness.model.mask_decoder.point_prompted import PointPromptedMaskDecoder
 from harness.planning.requirements import verdict
 from harness.study.study import Cell, Study
 from harness.system.uninitialized import uninitialized
-from harness.training.linear_fit import LinearFit, regions_of
+from harness.training.linear_fit import THRESHOLDS, LinearFit, check_queries, regions_of
 from projectors import REFERENCE_DIMS, Dims, IncompatibleError
 from tests.small_study import PRESET, STUDY, quiet, write_study
 
@@ -199,9 +200,42 @@ def test_a_fitted_reader_finds_the_targets_of_its_training_images_and_rejects_ab
 
 
 def test_data_with_questions_or_without_expressions_is_incompatible() -> None:
+    _, batches = fixed()
+    asked = [replace(batches.examples[0], questions=(Question("what", "all", "a", ("a",), "vqa"),))]
+    for training, scored in ((asked, batches.examples), (batches.examples, asked)):
+        with pytest.raises(IncompatibleError, match="the data has questions"):
+            check_queries(training, scored)
+    with pytest.raises(IncompatibleError, match="the training split has none"):
+        check_queries([replace(one, expressions=()) for one in batches.examples], batches.examples)
+    check_queries(batches.examples, batches.examples)
+
+
+def test_a_fit_that_is_stopped_early_says_so(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
     reader, batches = fixed()
-    with pytest.raises(IncompatibleError, match="expressions only"):
-        LinearFit(reader, batches, lambda _: None).run([replace(one, expressions=()) for one in batches.examples])
+    LinearFit(reader, batches, lambda _: None).run(with_absent(batches))
+    assert "not the optimum" not in caplog.text
+    monkeypatch.setattr("harness.training.linear_fit.MAX_ITERATIONS", 1)
+    LinearFit(reader, batches, lambda _: None).run(with_absent(batches))
+    assert "stopped after 1 iterations" in caplog.text
+
+
+def test_a_target_without_pixels_in_the_frame_is_not_fitted() -> None:
+    """The expression would otherwise teach that nothing is there."""
+    reader, batches = fixed()
+    fits = []
+    for texts in ([], ["the star"]):
+        fit = LinearFit(reader, batches, lambda _: None)
+        examples = [
+            replace(
+                one,
+                objects=(*one.objects, encode(np.zeros(one.size, bool))),
+                expressions=(*one.expressions, *(Expression(text, "all", (len(one.objects) + 1,)) for text in texts)),
+            )
+            for one in batches.examples
+        ]
+        fit.run(examples)
+        fits.append(reader.no_target.detach().clone())
+    torch.testing.assert_close(*fits, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("has_superpixels", [True, False])
@@ -350,6 +384,31 @@ def test_a_cell_runs_through_all_stages_and_its_checkpoint_predicts_the_same(fol
     for column in ("prediction_rle", "predicted_seg", "iou_teacher_forced"):
         assert again[column].tolist() == kept[column].tolist()
     assert isinstance(load(folder.checkpoint(cell.id), torch.device("cpu")).assembly.segmenter, LinearReader)
+
+
+@pytest.mark.usefixtures("cells")
+def test_the_threshold_of_points_is_chosen_on_the_masks_that_the_reader_draws(folder, tmp_path) -> None:
+    """For every threshold, the overlaps are those of the reader's own masks, expression by expression."""
+    stages = Stages(of(linear_cells(tmp_path), "pooling_sam"), folder, quiet())
+    stages.train()
+    trained, examples = stages.assembly, list(stages.testing)
+    reader, batches = trained.segmenter, trained.batches
+    tokens, queries = reader.projector(batches.features(examples)), [one.expressions for one in examples]
+    query = batches.query(queries)
+    with torch.no_grad():
+        scores, _ = reader.log_probabilities(tokens, query)
+        found = LinearFit(reader, batches, lambda _: None)._overlaps_of_points(reader.masks, examples, tokens, scores)
+        for threshold, overlaps in zip(THRESHOLDS, found, strict=True):
+            reader.threshold.fill_(threshold)
+            masks = reader.answer(tokens, tokens.embeds, batches.mask_inputs(examples), query).mask_logits > 0
+            pairs = [(example, one) for example in examples for one in example.expressions]
+            for mask, (example, expression), overlap in zip(masks.numpy(), pairs, overlaps, strict=True):
+                frame, side = Frame.of(example.size, batches.mask_frame), mask.shape[0]
+                target = frame.place_mask(example.mask(expression))
+                target = target.reshape(side, -1, side, target.shape[0] // side).mean((1, 3)) >= 0.5
+                union = (mask | target).sum()
+                assert overlap == pytest.approx((mask & target).sum() / union if union else 1.0)
+    assert len({tuple(row) for row in found.tolist()}) > 1
 
 
 @pytest.mark.usefixtures("cells")

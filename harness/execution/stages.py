@@ -33,7 +33,7 @@ from harness.results.run_folder import Row, RunFolder
 from harness.study.study import Cell
 from harness.system.device import default_device
 from harness.system.files import replace_file
-from harness.training.linear_fit import LinearFit
+from harness.training.linear_fit import LinearFit, check_queries
 from harness.training.ranks import Ranks
 from harness.training.trainer import CurvePoint, Trainer
 from harness.training.validation import Validation
@@ -163,8 +163,9 @@ class Stages:
         }
 
     def _fit(self) -> Row:
-        """Fits a cell with the linear reader, and writes the same model as its checkpoint of every budget."""
-        seed_everything(self.cell.seed)  # for projectors that sample; the fit itself is not random
+        """Fits a cell with the linear reader, and writes its checkpoint."""
+        check_queries(self.training, self.testing)
+        seed_everything(self.cell.seed)
         words = build_vocabulary(self.training)
         assembly = assemble(self.spec, words, self.device)
         reader = assembly.segmenter.eval()
@@ -175,10 +176,7 @@ class Stages:
         fit = LinearFit(reader, assembly.batches, self.progress.note)
         fit.run(self.training)
         seconds = time.perf_counter() - clock
-        *early, _ = self.spec.training.budget_steps
-        paths = [self.folder.budget_checkpoint(self.cell.id, steps) for steps in early]
-        for path in [*paths, self.folder.checkpoint(self.cell.id)]:
-            replace_file(path, lambda part: save(part, self.cell, assembly, words))
+        replace_file(self.folder.checkpoint(self.cell.id), lambda part: save(part, self.cell, assembly, words))
         self._trained = assembly
         return {
             "steps": self.spec.training.steps,
@@ -200,8 +198,11 @@ class Stages:
         spec, testing, assembly = self.spec, self.testing, self.assembly
         evaluation = spec.evaluation
         evaluator = Evaluator(assembly.segmenter, assembly.batches, evaluation.batch_images, spec.training.precision)
-        early, early_samples = self._score_early(evaluator)
+        is_fitted = spec.llm.name == LINEAR
+        early, early_samples = ([], []) if is_fitted else self._score_early(evaluator)
         samples, tokens = evaluator.score(testing)
+        if is_fitted:
+            early, early_samples = self._repeated(samples)
         chosen = sorted(random.Random(0).sample(range(len(testing)), min(CONTROL_IMAGES, len(testing))))
         controls = evaluator.controls([testing[i] for i in chosen])
         row = {
@@ -232,6 +233,13 @@ class Stages:
         if found:
             reload(self.folder.checkpoint(self.cell.id), self.assembly)
         return found, tables
+
+    def _repeated(self, samples: pd.DataFrame) -> tuple[list[Row], list[pd.DataFrame]]:
+        """The results of `_score_early` for a model that takes no steps: the same at every budget."""
+        budgets = list(self.spec.training.budget_steps.items())[:-1]
+        scores = {"num_expressions": len(samples), **score(samples)}
+        found: list[Row] = [{"budget": budget, "steps": steps, **scores} for steps, budget in budgets]
+        return found, [samples.assign(steps=steps) for steps, _ in budgets]
 
     def cost(self) -> Row:
         """FLOPs, and the latency of this cell alone."""

@@ -7,11 +7,13 @@ the one with the lowest cross-entropy on training images that are held out for t
 whose masks have the highest mean IoU over the first training images.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from einops import reduce
 from scipy import optimize
 from torch import Tensor
 
@@ -21,10 +23,12 @@ from harness.data.frame import Frame
 from harness.data.overlap import iou
 from harness.model.linear.bag_of_words import word_counts
 from harness.model.linear.frozen_tokens import FrozenVisualTokens
+from harness.model.linear.masks import TokenPointMasks
 from harness.model.linear.reader import LinearReader
 from harness.superpixels.best_unions import best_unions, pixels_of
 from projectors import IncompatibleError
 
+logger = logging.getLogger(__name__)
 RIDGES = (1e-1, 1e-2, 1e-3)
 """Half of the ridge times the squared norm of the weights is added to the mean cross-entropy."""
 HELD_OUT = 5
@@ -32,9 +36,13 @@ HELD_OUT = 5
 MAX_ITERATIONS = 1000
 TOLERANCE = 1e-5
 """Largest absolute entry of the gradient at the optimum."""
+ACCEPTED = 1e-3
+"""The same, above which a fit counts as not converged: rounding in float32 may stop it before `TOLERANCE`."""
 IMAGES_AT_ONCE = 16
 THRESHOLD_IMAGES = 256
 """Training images over which the threshold is chosen."""
+POINT_THRESHOLD_IMAGES = 64
+"""The same for the masks of a SAM, which take seconds per image."""
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
@@ -142,13 +150,7 @@ class LinearFit:
         self.curve: list[dict[str, float]] = []
 
     def run(self, examples: Sequence[Example]) -> None:
-        """Fits weights and threshold in place.
-
-        Raises:
-            IncompatibleError: the data has questions, or no expressions.
-        """
-        if any(example.questions for example in examples) or not any(example.expressions for example in examples):
-            raise IncompatibleError("llm 'linear' answers expressions only, and the training data has questions")
+        """Fits weights and threshold in place, to data that passes `check_queries`."""
         texts = sorted({expression.text for example in examples for expression in example.expressions})
         chunks, measured = self._collect(examples, {text: number for number, text in enumerate(texts)})
         words = word_counts(self.reader.words, texts).to(self.batches.device)
@@ -171,7 +173,13 @@ class LinearFit:
             correct = torch.zeros(len(part), longest, tokens.mask.shape[1] + 1)
             for i, (example, regions) in enumerate(zip(part, found, strict=True)):
                 count = len(example.expressions)
-                texts[i, :count] = torch.tensor([numbers[one.text] for one in example.expressions])
+                # The target of an expression may have no pixel in the frame, where it cannot be learnt.
+                texts[i, :count] = torch.tensor(
+                    [
+                        numbers[one.text] if pixels.any() or not one.targets else -1
+                        for one, pixels in zip(example.expressions, regions.inside, strict=True)
+                    ]
+                )
                 correct[i, :count] = torch.from_numpy(regions.correct())
             chunks.append(
                 Chunk(tokens.embeds, tokens.mask, *(each.to(self.batches.device) for each in (texts, correct)))
@@ -231,9 +239,19 @@ class LinearFit:
             self.log(f"ridge {ridge}, iteration {len(self.curve)}, objective {intermediate_result.fun:.4f}")
 
         self.curve = []
-        start = torch.cat([reader.weight.detach().flatten(), reader.no_target.detach()]).double().cpu().numpy()
+        start = np.zeros(split + reader.no_target.numel())
         options = {"maxiter": MAX_ITERATIONS, "gtol": TOLERANCE, "ftol": 0.0, "maxcor": 20}
         found = optimize.minimize(objective, start, jac=True, method="L-BFGS-B", callback=record, options=options)
+        largest = float(np.abs(found.jac).max())
+        if largest > ACCEPTED:
+            logger.warning(
+                "the linear fit with ridge %g stopped after %d iterations with a gradient of %.1e, more than %g: its "
+                "result is not the optimum",
+                ridge,
+                found.nit,
+                largest,
+                ACCEPTED,
+            )
         values = torch.from_numpy(found.x).to(reader.weight)
         with torch.no_grad():
             reader.weight.copy_(values[:split].view_as(reader.weight))
@@ -242,19 +260,83 @@ class LinearFit:
     @torch.no_grad()
     def _threshold(self, examples: Sequence[Example], measured: Sequence[Regions]) -> float:
         """The threshold with the highest mean IoU over the expressions with a target; of equal ones, the highest."""
-        overlaps = {threshold: list[float]() for threshold in THRESHOLDS}
+        found: list[np.ndarray] = []
+        masks, sam = self.reader.masks, self.batches.sam
+        if isinstance(masks, TokenPointMasks):
+            assert sam is not None
+            measured = measured[:POINT_THRESHOLD_IMAGES]
+            sam.ensure([examples[i] for i in range(len(measured))], lambda done, total: self.log(f"SAM {done}/{total}"))
         regions = iter(measured)
         for part in _parts(examples, len(measured)):
+            own = [next(regions) for _ in part]
+            if not any(one.expressions for one in part):
+                continue
             tokens = self.reader.projector(self.batches.features(part))
             query = self.batches.query([one.expressions for one in part])
             scores, _ = self.reader.log_probabilities(tokens, query)
-            for own in scores.split([len(one.expressions) for one in part]):
-                image = next(regions)
-                has_target = image.inside.any(axis=1)
-                for threshold, found in overlaps.items():
-                    self.reader.threshold.fill_(threshold)
-                    found += image.overlaps(self.reader.choose(own).cpu().numpy())[has_target].tolist()
-        return max(THRESHOLDS, key=lambda threshold: (np.mean(overlaps[threshold] or [0.0]), threshold))
+            if isinstance(masks, TokenPointMasks):
+                overlaps = self._overlaps_of_points(masks, part, tokens, scores)
+            else:
+                overlaps = self._overlaps_of_regions(part, own, scores)
+            has_target = np.concatenate([one.inside.any(axis=1) for one in own])
+            found.append(overlaps[:, has_target])
+        means = np.concatenate(found, axis=1).mean(axis=1) if found else np.zeros(len(THRESHOLDS))
+        return max(zip(means.tolist(), THRESHOLDS, strict=True))[1]
+
+    def _overlaps_of_regions(self, part: Sequence[Example], regions: Sequence[Regions], scores: Tensor) -> np.ndarray:
+        """IoU of the masks of each of `THRESHOLDS`, for each expression of the images."""
+        rows = scores.split([len(one.expressions) for one in part])
+        overlaps = []
+        for threshold in THRESHOLDS:
+            self.reader.threshold.fill_(threshold)
+            chosen = [self.reader.choose(row).cpu().numpy() for row in rows]
+            overlaps.append(np.concatenate([one.overlaps(each) for one, each in zip(regions, chosen, strict=True)]))
+        return np.stack(overlaps)
+
+    def _overlaps_of_points(
+        self, masks: TokenPointMasks, part: Sequence[Example], tokens: FrozenVisualTokens, scores: Tensor
+    ) -> np.ndarray:
+        """The same, of SAM's masks at the most probable tokens, at the resolution of SAM's masks."""
+        image = torch.cat([torch.full((len(one.expressions),), number) for number, one in enumerate(part)])
+        image = image.to(scores.device)
+        prompts = masks.prompts(tokens, scores.isfinite(), scores, image)
+        drawn = masks.by_point(self.batches.mask_inputs(part), prompts, image) > 0
+        best = scores.topk(drawn.shape[1], dim=1).values
+        targets, valid = self._targets(part, drawn.shape[-1])
+        overlaps = []
+        for threshold in THRESHOLDS:
+            is_used = best >= best[:, :1] + np.log(threshold)
+            predicted = (drawn & is_used[..., None, None]).any(dim=1).cpu().numpy() & valid
+            overlaps.append(iou((predicted & targets).sum((1, 2)), (predicted | targets).sum((1, 2))))
+        return np.stack(overlaps)
+
+    def _targets(self, part: Sequence[Example], side: int) -> tuple[np.ndarray, np.ndarray]:
+        """Target and valid pixels of each expression of the images in SAM's frame, (S, side, side) bool."""
+        targets, valid = list[np.ndarray](), list[np.ndarray]()
+        for example in part:
+            frame = Frame.of(example.size, self.batches.mask_frame)
+            own_valid = frame.place_mask(example.valid_mask())
+            for expression in example.expressions:
+                targets.append(_pooled(frame.place_mask(example.mask(expression)) & own_valid, side))
+                valid.append(_pooled(own_valid, side))
+        return np.stack(targets), np.stack(valid)
+
+
+def _pooled(mask: np.ndarray, side: int) -> np.ndarray:
+    """A mask (R, R) at a lower resolution, (side, side) bool: cells that it covers by half or more."""
+    return reduce(mask.astype(np.float32), "(h i) (w j) -> h w", "mean", h=side, w=side) >= 0.5
+
+
+def check_queries(training: Sequence[Example], scored: Sequence[Example]) -> None:
+    """Refuse data that a linear reader cannot be fitted to, before anything is computed.
+
+    Raises:
+        IncompatibleError: the data has questions, or no expressions.
+    """
+    if any(example.questions for examples in (training, scored) for example in examples):
+        raise IncompatibleError("llm 'linear' answers expressions only, and the data has questions; use another llm")
+    if not any(example.expressions for example in training):
+        raise IncompatibleError("llm 'linear' is fitted to expressions, and the training split has none")
 
 
 def _parts(examples: Sequence[Example], count: int) -> Iterator[list[Example]]:

@@ -86,12 +86,16 @@ class TokenPointMasks(nn.Module):
 
     def forward(self, mask_inputs: Tensor, prompts: Tensor, image: Tensor) -> Tensor:
         """SAM's embeddings (B, P, g, g) and points (S, K, 2) -> mask logits (S, 4g, 4g), the maximum over points."""
+        return self.by_point(mask_inputs, prompts, image).amax(dim=1)
+
+    def by_point(self, mask_inputs: Tensor, prompts: Tensor, image: Tensor) -> Tensor:
+        """As `forward`, before the maximum: mask logits (S, K, 4g, 4g), -inf without a point."""
         is_used = ~prompts.isnan().any(dim=-1)
         number, _ = is_used.nonzero(as_tuple=True)
         masks = self.decoder.best_at_points(ImageEmbedding(mask_inputs), prompts[is_used], image[number])
         by_point = masks.new_full((*is_used.shape, *masks.shape[1:]), -torch.inf)
         by_point[is_used] = masks
-        return by_point.amax(dim=1)
+        return by_point
 
 
 def token_points(tokens: FrozenVisualTokens, grid: tuple[int, int]) -> Tensor:
