@@ -13,7 +13,10 @@ from reports.style import Draw, styles
 def sentence(findings: Findings) -> str:
     """Whether the arms had stopped learning, from the change between half of the training steps and all of them."""
     scores, label = findings.scores, findings.label
-    changes = {variant.name: scores.gained(variant.name, findings.metric) for variant in findings.variants}
+    trained = [variant.name for variant in findings.variants if not is_fitted(findings, variant.name)]
+    if not trained:
+        return "The linear readers were fitted to their optimum, so that no training steps change the scores."
+    changes = {name: scores.gained(name, findings.metric) for name in trained}
     known = {name: change for name, change in changes.items() if change is not None}
     if not known:
         return "It is unknown whether the arms had stopped learning: they were scored at the end of training only."
@@ -32,9 +35,15 @@ def sentence(findings: Findings) -> str:
     )
 
 
+def is_fitted(findings: Findings, variant: str) -> bool:
+    """Whether a variant's LLM is the linear reader, which takes no training steps."""
+    return bool((findings.cells(variant)["llm"] == "linear").all())
+
+
 def figures(findings: Findings) -> Iterator[tuple[str, str, Draw]]:
     """Name, caption and function of the figure, if cells were scored at several budgets."""
-    if len(findings.scores.tables) > 1:
+    has_trained = any(not is_fitted(findings, variant.name) for variant in findings.variants)
+    if len(findings.scores.tables) > 1 and has_trained:
         caption = (
             f"{findings.label} of the models of each training budget, with 95% intervals. Where lines are flat and do "
             "not cross, longer training would hardly change the order of arms."

@@ -8,7 +8,7 @@ from harness.results.budget_scores import BudgetScores
 from harness.results.claims import Claim, ClaimVerdict, Judgement, judge_claims
 from harness.results.score_table import ScoreTable
 from reports.findings import load
-from reports.learning import sentence
+from reports.learning import figures, sentence
 from tests.report_tables import at_budgets, tables, write_run
 
 BETTER = Claim(claim="stated", better="pooling", than="no_position")
@@ -126,3 +126,14 @@ def test_the_answer_begins_with_whether_the_arms_had_stopped_learning(tmp_path, 
 def test_a_study_with_one_budget_says_that_it_is_unknown(tmp_path):
     findings = load(write_run(tmp_path / "run", *tables(num_images=4)))
     assert sentence(findings).startswith("It is unknown whether the arms had stopped learning")
+
+
+def test_linear_readers_neither_learn_nor_stop_learning(tmp_path):
+    results, samples = tables(num_images=8)
+    one = results.assign(llm=results["llm"].where(results["arm"] != "pooling", "linear"))
+    findings = load(write_run(tmp_path / "one", *at_budgets(one, samples, {0.5: {"pooling": -0.2}})))
+    assert sentence(findings).startswith("The arms had stopped learning")
+    fitted = results.assign(llm="linear")
+    findings = load(write_run(tmp_path / "all", *at_budgets(fitted, samples, {0.5: {}})))
+    assert sentence(findings).startswith("The linear readers were fitted to their optimum")
+    assert not list(figures(findings))

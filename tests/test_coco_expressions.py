@@ -395,3 +395,27 @@ def test_a_licence_that_the_file_does_not_list_is_an_error(tmp_path: Path) -> No
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match="has a licence that the file does not list"):
         load(Config(**settings), "train")
+
+
+def test_a_file_without_any_expression_is_one_sentence(tmp_path: Path) -> None:
+    """One category, and two specks of it in every image: nothing can be named, and nothing is absent."""
+    specks = [("kite", (10, 10, 14, 14)), ("kite", (30, 30, 34, 34))]
+    settings = drawn_coco.write(tmp_path, [specks] * 12)
+    path = tmp_path / "instances.json"
+    content = json.loads(path.read_text())
+    content["categories"] = [one for one in content["categories"] if one["name"] == "kite"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="the rules make no expression about any of the"):
+        load(Config(**settings), "train")
+
+
+def test_settings_of_the_tools_are_yaml(capsys: pytest.CaptureFixture[str]) -> None:
+    lists = ["--set", "domains=[studio, sketch]", "--set", "train_images=2", "--set", "test_images=2"]
+    assert main(["check", "scenes", *lists, "--set", "validation_images=1"]) == 0
+    assert main(["check", "scenes", "--set", "domains=[studio"]) == 2
+    assert "the value is no valid YAML" in capsys.readouterr().err
+
+
+def test_a_sheet_needs_the_suffix_of_an_image(settings: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sheet", "coco_expressions", *_set(settings), "--out", "sheet.pdf"]) == 2
+    assert "has no suffix of an image" in capsys.readouterr().err

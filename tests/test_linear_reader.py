@@ -18,6 +18,7 @@ import projectors
 from harness.assembly.checkpoint import load
 from harness.data.example import Example, Expression, Question, encode, encode_ids
 from harness.data.frame import Frame
+from harness.errors import StudyError
 from harness.evaluation.evaluator import Evaluator
 from harness.execution.cell import run_cell
 from harness.execution.stages import Stages
@@ -459,11 +460,11 @@ def test_the_reader_beats_chance_and_falls_to_it_without_its_tokens_or_expressio
 )
 def test_settings_without_effect_are_refused(tmp_path, setting: str, message: str) -> None:
     preset = PRESET.replace("{name: tiny, width: 32, layers: 1, heads: 2}", "linear") + setting
-    with pytest.raises(Exception, match=message):
+    with pytest.raises(StudyError, match=message):
         Study.from_yaml(write_study(tmp_path, STUDY, preset))
 
 
 def test_more_than_one_device_is_refused(tmp_path) -> None:
     preset = PRESET.replace("{name: tiny, width: 32, layers: 1, heads: 2}", "linear")
-    with pytest.raises(Exception, match="fitted on one device"):
+    with pytest.raises(StudyError, match="fitted on one device"):
         Study.from_yaml(write_study(tmp_path, STUDY, preset.replace("steps: 10", "steps: 10, devices: 2")))

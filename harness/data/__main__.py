@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import yaml
 from pydantic import ValidationError
 from rich.console import Console
 
@@ -72,6 +73,8 @@ def _sheet(options: argparse.Namespace) -> int:
     ]
     if not pairs:
         raise HarnessError(f"{options.dataset} has no expressions with these settings; choose other ones")
+    if options.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise HarnessError(f"--out {options.out} has no suffix of an image; use .png, .jpg or .webp")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     sheet(StableRng((options.seed,)).shuffled(pairs)[: options.count]).save(options.out)
     return 0
@@ -95,7 +98,10 @@ def _config(dataset: ModuleType, options: argparse.Namespace) -> Any:
             if not isinstance(inner, dict):
                 raise HarnessError(f"--set {text}: {part} is also set to {inner!r}; remove one of the two settings")
             target = inner
-        target[last] = value
+        try:
+            target[last] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise HarnessError(f"--set {text}: the value is no valid YAML; quote it") from None
     try:
         return dataset.Config.model_validate(settings)
     except ValidationError as error:

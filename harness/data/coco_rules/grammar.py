@@ -42,13 +42,13 @@ class Absences:
             self._pairs.update(product(present, present))
 
     def of(self, present: frozenset[str]) -> list[str]:
-        """Categories with no object in the image and none that looks alike, by descending co-occurrence."""
+        """Categories with no object in the image and none that looks alike, the most plausible first."""
         absent = [
             name
             for name in self._categories
             if name not in present and not any(are_alike(name, other) for other in present)
         ]
-        return sorted(absent, key=lambda name: (-self._plausibility(name, present), name))
+        return sorted(absent, key=lambda name: (-self._plausibility(name, present), -self._images[name], name))
 
     def _plausibility(self, name: str, present: frozenset[str]) -> float:
         """The mean share of the training images with a present category that also show this one."""

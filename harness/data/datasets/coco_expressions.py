@@ -59,7 +59,7 @@ def load(config: Config, split: str) -> Sequence[Example]:
     """The images of a split with at least one expression, by ascending image id; pasted images come last.
 
     Raises:
-        DataError: the file is missing or malformed, has no masks, or the split is unknown or empty.
+        DataError: the file is missing or malformed, has no masks, or the split is unknown or has no expressions.
     """
     if split not in SPLITS:
         raise DataError(f"coco_expressions has no split {split!r}; {suggest(split, SPLITS)}")
@@ -75,6 +75,11 @@ def load(config: Config, split: str) -> Sequence[Example]:
         )
     found = [_example(config, image, absences) for image in images]
     found = [example for example in found if example.expressions]
+    if not found:
+        raise DataError(
+            f"{file.path}: the rules make no expression about any of the {len(images)} images of the split {split}; "
+            "use a file with more categories, or with fewer and larger objects per image (docs/your_images.md)"
+        )
     if split != "train" or not config.copy_paste:
         return found
     return PastedImages(found, images, absences, config.copy_paste, config.expressions_per_image, config.seed)

@@ -29,7 +29,10 @@ def read_json(path: Path, fallback: str | None = None) -> Any:
             text = content.decode(fallback, errors="replace")
         return json.loads(text)
     except FileNotFoundError:
-        raise DataError(f"{path} is missing; `python -m harness.data check` prints where to download it") from None
+        raise DataError(
+            f"{path} is missing; correct the path, or download the file (`python -m harness.data check` names the "
+            "source of published datasets)"
+        ) from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); it must be a JSON file") from None
     except (ValueError, RecursionError) as error:
