@@ -23,6 +23,7 @@ Boundary recall
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,8 @@ def photographs(folder: Path, count: int) -> list[Example]:
         folder: with `instances.json` and `images/`.
     """
     config = Config(annotations=folder / "instances.json", images=folder / "images")
-    found = [example for split in reversed(SPLITS) for example in load(config, split)]
-    return [example for example in found if objects_of(example).masks][:count]
+    found = (example for split in reversed(SPLITS) for example in load(config, split))
+    return list(islice((example for example in found if objects_of(example).masks), count))
 
 
 def objects_of(example: Example) -> Objects:
@@ -99,7 +100,8 @@ def quality(labels: np.ndarray, objects: Objects) -> dict[str, Any]:
     chosen = best_unions(inside, areas)
     of_union, drawn = (inside * chosen).sum(axis=1), chosen @ areas
     joint, _ = pixels_of(labels, everywhere, [objects.ids == number for number in range(len(objects.masks) + 1)])
-    to_superpixels = distance_transform_edt(~find_boundaries(labels + 1, mode="inner"))
+    boundary = find_boundaries(labels + 1, mode="inner")
+    to_superpixels = distance_transform_edt(~boundary) if boundary.any() else np.full(labels.shape, np.inf)
     is_near = to_superpixels[objects.boundary] <= TOLERANCE * np.hypot(*labels.shape)
     return {
         "best superpixel": iou(of_best, sizes + areas[best] - of_best).tolist(),

@@ -20,6 +20,7 @@ continues where it was stopped.
 
 import argparse
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ from harness.superpixels.candidates import Candidates, PoolSettings, encode, pro
 from harness.superpixels.filter import FilterSettings, choose, on_grid, suppress_duplicates
 from harness.superpixels.granularity import settings as granularity_settings
 from harness.superpixels.methods.sam import Config
+from harness.system.exit_code import exit_code
 
 
 def compare_pool(sam: LoadedSam, examples: Sequence[Example], settings: PoolSettings, rounds: int) -> str:
@@ -209,8 +211,8 @@ def compare_on_photographs(folder: Path, images: int, model: str) -> None:
     print("\n".join(superpixel_quality.lines(examples, superpixel_quality.table(examples, model, progress.note))))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the three comparisons and prints them."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the three comparisons and prints them; returns the exit code, 2 for an error of the user."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.superpixels", description=__doc__.split("\n")[0])
     parser.add_argument("--model", help="name of the SAM weights; default: sam-scenes, or mobile-sam with --photos")
     parser.add_argument(
@@ -220,12 +222,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="number of timed rounds")
     parser.add_argument("--photos", type=Path, metavar="FOLDER", help="measure quality on these photographs instead")
     options = parser.parse_args(arguments)
+    return exit_code(lambda: _run(options))
 
+
+def _run(options: argparse.Namespace) -> int:
     options.model = options.model or ("sam-scenes" if options.photos is None else "mobile-sam")
     print(f"{hardware()}; SAM {options.model!r}\n")
     if options.photos is not None:
         compare_on_photographs(options.photos, options.images, options.model)
-        return
+        return 0
     examples = load(ScenesConfig.model_validate({"domains": [*DOMAINS], "test_images": options.images}), "test")[:]
     default = granularity_settings(options.model, "default")
     settings = PoolSettings(
@@ -238,7 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     assert pool is not None, "SAM's superpixels are chosen from candidates"
     pool.ensure(examples, lambda done, total: progress.note(f"candidates {done}/{total}"))
     print(compare_overlap(examples, options.model))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -86,6 +86,8 @@ def test_the_command_prints_every_method(tmp_path, capsys, monkeypatch) -> None:
     rng = np.random.default_rng(0)
     drawn_coco.write(tmp_path, [drawn_coco.scatter(4, rng) for _ in range(24)])
     monkeypatch.setattr(superpixel_quality, "NAMES", ("default",))
+    assert main(["--photos", str(tmp_path / "nowhere")]) == 2
+    assert "instances.json is missing" in capsys.readouterr().err
     main(["--photos", str(tmp_path), "--images", "2", "--model", "sam-scenes"])
     printed = capsys.readouterr().out
     assert "superpixels of 2 photographs" in printed

@@ -1,7 +1,7 @@
 """Settings of the named granularities. Each SAM has its own, in a file of the folder `sams`, with the reasons.
 
 A cell contains the settings of its granularity, so that a changed file makes other cells. `adaptive` also uses those of
-`finest`, which are part of the cache's identity only.
+`finest`, which are not part of it: delete `superpixels` in the cache if they change.
 """
 
 import tomllib
