@@ -51,6 +51,22 @@ def test_each_cell_is_claimed_once_and_seed_by_seed(tmp_path, study):
     assert [cell.seed for cell in ran] == [0] * 6 + [1] * 6
 
 
+def test_arms_in_another_order_keep_their_results(tmp_path, study):
+    rows = {}
+    with CellQueue(study, default_path(tmp_path)) as queue:
+        queue.fill(rows)
+        drain(queue, rows, stop_after=5)
+    text = (tmp_path / "small.yaml").read_text()
+    first = next(line for line in text.splitlines(keepends=True) if line.startswith("  pooling:"))
+    (tmp_path / "small.yaml").write_text(text.replace(first, "").replace("search:", f"{first}search:"))
+    reordered = Study.from_yaml(tmp_path / "small.yaml")
+    assert list(reordered.arms) != list(study.arms)
+    assert {cell.id for cell in reordered.cells()} == {cell.id for cell in study.cells()}
+    with CellQueue(reordered, default_path(tmp_path)) as queue:
+        queue.fill(rows)
+        assert len(drain(queue, rows)) == 7
+
+
 def test_the_values_of_a_trial_are_the_objectives_of_its_cell(tmp_path, study):
     rows = {}
     with CellQueue(study, default_path(tmp_path)) as queue:

@@ -193,12 +193,10 @@ def test_the_shipped_checkpoint_is_that_of_its_model_card(name: str):
 
 
 def test_every_study_matches_the_shipped_checkpoint_it_is_initialized_from():
-    specs = [
-        cell.spec
-        for path in sorted((ROOT / "studies").glob("*.yaml"))
-        for cell in Study.from_yaml(path).cells()[:1]
-        if cell.spec.init_from is not None
-    ]
+    specs = []
+    for path in sorted((ROOT / "studies").glob("*.yaml")):
+        by_checkpoint = {cell.spec.init_from: cell.spec for cell in Study.from_yaml(path).cells()}
+        specs += [spec for spec in by_checkpoint.values() if spec.init_from is not None]
     assert sum(spec.init_from.name == "mllm-scenes" for spec in specs) > 5
     assert {spec.init_from.name for spec in specs} == set(CHECKPOINTS)
     for spec in specs:

@@ -3,8 +3,6 @@
 import errno
 import os
 import signal
-import threading
-import time
 from collections import Counter
 from functools import partial
 
@@ -16,7 +14,6 @@ from harness.errors import HarnessError
 from harness.execution.run_study import Team, execute
 from harness.results.run_folder import RunFolder
 from harness.study.study import Study
-from harness.system.lease import read
 from harness.system.shares import Share, shares
 from tests.small_study import Cells, quiet, run_folder, sampled_study, write_study
 
@@ -55,26 +52,26 @@ def test_three_workers_run_every_cell_once_and_write_the_tables_of_one(tmp_path)
     assert folder.leases() == []
 
 
+class KilledOnce(Cells):
+    """Cells of which three kill their worker when they run for the first time."""
+
+    killing = (("pooling", 0), ("pooling", 1), ("bbox_mlp", 0))
+
+    def run(self, cell, folder, progress):
+        """Dies, or runs."""
+        marker = self.log.with_name(f"killed-{cell.id}")
+        if (cell.arm, cell.seed) in self.killing and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().run(cell, folder, progress)
+
+
 def test_a_killed_worker_is_replaced_and_its_cell_runs_again(tmp_path):
     study, folder, log = Study.from_yaml(write_study(tmp_path)), run_folder(tmp_path), tmp_path / "started.log"
-    killed: list[str] = []
-
-    def kill() -> None:
-        deadline = time.monotonic() + 60
-        while len(killed) < 3 and time.monotonic() < deadline:
-            for found in (read(path) for path in folder.leases()):
-                if found and found[1].cell not in killed and found[0].pid != os.getpid() and len(killed) < 3:
-                    os.kill(found[0].pid, signal.SIGKILL)
-                    killed.append(found[1].cell)
-            time.sleep(0.05)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    outcome = execute(study, folder, None, Cells(), quiet(), team=team(2, partial(Cells, seconds=0.5, log=log)))
-    killer.join()
-    assert len(killed) == 3
+    outcome = execute(study, folder, None, Cells(), quiet(), team=team(2, partial(KilledOnce, seconds=0.1, log=log)))
     assert (outcome.num_failed, len(outcome.cells)) == (0, 12)
-    assert Counter(log.read_text().split()) == Counter([cell.id for cell in study.cells()] + killed)
+    assert len(list(tmp_path.glob("killed-*"))) == 3
+    assert Counter(log.read_text().split()) == Counter(cell.id for cell in study.cells())
 
 
 def test_a_cell_in_which_every_worker_dies_is_recorded_as_failed(tmp_path):

@@ -93,6 +93,8 @@ PUBLISHED = {
     "smollm2-135m": Published(134_515_008, 92_871_040, LLMShape(576, 1536, 30, 576, 192, 49_152, is_tied=True)),
     "clip-scenes": Published(1_942_656, 0, EncoderShape(192, 14, 4)),
     "mllm-scenes": Published(678_624, 0),
+    "mllm-scenes-mlp": Published(678_624, 0),
+    "mllm-scenes-svp": Published(678_624, 0),
     "sam-scenes": Published(1_910_084, 0, SamShape(96, 28, 512, 4)),
     "smollm2-scenes": Published(1_594_274, 0),
     "mobile-sam": Published(9_808_452, 40_728_226, META_SAM),

@@ -230,9 +230,9 @@ class Study:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the arms, the search, the seeds and the objectives only."""
+        """Hash of the arms and their order, the search, the seeds and the objectives only."""
         settings = self.settings.model_dump(mode="json", include={"search", "seeds", "objectives"})
-        arms = {arm: self.spec(Point(arm)).model_dump(mode="json") for arm in self.arms}
+        arms = [(arm, self.spec(Point(arm)).model_dump(mode="json")) for arm in self.arms]
         return hashlib.sha256(json.dumps([arms, settings], sort_keys=True).encode()).hexdigest()[:8]
 
     def resolved(self) -> str:

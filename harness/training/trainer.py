@@ -253,7 +253,8 @@ class Trainer:
     def curve_point(self, averages: dict[str, Tensor]) -> Point:
         """The objective at the mean terms, and these."""
         total = Losses(**averages).total(self.config.location_loss)
-        is_due = (len(self.loop.curve) + 1) % POINTS_PER_VALIDATION == 0
+        # Points of a branch are dropped with it.
+        is_due = (len(self.loop.curve) + 1) % POINTS_PER_VALIDATION == 0 and self.loop.branch_stop is None
         measured = self.validate() if self.validate and is_due else {}
         return {"loss": float(total), **{name: float(mean) for name, mean in averages.items()}, **measured}
 

@@ -56,6 +56,18 @@ SHIPPED = {
         kind="checkpoint",
         about="a small LLM trained to locate the referents of expressions about scenes",
     ),
+    "mllm-scenes-mlp": Shipped(
+        path=_SHIPPED_FOLDER / "mllm-scenes-mlp" / "model.safetensors",
+        sha256="080e7274da851011ee7cba79d1235118c7250c7ecb2b91ea824a3fb129aa3318",
+        kind="checkpoint",
+        about="the same, trained with the projector mlp",
+    ),
+    "mllm-scenes-svp": Shipped(
+        path=_SHIPPED_FOLDER / "mllm-scenes-svp" / "model.safetensors",
+        sha256="0fd9ab2b04a3e3ab229a053e48268caccbdb50a4b898bb62b766074c689d9ce3",
+        kind="checkpoint",
+        about="the same, trained with the projector svp",
+    ),
     "sam-scenes": Shipped(
         path=_SHIPPED_FOLDER / "sam-scenes" / "model.safetensors",
         sha256="5b4a64fe465ffa4f9caf66ca4c51e5df68e8dcae69321d8e9eb0629e3cb584f7",
