@@ -111,6 +111,7 @@ def test_a_log_file_has_lines_without_control_sequences(quiet_seconds, cells, mo
         progress.finished(row_of(cells[-1], "failed", TRACEBACK))
         progress.started(cells[-1], 3, 3)
         progress.finished(row_of(cells[-1], "skipped", "scale=5 does not divide the 14x14 patch grid"))
+        progress.note("timing 2 models in turns")
     first, second = "[1/3] pooling seed 0: ", "[2/3] sspe (blocks=3, queries=2) seed 1: "
     in_between = [f"{first}patches 3/4", f"{first}step 5/10, loss 2.000"] if quiet_seconds == 0.0 else []
     assert terminal.output.getvalue().splitlines() == [
@@ -121,4 +122,5 @@ def test_a_log_file_has_lines_without_control_sequences(quiet_seconds, cells, mo
         f"{second}failed after 0 s: ValueError: no tokens",
         "[3/3] sspe (blocks=3, queries=2) seed 1: started",
         "[3/3] sspe (blocks=3, queries=2) seed 1: skipped after 0 s: scale=5 does not divide the 14x14 patch grid",
+        *(["timing 2 models in turns"] if quiet_seconds == 0.0 else []),
     ]

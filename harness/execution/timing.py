@@ -40,8 +40,8 @@ def _groups(
     """Groups of cells with their loaded models that fit into memory; of at least two cells if there are two."""
     group: list[tuple[Cell, list[Pipeline]]] = []
     budget = _MEMORY_SHARE * _free_gib()
-    for cell in cells:
-        progress.note(f"loading models for timing, {len(group) + 1} of {len(cells)}")
+    for number, cell in enumerate(cells, start=1):
+        progress.note(f"loading models for timing, {number} of {len(cells)}")
         if len(group) >= 2 and _free_gib() < budget:
             yield group
             group = []

@@ -96,10 +96,12 @@ class LineProgress(Progress):
     def finished(self, row: Row) -> None:
         """Prints the result."""
         self._print(summary(row))
+        self.name = ""
 
     def _print(self, text: str) -> None:
         self.last = time.perf_counter()
-        self.console.print(f"{self.name}: {text}", markup=False, highlight=False, soft_wrap=True)
+        line = f"{self.name}: {text}" if self.name else text
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class LiveProgress(Progress):
