@@ -7,6 +7,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+OTHER_FILE = "/etc/passwd"
+"""As a value of `extends`, the file that messages name."""
 NASTY = (
     *("", "null", "~", "true", "no", "-1", "0", "1.5", "1e308", "-1e308", "1e400", ".inf", "-.inf", ".nan", "-0.0"),
     *("9223372036854775808", "-9223372036854775809", "1" * 5000, "0x7fffffffffffffffffff", "0o17", "1_000", "43000"),
@@ -23,7 +25,7 @@ NASTY = (
     *("[]", "{}", "[[]]", "[{}]", "{a: {b: {c: 1}}}", "[1, [2, [3]]]", "{? [a, b] : c}", "{null: 1}", "{1: 2}"),
     *("{'': 1}", "{<<: {steps: 1}}", "&a [*a]", "*nowhere", "&x 1", "[&y {a: 1}, *y]", "{name: }", "{name: []}"),
     *('"[/bold]"', '"[red]x[/red]"', '":skull:"', r'"\0"', r'"\e[31m"', r'"\ud800"', r'"\UFFFFFFFF"', r'"\r\n"'),
-    *('"\u202e\u0301"', '"%s{}{0}"', "'~nobody/x'", "'../..'", "/etc/passwd", "/dev/zero", ".", "'a/b'", "'a/../b'"),
+    *('"\u202e\u0301"', '"%s{}{0}"', "'~nobody/x'", "'../..'", OTHER_FILE, "/dev/zero", ".", "'a/b'", "'a/../b'"),
     *("x" * 300, "'" + "y" * 20_000 + "'", "svp", "mlp", "pooling", "scenes", "sam-scenes", "dinov2-small", "tiny"),
     *("scratch", "random-x", "README.md", "[1, 1]", "[0, 1, 2]", "{name: {a: b}}", "{low: 1, high: 3}"),
     *("{low: .nan, high: 3}", "{low: 3, high: 1, log: true, step: 0}"),

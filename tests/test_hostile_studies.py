@@ -58,7 +58,8 @@ def plan(path: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tup
     if code == 2:
         assert printed.out == ""
         assert printed.err.strip()
-        assert all(line.startswith((str(folder), "--set")) for line in printed.err.strip().splitlines())
+        named = (str(folder), "--set", hostile.OTHER_FILE)
+        assert all(line.startswith(named) for line in printed.err.strip().splitlines())
     return code, printed.out + printed.err
 
 

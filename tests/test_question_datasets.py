@@ -248,7 +248,7 @@ def test_a_missing_or_truncated_file_is_refused(tmp_path: Path, name: str) -> No
     with pytest.raises(DataError, match=f"{path.name} is truncated or invalid JSON .*; download it again"):
         module.load(config, "train")
     path.unlink()
-    with pytest.raises(DataError, match=f"{path.name} is missing; `python -m harness.data check` prints"):
+    with pytest.raises(DataError, match=f"{path.name} is missing; correct the path, or download the file"):
         module.load(config, "train")
 
 
