@@ -12,7 +12,7 @@ from harness.data.scenes import Config as ScenesConfig
 from harness.data.scenes import load
 from harness.errors import HarnessError
 from harness.superpixels.methods.grid import rows_and_columns
-from harness.superpixels.partition import fill_uncovered, merge
+from harness.superpixels.partition import compact, fill_uncovered, merge
 from projectors.layers import area_fractions
 
 DOMAINS = ("studio", "canvas", "sketch", "night")
@@ -217,3 +217,14 @@ def _canonical(labels: np.ndarray) -> np.ndarray:
     """Ids in order of first appearance."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse].reshape(labels.shape)
+
+
+@pytest.mark.parametrize("shape", [(90, 80), (1, 1), (0, 3)])
+@pytest.mark.parametrize(("low", "high"), [(0, 4000), (-5, 4), (7, 8)])
+def test_compact_numbers_the_present_ids_in_their_order(shape: tuple[int, int], low: int, high: int) -> None:
+    labels = np.random.default_rng(0).integers(low, high, shape).astype(np.int32)
+
+    compacted = compact(labels)
+
+    np.testing.assert_array_equal(compacted, np.unique(labels, return_inverse=True)[1].reshape(shape))
+    assert compacted.dtype == np.int16

@@ -7,8 +7,9 @@ from scipy.sparse.csgraph import connected_components
 
 def compact(labels: np.ndarray) -> np.ndarray:
     """The same regions with ids 0..S-1, in the order of their present ids, as int16."""
-    _, ids = np.unique(labels, return_inverse=True)
-    return ids.reshape(labels.shape).astype(np.int16)
+    positions = labels - labels.min(initial=0)
+    ids = np.cumsum(np.bincount(positions.ravel()) > 0) - 1
+    return ids[positions].astype(np.int16)
 
 
 def fill_uncovered(labels: np.ndarray) -> np.ndarray:
