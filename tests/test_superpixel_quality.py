@@ -1,12 +1,13 @@
 """The quality of superpixels on photographs equals plain definitions, and the command prints a row for each method."""
 
+import re
 from itertools import chain, combinations
 
 import numpy as np
 import pytest
 
 from benchmarks import superpixel_quality
-from benchmarks.superpixel_quality import TOLERANCE, Objects, objects_of, quality
+from benchmarks.superpixel_quality import TOLERANCE, Objects, gain_of_sam, objects_of, quality
 from benchmarks.superpixels import main
 from harness.data.example import Example, encode
 from tests import drawn_coco
@@ -80,6 +81,18 @@ def test_superpixels_that_follow_the_objects_are_perfect() -> None:
     found = quality(objects.ids, objects)
     assert found["best superpixel"] == found["best union"] == [1.0, 1.0]
     assert (found["accuracy"], found["boundary recall"], found["shared"]) == (1.0, 1.0, [False, False])
+
+
+def test_the_gain_of_sam_has_an_interval_over_photographs() -> None:
+    """The mean is over objects; photographs with the same gain have an interval of no width."""
+    assert gain_of_sam([[0.5, 0.7], [0.9]], [[0.4, 0.6], [0.8]]) == "+0.100 [+0.100, +0.100]"
+    rng = np.random.default_rng(0)
+    values = rng.uniform(size=(200, 3))
+    printed = gain_of_sam(values, values - rng.normal(0.1, 0.3, (200, 3)))
+    gain, low, high = map(float, re.findall(r"[+-][\d.]+", printed))
+    error = 0.3 / 600**0.5
+    assert abs(gain - 0.1) < 3 * error
+    assert (high - low) / (2 * 1.96 * error) == pytest.approx(1, abs=0.15)
 
 
 def test_the_command_prints_every_method(tmp_path, capsys, monkeypatch) -> None:
