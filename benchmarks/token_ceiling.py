@@ -6,7 +6,7 @@ For each superpixel source of the study (arms and search points, each source onc
 scored, in total, by family, and by domain if there are several:
 
 1. *Ceiling*: mean IoU of the best union of superpixels (`harness.superpixels.best_unions`), which a model that always
-   selects the right tokens would reach.
+   selects the right tokens would reach; then without the expressions that have no target, all of which it answers.
 2. *FP rate* of these unions, as the metric `fp_rate` of cells.
 3. *Ambiguous*: share of the expressions with a target whose best superpixel is also the best one of another object.
 4. *Point ceiling*, if `mask_decoder.prompt` is `points`: mean IoU of the best mask that the SAM predicts for one point
@@ -48,7 +48,13 @@ from harness.system.exit_code import exit_code
 
 ALL = "all"
 """The row over every family, and over every domain."""
-COLUMNS = {"giou": "ceiling gIoU", "fp_rate": "FP rate", "ambiguous": "ambiguous", "point_giou": "point ceiling gIoU"}
+COLUMNS = {
+    "giou": "ceiling gIoU",
+    "target_giou": "with a target",
+    "fp_rate": "FP rate",
+    "ambiguous": "ambiguous",
+    "point_giou": "point ceiling gIoU",
+}
 """Headings of the measures, by the beginning of their columns in the file."""
 
 
@@ -141,6 +147,7 @@ def tables_of(samples: dict[str, pd.DataFrame]) -> pd.DataFrame:
     of_unions = ScoreTable(results, whole)
     scores = {
         "giou": (of_unions, "giou"),
+        "target_giou": (ScoreTable(results, whole[whole["target_area"] > 0]), "giou"),
         "fp_rate": (of_unions, "fp_rate"),
         "ambiguous": (_mean_of("is_ambiguous", results, whole), "giou"),
         "point_giou": (_mean_of("point_iou", results, whole), "giou"),

@@ -211,6 +211,9 @@ def test_the_ceiling_is_the_mean_of_its_expressions(study: Path) -> None:
     rows = benchmark.measure(source, examples, benchmark.LineProgress(benchmark.Console(quiet=True)))
     table = benchmark.tables_of({"coarse": rows}).set_index("family")
     assert table.loc["all", "giou"] == pytest.approx(rows["iou"].mean())
+    has_target = rows["is_ambiguous"].notna()
+    assert 0 < has_target.mean() < 1
+    assert table.loc["all", "target_giou"] == pytest.approx(rows.loc[has_target, "iou"].mean())
     assert table.loc["all", "ambiguous"] == pytest.approx(rows["is_ambiguous"].dropna().astype(float).mean())
     outside = rows["predicted_area"].sum() - rows["intersection"].sum()
     assert table.loc["all", "fp_rate"] == pytest.approx(outside / rows["predicted_area"].sum())
