@@ -13,7 +13,8 @@ scored, in total, by family, and by domain if there are several:
    in a superpixel, the pixel farthest from the superpixel's border. Point-prompted models join the masks of several
    points, so this is no upper bound for expressions with several targets.
 
-Intervals resample images, as in reports. The tables are printed, and written to runs/<study>/token_ceiling.csv.
+Intervals resample images, as in reports. The tables are printed, and written to runs/<study>/token_ceiling.csv, from
+which a report that is built afterwards has a table and a figure.
 """
 
 import argparse
@@ -64,10 +65,12 @@ class Source:
 
     Attributes:
         name: the first variant that uses it.
+        method: name of the superpixel source.
         spec: of that variant.
     """
 
     name: str
+    method: str
     spec: CellSpec
     cache: SuperpixelCache
 
@@ -87,14 +90,14 @@ def sources_of(study: Study) -> list[Source]:
         name = spec.superpixels["name"]
         cache = SuperpixelCache(name, superpixels.get(name).Config(**config), spec.vision_encoder.frame)
         key = (cache.key, str(spec.data), spec.evaluation.split, spec.mask_decoder.name, spec.mask_decoder.prompt)
-        found.setdefault(key, Source(variant_name(point.arm, point.to_json()), spec, cache))
+        found.setdefault(key, Source(variant_name(point.arm, point.to_json()), name, spec, cache))
     if not found:
         raise HarnessError(f"{study.source}: no arm uses superpixels; set base.superpixels and a projector such as svp")
     return list(found.values())
 
 
 def measure(source: Source, examples: Sequence[Example], progress: LineProgress) -> pd.DataFrame:
-    """One row per expression, with the columns of `ceiling_rows`, the number of superpixels, and `point_iou`."""
+    """One row per expression: the columns of `ceiling_rows`, the method, the number of superpixels, and `point_iou`."""
     progress.name = source.name
     source.cache.ensure(examples, lambda done, total: progress.note(f"superpixels {done}/{total}"))
     decoder = source.spec.mask_decoder
@@ -107,7 +110,7 @@ def measure(source: Source, examples: Sequence[Example], progress: LineProgress)
         labels = source.cache.load([example])[0].numpy()
         points = [float("nan")] * len(example.expressions) if sam is None else best_at_points(example, labels, sam)
         for row, value in zip(ceiling_rows(example, labels), points, strict=True):
-            rows.append({**row, "superpixels": int(labels.max()) + 1, "point_iou": value})
+            rows.append({**row, "method": source.method, "superpixels": int(labels.max()) + 1, "point_iou": value})
     return pd.DataFrame(rows)
 
 
@@ -163,7 +166,15 @@ def tables_of(samples: dict[str, pd.DataFrame]) -> pd.DataFrame:
                 if name in table.variants
             }
             own = rows if domain is None else rows[rows["domain"] == domain]
-            found.append({"source": name, "family": family or ALL, "domain": domain or ALL, **_columns(estimates, own)})
+            found.append(
+                {
+                    "source": name,
+                    "method": rows["method"].iloc[0],
+                    "family": family or ALL,
+                    "domain": domain or ALL,
+                    **_columns(estimates, own),
+                }
+            )
     return pd.DataFrame(found)
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from harness.results.labels import short_names
 from harness.results.metrics import METRICS
-from reports import learning
+from reports import ceiling, learning
 from reports.findings import Findings
 from reports.frontier import COSTS, budgets, quality_against, quality_by_budget
 from reports.numbers import is_missing
@@ -68,6 +68,7 @@ def _figures(findings: Findings) -> Iterator[tuple[str, str, Draw]]:
         )
         yield "budget", caption, quality_by_budget
     yield from learning.figures(findings)
+    yield from ceiling.figures(findings)
     if findings.families:
         caption = (
             f"{findings.label} by family with 95% intervals. The dotted line is the baseline.{findings.about_shown}"

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from harness.results.metrics import ANSWER_METRICS, METRICS, PIPELINE_STAGES, shuffled
 from harness.results.statistics import Estimate
+from reports import ceiling
 from reports.evaluators import evaluator_table
 from reports.findings import Findings
 from reports.numbers import DASH, fixed, is_missing, listed, plural
@@ -30,6 +31,7 @@ def all_tables(findings: Findings) -> list[Table]:
         main_table(findings),
         family_table(findings),
         *([domain_table(findings)] if len(findings.score_table.domains) > 1 else []),
+        *ceiling.tables(findings),
         *(comparison_table(findings, baseline) for baseline in findings.baselines),
         control_table(findings),
         *([evaluator_table(findings)] if findings.has_masks else []),

@@ -12,8 +12,10 @@ import pandas as pd
 import pytest
 
 import reports
+from benchmarks import token_ceiling
 from harness.errors import DataError
 from reports.caveats import caveats
+from reports.ceiling import by_superpixels
 from reports.figures import draw_all, grid, training
 from reports.findings import load
 from reports.frontier import budgets
@@ -382,3 +384,48 @@ def test_a_study_of_questions_is_reported_without_masks(tmp_path: Path) -> None:
         *(variant.name for variant in found.variants),
     ]
     assert (first.generated_text[1].words, first.generated_text[1].score) == ("red", "1.00")
+
+
+def test_a_token_ceiling_in_the_run_folder_has_a_table_and_a_figure(tmp_path: Path) -> None:
+    results, samples = tables(num_images=6, num_seeds=1)
+    folder = write_run(tmp_path / "ceiling", results, samples, num_gallery=0)
+    assert "token_ceiling" not in reports.build(folder).read_text()
+    images = range(12)
+    rows = {
+        f"{method}_{count}": pd.DataFrame(
+            {
+                "image_id": [str(image) for image in images],
+                "expression_id": 0,
+                "text": "the dog",
+                "family": ["absent" if image == 0 else "category" for image in images],
+                "domain": None,
+                "method": method,
+                "superpixels": count,
+                "iou": [1.0 if image == 0 else count / 100 + image / 1000 for image in images],
+                "intersection": 5,
+                "union": 10,
+                "predicted_area": 10,
+                "target_area": [0 if image == 0 else 10 for image in images],
+                "is_ambiguous": [None if image == 0 else image == 1 for image in images],
+                "point_iou": float("nan"),
+            }
+        )
+        for method, count in (("sam", 48), ("sam", 24), ("grid", 49))
+    }
+    token_ceiling.tables_of(rows).to_csv(folder / "token_ceiling.csv", index=False)
+    page = reports.build(folder).read_text()
+    [table] = [table for table in all_tables(load(folder)) if table.name == "token_ceiling"]
+    assert [column.key for column in table.columns] == [
+        *("source", "superpixels", "giou", "target_giou", "fp_rate", "ambiguous"),
+    ]
+    assert [row[0].text for row in table.rows] == ["sam_48", "sam_24", "grid_49"]
+    assert [row[3].value for row in table.rows] == pytest.approx([0.486, 0.246, 0.496])
+    assert table.rows[0][2].value == pytest.approx((0.486 * 11 + 1) / 12)
+    assert table.rows[0][5].value == pytest.approx(1 / 11)
+    assert [row[3].is_best for row in table.rows] == [False, False, True]
+    assert page.index('id="families"') < page.index('id="token_ceiling"') < page.index('id="figures"')
+    assert "Token ceiling by number of superpixels" in page
+    figure = by_superpixels(load(folder))
+    lines = {container.get_label(): container[0].get_xydata() for container in figure.axes[0].containers}
+    assert lines["sam"] == pytest.approx(np.array([[24, 0.246], [48, 0.486]]))
+    assert lines["grid"] == pytest.approx(np.array([[49, 0.496]]))
