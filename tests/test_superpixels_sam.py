@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from sams import random_sam
@@ -103,6 +104,26 @@ def test_superpixels_of_the_original_image_are_resized_to_the_frame(tmp_path, mo
     assert labels.shape == (56, 56)
     assert (labels[28:] == -1).all()
     assert labels[:28].unique().tolist() == list(range(int(labels.max()) + 1))
+
+
+def test_images_whose_candidates_another_worker_computes_come_last(tmp_path, monkeypatch):
+    monkeypatch.setenv("SVP_HARNESS_CACHE", str(tmp_path))
+    config = Config(model=checkpoint(tmp_path, 0), pool_points_per_side=2, points_per_side=2)
+    examples = [Example(str(number), EXAMPLE.image[number:], (), ()) for number in range(3)]
+    cache = SuperpixelCache("sam", config, 56)
+    paths = [cache.pool._path(example) for example in examples]
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(paths[0].with_name(f".{paths[0].name}.lock"))
+    lock.acquire()
+    existing = []
+
+    def on_wait():
+        existing.append([path.exists() for path in paths])
+        lock.release()
+
+    cache.ensure(examples, lambda *_: None, on_wait)
+    assert existing == [[False, True, True]]
+    assert cache.load(examples).shape == (3, 56, 56)
 
 
 def test_principal_components_keep_the_variance_between_cells():

@@ -76,7 +76,14 @@ class SuperpixelCache:
         return None if self.request is None else _candidates(self.request)
 
     def ensure(self, examples: Sequence[Example], on_progress: OnProgress, on_wait: OnWait | None = None) -> None:
-        """Compute and store the missing label maps of these images, sharing the work with other processes."""
+        """Compute and store the missing label maps of these images, sharing the work with other processes.
+
+        Candidates come first, for all images: processes that select different superpixels then share them, too, instead
+        of waiting for each other at every image.
+        """
+        if self.pool is not None:
+            missing = [example for example in examples if not self._path(example).exists()]
+            self.pool.ensure(missing, on_progress, on_wait)
         outputs = ((self._path(example), example) for example in examples)
         batch_images = 1 if self.weights else 16  # a source with a model takes seconds per image
         compute_missing(outputs, self._arrays, batch_images, on_progress, on_wait)
