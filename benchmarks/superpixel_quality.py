@@ -141,21 +141,24 @@ def table(examples: Sequence[Example], model: str, note: Callable[[str], None]) 
 
 
 def gain_of_sam(of_sam: Sequence[Sequence[float]], of_other: Sequence[Sequence[float]]) -> str:
-    """The difference of the means over objects, with its 95% interval; photographs are resampled.
+    """The difference of the means over objects, with its 95% interval if there are several photographs.
 
     Args:
         of_sam, of_other: the objects' values, by photograph.
     """
     gains = np.array([np.sum(ours) - np.sum(theirs) for ours, theirs in zip(of_sam, of_other, strict=True)])
     numbers = np.array([len(ours) for ours in of_sam])
+    gain = f"{gains.sum() / numbers.sum():+.3f}"
+    if len(gains) < 2:
+        return gain
     low, high = bootstrap(
         (gains, numbers),
-        lambda gain, number, axis: gain.sum(axis=axis) / number.sum(axis=axis),
+        lambda sums, counts, axis: sums.sum(axis=axis) / counts.sum(axis=axis),
         paired=True,
         method="percentile",
         rng=0,
     ).confidence_interval
-    return f"{gains.sum() / numbers.sum():+.3f} [{low:+.3f}, {high:+.3f}]"
+    return f"{gain} [{low:+.3f}, {high:+.3f}]"
 
 
 def _matched(name: str, count: int) -> int:

@@ -86,6 +86,7 @@ def test_superpixels_that_follow_the_objects_are_perfect() -> None:
 def test_the_gain_of_sam_has_an_interval_over_photographs() -> None:
     """The mean is over objects; photographs with the same gain have an interval of no width."""
     assert gain_of_sam([[0.5, 0.7], [0.9]], [[0.4, 0.6], [0.8]]) == "+0.100 [+0.100, +0.100]"
+    assert gain_of_sam([[0.5, 0.7]], [[0.4, 0.5]]) == "+0.150"
     rng = np.random.default_rng(0)
     values = rng.uniform(size=(200, 3))
     printed = gain_of_sam(values, values - rng.normal(0.1, 0.3, (200, 3)))
