@@ -46,9 +46,8 @@ from harness.results.score_table import ScoreTable, variant_name
 from harness.results.statistics import Estimate
 from harness.study.study import CellSpec, Study
 from harness.system.exit_code import exit_code
+from reports.ceiling import ALL, FILE
 
-ALL = "all"
-"""The row over every family, and over every domain."""
 COLUMNS = {
     "giou": "ceiling gIoU",
     "target_giou": "with a target",
@@ -246,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     study = Study.from_yaml(options.study, options.set)
     table = tables_of(dict(_measured(study, options.images, LineProgress(Console(stderr=True)))))
-    path = options.out or Path("runs") / study.name / "token_ceiling.csv"
+    path = options.out or Path("runs") / study.name / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(path, index=False)
     print(f"{printed(table)}\n\nwritten to {path}")

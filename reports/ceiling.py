@@ -15,6 +15,9 @@ from reports.tables import Cell, Column, Table, mark_best
 from reports.variant_columns import number_cell
 
 FILE = "token_ceiling.csv"
+"""Of a run folder, as `benchmarks.token_ceiling` writes it."""
+ALL = "all"
+"""The family, or the domain, of a row over every one."""
 _ABOUT = (
     "The best masks that the superpixels allow: for each expression, the union of superpixels with the highest IoU. "
     "Nothing is trained. Intervals are 95% intervals over images."
@@ -97,7 +100,7 @@ def _overall(findings: Findings) -> pd.DataFrame | None:
     if not path.is_file():
         return None
     table = pd.read_csv(path)
-    return table[(table["family"] == "all") & (table["domain"] == "all")]
+    return table[(table["family"] == ALL) & (table["domain"] == ALL)]
 
 
 def _estimate(row: dict[str, float], key: str) -> Cell:

@@ -81,9 +81,10 @@ class SuperpixelCache:
         Candidates come first, for all images: processes that select different superpixels then share them, too, instead
         of waiting for each other at every image.
         """
-        if self.pool is not None:
+        pool = self.pool
+        if pool is not None:
             missing = [example for example in examples if not self._path(example).exists()]
-            self.pool.ensure(missing, on_progress, on_wait)
+            pool.ensure(missing, on_progress, on_wait)
         outputs = ((self._path(example), example) for example in examples)
         batch_images = 1 if self.weights else 16  # a source with a model takes seconds per image
         compute_missing(outputs, self._arrays, batch_images, on_progress, on_wait)
