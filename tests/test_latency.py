@@ -141,10 +141,11 @@ def test_each_model_runs_in_its_own_precision():
 
 @pytest.mark.slow
 def test_a_busy_core_causes_no_difference_between_two_copies_of_a_model():
+    """The standard error of the difference may reach .03 of the median over 40 rounds, and .013 over 200."""
     models = [_tiny(), _tiny()]
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
         try:
-            first, second = time_in_turns(models, 40, ["float32"] * 2)
+            first, second = time_in_turns(models, 200, ["float32"] * 2)
         finally:
             busy.kill()
     assert first.median_ms == pytest.approx(second.median_ms, rel=0.05)
