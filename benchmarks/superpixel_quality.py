@@ -46,6 +46,7 @@ from harness.data.overlap import iou
 from harness.superpixels.best_unions import best_superpixels, best_unions, pixels_of
 from harness.superpixels.granularity import NAMES
 from harness.superpixels.methods.sam import Config as SamConfig
+from harness.system.time_left import counted
 
 TOLERANCE = 0.0075
 """Of the image's diagonal, as in the Berkeley benchmark."""
@@ -202,13 +203,7 @@ def fill_candidates(examples: Sequence[Example], model: str, note: Callable[[str
     """Computes the missing candidates of all images, with the time that is left."""
     request = superpixels.get("sam").request(SamConfig.model_validate({"model": model}))
     assert request is not None
-    started = time.monotonic()
-
-    def report(done: int, total: int) -> None:
-        left = (time.monotonic() - started) / done * (total - done)
-        note(f"candidates {done}/{total}, {left / 60:.0f} min left")
-
-    CandidateCache(SamCache(frozen_sam(request.model)), request.settings).ensure(examples, report)
+    CandidateCache(SamCache(frozen_sam(request.model)), request.settings).ensure(examples, counted("candidates", note))
 
 
 def lines(examples: Sequence[Example], found: pd.DataFrame) -> Iterator[str]:

@@ -1,20 +1,32 @@
 """The progress of a run as printed: bars on a terminal, lines in a log file."""
 
 import re
+from dataclasses import dataclass
 from io import StringIO
 
 import pytest
 from rich.console import Console
 
 from harness.monitoring import progress as progress_module
+from harness.monitoring import worker_table
 from harness.monitoring.progress import LineProgress, LiveProgress, progress_on
+from harness.monitoring.worker_table import WorkerTable
 from harness.study.study import Study
+from harness.system import time_left
+from harness.system.lease import Owner, Status
 from tests.small_study import row_of, write_study
 
 WIDTH = 100
 TRACEBACK = "Traceback (most recent call last):\n  ...\nValueError: no tokens"
 DONE = "pooling seed 0: gIoU 0.007, visual tokens 11.0 per image, 5 s"
 FAILED = "sspe (blocks=3, queries=2) seed 1: failed after 0 s: ValueError: no tokens"
+
+
+@dataclass
+class Clock:
+    """A clock that a test sets."""
+
+    now: float = 0.0
 
 
 class Terminal:
@@ -124,3 +136,41 @@ def test_a_log_file_has_lines_without_control_sequences(quiet_seconds, cells, mo
         "[3/3] sspe (blocks=3, queries=2) seed 1: skipped after 0 s: scale=5 does not divide the 14x14 patch grid",
         *(["timing 2 models in turns"] if quiet_seconds == 0.0 else []),
     ]
+
+
+def test_a_log_file_says_what_each_worker_does_after_a_minute_without_a_line(cells, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(worker_table.time, "monotonic", lambda: clock.now)
+    terminal = Terminal(is_terminal=False)
+    owner = Owner(machine="here", pid=7, started=1, host="node")
+    status = Status(cells[0].id, "pooling seed 0", "patches 3/4")
+    with WorkerTable(terminal.console, 2, {}) as table:
+        table.update([(owner, status)], {})
+        for clock.now in (59.0, 60.0, 61.0, 119.0):
+            table.update([(owner, status)], {})
+        clock.now = 120.0
+        status.note, status.step, status.steps, status.loss = "training", 5, 10, 2.0
+        table.update([(owner, status)], {})
+        table.update([], {cells[0].id: row_of(cells[0])})
+    assert terminal.output.getvalue().splitlines() == [
+        "pooling seed 0: started by node:7",
+        "pooling seed 0: patches 3/4",
+        "pooling seed 0: training, step 5/10, loss 2.000",
+        f"[1/2] {DONE}",
+    ]
+
+
+def test_the_time_left_is_that_of_the_mean_rate(monkeypatch):
+    clock = Clock(100.0)
+    monkeypatch.setattr(time_left.time, "monotonic", lambda: clock.now)
+    texts: list[str] = []
+    on_progress = time_left.counted("patches", texts.append)
+    for clock.now, done in ((105.0, 1), (160.0, 4), (1600.0, 100), (4100.0, 4000)):
+        on_progress(done, 4000)
+    assert texts == [
+        "patches 1/4000",
+        "patches 4/4000, about 16:39:00 left",
+        "patches 100/4000, about 16:15:00 left",
+        "patches 4000/4000",
+    ]
+    assert (time_left.clock_time(59.6), time_left.clock_time(3599.0)) == ("1:00", "59:59")

@@ -32,6 +32,7 @@ from harness.model.weights.strict_loading import read_tensors
 from harness.study.study import CellSpec
 from harness.system.device import default_device
 from harness.system.precision import resolve_precision
+from harness.system.time_left import counted
 from projectors import Dims, IncompatibleError
 
 DECODER_PE_STRIDE = 4
@@ -214,7 +215,7 @@ def prepare(
     def fill(cache: VisionCache | SamCache | SuperpixelCache, content: str) -> None:
         cache.ensure(
             examples,
-            on_progress=lambda done, total: log(f"{content} {done}/{total}"),
+            on_progress=counted(content, log),
             on_wait=lambda: log(f"{content}: waiting for another worker"),
         )
 

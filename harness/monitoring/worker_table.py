@@ -1,4 +1,7 @@
-"""Progress of several workers: one live table on a terminal, a line per started and finished cell elsewhere."""
+"""Progress of several workers: one live table on a terminal, lines elsewhere.
+
+A line is printed for each cell that starts or ends, and one per running cell after a minute without any.
+"""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -13,6 +16,10 @@ from rich.table import Table
 from harness.monitoring.progress import summary
 from harness.results.run_folder import Row
 from harness.system.lease import Owner, Status
+from harness.system.time_left import clock_time
+
+QUIET_SECONDS = 60.0
+"""Time without a line after which one is printed for each running cell, outside a terminal."""
 
 
 class WorkerTable:
@@ -29,6 +36,7 @@ class WorkerTable:
         self._finished = dict(finished)
         self._seconds: list[float] = []
         self._titles: dict[str, str] = {}
+        self._last = time.monotonic()
         self._live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> Self:
@@ -59,8 +67,12 @@ class WorkerTable:
                 self._print(f"[{len(self._finished)}/{self.total}] {title}: {summary(row)}")
         if self._live is not None:
             self._live.update(self._table(running))
+        elif time.monotonic() - self._last >= QUIET_SECONDS:
+            for _, status in running:
+                self._print(f"{status.title}: {_stage(status)}")
 
     def _print(self, text: str) -> None:
+        self._last = time.monotonic()
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _table(self, running: list[tuple[Owner, Status]]) -> Table:
@@ -73,7 +85,7 @@ class WorkerTable:
         for owner, status in sorted(running, key=lambda each: (each[0].host, each[0].pid)):
             step = f"{status.step}/{status.steps}" if status.steps else ""
             loss = f"{status.loss:.3f}" if status.loss == status.loss else ""  # NaN before the first step
-            seconds = _minutes(time.time() - status.started)
+            seconds = clock_time(time.time() - status.started)
             table.add_row(f"{owner.host}:{owner.pid}", status.title, status.note, step, loss, seconds)
         return table
 
@@ -82,10 +94,10 @@ class WorkerTable:
         left = self.total - len(self._finished)
         if not self._seconds or not num_workers or not left:
             return ""
-        return f", about {_minutes(left * fmean(self._seconds) / num_workers)} left"
+        return f", about {clock_time(left * fmean(self._seconds) / num_workers)} left"
 
 
-def _minutes(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+def _stage(status: Status) -> str:
+    """What a cell is doing, as in `training, step 500/2000, loss 2.310`."""
+    steps = f", step {status.step}/{status.steps}, loss {status.loss:.3f}" if status.note == "training" else ""
+    return f"{status.note or 'preparing'}{steps}"
