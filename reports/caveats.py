@@ -10,6 +10,7 @@ from harness.results.metrics import shuffled
 from harness.results.score_table import seeds_in_words
 from harness.results.statistics import ratio
 from reports.findings import Findings
+from reports.learning import is_fitted
 from reports.numbers import MAX_LISTED, NUM_FIRST, is_missing, listed, percent, plural
 from reports.unfinished import FAILED_WHILE
 
@@ -49,7 +50,8 @@ def _about_chance(findings: Findings) -> Iterator[str]:
 
 
 def _about_seeds(findings: Findings) -> Iterator[str]:
-    counts = {variant.name: variant.score.num_seeds for variant in findings.variants}
+    trained = [variant for variant in findings.variants if not is_fitted(findings, variant.name)]
+    counts = {variant.name: variant.score.num_seeds for variant in trained}
     single = [name for name, number in counts.items() if number == 1]
     fewest = min(counts.values(), default=FEW_SEEDS)
     if single:
@@ -59,14 +61,14 @@ def _about_seeds(findings: Findings) -> Iterator[str]:
         )
     elif fewest < FEW_SEEDS:
         yield f"With {fewest} seeds, the variation between training runs is only roughly known."
-    apart = [variant.name for variant in findings.variants if variant.score.seed_sd > WIDE_SPREAD]
+    apart = [variant.name for variant in trained if variant.score.seed_sd > WIDE_SPREAD]
     if apart:
         yield (
             f"Scores differ strongly between seeds ({listed(apart)}: standard deviation above {WIDE_SPREAD:g}). They "
             "depend on the random initialization, and longer training may change the ranking."
         )
     planned = len(findings.study.get("seeds") or [])
-    short = [name for name, number in counts.items() if number < planned]
+    short = [variant.name for variant in findings.variants if variant.score.num_seeds < planned]
     if short:
         yield f"Fewer seeds than the {planned} of the study: {_arms(short, findings)}."
 

@@ -8,10 +8,8 @@
 A rule uses an image once. The pictures show the first seed of each arm, of up to `MAX_SHOWN` arms.
 """
 
-import base64
-import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,14 +19,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from reports.findings import MAX_SHOWN, Findings, Variant
-from reports.numbers import fixed
+from reports.numbers import fixed, listed, plural
+from reports.pictures import draw, encode, enlarge, outline_labels
 
-SIDE = 320
 QUANTILES = (0.95, 0.75, 0.5, 0.25, 0.05)
 NUM_EXTREMES = 3
-PREDICTED = np.array([255, 140, 0], dtype=float)
-TARGET = np.array([0, 229, 255], dtype=float)
-SUPERPIXEL = np.array([255, 221, 51], dtype=float)
 PADDING = 65535
 
 
@@ -71,19 +66,73 @@ class GalleryItem:
     generated_text: tuple[GeneratedText, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class SavedImages:
+    """The pictures and superpixels that a run saved for the gallery.
+
+    Attributes:
+        arms: the arms that are shown, by the settings of their superpixels as JSON.
+    """
+
+    folder: Path
+    arms: Mapping[str, Sequence[str]]
+
+    @classmethod
+    def of(cls, findings: Findings) -> "SavedImages":
+        """Those of a run."""
+        arms: dict[str, list[str]] = {}
+        for variant in findings.shown:
+            settings = findings.spec(variant.name).get("superpixels")
+            arms.setdefault(json.dumps(settings, sort_keys=True), []).append(variant.name)
+        return cls(findings.folder / "gallery", arms)
+
+    def has(self, image_id: str) -> bool:
+        """Whether the picture was saved."""
+        return self._picture(image_id).exists()
+
+    def read(self, image_id: str) -> tuple[np.ndarray, str]:
+        """The picture (h, w, 3), and its credit; empty if it has none."""
+        with Image.open(self._picture(image_id)) as image:
+            return np.asarray(image.convert("RGB")), str(image.info.get("Credit", ""))
+
+    def superpixels(self, image_id: str) -> list[Tile]:
+        """The superpixels of an image in the order of the arms, with the arms that use them if there are several."""
+        picture, _ = self.read(image_id)
+        order, found = list(self.arms), list[tuple[int, str, np.ndarray]]()
+        for path in sorted(self.folder.glob(f"{self._picture(image_id).stem}.*.png"))[:MAX_SHOWN]:
+            with Image.open(path) as image:
+                labels, settings = np.asarray(image).astype(int), str(image.info.get("Superpixels", ""))
+            is_image = labels != PADDING
+            number = order.index(settings) if settings in order else len(order)
+            names = listed(self.arms.get(settings, ()))
+            found.append((number, names, labels[is_image.any(axis=1)][:, is_image.any(axis=0)]))
+        found.sort(key=lambda each: each[0])
+        return [
+            Tile(
+                plural(len(np.unique(labels)), "superpixel"),
+                names if len(found) > 1 else "",
+                encode(outline_labels(picture, labels)),
+            )
+            for _, names, labels in found
+        ]
+
+    def _picture(self, image_id: str) -> Path:
+        return self.folder / f"{image_id.replace('/', '-')}.png"
+
+
 def gallery_items(findings: Findings) -> list[GalleryItem]:
     """The items that the rules choose among the images saved for the gallery; empty without such images."""
-    folder, best = findings.folder / "gallery", findings.best
-    if not folder.is_dir() or best is None:
+    saved, best = SavedImages.of(findings), findings.best
+    if not saved.folder.is_dir() or best is None:
         return []
     reference = findings.baseline or best.name
-    return [*_expressions(findings, folder, best, reference), *_questions(findings, folder, reference)]
+    return [*_expressions(findings, saved, best, reference), *_questions(findings, saved, reference)]
 
 
-def _expressions(findings: Findings, folder: Path, best: Variant, reference: str) -> list[GalleryItem]:
+def _expressions(findings: Findings, saved: SavedImages, best: Variant, reference: str) -> list[GalleryItem]:
     """Items of expressions."""
     scores = _scores(findings)
-    scores = scores[[_picture(folder, image_id).exists() for image_id in scores.index.get_level_values("image_id")]]
+    scores = scores[[saved.has(image_id) for image_id in scores.index.get_level_values("image_id")]]
     if scores.empty:
         return []
     has_target = _has_target(findings, scores)
@@ -93,7 +142,7 @@ def _expressions(findings: Findings, folder: Path, best: Variant, reference: str
         *_without_target(scores.loc[~has_target, reference], reference),
     ]
     rows = _rows(findings, [key for _, key in chosen])
-    return [_expression_item(rows[key], folder, rule, key[0]) for rule, key in chosen]
+    return [_expression_item(rows[key], saved, rule, key[0]) for rule, key in chosen]
 
 
 def _rows(findings: Findings, keys: Sequence[_Key]) -> dict[_Key, dict[str, pd.Series]]:
@@ -156,35 +205,31 @@ def _extremes(scores: pd.DataFrame, best: str, reference: str) -> Iterator[tuple
             yield f"{word} of {best} compared with {reference}, rank {rank}", key
 
 
-def _expression_item(rows: dict[str, pd.Series], folder: Path, rule: str, image_id: str) -> GalleryItem:
+def _expression_item(rows: dict[str, pd.Series], saved: SavedImages, rule: str, image_id: str) -> GalleryItem:
     """The item of one expression.
 
     Args:
         rows: its sample by variant.
     """
-    picture, credit = _read(folder, image_id)
-    tiles = [
-        Tile(*title, _encode(_outline_labels(picture, labels))) for title, labels in _superpixels(folder, image_id)
-    ]
+    picture, credit = saved.read(image_id)
     target = _mask(next(iter(rows.values())), "target_rle")
-    tiles.insert(0, Tile("target", "none" if not target.any() else "", _encode(_draw(picture, target, None))))
+    tiles = [Tile("target", "none" if not target.any() else "", encode(draw(picture, target, None)))]
+    tiles += saved.superpixels(image_id)
     for name, row in rows.items():
-        shown = _draw(picture, target, _mask(row, "prediction_rle"))
+        shown = draw(picture, target, _mask(row, "prediction_rle"))
         tiles.append(
-            Tile(name, f"IoU {fixed(row['iou'], 2)}{'' if row['predicted_seg'] else ', no [SEG]'}", _encode(shown))
+            Tile(name, f"IoU {fixed(row['iou'], 2)}{'' if row['predicted_seg'] else ', no [SEG]'}", encode(shown))
         )
     first = next(iter(rows.values()))
     return GalleryItem(rule, first["text"], first["family"], image_id, credit, tuple(tiles))
 
 
-def _questions(findings: Findings, folder: Path, reference: str) -> list[GalleryItem]:
+def _questions(findings: Findings, saved: SavedImages, reference: str) -> list[GalleryItem]:
     """Items of questions."""
     keys = ["image_id", "expression_id"]
     [first] = [variant for variant in findings.shown if variant.name == reference]
     answered_rows = _first_seed(findings, first).set_index(keys).sort_index().dropna(subset="generated_text")
-    answered_rows = answered_rows[
-        np.array([_picture(folder, image_id).exists() for image_id, _ in answered_rows.index], bool)
-    ]
+    answered_rows = answered_rows[np.array([saved.has(image_id) for image_id, _ in answered_rows.index], bool)]
     shown: set[str] = set()
     chosen: list[tuple[str, _Key]] = []
     for family, rows in answered_rows.groupby("family", sort=False):
@@ -196,92 +241,18 @@ def _questions(findings: Findings, folder: Path, reference: str) -> list[Gallery
                 rule = f"first {family} question with the {word} score of {reference}"
                 chosen.append((rule, unused.index[0]))
     samples = _rows(findings, [key for _, key in chosen]) if chosen else {}
-    return [_question_item(samples[key], folder, rule, key[0]) for rule, key in chosen]
+    return [_question_item(samples[key], saved, rule, key[0]) for rule, key in chosen]
 
 
-def _question_item(rows: dict[str, pd.Series], folder: Path, rule: str, image_id: str) -> GalleryItem:
+def _question_item(rows: dict[str, pd.Series], saved: SavedImages, rule: str, image_id: str) -> GalleryItem:
     first = next(iter(rows.values()))
-    picture, credit = _read(folder, image_id)
-    tiles = [Tile("image", "", _encode(_enlarge(picture)))]
-    tiles += [
-        Tile(*title, _encode(_outline_labels(picture, label_map)))
-        for title, label_map in _superpixels(folder, image_id)
-    ]
+    picture, credit = saved.read(image_id)
+    tiles = [Tile("image", "", encode(enlarge(picture))), *saved.superpixels(image_id)]
     texts = [GeneratedText("reference answer", json.loads(first["references"])[0], "")]
     texts += [GeneratedText(name, row["generated_text"], fixed(row["score"], 2)) for name, row in rows.items()]
     return GalleryItem(rule, first["text"], first["family"], image_id, credit, tuple(tiles), tuple(texts))
 
 
-def _picture(folder: Path, image_id: str) -> Path:
-    return folder / f"{image_id.replace('/', '-')}.png"
-
-
-def _read(folder: Path, image_id: str) -> tuple[np.ndarray, str]:
-    """The picture (h, w, 3), and its credit; empty if it has none."""
-    with Image.open(_picture(folder, image_id)) as image:
-        return np.asarray(image.convert("RGB")), str(image.info.get("Credit", ""))
-
-
-def _superpixels(folder: Path, image_id: str) -> Iterator[tuple[tuple[str, str], np.ndarray]]:
-    """The first label maps saved for an image, without the padding of the frame."""
-    stem = _picture(folder, image_id).stem
-    for path in sorted(folder.glob(f"{stem}.*.png"))[:MAX_SHOWN]:
-        labels = np.asarray(Image.open(path)).astype(int)
-        is_image = labels != PADDING
-        labels = labels[is_image.any(axis=1)][:, is_image.any(axis=0)]
-        yield (f"{len(np.unique(labels))} superpixels", ""), labels
-
-
 def _mask(row: pd.Series, column: str) -> np.ndarray:
     size = [int(row["height"]), int(row["width"])]
     return coco_mask.decode({"size": size, "counts": row[column].encode()}).astype(bool)
-
-
-def _enlarge(array: np.ndarray) -> np.ndarray:
-    """Resize to SIDE pixels on the longest side: bicubic for pictures, nearest neighbour for masks and labels."""
-    height, width = array.shape[:2]
-    scale = SIDE / max(height, width)
-    size = (round(width * scale), round(height * scale))
-    if array.ndim == 3:
-        return np.asarray(Image.fromarray(array).resize(size, Image.Resampling.BICUBIC))
-    return np.asarray(Image.fromarray(array.astype(np.int32)).resize(size, Image.Resampling.NEAREST))
-
-
-def _draw(picture: np.ndarray, target: np.ndarray, prediction: np.ndarray | None) -> np.ndarray:
-    """The picture with the prediction tinted, the rest faded, and the target outlined."""
-    canvas = _enlarge(picture).astype(float)
-    if prediction is not None:
-        mask = _enlarge(prediction).astype(bool)
-        grey = canvas.mean(axis=-1, keepdims=True)
-        canvas = np.where(mask[..., None], 0.3 * canvas + 0.7 * PREDICTED, 0.35 * canvas + 0.35 * grey + 76)
-    canvas[_boundaries(_enlarge(target), radius=4)] = 20
-    canvas[_boundaries(_enlarge(target), radius=2)] = TARGET
-    return canvas.astype(np.uint8)
-
-
-def _outline_labels(picture: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    canvas = _enlarge(picture).astype(float)
-    size = (canvas.shape[1], canvas.shape[0])
-    enlarged = np.asarray(Image.fromarray(labels.astype(np.int32)).resize(size, Image.Resampling.NEAREST))
-    halo = _boundaries(enlarged, radius=2)
-    canvas[halo] = 0.4 * canvas[halo]
-    canvas[_boundaries(enlarged, radius=1)] = SUPERPIXEL
-    return canvas.astype(np.uint8)
-
-
-def _boundaries(labels: np.ndarray, radius: int) -> np.ndarray:
-    """(H, W) bool: pixels with another label within `radius` rows or columns; the image border is not a boundary."""
-    edges = np.zeros(labels.shape, dtype=bool)
-    for step in range(1, radius + 1):
-        for marked, shifted in ((edges, labels), (edges.T, labels.T)):
-            differs = shifted[step:] != shifted[:-step]
-            marked[step:] |= differs
-            marked[:-step] |= differs
-    return edges
-
-
-def _encode(canvas: np.ndarray) -> str:
-    """The picture as a data URI."""
-    buffer = io.BytesIO()
-    Image.fromarray(canvas).save(buffer, format="WEBP", quality=80)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

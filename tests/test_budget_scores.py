@@ -7,6 +7,7 @@ import pytest
 from harness.results.budget_scores import BudgetScores
 from harness.results.claims import Claim, ClaimVerdict, Judgement, judge_claims
 from harness.results.score_table import ScoreTable
+from reports.caveats import caveats
 from reports.findings import load
 from reports.learning import figures, sentence
 from tests.report_tables import at_budgets, tables, write_run
@@ -137,3 +138,13 @@ def test_linear_readers_neither_learn_nor_stop_learning(tmp_path):
     findings = load(write_run(tmp_path / "all", *at_budgets(fitted, samples, {0.5: {}})))
     assert sentence(findings).startswith("The linear readers were fitted to their optimum")
     assert not list(figures(findings))
+
+
+def test_one_seed_of_a_linear_reader_needs_no_caveat(tmp_path):
+    results, samples = tables(num_images=8, num_seeds=1)
+    one = results.assign(llm=results["llm"].where(results["arm"] == "pooling", "linear"))
+    found = caveats(load(write_run(tmp_path / "one", one, samples)))
+    assert any(caveat.startswith("One seed (pooling): intervals") for caveat in found)
+    found = caveats(load(write_run(tmp_path / "all", results.assign(llm="linear"), samples)))
+    assert not any("training runs" in caveat for caveat in found)
+    assert "Fewer seeds than the 3 of the study: every arm." in found

@@ -194,6 +194,8 @@ def test_the_gallery_keeps_images_and_superpixels(cells, folder):
     for name in pictures:
         with Image.open(folder.gallery / name) as picture:
             sizes.add(picture.size)
+            if picture.size == (56, 56):
+                assert json.loads(picture.info["Superpixels"]) == cells["sspe"].spec.superpixels
     assert sizes == {(224, 224), (56, 56)}
 
 

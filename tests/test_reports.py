@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import reports
 from benchmarks import token_ceiling
@@ -164,6 +166,29 @@ def test_gallery_follows_its_rules_and_shows_every_arm(run: Path):
     assert [item.family for item in shown[-2:]] == ["absent", "absent"]
     names = [tile.title for tile in shown[0].tiles]
     assert names == ["target", "36 superpixels", *(variant.name for variant in findings.variants)]
+
+
+def test_superpixels_of_several_arms_are_in_their_order_and_name_them(tmp_path: Path):
+    results, samples = tables(num_images=4, num_seeds=1)
+    fine, coarse = ({"count": count, "name": "felzenszwalb"} for count in (64, 4))
+    used = {"no_position": fine, "bbox_mlp": coarse, "decoder_pe": fine}
+    specs = [json.dumps({"superpixels": used.get(arm)}) for arm in results["arm"]]
+    folder = write_run(tmp_path / "superpixels", results.assign(spec=specs), samples, num_gallery=1)
+    [file] = (folder / "gallery").glob("*.felzenszwalb.png")
+    file.unlink()
+    # The names of the files are in another order than the arms.
+    for key, settings, side in (("a", coarse, 2), ("b", fine, 8), ("c", {"name": "slic"}, 4)):
+        rows, columns = np.indices((32, 32)) * side // 32
+        text = PngInfo()
+        text.add_text("Superpixels", json.dumps(settings, sort_keys=True))
+        path = file.with_name(file.name.replace("felzenszwalb", key))
+        Image.fromarray((rows * side + columns).astype(np.uint16)).save(path, pnginfo=text)
+    tiles = gallery_items(load(folder))[0].tiles[1:4]
+    assert [(tile.title, tile.score) for tile in tiles] == [
+        ("64 superpixels", "no_position and decoder_pe"),
+        ("4 superpixels", "bbox_mlp"),
+        ("16 superpixels", ""),
+    ]
 
 
 def test_several_baselines_are_one_family_of_tests(tmp_path: Path):

@@ -52,6 +52,7 @@ class SuperpixelCache:
     """
 
     def __init__(self, name: str, config: BaseModel, frame: int) -> None:
+        self.name = name
         self.source = superpixels.get(name)
         self.config = config
         self.frame = frame
@@ -64,6 +65,11 @@ class SuperpixelCache:
         if self.weights:
             identity["weights"] = [record.sha256 for record in self.weights]
         self.folder = cache_folder("superpixels", identity)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """Name and settings of the source, as in a `CellSpec`."""
+        return {"name": self.name, **self.config.model_dump(mode="json")}
 
     @property
     def key(self) -> str:

@@ -1,8 +1,10 @@
 """Saves the images of the report's gallery in the run folder; predictions are in the table of samples.
 
-Photographs whose licence does not allow it are left out. The credit of a photograph is stored as text in its PNG file.
+Photographs whose licence does not allow it are left out. The credit of a photograph and the settings of superpixels are
+stored as text in their PNG files.
 """
 
+import json
 from collections.abc import Iterable
 from itertools import islice
 
@@ -25,12 +27,19 @@ def save_gallery(folder: RunFolder, batches: BatchMaker, examples: Iterable[Exam
         stem = example.image_id.replace("/", "-")
         picture = folder.gallery / f"{stem}.png"
         if not picture.exists():
-            credit = PngImagePlugin.PngInfo()
-            if example.licence is not None:
-                credit.add_text("Credit", example.licence.credit)
-            Image.fromarray(example.image).save(picture, pnginfo=credit)
+            credit = "" if example.licence is None else example.licence.credit
+            Image.fromarray(example.image).save(picture, pnginfo=_text("Credit", credit))
         if batches.superpixels is None:
             continue
         labels = folder.gallery / f"{stem}.{batches.superpixels.key}.png"
         if not labels.exists():
-            Image.fromarray(batches.superpixels.load([example])[0].numpy().astype(np.uint16)).save(labels)
+            label_map = batches.superpixels.load([example])[0].numpy().astype(np.uint16)
+            settings = json.dumps(batches.superpixels.settings, sort_keys=True)
+            Image.fromarray(label_map).save(labels, pnginfo=_text("Superpixels", settings))
+
+
+def _text(name: str, text: str) -> PngImagePlugin.PngInfo:
+    info = PngImagePlugin.PngInfo()
+    if text:
+        info.add_text(name, text)
+    return info
