@@ -116,6 +116,7 @@ def control_table(findings: Findings) -> Table:
         *(
             score_column(findings, name)
             for name in (
+                "giou_with_target",
                 "giou_teacher_forced",
                 "wrong_object_rate",
                 "fn_rate",

@@ -80,6 +80,7 @@ def test_golden_vectors_agree_with_published_evaluators() -> None:
     scores = score(table(list(GOLDEN.values())))
     # Per sample .6, 1, 0, 0. ReLA: gIoU 40, cIoU 30.7692, T .5, N .5; LISA and GSVA the same up to their epsilons.
     assert scores["giou"] == pytest.approx(0.4, abs=1e-12)
+    assert scores["giou_with_target"] == pytest.approx(0.3, abs=1e-12)
     assert scores["ciou"] == pytest.approx(12 / 39, abs=1e-12)
     assert scores["no_target_accuracy"] == 0.5
     assert scores["target_accuracy"] == 0.5
@@ -139,7 +140,7 @@ def test_the_weighted_mean_of_families_is_the_total() -> None:
 
 def test_a_metric_without_applicable_samples_is_nan() -> None:
     without_target = score(table([GOLDEN["s1"]]))
-    for name in ("fp_rate", "fn_rate", "wrong_object_rate", "target_accuracy", "precision_at_50"):
+    for name in ("giou_with_target", "fp_rate", "fn_rate", "wrong_object_rate", "target_accuracy", "precision_at_50"):
         assert math.isnan(without_target[name]), name
     assert without_target["no_target_accuracy"] == 1.0
     assert math.isnan(score(table([GOLDEN["s0"]]))["no_target_accuracy"])

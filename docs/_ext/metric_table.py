@@ -10,6 +10,7 @@ from harness.results.metrics import METRICS
 
 DEFINITIONS = {
     r"giou": "mean IoU over expressions; not the generalized-box IoU of the same name",
+    r"giou_with_target": "gIoU over the expressions with a target",
     r"giou_teacher_forced": "gIoU with [SEG] supplied instead of generated",
     r"ciou": "sum of intersections over sum of unions, over all expressions",
     r"fp_rate": "share of predicted pixels outside the target",
@@ -43,7 +44,7 @@ DEFINITIONS = {
     r"wall_seconds": "time of the cell, all stages",
 }
 """Pattern of column names -> definition; the first pattern that matches a whole name applies."""
-FAMILY = re.compile(r"(giou|fp_rate)_(?!shuffled|swapped|random|teacher)\w+")
+FAMILY = re.compile(r"(giou|fp_rate)_(?!shuffled|swapped|random|teacher|with_target)\w+")
 
 
 def definition(name: str) -> str:

@@ -6,8 +6,8 @@ Rules that hold for every formula, because the codebases of the field differ her
   expression counts once, with or without a target. Pixels are whole numbers, and no epsilon is added.
 - An empty prediction for an empty target has IoU 1. If only one of the two is empty, IoU is 0.
 - A model that rejects an expression predicts the empty mask, so "rejected" and "empty" are the same.
-- `precision_at_*`, `wrong_object_rate` and `target_accuracy` are shares of the expressions that have a target. A
-  threshold is reached at equality.
+- `giou_with_target`, `precision_at_*`, `wrong_object_rate` and `target_accuracy` leave out the expressions without a
+  target. A threshold is reached at equality.
 - A ratio whose denominator is 0 is NaN.
 
 Source: ReLA, https://arxiv.org/abs/2306.00968 (gIoU, cIoU, no-target and target accuracy, precision at a threshold).
@@ -116,6 +116,12 @@ def _outside_intersection(area: str, samples: pd.DataFrame) -> Parts:
     return samples[area] - samples["intersection"], samples[area]
 
 
+def _mean_with_target(column: str, samples: pd.DataFrame) -> Parts:
+    """The mean over the expressions that have a target."""
+    has_target = samples["target_area"] > 0
+    return samples[column] * has_target, has_target
+
+
 def _precision(percent: int, samples: pd.DataFrame) -> Parts:
     has_target = samples["target_area"] > 0
     return has_target & (samples["iou"] >= percent / 100), has_target
@@ -164,6 +170,7 @@ _FP_RATE = _lower_mask_metric(
 )
 _MASK_METRICS = (
     _GIOU,
+    _mask_metric("giou_with_target", "gIoU with a target", formula=partial(_mean_with_target, "iou")),
     _mask_metric("giou_teacher_forced", "teacher-forced gIoU", formula=partial(_mean, "iou_teacher_forced")),
     _mask_metric("ciou", "cIoU", formula=_ciou),
     _FP_RATE,
