@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -19,6 +19,7 @@ from harness.monitoring.run_log import run_log
 from harness.queue.cell_queue import CellQueue
 from harness.results.run_folder import RunFolder
 from harness.study.study import Study
+from harness.system import environment
 from harness.system.exit_code import sentence_of
 from harness.system.shares import Share
 from harness.worker.limits import Limits
@@ -35,6 +36,7 @@ class Job:
 
     Attributes:
         cells: makes the object that runs cells; importable by name.
+        command: command line that the rows state; by default that of the process that makes the job.
     """
 
     study: Study
@@ -42,6 +44,7 @@ class Job:
     storage: str | Path
     limits: Limits
     cells: Callable[[], RunsCells]
+    command: str = field(default_factory=environment.command)
 
 
 def work(job: Job, errors: Connection | None = None) -> int:
@@ -53,7 +56,7 @@ def work(job: Job, errors: Connection | None = None) -> int:
     folder = RunFolder(job.folder)
     try:
         with run_log(folder.path / "run.log"), CellQueue(job.study, job.storage, is_joining=True) as queue:
-            Worker(job.study, folder, job.cells(), queue, SilentProgress(), job.limits).run()
+            Worker(job.study, folder, job.cells(), queue, SilentProgress(), job.limits, command=job.command).run()
     except (HarnessError, OSError) as error:
         sentence = sentence_of(error)
         if errors is None or sentence is None:

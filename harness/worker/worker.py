@@ -15,7 +15,7 @@ from harness.errors import HarnessError
 from harness.monitoring.progress import Progress, done, title
 from harness.results.run_folder import Row, RunFolder
 from harness.study.study import Cell, Study
-from harness.system.environment import command
+from harness.system import environment
 from harness.system.lease import Lease, LeaseLostError, Status, Watch
 from harness.worker.limits import Limits
 
@@ -45,6 +45,7 @@ class Worker:
 
     Args:
         after_cell: called after each cell that this worker ran.
+        command: command line that the rows state; by default that of this process.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Worker:
         progress: Progress,
         limits: Limits,
         after_cell: Callable[[], None] = lambda: None,
+        command: str | None = None,
     ) -> None:
         self.folder = folder
         self.cells = cells
@@ -63,6 +65,7 @@ class Worker:
         self.progress = progress
         self.limits = limits
         self.after_cell = after_cell
+        self.command = environment.command() if command is None else command
         self.total = study.num_cells
         self.num_finished = len(folder.finished().keys() & {cell.id for cell in study.cells()})
         self.num_run = 0
@@ -112,7 +115,7 @@ class Worker:
         with time_limit(self.limits.cell_seconds):
             leased = LeasedFolder(self.folder.path, lease)
             row = self.cells.run(cell, leased, LeasedProgress(self.progress, lease))
-        leased.write_cell({**row, "command": command(), "trial": claim.trial})
+        leased.write_cell({**row, "command": self.command, "trial": claim.trial})
         row = self.folder.row(cell.id)
         self.progress.finished(row)
         outcome = {name: row.get(name) for name in ("status", "stage", "failed_stage", "reason", "wall_seconds")}
