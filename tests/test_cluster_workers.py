@@ -21,6 +21,7 @@ from harness.execution import session
 from harness.execution.run_study import ClusterTeam, execute
 from harness.results.run_folder import RunFolder
 from harness.study.study import Study
+from harness.system.environment import command
 from harness.system.lease import Owner, read
 from harness.worker.slurm import SlurmOptions, slurm_cluster, slurm_options
 from tests import fake_slurm
@@ -90,9 +91,10 @@ def test_three_jobs_run_a_study_of_six_cells_to_its_report(tmp_path):
     results = pd.read_parquet(folder.results)
     assert results["cell"].tolist() == [cell.id for cell in study.cells()]
     assert set(results["status"]) == {"done"}
-    assert results["command"].str.contains("submitit").all()
+    assert set(results["command"]) == {command()}, "the command of the run, not that of submitit in a job"
     assert "</html>" in (folder.path / "report" / "index.html").read_text()
     assert len([*(folder.path / "slurm").glob("*_submitted.pkl")]) == 3
+    assert len([*(folder.path / "slurm").glob("*_result.pkl")]) == 3
 
 
 def test_a_killed_job_is_replaced_and_its_cell_runs_again(tmp_path):
