@@ -95,25 +95,26 @@ class SavedImages:
         with Image.open(self._picture(image_id)) as image:
             return np.asarray(image.convert("RGB")), str(image.info.get("Credit", ""))
 
-    def superpixels(self, image_id: str) -> list[Tile]:
-        """The superpixels of an image in the order of the arms, with the arms that use them if there are several."""
-        picture, _ = self.read(image_id)
-        order, found = list(self.arms), list[tuple[int, str, np.ndarray]]()
+    def superpixels(self, image_id: str, picture: np.ndarray) -> list[Tile]:
+        """The superpixels of an image in the order of the arms, with the arms that use them if there are several.
+
+        Args:
+            picture: of the image, as `read` returns it.
+        """
+        order, found = list(self.arms), list[tuple[str, np.ndarray]]()
         for path in sorted(self.folder.glob(f"{self._picture(image_id).stem}.*.png"))[:MAX_SHOWN]:
             with Image.open(path) as image:
                 labels, settings = np.asarray(image).astype(int), str(image.info.get("Superpixels", ""))
             is_image = labels != PADDING
-            number = order.index(settings) if settings in order else len(order)
-            names = listed(self.arms.get(settings, ()))
-            found.append((number, names, labels[is_image.any(axis=1)][:, is_image.any(axis=0)]))
-        found.sort(key=lambda each: each[0])
+            found.append((settings, labels[is_image.any(axis=1)][:, is_image.any(axis=0)]))
+        found.sort(key=lambda each: order.index(each[0]) if each[0] in order else len(order))
         return [
             Tile(
                 plural(len(np.unique(labels)), "superpixel"),
-                names if len(found) > 1 else "",
+                listed(self.arms.get(settings, ())) if len(found) > 1 else "",
                 encode(outline_labels(picture, labels)),
             )
-            for _, names, labels in found
+            for settings, labels in found
         ]
 
     def _picture(self, image_id: str) -> Path:
@@ -214,7 +215,7 @@ def _expression_item(rows: dict[str, pd.Series], saved: SavedImages, rule: str, 
     picture, credit = saved.read(image_id)
     target = _mask(next(iter(rows.values())), "target_rle")
     tiles = [Tile("target", "none" if not target.any() else "", encode(draw(picture, target, None)))]
-    tiles += saved.superpixels(image_id)
+    tiles += saved.superpixels(image_id, picture)
     for name, row in rows.items():
         shown = draw(picture, target, _mask(row, "prediction_rle"))
         tiles.append(
@@ -247,7 +248,7 @@ def _questions(findings: Findings, saved: SavedImages, reference: str) -> list[G
 def _question_item(rows: dict[str, pd.Series], saved: SavedImages, rule: str, image_id: str) -> GalleryItem:
     first = next(iter(rows.values()))
     picture, credit = saved.read(image_id)
-    tiles = [Tile("image", "", encode(enlarge(picture))), *saved.superpixels(image_id)]
+    tiles = [Tile("image", "", encode(enlarge(picture))), *saved.superpixels(image_id, picture)]
     texts = [GeneratedText("reference answer", json.loads(first["references"])[0], "")]
     texts += [GeneratedText(name, row["generated_text"], fixed(row["score"], 2)) for name, row in rows.items()]
     return GalleryItem(rule, first["text"], first["family"], image_id, credit, tuple(tiles), tuple(texts))
