@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from harness.data.example import Example, Expression
 from harness.data.frame import Frame
 
-MAX_BYTES = 2**26
-"""Of the shares that are kept in memory; 64 MiB are 21,000 targets on a grid of 28 x 28."""
+MAX_BYTES = 2**27
+"""Of the shares that are kept in memory; 128 MiB are 42,000 targets on a grid of 28 x 28."""
 
 
 class LocationTargets:
@@ -52,4 +52,4 @@ class LocationTargets:
     def _shares(self, keys: Sequence[tuple[Example, tuple[int, ...]]]) -> Tensor:
         """Shares of the union of these objects of each example."""
         masks = [Frame.of(one.size, self.frame).place_mask(one.target_mask(targets)) for one, targets in keys]
-        return self._rows @ torch.from_numpy(np.stack(masks)).float() @ self._columns
+        return self._rows @ torch.from_numpy(np.stack(masks, dtype=np.float32)) @ self._columns
