@@ -45,15 +45,14 @@ def pack(visual: VisualTokens, text: Tensor, text_mask: Tensor, *, bidirectional
     kept = (~is_text).byte().argsort(dim=1, stable=True)[:, : int(lengths.sum(1).max())]
     image = torch.arange(len(kept), device=kept.device)[:, None]
     is_valid = torch.cat([visual.mask, is_text[image, kept]], dim=1)
-    # Part 0 is the image, parts 1..E are the expressions.
+    # Part 0 is the image, parts 1..E are the expressions. Each padding token is a part of its own, so that it
+    # attends to itself: a softmax over no keys is NaN.
     part = torch.cat([torch.zeros_like(visual.mask, dtype=kept.dtype), kept // length + 1], dim=1)
     order = torch.arange(part.shape[1], device=kept.device)
-    is_visual = part == 0
-    allowed = (part[:, None, :] == part[:, :, None]) & (order[None, :] <= order[:, None])
-    allowed |= is_visual[:, None, :] & (~is_visual[:, :, None] | bidirectional)
-    # Padding attends to itself, because a softmax over no keys is NaN.
-    itself = torch.eye(len(order), dtype=torch.bool, device=kept.device)
-    attention = (allowed & is_valid[:, None, :] & is_valid[:, :, None]) | itself
+    part = torch.where(is_valid, part, -1 - order)
+    attention = (part[:, None, :] == part[:, :, None]).logical_and_(order[None, :] <= order[:, None])
+    is_image, is_query = part == 0, is_valid if bidirectional else part > 0
+    attention.logical_or_(is_image[:, None, :] & is_query[:, :, None])
 
     visual_positions = (visual.mask.cumsum(1) - 1).clamp(min=0)
     text_positions = visual.mask.sum(1, keepdim=True) + kept % length

@@ -27,7 +27,7 @@ def selected_states(model: LlamaModel, packed: PackedSequence, is_selected: Tens
     chosen[image, slot] = token
     rows = torch.arange(len(chosen), device=chosen.device)[:, None]
 
-    mask = torch.zeros(packed.attention.shape, device=chosen.device).masked_fill_(~packed.attention, -torch.inf)
+    mask = torch.where(packed.attention, 0.0, -torch.inf)
     angles = packed.positions[..., None] * model.rotary_emb.inv_freq.float()
     cos, sin = (rearrange(wave, "b q f -> b q 1 f") for wave in (angles.cos(), angles.sin()))
     states = packed.embeds
