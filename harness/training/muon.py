@@ -73,7 +73,7 @@ class Muon(torch.optim.Optimizer):
                 self.state[parameter]["mean"] = torch.zeros_like(parameter)
         means = [self.state[parameter]["mean"] for parameter in parameters]
         torch._foreach_lerp_(means, gradients, 1 - momentum)
-        return torch.stack(gradients).lerp_(torch.stack(means), momentum)
+        return torch.stack(torch._foreach_lerp(gradients, means, momentum))
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
