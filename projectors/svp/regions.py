@@ -43,11 +43,11 @@ class Regions:
         if size not in self._counts:
             finer = (grid for grid in self._counts if grid[0] % height == 0 and grid[1] % width == 0)
             grid = next(finer, None)
-            self._counts[size] = (
-                count_pixels(self.labels, self.count, size)
-                if grid is None
-                else reduce(self._counts[grid], "b s (h i) (w j) -> b s h w", "sum", h=height, w=width)
-            )
+            if grid is None:
+                self._counts[size] = count_pixels(self.labels, self.count, size)
+            else:  # the sum over both axes at once takes four times as long
+                rows = reduce(self._counts[grid], "b s (h i) w -> b s h w", "sum", h=height)
+                self._counts[size] = reduce(rows, "b s h (w j) -> b s h w", "sum", w=width)
         return shares_of_cells(self._counts[size], self.labels)
 
 
