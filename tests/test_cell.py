@@ -62,13 +62,6 @@ def _initial(spec, seed):
     return dict(assembly.assemble(spec, ["red"], torch.device("cpu")).segmenter.named_parameters())
 
 
-def test_a_process_with_a_model_keeps_freed_memory(cells, monkeypatch):
-    calls = []
-    monkeypatch.setattr(assembly, "keep_freed_memory", lambda: calls.append("kept"))
-    _initial(cells["pooling"].spec, seed=0)
-    assert calls == ["kept"]
-
-
 @pytest.mark.parametrize("arm", ["pooling", "sspe"])
 def test_a_cell_trains_and_scores_on_files_in_an_official_format(cells, folder, tmp_path, arm):
     datasets.write_refer(tmp_path / "refer", datasets.made(), ["train", "train", "val", "testA"])

@@ -31,7 +31,6 @@ from harness.model.weights.resolution import WeightsRecord, resolve
 from harness.model.weights.strict_loading import read_tensors
 from harness.study.study import CellSpec
 from harness.system.device import default_device
-from harness.system.memory import keep_freed_memory
 from harness.system.precision import resolve_precision
 from harness.system.time_left import counted
 from projectors import Dims, IncompatibleError
@@ -91,7 +90,7 @@ def build_vocabulary(examples: Sequence[Example]) -> list[str]:
 
 
 def assemble(spec: CellSpec, words: Iterable[str], device: torch.device) -> Assembly:
-    """Build the components of a cell on a device. From then on, this process keeps the memory that it frees.
+    """Build the components of a cell on a device.
 
     Args:
         words: vocabulary of an LLM from scratch.
@@ -100,7 +99,6 @@ def assemble(spec: CellSpec, words: Iterable[str], device: torch.device) -> Asse
         IncompatibleError: the backbone does not satisfy the projector's requirements.
         WeightsError: pretrained weights are not found or do not load.
     """
-    keep_freed_memory()
     encoder = vision_encoder(spec.vision_encoder)
     is_half = resolve_precision(spec.training.precision, device) == "bfloat16"
     base = torch.bfloat16 if is_half else torch.float32
